@@ -1,0 +1,195 @@
+"""What a training run is asked to do: one flat value, saved with the run.
+
+No torch here: the page and the light commands read configurations too.
+"""
+
+import dataclasses
+import json
+import tomllib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names every wrong setting, its value and what would be right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one run; the defaults are the paper's for Z-Image-Turbo, a preset holds what differs.
+
+    Raises `ConfigError` when made with values that cannot work.
+    """
+
+    base_model: str = (
+        "pocket-turbo"  # a name in catalog.py, or a diffusers folder with a vision_tower beside it
+    )
+    revision: str = ""  # the base model's commit on the Hub; empty for a folder
+    name: str = ""  # becomes part of the run's folder name
+    trigger_word: str = ""  # the word that stands for the concept in captions and prompts
+
+    steps: int = 1000  # optimizer steps
+    rollout_steps: int = 4  # K: states that the student visits, and learns from, in each roll-out
+    num_inference_steps: int = 8  # the base model's own few steps: previews and pictures use them
+    batch_size: int = 4  # examples per optimizer step
+    micro_batch: int = 1  # examples per pass: changes memory and speed, never the result
+    learning_rate: float = 1e-4
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw8bit"  # "adamw8bit" (bitsandbytes: a quarter of the optimizer's memory) or "adamw"
+    loss: str = "denoised"  # "denoised" (the released code's) or "velocity" (the paper's)
+    teacher: str = "ema"  # "ema": the student's slow copy; "base": the base model without any adapter
+    ema_decay: float = 0.9999  # per optimizer step; 0.9 and faster lets the teacher drift, 1 never moves it
+    rank: int = 64
+    lora_alpha: float = 0.0  # strength is lora_alpha / rank; 0 means twice the rank, the paper's ratio
+
+    resolution: int = 512  # pixels; a picture is cropped to about resolution x resolution in area
+    precision: str = "auto"  # the frozen base: "auto" is bfloat16 on CUDA and float32 elsewhere
+    quantization: str = "none"  # "none" or "nf4": the frozen base's linear layers in 4 bits
+    gradient_checkpointing: bool = True  # less memory, about a third more time
+    device: str = "auto"  # "auto" takes CUDA where there is one
+    seed: int = 0
+
+    preview_every: int = 50  # optimizer steps between previews; 0 for none
+    preview_prompts: tuple[str, ...] = ()  # prompts of the fixed-seed samples; empty: the first captions
+    checkpoint_every: int = 50  # optimizer steps between checkpoints: what a crash can lose at most
+
+    def __post_init__(self):
+        if not self.lora_alpha:
+            object.__setattr__(self, "lora_alpha", 2.0 * self.rank)
+        object.__setattr__(self, "preview_prompts", tuple(self.preview_prompts))
+        if problems := self._problems():
+            raise ConfigError("\n".join(problems))
+
+    def _problems(self) -> list[str]:
+        at_least = {
+            **dict.fromkeys(
+                ("steps", "rollout_steps", "num_inference_steps", "batch_size", "micro_batch"), 1
+            ),
+            **dict.fromkeys(("rank", "checkpoint_every", "resolution"), 1),
+            **dict.fromkeys(("preview_every", "seed", "ema_decay"), 0),
+        }
+        choices = {
+            "optimizer": ("adamw8bit", "adamw"),
+            "loss": ("denoised", "velocity"),
+            "teacher": ("ema", "base"),
+            "precision": ("auto", "float32", "bfloat16"),
+            "quantization": ("none", "nf4"),
+        }
+        problems = [
+            f"`{name}` must be at least {low}, got {getattr(self, name)}."
+            for name, low in at_least.items()
+            if getattr(self, name) < low
+        ]
+        problems += [
+            f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
+            for name, allowed in choices.items()
+            if getattr(self, name) not in allowed
+        ]
+        problems += [
+            f"`{name}` must be greater than 0, got {getattr(self, name)}."
+            for name in ("learning_rate", "max_grad_norm", "lora_alpha")
+            if not getattr(self, name) > 0
+        ]
+        if self.ema_decay > 1:
+            problems.append(f"`ema_decay` must be between 0 and 1, got {self.ema_decay}.")
+        if self.num_inference_steps % self.rollout_steps:
+            problems.append(
+                f"`rollout_steps` must divide `num_inference_steps` ({self.num_inference_steps}), so that the"
+                f" roll-out visits only sigmas that the finished model is asked for, got {self.rollout_steps}."
+            )
+        if self.batch_size % self.micro_batch:
+            problems.append(
+                f"`micro_batch` must divide `batch_size` ({self.batch_size}), got {self.micro_batch}."
+            )
+        return problems
+
+    @property
+    def minimum_side(self) -> int:
+        """Shortest side, in pixels, that a training picture may have."""
+        return min(256, self.resolution)
+
+
+def make_config(settings: dict) -> TrainConfig:
+    """A `TrainConfig` from plain values (JSON, TOML); unknown keys and wrong types raise `ConfigError`."""
+    types = typing.get_type_hints(TrainConfig)
+    problems = [
+        f"There is no setting `{key}`. Did you mean one of {', '.join(types)}?"
+        for key in settings.keys() - types
+    ]
+    values = {}
+    for key, value in settings.items():
+        if key not in types:
+            continue
+        if types[key] is float and type(value) is int:
+            value = float(value)
+        if types[key] == tuple[str, ...]:
+            right = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        else:
+            right = type(value) is types[key]
+        if not right:
+            problems.append(f"`{key}` must be {_type_name(types[key])}, got {value!r}.")
+        values[key] = value
+    if problems:
+        raise ConfigError("\n".join(sorted(problems)))
+    return TrainConfig(**values)
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """Key and value of a command line's `key=value`; the text is read as the setting's own type."""
+    key, equals, value = text.partition("=")
+    types = typing.get_type_hints(TrainConfig)
+    if not equals or key not in types:
+        raise ConfigError(f"`--set {text}`: write key=value, with a key among {', '.join(types)}.")
+    try:
+        if types[key] is bool:
+            return key, {"true": True, "false": False}[value.lower()]
+        if types[key] == tuple[str, ...]:
+            return key, tuple(json.loads(value)) if value.startswith("[") else (value,)
+        return key, types[key](value)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"`{key}` must be {_type_name(types[key])}, got {value!r}.") from error
+
+
+def _type_name(kind) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(kind, "a list of texts")
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Writes the configuration as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2), encoding="utf-8")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Reads what `save_config` wrote."""
+    return make_config(json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point: what differs from the defaults, a label and a sentence for the person."""
+
+    name: str
+    label: str
+    description: str
+    settings: dict
+
+
+def list_presets() -> list[Preset]:
+    """All presets of the presets folder, by name."""
+    return [load_preset(path.stem) for path in sorted(PRESETS.glob("*.toml"))]
+
+
+def load_preset(name: str) -> Preset:
+    """One preset; `ConfigError` names the ones there are, and every setting in the file that does not exist."""
+    path = PRESETS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.toml")))
+        raise ConfigError(f"There is no preset `{name}`. There are: {known}.")
+    settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    label, description = settings.pop("label"), settings.pop("description")
+    make_config(settings)
+    return Preset(name, label, description, settings)

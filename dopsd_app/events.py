@@ -1,0 +1,144 @@
+"""What a run tells: small frozen values, one JSON line each in the run folder. No torch here."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PhaseProgress:
+    """A phase before training moves on: `done` of `total` things."""
+
+    phase: str  # "loading" or "encoding"
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Training goes on after `step`: what an earlier process told of later steps no longer counts."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step; steps count from 1."""
+
+    step: int
+    loss: float  # mean over the examples and the visited states
+    grad_norm: float  # before clipping
+    seconds: float
+    peak_memory: int  # bytes reserved on the GPU at the most; 0 on a CPU
+
+
+@dataclass(frozen=True)
+class PreviewSaved:
+    """Preview pictures, as paths relative to the run folder."""
+
+    step: int
+    kind: str  # "rollout" (student and teacher, every visited state) or "samples" (base and LoRA)
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is complete in this folder, relative to the run folder."""
+
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class LoraChecked:
+    """The written LoRA file was loaded back and compared with the trained student; details in check.json."""
+
+    step: int
+    passed: bool
+    summary: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something went wrong that does not end the run."""
+
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All steps are done and the LoRA file is there."""
+
+    step: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The person stopped the run; a checkpoint of this step is kept."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run cannot go on; `reason` is a sentence for the person, the trace is in log.txt."""
+
+    step: int
+    reason: str
+
+
+Event = (
+    PhaseProgress
+    | Resumed
+    | StepDone
+    | PreviewSaved
+    | CheckpointSaved
+    | LoraChecked
+    | Warned
+    | Finished
+    | Stopped
+    | Failed
+)
+EVENTS = {kind.__name__: kind for kind in Event.__args__}
+
+
+def append_event(path: Path, event: Event) -> None:
+    """Adds one line to an events file, in one write, so that a kill can tear only the last line."""
+    line = json.dumps(
+        {"event": type(event).__name__, "time": round(time.time(), 3), **dataclasses.asdict(event)}
+    )
+    with path.open("ab") as file:
+        # A line torn by an earlier kill is closed first, so that it cannot swallow this one.
+        torn = file.tell() and not _ends_with_newline(path)
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events that count, in order: torn lines are dropped, and steps that a resume repeats are superseded."""
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_bytes().split(b"\n")[:-1]:  # a last line without its newline is torn
+        try:
+            fields = json.loads(line)
+        except ValueError:  # torn by a kill, closed by the next process
+            continue
+        kind = EVENTS[fields.pop("event")]
+        fields.pop("time")
+        event = kind(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        )
+        if isinstance(event, Resumed):
+            events = [earlier for earlier in events if getattr(earlier, "step", 0) <= event.step]
+        events.append(event)
+    return events
