@@ -1,0 +1,34 @@
+"""The only place that knows one base model from another."""
+
+import json
+
+import torch
+
+from dopsd_app.base_models.protocol import BaseModel, Conditioning
+from dopsd_app.base_models.z_image import ZImage
+from dopsd_app.catalog import BaseModelError, find_base_model
+from dopsd_app.config import TrainConfig
+
+__all__ = ["BASE_MODELS", "BaseModel", "Conditioning", "load_base_model"]
+
+BASE_MODELS = {"ZImagePipeline": ZImage}  # by the pipeline class that a folder's model_index.json names
+
+
+def load_base_model(config: TrainConfig) -> BaseModel:
+    """The base model of a configuration; the protocol's methods load its parts, phase by phase.
+
+    Raises `BaseModelError` for a folder that is not there or holds another kind of model.
+    """
+    folder = find_base_model(config.base_model)
+    pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    if pipeline not in BASE_MODELS:
+        raise BaseModelError(f"`{config.base_model}` is a {pipeline}. Supported: {', '.join(BASE_MODELS)}.")
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    return BASE_MODELS[pipeline](
+        folder, torch.device(device), getattr(torch, precision), quantization=config.quantization
+    )

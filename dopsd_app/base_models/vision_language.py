@@ -1,0 +1,108 @@
+"""The teacher's eyes: Qwen3-VL's vision tower in front of the base model's own Qwen3.
+
+Only the vision tower (with its mergers) comes from Qwen3-VL. The language model is the one that the base model
+was trained with, the same tensors, because features of an un-replaced Qwen3-VL are strange to it (D-OPSD, section 3).
+"""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2VLImageProcessorPil,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+)
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
+
+from dopsd_app.catalog import BaseModelError
+
+
+def load_vision_tower(folder: Path, dtype: torch.dtype) -> Qwen3VLVisionModel:
+    """The vision tower of a folder (config.json, model.safetensors).
+
+    Raises `BaseModelError` with the names of tensors that are missing or not wanted: a tower with a few random
+    weights sees nonsense without any other sign.
+    """
+    vision_tower = Qwen3VLVisionModel(Qwen3VLVisionConfig.from_pretrained(folder)).to(dtype)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        weights = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    wanted = vision_tower.state_dict().keys()
+    if missing := sorted(wanted - weights.keys()):
+        raise BaseModelError(f"The vision tower in {folder.name} lacks weights: {', '.join(missing)}.")
+    if unexpected := sorted(weights.keys() - wanted):
+        raise BaseModelError(
+            f"The vision tower in {folder.name} has unknown weights: {', '.join(unexpected)}."
+        )
+    vision_tower.load_state_dict(weights)
+    return vision_tower.eval().requires_grad_(False)
+
+
+def join_encoders(
+    text_encoder: Qwen3Model, vision_tower: Qwen3VLVisionModel, tokenizer: PreTrainedTokenizerBase
+) -> Qwen3VLModel:
+    """A Qwen3-VL whose language model is `text_encoder` (the same tensors, its own rotary base).
+
+    Without a picture it gives exactly the text encoder's features. The released method leaves the rotary base at
+    Qwen3-VL's 5e6 instead of Qwen3's 1e6, so that even its text features differ from the student's.
+    """
+    text = text_encoder.config
+    third = text.head_dim // 2 * 5 // 16  # Qwen3-VL's own split of a head of 128: 24, 20, 20
+    text_config = {
+        **{key: getattr(text, key) for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")},
+        **{key: getattr(text, key) for key in ("num_hidden_layers", "num_attention_heads", "rms_norm_eps")},
+        **{
+            key: getattr(text, key)
+            for key in ("num_key_value_heads", "hidden_act", "max_position_embeddings")
+        },
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": text.rope_parameters["rope_theta"],
+            "mrope_section": [text.head_dim // 2 - 2 * third, third, third],
+        },
+        "pad_token_id": text.pad_token_id,
+    }
+    config = Qwen3VLConfig(
+        text_config=text_config,
+        vision_config=vision_tower.config.to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    with torch.device("meta"):  # no second copy of the weights
+        encoder = Qwen3VLModel(config)
+    encoder.visual = vision_tower
+    encoder.language_model.load_state_dict(text_encoder.state_dict(), assign=True)
+    # Its frequencies are no weights, so that they are still on "meta".
+    encoder.language_model.rotary_emb = Qwen3VLTextRotaryEmbedding(encoder.language_model.config)
+    return encoder.to(text_encoder.device).eval().requires_grad_(False)
+
+
+def picture_text(image_processor: Qwen2VLImageProcessorPil, grid: Tensor) -> str:
+    """The placeholder of one picture of `grid` (t, h, w in patches): one image token per merged patch."""
+    tokens = int(grid.prod()) // image_processor.merge_size**2
+    return "<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>"
+
+
+@torch.no_grad()
+def picture_and_text_features(
+    encoder: Qwen3VLModel, image_processor: Qwen2VLImageProcessorPil, picture: Image.Image, token_ids
+) -> Tensor:
+    """Features (L, D), `hidden_states[-2]`, of a picture and a text.
+
+    `token_ids(placeholder)` gives the ids (1, L) of the whole message, with the picture's placeholder in it.
+    """
+    inputs = image_processor(picture, return_tensors="pt")
+    input_ids = token_ids(picture_text(image_processor, inputs.image_grid_thw[0])).to(encoder.device)
+    return encoder(
+        input_ids=input_ids,
+        pixel_values=inputs.pixel_values.to(encoder.device, encoder.dtype),
+        image_grid_thw=inputs.image_grid_thw.to(encoder.device),
+        mm_token_type_ids=(input_ids == encoder.config.image_token_id).int(),
+        output_hidden_states=True,
+    ).hidden_states[-2][0]

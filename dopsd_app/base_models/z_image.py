@@ -1,0 +1,140 @@
+"""Z-Image-Turbo, and every model of its architecture: the built-in base included."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.training_utils import free_memory
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3Model
+
+from dopsd_app.base_models import vision_language
+from dopsd_app.base_models.protocol import Conditioning
+from dopsd_app.memory import quantize_nf4
+
+STUDENT_TOKENS = 512  # the pipeline's max_sequence_length
+TEACHER_TOKENS = 1024  # the picture takes up to 576 of them
+
+
+class ZImage:
+    """A Z-Image-Turbo folder with the teacher's `vision_tower` beside the pipeline's parts."""
+
+    lora_targets = (
+        r"(layers|noise_refiner|context_refiner)\.\d+\."
+        r"(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.(w1|w2|w3))"
+    )
+    conditioning_version = "z-image 1: picture, caption; hidden_states[-2]; the text encoder's rotary base"
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, quantization: str = "none"):
+        self.folder, self.device, self.dtype, self.quantization = folder, device, dtype, quantization
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
+        self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.picture_multiple = 2 * self.vae_scale_factor  # the transformer's patches are 2 x 2 latents
+
+    def load_encoders(self) -> None:
+        """Loads the tokenizer, the text encoder and the vision tower onto the device."""
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        self.text_encoder = _load(Qwen3Model, self.folder / "text_encoder", self.dtype).to(self.device)
+        vision_tower = vision_language.load_vision_tower(self.folder / "vision_tower", self.dtype)
+        self.teacher_encoder = vision_language.join_encoders(
+            self.text_encoder, vision_tower.to(self.device), self.tokenizer
+        )
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(self.folder / "vision_tower")
+
+    def free_encoders(self) -> None:
+        """Gives the encoders' memory back."""
+        del self.text_encoder, self.teacher_encoder
+        free_memory()
+
+    def load_transformer(self) -> None:
+        """Loads the transformer and the autoencoder, frozen, onto the device."""
+        self.transformer = _load(ZImageTransformer2DModel, self.folder / "transformer", self.dtype)
+        if self.quantization == "nf4":
+            quantize_nf4(self.transformer, self.lora_targets, self.dtype)
+        self.transformer.to(self.device)
+        # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
+        self.vae = _load(AutoencoderKL, self.folder / "vae", torch.float32).to(self.device)
+
+    @torch.no_grad()
+    def encode_student(self, caption: str) -> Conditioning:
+        """Features (L, D) of the templated caption, `hidden_states[-2]`, as `ZImagePipeline.encode_prompt`."""
+        token_ids = self._token_ids(caption, STUDENT_TOKENS).to(self.device)
+        features = self.text_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
+        return Conditioning(features[0])
+
+    def encode_teacher(self, picture: Image.Image, caption: str) -> Conditioning:
+        """Features (L, D) of one user message, the picture first, then the caption; image tokens stay in."""
+        features = vision_language.picture_and_text_features(
+            self.teacher_encoder,
+            self.image_processor,
+            picture,
+            lambda placeholder: self._token_ids(placeholder + caption, TEACHER_TOKENS),
+        )
+        return Conditioning(features)
+
+    def _token_ids(self, content: str, max_length: int) -> Tensor:
+        # Templated here, from a fresh list: encode_prompt writes its template into the list that it is given.
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        return self.tokenizer(text, max_length=max_length, truncation=True, return_tensors="pt").input_ids
+
+    @torch.no_grad()
+    def encode_picture(self, picture: Image.Image) -> Tensor:
+        """Latents (C, h, w) of an RGB picture, in float32: the mean of the autoencoder's posterior."""
+        pixels = VaeImageProcessor().pil_to_numpy(picture)  # (1, H, W, 3), 0..1
+        pixels = torch.from_numpy(2 * pixels - 1).permute(0, 3, 1, 2).to(self.device, torch.float32)
+        latents = self.vae.encode(pixels).latent_dist.mode()[0]
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of height x width pixels."""
+        return (
+            self.vae_config["latent_channels"],
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
+
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
+        """The scheduler's sigmas for the pipeline's grid; Z-Image's shift does not depend on the size."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist())
+        return scheduler.sigmas
+
+    def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
+        """Z-Image counts time from noise (0) to picture (1) and predicts picture - noise: both are flipped here."""
+        images = list(latents.to(self.dtype).unsqueeze(2))  # B x (C, 1, h, w)
+        texts = [conditioning.prompt_embeds for conditioning in conditionings]  # B x (L, D)
+        time = (1 - sigma).to(self.device).expand(len(images))
+        velocities = self.transformer(images, time, texts, return_dict=False)[0]
+        return -torch.stack(velocities).squeeze(2).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (B, C, h, w)."""
+        latents = latents.to(self.device) / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        return VaeImageProcessor().postprocess(
+            self.vae.decode(latents, return_dict=False)[0], output_type="pil"
+        )
+
+    def make_pipeline(self) -> ZImagePipeline:
+        """The official pipeline around the loaded parts; parts that are not loaded are None."""
+        return ZImagePipeline(
+            scheduler=self.scheduler,
+            vae=self.vae,
+            text_encoder=getattr(self, "text_encoder", None),
+            tokenizer=getattr(self, "tokenizer", None),
+            transformer=self.transformer,
+        )
+
+
+def _load(model_class, folder: Path, dtype: torch.dtype):
+    """A frozen part from safetensors files only: a pickle could run code."""
+    return model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval().requires_grad_(False)
