@@ -14,7 +14,7 @@ PRESETS = Path(__file__).parent.parent / "presets"
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work; the message names every wrong setting, its value and what would be right."""
+    """Settings that cannot work; the message names each of them, its value and what would be right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class TrainConfig:
         problems = [
             f"`{name}` must be at least {low}, got {getattr(self, name)}."
             for name, low in at_least.items()
-            if getattr(self, name) < low
+            if not getattr(self, name) >= low  # so written, not-a-number is refused too
         ]
         problems += [
             f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
@@ -95,12 +95,13 @@ class TrainConfig:
         ]
         if self.ema_decay > 1:
             problems.append(f"`ema_decay` must be between 0 and 1, got {self.ema_decay}.")
-        if self.num_inference_steps % self.rollout_steps:
+        if self.rollout_steps >= 1 and self.num_inference_steps % self.rollout_steps:
             problems.append(
-                f"`rollout_steps` must divide `num_inference_steps` ({self.num_inference_steps}), so that the"
-                f" roll-out visits only sigmas that the finished model is asked for, got {self.rollout_steps}."
+                f"`rollout_steps` must divide `num_inference_steps` ({self.num_inference_steps}), so that"
+                " the roll-out visits only sigmas that the finished model is asked for, got"
+                f" {self.rollout_steps}."
             )
-        if self.batch_size % self.micro_batch:
+        if self.micro_batch >= 1 and self.batch_size % self.micro_batch:
             problems.append(
                 f"`micro_batch` must divide `batch_size` ({self.batch_size}), got {self.micro_batch}."
             )
@@ -184,7 +185,7 @@ def list_presets() -> list[Preset]:
 
 
 def load_preset(name: str) -> Preset:
-    """One preset; `ConfigError` names the ones there are, and every setting in the file that does not exist."""
+    """One preset; `ConfigError` names the ones there are, or what the file sets that does not exist."""
     path = PRESETS / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.toml")))

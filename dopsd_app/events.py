@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+class KnownFailure(ValueError):
+    """A failure with a sentence for the person: what is wrong, which value, what to do."""
+
+
 @dataclass(frozen=True)
 class PhaseProgress:
     """A phase before training moves on: `done` of `total` things."""
@@ -123,22 +127,47 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
+class EventReader:
+    """Follows an events file: `poll` returns what is new, `events` holds what counts so far, in order.
+
+    Torn lines are dropped, and steps that a resume repeats are superseded.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.events: list[Event] = []
+        self._offset = 0  # bytes read so far: always the start of a line
+
+    def poll(self) -> list[Event]:
+        """The events since the last poll; a `Resumed` among them has already cut `events`."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        end = data.rfind(b"\n") + 1  # a last line without its newline is torn, or still being written
+        self._offset += end
+        new = [event for line in data[:end].split(b"\n")[:-1] if (event := _parse(line))]
+        for event in new:
+            if isinstance(event, Resumed):
+                kept = [earlier for earlier in self.events if getattr(earlier, "step", 0) <= event.step]
+                self.events = kept
+            self.events.append(event)
+        return new
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        fields = json.loads(line)
+    except ValueError:  # torn by a kill, closed by the next process
+        return None
+    kind = EVENTS[fields.pop("event")]
+    del fields["time"]
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
 def read_events(path: Path) -> list[Event]:
-    """The events that count, in order: torn lines are dropped, and steps that a resume repeats are superseded."""
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # a last line without its newline is torn
-        try:
-            fields = json.loads(line)
-        except ValueError:  # torn by a kill, closed by the next process
-            continue
-        kind = EVENTS[fields.pop("event")]
-        fields.pop("time")
-        event = kind(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        )
-        if isinstance(event, Resumed):
-            events = [earlier for earlier in events if getattr(earlier, "step", 0) <= event.step]
-        events.append(event)
-    return events
+    """The events that count, in order; see `EventReader`."""
+    reader = EventReader(path)
+    reader.poll()
+    return reader.events
