@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dopsd_app.events import KnownFailure
+
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
-class BaseModelError(ValueError):
+class BaseModelError(KnownFailure):
     """A base model that is not there or cannot be used; the message says which and what to do."""
 
 

@@ -1,0 +1,67 @@
+"""Everything that a run needs to go on as if it had never stopped."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dopsd_app.adapters import adapter_weights, load_adapter_weights
+from dopsd_app.runs import Run, latest_checkpoint
+
+KEPT = 2  # newest checkpoints that can be resumed; of older ones only the student stays, to be tried
+
+
+def save_checkpoint(
+    run: Run, step: int, transformer: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Path:
+    """Writes student, teacher and optimizer of this step; the manifest is last: with it the checkpoint is complete.
+
+    Raises `OSError` where the disk is full; what is complete stays complete.
+    """
+    folder = run.checkpoints / f"{step:06d}"
+    if (folder / "manifest.json").exists():  # of the same step, so of the same weights
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)  # torn by a kill
+    folder.mkdir(parents=True)
+    try:
+        for adapter in transformer.peft_config:
+            weights = {
+                name: weight.detach().cpu() for name, weight in adapter_weights(transformer, adapter).items()
+            }
+            save_file(weights, folder / f"{adapter}.safetensors")
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        for file in folder.iterdir():
+            _flush_to_disk(file)
+        (folder / "manifest.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)  # the room may be needed to say what went wrong
+        raise
+    _thin_out(run)
+    return folder
+
+
+def load_checkpoint(run: Run, transformer: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restores the newest complete checkpoint and returns its step; 0 where there is none."""
+    folder = latest_checkpoint(run)
+    if folder is None:
+        return 0
+    for adapter in transformer.peft_config:
+        load_adapter_weights(transformer, adapter, load_file(folder / f"{adapter}.safetensors"))
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+    return int(folder.name)
+
+
+def _flush_to_disk(file: Path) -> None:
+    # Without it, a power cut could leave a manifest on disk and not the weights that it vouches for.
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _thin_out(run: Run) -> None:
+    complete = sorted(path.parent for path in run.checkpoints.glob("*/manifest.json"))
+    for folder in complete[:-KEPT]:
+        for name in ("optimizer.pt", "teacher.safetensors"):
+            (folder / name).unlink(missing_ok=True)

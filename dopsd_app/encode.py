@@ -1,0 +1,127 @@
+"""Student and teacher conditioning, once before training: kept on disk by content, then the encoders leave."""
+
+import hashlib
+import json
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dopsd_app.base_models import BaseModel, Conditioning
+from dopsd_app.catalog import find_base_model
+from dopsd_app.config import TrainConfig
+from dopsd_app.events import PhaseProgress
+from dopsd_app.pictures import Example, bucket, crop, load_picture
+from dopsd_app.runs import replace_file
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """One training picture; `student` and `teacher` hold one conditioning per caption, in the same order."""
+
+    student: tuple[Conditioning, ...]
+    teacher: tuple[Conditioning, ...]
+    height: int  # pixels, of the crop
+    width: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All that the transformer will be told during a run."""
+
+    examples: tuple[EncodedExample, ...]
+    prompts: tuple[Conditioning, ...]  # of the preview prompts, as the student sees them
+
+
+def crop_example(example: Example, config: TrainConfig, base_model: BaseModel) -> Image.Image:
+    """The training picture as the student is to draw it and the teacher sees it."""
+    picture = load_picture(example.image)
+    return crop(picture, *bucket(*picture.size, config.resolution, base_model.picture_multiple))
+
+
+def encode_examples(
+    base_model: BaseModel,
+    config: TrainConfig,
+    examples: tuple[Example, ...],
+    prompts: tuple[str, ...],
+    cache: Path,
+) -> Generator[PhaseProgress, None, Encoded]:
+    """Encodes examples and prompts; the encoders are loaded only for what `cache` does not hold yet.
+
+    Raises `ValueError` if the teacher were to see the same as the student: nothing could be learned.
+    """
+    encoder = _Encoder(base_model, config, cache)
+    total, encoded = len(examples), []
+    for done, example in enumerate(examples):
+        yield PhaseProgress("encoding", done, total)
+        picture = crop_example(example, config, base_model)
+        student = tuple(encoder.student(caption) for caption in example.captions)
+        teacher = tuple(encoder.teacher(picture, caption) for caption in example.captions)
+        if any(_equal(*pair) for pair in zip(student, teacher, strict=True)):
+            raise ValueError(f"The teacher sees the same as the student for {example.image.name}.")
+        encoded.append(EncodedExample(student, teacher, picture.height, picture.width))
+    result = Encoded(tuple(encoded), tuple(encoder.student(prompt) for prompt in prompts))
+    encoder.free()
+    yield PhaseProgress("encoding", total, total)
+    return result
+
+
+def _equal(student: Conditioning, teacher: Conditioning) -> bool:
+    same_text = student.prompt_embeds.equal(teacher.prompt_embeds)
+    return same_text and len(student.reference_latents) == len(teacher.reference_latents)
+
+
+class _Encoder:
+    """The base model's encoders behind a cache on disk: loaded at the first thing that the cache does not hold."""
+
+    def __init__(self, base_model: BaseModel, config: TrainConfig, cache: Path):
+        self.base_model, self.cache, self.loaded = base_model, cache, False
+        self.identity = [
+            _fingerprint(find_base_model(config.base_model)),
+            str(base_model.dtype),
+            base_model.conditioning_version,
+        ]
+        cache.mkdir(parents=True, exist_ok=True)
+
+    def student(self, caption: str) -> Conditioning:
+        return self._cached(["student", caption], lambda: self.base_model.encode_student(caption))
+
+    def teacher(self, picture: Image.Image, caption: str) -> Conditioning:
+        pixels = hashlib.sha256(picture.tobytes()).hexdigest()
+        key = ["teacher", caption, picture.size, pixels]
+        return self._cached(key, lambda: self.base_model.encode_teacher(picture, caption))
+
+    def free(self) -> None:
+        if self.loaded:
+            self.base_model.free_encoders()
+
+    def _cached(self, key: list, encode: Callable[[], Conditioning]) -> Conditioning:
+        name = hashlib.sha256(json.dumps([self.identity, key]).encode()).hexdigest()
+        path = self.cache / f"{name}.safetensors"
+        if not path.exists():
+            if not self.loaded:
+                self.base_model.load_encoders()
+                self.loaded = True
+            replace_file(path, save(_to_tensors(encode())))
+        return _from_tensors(load_file(path, device=str(self.base_model.device)))
+
+
+def _to_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
+    references = {f"reference_latents.{i}": x for i, x in enumerate(conditioning.reference_latents)}
+    return {"prompt_embeds": conditioning.prompt_embeds.contiguous(), **references}
+
+
+def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:
+    references = tuple(tensors[f"reference_latents.{i}"] for i in range(len(tensors) - 1))
+    return Conditioning(tensors["prompt_embeds"], references)
+
+
+def _fingerprint(folder: Path) -> list:
+    """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
+    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    return [
+        (f"{path.parent.name}/{path.name}", path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]

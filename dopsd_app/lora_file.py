@@ -1,0 +1,156 @@
+"""The LoRA file that a run ends with, and the proof that it loads and does what was trained."""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save
+from torch import Tensor
+
+from dopsd_app import draws
+from dopsd_app.adapters import as_base
+from dopsd_app.base_models import BaseModel, Conditioning
+from dopsd_app.config import TrainConfig
+from dopsd_app.runs import replace_file
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+MAX_VELOCITY_ERROR = 1e-4  # where base and LoRA are both float32
+MAX_EFFECT_ERROR = 0.05  # elsewhere: loading into a bfloat16 base rounds the LoRA
+
+
+def save_lora(path: Path, weights: dict[str, Tensor], config: TrainConfig, steps: int) -> None:
+    """Writes an adapter's weights as diffusers and ComfyUI read them: `transformer.<module>.lora_A/lora_B.weight`.
+
+    The strength (alpha / rank) is folded into B and no alpha is written: every loader then applies exactly 1.
+    What a person may want to know stands in the metadata, under keys of our own.
+    """
+    strength = config.lora_alpha / config.rank
+    tensors = {
+        f"transformer.{name}": (weight.detach() * (strength if "lora_B" in name else 1)).cpu().contiguous()
+        for name, weight in weights.items()
+    }
+    facts = {
+        "base_model": Path(config.base_model).name if Path(config.base_model).is_dir() else config.base_model,
+        "revision": config.revision,
+        "trigger_word": config.trigger_word,
+        "rank": config.rank,
+        "alpha": config.lora_alpha,
+        "steps": steps,
+        "seed": config.seed,
+        "method": "D-OPSD (arXiv 2605.05204)",
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
+    }
+    metadata = {"format": "pt", "dopsd": json.dumps(facts)}
+    replace_file(path, save(tensors, metadata))
+
+
+@dataclass(frozen=True)
+class LoraCheck:
+    """What loading the file back showed; `problems` holds a sentence for everything that is not as it should be."""
+
+    modules: int  # adapted modules after loading
+    missing_modules: tuple[str, ...]  # trained, but not there after loading
+    zero_modules: tuple[str, ...]  # loaded, but without any effect
+    strength: tuple[float, float]  # least and greatest over the modules: loaded delta / trained delta
+    velocity_error: float  # greatest absolute difference to the student's velocity
+    effect_error: float  # difference to the student, relative to the student's difference from the base
+    exact: bool  # base and LoRA in float32: equality is asked for
+
+    @property
+    def problems(self) -> list[str]:
+        problems = []
+        if self.missing_modules:
+            problems.append(f"{len(self.missing_modules)} trained modules were not loaded back.")
+        if self.zero_modules:
+            problems.append(f"{len(self.zero_modules)} modules have no effect.")
+        if not all(
+            abs(strength - 1) < 5e-4 if self.exact else abs(strength - 1) < 0.05 for strength in self.strength
+        ):
+            problems.append(
+                f"It loads at a strength of {self.strength[0]:.3f} to {self.strength[1]:.3f}, not 1."
+            )
+        if self.exact and not self.velocity_error <= MAX_VELOCITY_ERROR:
+            problems.append(f"Its predictions differ from the trained ones by {self.velocity_error:.1e}.")
+        if not self.exact and not self.effect_error <= MAX_EFFECT_ERROR:
+            problems.append(f"Its effect differs from the trained one by {self.effect_error:.1%}.")
+        return problems
+
+    @property
+    def summary(self) -> str:
+        if self.problems:
+            return "The LoRA file is kept, but it does not load as it should. " + " ".join(self.problems)
+        error = (
+            f"predictions within {self.velocity_error:.1e}"
+            if self.exact
+            else f"effect within {self.effect_error:.1%}"
+        )
+        return f"The LoRA file loads in diffusers: {self.modules} modules at strength {self.strength[0]:.3f}, {error}."
+
+    def save(self, path: Path) -> None:
+        """Writes everything, the problems included, as JSON."""
+        facts = {"passed": not self.problems, "problems": self.problems, **asdict(self)}
+        replace_file(path, json.dumps(facts, indent=2).encode())
+
+
+def check_lora(
+    path: Path,
+    base_model: BaseModel,
+    config: TrainConfig,
+    conditioning: Conditioning,
+    height: int,
+    width: int,
+) -> LoraCheck:
+    """Loads the file into the run's own base through the official pipeline and compares it with the student.
+
+    The student is taken off the base for it and does not come back.
+    """
+    transformer = base_model.transformer
+    noise = draws.draw_noise(base_model.latent_shape(height, width), config.seed, 0, 0, draws.PREVIEW)[None]
+    sigmas = base_model.sigmas(config.num_inference_steps, height, width)[:-1]
+
+    @torch.no_grad()
+    def velocities() -> Tensor:
+        latents = noise.to(base_model.device)
+        return torch.stack([base_model.predict_velocity(latents, sigma, [conditioning]) for sigma in sigmas])
+
+    trained = velocities()
+    with as_base(transformer):
+        untrained = velocities()
+    student = _low_rank_deltas(transformer, "student")
+    transformer.delete_adapters(list(transformer.peft_config))
+    pipeline = base_model.make_pipeline()
+    pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="check")
+    loaded, file = velocities(), _low_rank_deltas(transformer, "check")
+    pipeline.unload_lora_weights()
+    strengths = [
+        _inner(file[name], student[name]) / max(_inner(student[name], student[name]), 1e-30)
+        for name in file.keys() & student.keys()
+    ] or [0.0]
+    return LoraCheck(
+        modules=len(file),
+        missing_modules=tuple(sorted(student.keys() - file.keys())),
+        zero_modules=tuple(name for name, delta in file.items() if _inner(delta, delta) == 0),
+        strength=(min(strengths), max(strengths)),
+        velocity_error=(loaded - trained).abs().max().item(),
+        effect_error=((loaded - trained).norm() / (trained - untrained).norm()).item(),
+        exact=base_model.dtype == torch.float32 and config.quantization == "none",
+    )
+
+
+def _low_rank_deltas(transformer: torch.nn.Module, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """By module: A (rank, in) and B (out, rank) with the strength in it, in float32; the delta is B @ A."""
+    deltas = {}
+    for name, module in transformer.named_modules():
+        if isinstance(module, LoraLayer) and adapter in module.lora_A:
+            b = module.lora_B[adapter].weight.detach().float() * module.scaling[adapter]
+            deltas[name] = (module.lora_A[adapter].weight.detach().float(), b)
+    return deltas
+
+
+def _inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """Inner product of two deltas, by way of (rank, rank) matrices instead of (out, in) ones."""
+    (a, b), (other_a, other_b) = one, other
+    return ((b.T @ other_b) * (a @ other_a.T)).sum().item()

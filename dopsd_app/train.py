@@ -1,0 +1,181 @@
+"""The training run: a generator of events. `python -m dopsd_app.train RUN_DIR` is the worker process."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor
+
+from dopsd_app import draws, previews
+from dopsd_app.adapters import adapter_weights, add_adapters, update_teacher
+from dopsd_app.base_models import BaseModel, load_base_model
+from dopsd_app.checkpoint import load_checkpoint, save_checkpoint
+from dopsd_app.config import TrainConfig
+from dopsd_app.encode import Encoded, EncodedExample, encode_examples
+from dopsd_app.events import (
+    CheckpointSaved,
+    Event,
+    Finished,
+    LoraChecked,
+    PhaseProgress,
+    PreviewSaved,
+    Resumed,
+    StepDone,
+    Stopped,
+    Warned,
+)
+from dopsd_app.lora_file import check_lora, save_lora
+from dopsd_app.losses import distillation_loss
+from dopsd_app.memory import enable_gradient_checkpointing
+from dopsd_app.pictures import read_examples
+from dopsd_app.rollout import rollout
+from dopsd_app.runs import Run, take_commands
+from dopsd_app.worker import work
+
+
+def train(run: Run) -> Iterator[Event]:
+    """Trains the run's LoRA by D-OPSD (arXiv 2605.05204), from its newest checkpoint if there is one."""
+    config = run.config
+    base_model = load_base_model(config)
+    examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
+    prompts = config.preview_prompts or tuple(example.captions[0] for example in examples[:2])
+    yield PhaseProgress("loading", 0, 2)
+    encoded = yield from encode_examples(base_model, config, examples, prompts, run.path.parent / ".cache")
+    yield PhaseProgress("loading", 1, 2)
+    base_model.load_transformer()
+    optimizer = prepare(base_model, config)
+    yield PhaseProgress("loading", 2, 2)
+
+    step = load_checkpoint(run, base_model.transformer, optimizer)
+    yield Resumed(step)
+    while step < config.steps:
+        step += 1
+        done = optimizer_step(base_model, config, encoded.examples, optimizer, step)
+        yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
+        commands = take_commands(run)
+        if "preview-now" in commands or (config.preview_every and step % config.preview_every == 0):
+            yield from _save_previews(run, step, base_model, encoded, done.film)
+        if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
+            folder = save_checkpoint(run, step, base_model.transformer, optimizer)
+            yield CheckpointSaved(step, folder.relative_to(run.path).as_posix())
+        if "stop" in commands and step < config.steps:
+            yield Stopped(step)
+            return
+    yield from _finish(run, base_model, encoded.examples[0])
+
+
+def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """Puts student and teacher on the loaded transformer and returns the student's optimizer."""
+    add_adapters(base_model.transformer, base_model.lora_targets, config)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(base_model.transformer)
+    optimizer_class = bnb.optim.AdamW8bit if config.optimizer == "adamw8bit" else torch.optim.AdamW
+    student = adapter_weights(base_model.transformer, "student").values()
+    return optimizer_class(student, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """What one optimizer step came to."""
+
+    loss: float  # mean over the examples and the visited states
+    grad_norm: float  # before clipping
+    seconds: float
+    film: list[
+        tuple[Tensor, Tensor]
+    ]  # the roll-out of the first example: what student and teacher saw, state by state
+
+
+def optimizer_step(
+    base_model: BaseModel,
+    config: TrainConfig,
+    examples: tuple[EncodedExample, ...],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> OptimizerStep:
+    """One step of the method for the batch that belongs to `step`; the same for every micro-batch size."""
+    started = time.perf_counter()
+    loss, film = 0.0, []
+    for batch in micro_batches(config, examples, step):
+        student, teacher, noise, size = _draw_batch(base_model, config, examples, step, batch)
+        sigmas = base_model.sigmas(config.rollout_steps, *size)
+        for visited in rollout(base_model, student, teacher, noise, sigmas):
+            share = distillation_loss(visited, config.loss).sum() / (config.batch_size * config.rollout_steps)
+            share.backward()  # at once: one state's graph is alive at a time, and the gradient is the same
+            loss += share.item()
+            if 0 in batch:
+                film.append(previews.first_of(visited))
+    student_weights = optimizer.param_groups[0]["params"]
+    grad_norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm).item()
+    optimizer.step()
+    optimizer.zero_grad()
+    update_teacher(base_model.transformer, config.ema_decay)
+    return OptimizerStep(loss, grad_norm, time.perf_counter() - started, film)
+
+
+def micro_batches(
+    config: TrainConfig, examples: tuple[EncodedExample, ...], step: int
+) -> list[dict[int, int]]:
+    """The step's batch in passes of one picture size: position in the batch -> which example."""
+    drawn = draws.draw_examples(config.seed, step, config.batch_size, len(examples))
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for position, index in enumerate(drawn):
+        by_size.setdefault((examples[index].height, examples[index].width), []).append(position)
+    return [
+        {position: drawn[position] for position in positions[start : start + config.micro_batch]}
+        for positions in by_size.values()
+        for start in range(0, len(positions), config.micro_batch)
+    ]
+
+
+def _draw_batch(base_model: BaseModel, config: TrainConfig, examples, step: int, batch: dict[int, int]):
+    """Conditionings, noise (B, C, h, w) and size of a pass, each drawn for its own position in the batch."""
+    student, teacher, noise = [], [], []
+    for position, index in batch.items():
+        example = examples[index]
+        caption = draws.draw_caption(config.seed, step, position, len(example.student))
+        student.append(example.student[caption])
+        teacher.append(example.teacher[caption])
+        shape = base_model.latent_shape(example.height, example.width)
+        noise.append(draws.draw_noise(shape, config.seed, step, position))
+    return student, teacher, torch.stack(noise).to(base_model.device), (example.height, example.width)
+
+
+def _save_previews(
+    run: Run, step: int, base_model: BaseModel, encoded: Encoded, film: list[tuple[Tensor, Tensor]]
+) -> Iterator[PreviewSaved | Warned]:
+    size = (encoded.examples[0].height, encoded.examples[0].width)
+    try:
+        yield previews.save_rollout(run, step, base_model, film)
+        yield previews.save_samples(run, step, base_model, run.config, encoded.prompts, size)
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+    ) as error:  # out of memory, or no room on the disk: training can go on
+        if base_model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")
+
+
+def _finish(run: Run, base_model: BaseModel, example: EncodedExample) -> Iterator[Event]:
+    config = run.config
+    save_lora(run.lora_file, adapter_weights(base_model.transformer, "student"), config, config.steps)
+    check = check_lora(run.lora_file, base_model, config, example.student[0], example.height, example.width)
+    check.save(run.check_file)
+    if check.problems:
+        yield Warned(config.steps, check.summary)
+    yield LoraChecked(config.steps, not check.problems, check.summary)
+    yield Finished(config.steps, run.lora_file.name)
+
+
+def _peak_memory(device: torch.device) -> int:
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(work(Run(Path(sys.argv[1])), train))

@@ -1,0 +1,143 @@
+"""The LoRA file: what stands in it, and that the check finds everything that can be wrong with it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_method import make_example, trained
+
+from dopsd_app.adapters import adapter_weights, add_adapters
+from dopsd_app.base_models import load_base_model
+from dopsd_app.lora_file import FILE_NAME, check_lora, save_lora
+
+
+@pytest.fixture
+def config(tiny_config):
+    return replace(tiny_config, rank=4, lora_alpha=6.0, trigger_word="zorp", seed=3)  # strength 1.5
+
+
+def save_trained(base_model, config, path):
+    """A trained student on the base, written as a file."""
+    base_model.load_encoders()
+    base_model.load_transformer()
+    example = make_example(base_model, 0, "a dog")
+    add_adapters(base_model.transformer, base_model.lora_targets, config)
+    trained(base_model)
+    save_lora(path, adapter_weights(base_model.transformer, "student"), config, steps=7)
+    return example.student[0]
+
+
+def check(base_model, config, path, conditioning):
+    return check_lora(path, base_model, config, conditioning, 32, 32)
+
+
+def test_the_file_holds_diffusers_keys_with_the_strength_folded_in(config, tmp_path):
+    base_model = load_base_model(config)
+    path = tmp_path / FILE_NAME
+    save_trained(base_model, config, path)
+    tensors = load_file(path)
+    assert len(tensors) == 2 * 7 * 4
+    student = adapter_weights(base_model.transformer, "student")
+    module = "layers.1.feed_forward.w2"
+    assert tensors[f"transformer.{module}.lora_A.weight"].equal(student[f"{module}.lora_A.weight"])
+    torch.testing.assert_close(
+        tensors[f"transformer.{module}.lora_B.weight"], 1.5 * student[f"{module}.lora_B.weight"].detach()
+    )
+    assert not any("alpha" in name for name in tensors)
+
+
+def test_the_metadata_says_how_it_was_made_and_holds_no_path(config, tmp_path):
+    path = tmp_path / FILE_NAME
+    save_trained(load_base_model(config), config, path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert "lora_adapter_metadata" not in metadata  # its alpha would be applied on top
+    facts = json.loads(metadata["dopsd"])
+    assert {key: facts[key] for key in ("rank", "alpha", "steps", "seed", "trigger_word")} == {
+        "rank": 4,
+        "alpha": 6.0,
+        "steps": 7,
+        "seed": 3,
+        "trigger_word": "zorp",
+    }
+    assert "/" not in facts["base_model"]
+    assert set(facts["versions"]) == {"torch", "diffusers", "transformers", "peft"}
+
+
+def test_a_good_file_passes_exactly_in_float32(config, tmp_path):
+    base_model, path = load_base_model(config), tmp_path / FILE_NAME
+    conditioning = save_trained(base_model, config, path)
+    result = check(base_model, config, path, conditioning)
+    assert result.problems == []
+    assert (result.modules, result.exact) == (28, True)
+    assert result.strength == pytest.approx((1, 1), abs=1e-4)
+    assert result.velocity_error <= 1e-4
+    assert "28 modules at strength 1.000" in result.summary
+
+
+@pytest.mark.parametrize("how", [{"precision": "bfloat16"}, {"quantization": "nf4"}])
+def test_a_good_file_passes_within_5_percent_on_a_rounded_base(config, tmp_path, how):
+    config = replace(config, **how)
+    base_model, path = load_base_model(config), tmp_path / FILE_NAME
+    conditioning = save_trained(base_model, config, path)
+    result = check(base_model, config, path, conditioning)
+    assert result.problems == []
+    assert not result.exact
+    assert result.effect_error <= 0.05
+
+
+def test_nf4_replaces_what_the_lora_adapts_and_stays_close_to_the_base(config):
+    exact, quantized = (load_base_model(replace(config, quantization=name)) for name in ("none", "nf4"))
+    for base_model in (exact, quantized):
+        base_model.load_transformer()
+    layer = quantized.transformer.layers[0]
+    assert type(layer.attention.to_q).__name__ == type(layer.feed_forward.w1).__name__ == "Linear4bit"
+    assert layer.attention.to_q.weight.dtype == torch.uint8
+    assert layer.attention.to_q.weight.numel() == 32 * 32 / 2
+    exact.load_encoders()
+    conditioning = exact.encode_student("a dog")
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = (m.predict_velocity(noise, torch.tensor(0.9), [conditioning]) for m in (exact, quantized))
+    assert 0 < ((first - second).norm() / first.norm()).item() < 0.3
+
+
+def rewritten(path, change):
+    tensors = change(load_file(path))
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda tensors: {n: t / 1.5 if "lora_B" in n else t for n, t in tensors.items()},
+            "It loads at a strength of 0.667 to 0.667, not 1.",
+        ),
+        (
+            lambda tensors: {n: 0 * t if "layers.0.attention.to_q.lora_B" in n else t for n, t in tensors.items()},
+            "1 modules have no effect.",
+        ),
+        (
+            lambda tensors: {n: t for n, t in tensors.items() if "layers.0.attention.to_q" not in n},
+            "1 trained modules were not loaded back.",
+        ),
+        (
+            lambda tensors: {n: t.flip(0) if "lora_A" in n else t for n, t in tensors.items()},
+            "Its predictions differ",
+        ),
+    ],
+    ids=["strength not folded", "a zero delta", "a module missing", "other weights"],
+)
+def test_a_bad_file_is_found(config, tmp_path, change, problem):
+    base_model, path = load_base_model(config), tmp_path / FILE_NAME
+    conditioning = save_trained(base_model, config, path)
+    rewritten(path, change)
+    result = check(base_model, config, path, conditioning)
+    assert any(problem in said for said in result.problems)
+    assert "kept" in result.summary
+    result.save(tmp_path / "check.json")
+    assert json.loads((tmp_path / "check.json").read_text())["passed"] is False
