@@ -152,6 +152,11 @@ def insist(action: Callable[[], T]) -> T:
 # --- create, list, find, delete
 
 
+def default_runs_dir() -> Path:
+    """Where runs are kept unless the person says otherwise: DOPSD_RUNS, or `runs` in the current folder."""
+    return Path(os.environ.get("DOPSD_RUNS") or "runs").absolute()
+
+
 def create_run(runs_dir: Path, config: TrainConfig, dataset: "Dataset") -> Run:
     """A new run in state "draft", with its own copy of the pictures; `enqueue` makes it ready to start.
 
@@ -374,12 +379,9 @@ def resume(run: Run) -> Path | None:
 
 def queued_runs(runs_dir: Path) -> list[Run]:
     """The runs that wait, first come first."""
-    waiting = [(run.status, run) for run in list_runs(runs_dir)]
-    return [
-        run
-        for status, run in sorted(waiting, key=lambda pair: pair[0].queue_number or 0)
-        if status.state == "queued"
-    ]
+    statuses = {run: run.status for run in list_runs(runs_dir)}
+    waiting = [run for run, status in statuses.items() if status.state == "queued"]
+    return sorted(waiting, key=lambda run: statuses[run].queue_number)
 
 
 def start_next(runs_dir: Path) -> Run | None:

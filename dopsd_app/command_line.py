@@ -1,0 +1,283 @@
+"""The command line: reads what a person asks for, checks it, and calls the functions that the page calls too.
+
+Only `preview` and `generate` import torch, and only when they have something to do.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from filelock import Timeout
+
+from dopsd_app.catalog import CATALOG, find_base_model
+from dopsd_app.config import ConfigError, TrainConfig, list_presets, load_preset, make_config, parse_setting
+from dopsd_app.events import EventReader, KnownFailure
+from dopsd_app.follow import follow, hint
+from dopsd_app.runs import (
+    RunError,
+    create_run,
+    default_runs_dir,
+    enqueue,
+    find_run,
+    list_runs,
+    resume,
+    run_lock,
+    send_command,
+    start_next,
+)
+
+if TYPE_CHECKING:
+    from dopsd_app.pictures import Dataset
+
+T = TypeVar("T")
+
+EXAMPLES = """examples:
+  python -m dopsd_app preview --images photos/my-cat
+      what the teacher sees in your pictures, before you train on them
+  python -m dopsd_app train --images photos/my-cat --trigger-word mycat --set steps=200 rank=8
+      train with the default preset and two settings of your own
+  python -m dopsd_app generate latest --prompt "mycat on a red sofa" --count 4 --base-too
+      pictures from the newest run's LoRA, and the same without it
+  python -m dopsd_app runs
+  python -m dopsd_app resume latest
+
+A run is named by "latest", an id as `runs` lists it, or the beginning of one. Runs are kept in the folder
+`runs`, or where --runs or the environment variable DOPSD_RUNS says. Exit codes: 0 done or stopped, 1 failed,
+2 refused."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Does what the arguments ask for; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.do(options)
+    except (KnownFailure, ConfigError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dopsd_app",
+        description="Trains a LoRA from 4 to 20 pictures for an image model that draws in a few steps.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, do: Callable, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(do=do)
+        command.add_argument(
+            "--runs", type=Path, metavar="DIR", default=default_runs_dir(), help="folder that holds the runs"
+        )
+        return command
+
+    train = add("train", _train, "Train a LoRA on a folder of pictures and follow it to the end.")
+    _add_settings(train)
+    train.add_argument("--name", help="becomes part of the run's folder name")
+    train.add_argument(
+        "--detach", action="store_true", help="return at once; the run goes on, or waits its turn"
+    )
+    preview = add(
+        "preview", _preview, "Show what the teacher sees: each picture, the base model, the teacher."
+    )
+    _add_settings(preview)
+    preview.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("teacher-check.png"), help="default: %(default)s"
+    )
+    _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
+    add("runs", _runs, "List all runs, newest first.")
+    add("stop", _stop, "Ask a run to save a checkpoint and stop, or take it out of the queue.").add_argument(
+        "run"
+    )
+    add("resume", _resume, "Go on with a run from its last checkpoint, and follow it.").add_argument("run")
+    add("presets", _presets, "List the presets and what they set.")
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="4 to 20 pictures with a .txt of the same name beside each, one caption per line;"
+        " prompts.txt, if there, holds the prompts of the previews",
+    )
+    command.add_argument("--preset", default="pocket", help="see `presets`; default: %(default)s")
+    command.add_argument("--trigger-word", metavar="WORD", help="the word that stands for the new concept")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting; wins over the preset",
+    )
+
+
+def _add_generate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run")
+    command.add_argument("--prompt", action="append", required=True, help="can be given more than once")
+    command.add_argument("--seed", type=int, default=0, help="of the first picture; default: %(default)s")
+    command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt")
+    command.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA")
+    command.add_argument("--strength", type=float, default=1.0, help="of the LoRA; default: %(default)s")
+    command.add_argument("--base-too", action="store_true", help="the same pictures without the LoRA, too")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: `generated` in the run's folder")
+
+
+# --- commands
+
+
+def _train(options: argparse.Namespace) -> int:
+    config, dataset = _read_settings(options)
+    run = create_run(options.runs, config, dataset)
+    enqueue(run)
+    started = start_next(run.runs_dir)
+    print(f"Run {run.id}")
+    if options.detach:
+        print("It is at work." if started == run else "It waits in the queue.", f"See it: {hint('runs')}")
+        return 0
+    return follow(run, EventReader(run.events_file))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    reader = EventReader(run.events_file)
+    reader.poll()  # what it told before is not shown again
+    checkpoint = resume(run)
+    start_next(run.runs_dir)
+    print(f"Run {run.id} goes on from {f'step {int(checkpoint.name)}' if checkpoint else 'the beginning'}")
+    return follow(run, reader)
+
+
+def _preview(options: argparse.Namespace) -> int:
+    config, dataset = _read_settings(options)
+    with _gpu(options.runs):
+        from dopsd_app.generate import teacher_check
+
+        print(teacher_check(config, dataset.examples, options.out))
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    out = options.out or run.path / "generated"
+    seeds = list(range(options.seed, options.seed + options.count))
+    with _gpu(options.runs):
+        from dopsd_app.generate import generate
+
+        files = generate(run, options.prompt, seeds, options.strength, options.checkpoint, out)
+        if options.base_too:
+            files += generate(run, options.prompt, seeds, 0.0, options.checkpoint, out / "base")
+    print("\n".join(str(file) for file in files))
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    rows = [("run", "state", "step", "base model", "when")]
+    for run in list_runs(options.runs):
+        status = run.status
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.updated))
+        try:
+            base_model = run.config.base_model
+        except ConfigError:
+            base_model = "?"  # of a version with other settings
+        rows.append((run.id, status.state, f"{status.step}/{status.steps}", base_model, when))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if rows[1:] else []:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    if not rows[1:]:
+        print(f"There are no runs in {options.runs}.")
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    send_command(run, "stop")
+    state = run.status.state
+    print(
+        f"{run.id} is out of the queue." if state == "stopped" else f"{run.id} saves a checkpoint and stops."
+    )
+    return 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    for preset in list_presets():
+        settings = ", ".join(f"{key}={value}" for key, value in preset.settings.items())
+        print(f"{preset.name}: {preset.label}\n  {preset.description}\n  {settings}")
+    return 0
+
+
+# --- what the commands share
+
+
+def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
+    """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
+    from dopsd_app.pictures import PicturesError, read_examples
+
+    problems: list[str] = []
+
+    def attempt(function: Callable[..., T], *arguments, **keywords) -> T | None:
+        try:
+            return function(*arguments, **keywords)
+        except (KnownFailure, ConfigError, PicturesError) as error:
+            problems.append(str(error))
+            return None
+
+    preset = attempt(load_preset, options.preset)
+    settings = dict(preset.settings) if preset else {}
+    if prompts := attempt(_read_prompts, options.images / "prompts.txt"):
+        settings["preview_prompts"] = prompts
+    settings |= dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
+    given = {"name": vars(options).get("name"), "trigger_word": options.trigger_word}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    config = attempt(make_config, settings)
+    folder = attempt(find_base_model, config.base_model) if config else None
+    dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
+    if problems:
+        raise KnownFailure("\n".join(problems))
+    for note in dataset.notes:
+        print(note.message)
+    if config.base_model not in CATALOG:
+        config = replace(config, base_model=str(folder.absolute()))  # the worker has another current folder
+    return config, dataset
+
+
+def _read_prompts(path: Path) -> tuple[str, ...]:
+    """Its lines that are not empty; none where there is no such file."""
+    if not path.is_file():
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise KnownFailure(f"{path.name} is not UTF-8 text. Save it again as UTF-8.") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+@contextmanager
+def _gpu(runs_dir: Path) -> Iterator[None]:
+    """Holds the GPU's lock, or is refused while a run has it; starts what was queued meanwhile."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    lock = run_lock(runs_dir)
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        live = [run for run in list_runs(runs_dir) if run.status.live]
+        user = f"the training of {live[0].id}" if live else "another job"
+        stop = f", or stop it: {hint('stop', live[0])}" if live else ""
+        raise RunError(f"The GPU is in use by {user}. Wait for its end{stop}.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        start_next(runs_dir)

@@ -1,0 +1,66 @@
+"""A worker without a model: a job that counts, run through the real harness in a process of its own."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
+
+from dopsd_app import runs, worker
+from dopsd_app.events import CheckpointSaved, Finished, PhaseProgress, Resumed, StepDone, Stopped
+
+runs.WORKER = (sys.executable, __file__)  # the next run, too, gets this worker
+SECONDS = 0.02
+
+
+def count(run):
+    """`config.steps` steps of nothing, with checkpoints; the run's name chooses what goes wrong."""
+    config = run.config
+    yield PhaseProgress("loading", 1, 1)
+    yield PhaseProgress("encoding", 1, 1)
+    newest = runs.latest_checkpoint(run)
+    step = int(newest.name) if newest else 0
+    yield Resumed(step)
+    while step < config.steps:
+        step += 1
+        time.sleep(SECONDS)
+        if config.name.startswith("fails") and step == 3 and not newest:
+            fail(config.name, run)
+        yield StepDone(step, 1 / step, 1.0, SECONDS, 0)
+        stop = "stop" in runs.take_commands(run)
+        if stop or step % config.checkpoint_every == 0:
+            folder = run.checkpoints / f"{step:06d}"
+            folder.mkdir(exist_ok=True)
+            (folder / "manifest.json").write_text(json.dumps({"step": step}))
+            yield CheckpointSaved(step, folder.name)
+        if stop:
+            yield Stopped(step)
+            return
+    if config.name == "ends-silently":
+        return
+    run.lora_file.write_bytes(b"weights")
+    yield Finished(step, run.lora_file.name)
+
+
+def fail(name, run):
+    class OutOfMemoryError(RuntimeError):
+        """Has the name of torch's."""
+
+    if name == "fails-memory":
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    if name == "fails-sentence":
+        raise runs.RunError("The model is gone. Fetch it again.")
+    if name == "fails-disk":  # fill the disk to its last byte, as pictures or another program would
+        with (run.path / "filler").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+    if name == "fails-killed":
+        os.kill(os.getpid(), 9)
+    raise ZeroDivisionError("division by zero")
+
+
+if __name__ == "__main__":
+    sys.exit(worker.work(runs.Run(Path(sys.argv[1])), count))

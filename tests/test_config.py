@@ -1,0 +1,118 @@
+import math
+
+import pytest
+
+from dopsd_app.config import (
+    ConfigError,
+    TrainConfig,
+    list_presets,
+    load_config,
+    load_preset,
+    make_config,
+    parse_setting,
+    save_config,
+)
+
+
+def test_a_saved_configuration_comes_back(tmp_path):
+    config = make_config({"steps": 7, "learning_rate": 1, "preview_prompts": ["a cat", "ein Bär"]})
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+    assert config.learning_rate == 1.0
+    assert config.preview_prompts == ("a cat", "ein Bär")
+
+
+def test_strength_follows_the_rank_unless_set():
+    assert TrainConfig(rank=8).lora_alpha == 16
+    assert TrainConfig(rank=8, lora_alpha=4.0).lora_alpha == 4
+
+
+def test_all_problems_are_told_at_once():
+    wrong = {
+        "steps": 0,
+        "loss": "l1",
+        "learning_rate": -1.0,
+        "ema_decay": 1.5,
+        "batch_size": 3,
+        "micro_batch": 2,
+    }
+    with pytest.raises(ConfigError) as raised:
+        make_config(wrong)
+    message = str(raised.value)
+    assert all(f"`{name}`" in message for name in wrong)
+    assert len(message.splitlines()) == 5  # batch_size and micro_batch are one problem
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "rollout_steps", "num_inference_steps", "batch_size", "micro_batch"]
+)
+def test_counts_of_zero_are_told_as_problems(name):
+    with pytest.raises(ConfigError, match=f"`{name}` must be at least 1, got 0"):
+        make_config({name: 0})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "ema_decay", "lora_alpha"])
+def test_not_a_number_is_refused(name):
+    with pytest.raises(ConfigError, match=f"`{name}`.*nan"):
+        make_config({name: math.nan})
+
+
+def test_a_roll_out_visits_only_sigmas_of_the_inference():
+    TrainConfig(num_inference_steps=8, rollout_steps=4)
+    with pytest.raises(ConfigError, match=r"`rollout_steps` must divide `num_inference_steps` \(8\)"):
+        TrainConfig(num_inference_steps=8, rollout_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stepz": 5}, "no setting `stepz`"),
+        ({"steps": "5"}, "`steps` must be a whole number, got '5'"),
+        ({"steps": True}, "`steps` must be a whole number, got True"),
+        ({"steps": 5.0}, "`steps` must be a whole number, got 5.0"),
+        ({"gradient_checkpointing": 1}, "`gradient_checkpointing` must be true or false, got 1"),
+        ({"preview_prompts": "a cat"}, "`preview_prompts` must be a list of texts, got 'a cat'"),
+        ({"preview_prompts": [1]}, "`preview_prompts` must be a list of texts"),
+    ],
+)
+def test_unknown_settings_and_wrong_types_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("steps=12", 12),
+        ("learning_rate=1e-3", 0.001),
+        ("gradient_checkpointing=False", False),
+        ("name=a=b", "a=b"),
+        ("preview_prompts=a cat", ("a cat",)),
+        ('preview_prompts=["a", "b"]', ("a", "b")),
+    ],
+)
+def test_a_setting_of_the_command_line_is_read_as_its_type(text, value):
+    assert parse_setting(text) == (text.partition("=")[0], value)
+
+
+@pytest.mark.parametrize(
+    "text", ["steps", "stepz=1", "steps=many", "gradient_checkpointing=1", 'preview_prompts=["a"']
+)
+def test_a_setting_that_cannot_be_read_is_refused_with_its_text(text):
+    with pytest.raises(ConfigError) as raised:
+        parse_setting(text)
+    assert text.rpartition("=")[2] in str(raised.value)
+
+
+def test_every_preset_is_a_configuration_that_works():
+    presets = list_presets()
+    assert "pocket" in [preset.name for preset in presets]
+    for preset in presets:
+        assert preset.label
+        assert preset.description
+        make_config(preset.settings)
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"no preset `pockets`. There are: .*pocket"):
+        load_preset("pockets")
