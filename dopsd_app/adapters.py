@@ -43,7 +43,7 @@ def add_adapters(transformer: torch.nn.Module, targets: str, config: TrainConfig
 
 
 def adapter_weights(transformer: torch.nn.Module, adapter: str) -> dict[str, Parameter]:
-    """The adapter's weights by name, `<module>.lora_A.weight` (rank, in) and `<module>.lora_B.weight` (out, rank)."""
+    """The adapter's weights: `<module>.lora_A.weight` (rank, in), `<module>.lora_B.weight` (out, rank)."""
     weights = {}
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer):
@@ -65,7 +65,7 @@ def load_adapter_weights(transformer: torch.nn.Module, adapter: str, weights: di
 
 @contextmanager
 def as_teacher(transformer: torch.nn.Module) -> Iterator[None]:
-    """The teacher's weights, without gradient: its adapter, or the bare base where there is no teacher adapter."""
+    """The teacher's weights, without gradient: its adapter, or the bare base where it has none."""
     if "teacher" not in transformer.peft_config:
         with as_base(transformer):
             yield
@@ -96,8 +96,8 @@ def student_must_be_active(transformer: torch.nn.Module) -> Iterator[None]:
     layer = next(module for module in transformer.modules() if isinstance(module, LoraLayer))
     if layer.disable_adapters or layer.active_adapters != ["student"]:
         raise RuntimeError(
-            "The backward pass recomputes activations while the student is not active: it would get no gradient."
-            " Leave `as_teacher` before `backward`."
+            "The backward pass recomputes activations while the student is not active: it would get no"
+            " gradient. Leave `as_teacher` before `backward`."
         )
     yield
 

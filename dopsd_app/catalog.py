@@ -25,7 +25,7 @@ class BaseModelFacts:
 CATALOG = {
     "pocket-turbo": BaseModelFacts(
         label="pocket-turbo (built in)",
-        description="Draws 64 x 64 creatures in 4 steps. A demonstration: it trains in minutes without a GPU.",
+        description="Draws 64 x 64 creatures in 4 steps. A demonstration: trains in minutes without a GPU.",
         licence="apache-2.0",
         folder=ASSETS / "pocket-turbo",
     ),

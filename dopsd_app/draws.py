@@ -1,7 +1,7 @@
 """Every random draw of a run, as a function of (seed, step, example index) on a CPU generator.
 
-Nothing is drawn from a running stream. A resumed run, a retry after running out of memory, another micro-batch and
-several processes then train the same LoRA.
+Nothing is drawn from a running stream. A resumed run, a retry after running out of memory, another
+micro-batch and several processes then train the same LoRA.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def generator(seed: int, purpose: int, *indices: int) -> torch.Generator:
 
 
 def draw_examples(seed: int, step: int, batch_size: int, count: int) -> list[int]:
-    """Which of `count` examples make the batch of this step (from 1): every epoch is a shuffle of all of them."""
+    """Which of `count` examples make the batch of this step (from 1): an epoch is a shuffle of all."""
     positions = range((step - 1) * batch_size, step * batch_size)
     return [
         int(torch.randperm(count, generator=generator(seed, ORDER, position // count))[position % count])

@@ -1,4 +1,4 @@
-"""Student and teacher conditioning, once before training: kept on disk by content, then the encoders leave."""
+"""Student and teacher conditioning, once before training: kept on disk, then the encoders leave."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def _equal(student: Conditioning, teacher: Conditioning) -> bool:
 
 
 class _Encoder:
-    """The base model's encoders behind a cache on disk: loaded at the first thing that the cache does not hold."""
+    """The base model's encoders behind a cache on disk: loaded for the first thing that it does not hold."""
 
     def __init__(self, base_model: BaseModel, config: TrainConfig, cache: Path):
         self.base_model, self.cache, self.loaded = base_model, cache, False

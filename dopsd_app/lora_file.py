@@ -22,7 +22,7 @@ MAX_EFFECT_ERROR = 0.05  # elsewhere: loading into a bfloat16 base rounds the Lo
 
 
 def save_lora(path: Path, weights: dict[str, Tensor], config: TrainConfig, steps: int) -> None:
-    """Writes an adapter's weights as diffusers and ComfyUI read them: `transformer.<module>.lora_A/lora_B.weight`.
+    """Writes an adapter as diffusers and ComfyUI read it: `transformer.<module>.lora_A/lora_B.weight`.
 
     The strength (alpha / rank) is folded into B and no alpha is written: every loader then applies exactly 1.
     What a person may want to know stands in the metadata, under keys of our own.
@@ -49,7 +49,7 @@ def save_lora(path: Path, weights: dict[str, Tensor], config: TrainConfig, steps
 
 @dataclass(frozen=True)
 class LoraCheck:
-    """What loading the file back showed; `problems` holds a sentence for everything that is not as it should be."""
+    """What loading the file back showed; `problems` has a sentence for all that is not as it should be."""
 
     modules: int  # adapted modules after loading
     missing_modules: tuple[str, ...]  # trained, but not there after loading
@@ -87,7 +87,8 @@ class LoraCheck:
             if self.exact
             else f"effect within {self.effect_error:.1%}"
         )
-        return f"The LoRA file loads in diffusers: {self.modules} modules at strength {self.strength[0]:.3f}, {error}."
+        loaded = f"{self.modules} modules at strength {self.strength[0]:.3f}"
+        return f"The LoRA file loads in diffusers: {loaded}, {error}."
 
     def save(self, path: Path) -> None:
         """Writes everything, the problems included, as JSON."""

@@ -36,8 +36,8 @@ def quantize_nf4(transformer: torch.nn.Module, targets: str, compute_dtype: torc
 def enable_gradient_checkpointing(transformer: torch.nn.Module) -> None:
     """Recomputes activations in the backward pass, and raises if the teacher is active while it does.
 
-    Checkpointing recomputes under whichever adapter is active at that moment: with the teacher left active, the
-    student would silently get no gradient.
+    Checkpointing recomputes under whichever adapter is active at that moment: with the teacher left active,
+    the student would silently get no gradient.
     """
     contexts = partial(_contexts, transformer)
     transformer.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=contexts))

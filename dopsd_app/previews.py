@@ -1,6 +1,5 @@
 """What a run shows while it trains: its own roll-out, and pictures of fixed prompts and seeds."""
 
-
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +15,7 @@ LONGEST_SIDE = 512  # pixels, of one picture in a preview
 
 
 def first_of(step: RolloutStep) -> tuple[Tensor, Tensor]:
-    """What student and teacher saw from one state of the roll-out: denoised latents (1, C, h, w) of its first example."""
+    """What student and teacher saw from one state: denoised latents (1, C, h, w) of the first example."""
     return step.student_denoised[:1].detach(), step.teacher_denoised[:1]
 
 
@@ -39,7 +38,7 @@ def save_samples(
     prompts: tuple[Conditioning, ...],
     size: tuple[int, int],
 ) -> PreviewSaved:
-    """For every prompt a picture of the base and one of the student, from one noise, at the inference step count.
+    """For every prompt a picture of the base and one of the student: one noise, the inference step count.
 
     The base's pictures never change, so that they are drawn once.
     """

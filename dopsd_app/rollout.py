@@ -38,9 +38,9 @@ def rollout(
     noise: Tensor,
     sigmas: Tensor,
 ) -> Iterator[RolloutStep]:
-    """Walks from `noise` (B, C, h, w) along `sigmas` (K + 1) by the student's own velocity (D-OPSD, algorithm 1).
+    """Walks from `noise` (B, C, h, w) along `sigmas` (K + 1) by the student's own velocity (arXiv 2605.05204).
 
-    The states are detached: the steps share no graph, so that each can be backpropagated, and freed, on its own.
+    The states are detached: the steps share no graph, so that each can be backpropagated and freed on its own.
     """
     latents = noise
     for sigma, sigma_next in pairwise(sigmas):
@@ -53,7 +53,7 @@ def rollout(
 
 @torch.no_grad()
 def sample(base_model: BaseModel, conditionings: list[Conditioning], noise: Tensor, sigmas: Tensor) -> Tensor:
-    """Latents (B, C, h, w) that the active weights draw from `noise`: Euler's method, as the pipeline's scheduler."""
+    """Latents (B, C, h, w) that the active weights draw from `noise`: Euler steps, as the pipeline takes."""
     latents = noise
     for sigma, sigma_next in pairwise(sigmas):
         latents = latents + (sigma_next - sigma) * base_model.predict_velocity(latents, sigma, conditionings)

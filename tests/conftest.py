@@ -15,6 +15,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import TrainConfig
+from dopsd_app.pictures import read_examples
+from dopsd_app.runs import create_run
 
 # Many small operators: with a thread per core they spend their time waiting for each other.
 torch.set_num_threads(1)
@@ -28,7 +30,8 @@ SPECIAL_TOKENS = [
     "<|image_pad|>",
 ]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -52,7 +55,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def z_image_folder(tmp_path_factory):
-    """A tiny random Z-Image with a vision tower: pictures have sides of multiples of 16, latents 4 channels."""
+    """A tiny random Z-Image with a vision tower: sides are multiples of 16 pixels, latents have 4 channels."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny-z-image")
     tokenizer = tiny_tokenizer()
@@ -146,3 +149,18 @@ def make_picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
     return Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, width in enumerate((40, 40, 80, 40)):  # two picture shapes
+        make_picture(index, width, 40).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"my dog number {index}\nanother caption\n")
+    return read_examples(folder, minimum_side=32)
+
+
+@pytest.fixture
+def new_run(tmp_path, dataset):
+    return lambda config: create_run(tmp_path / "runs", config, dataset)

@@ -101,7 +101,9 @@ def test_nf4_replaces_what_the_lora_adapts_and_stays_close_to_the_base(config):
     conditioning = exact.encode_student("a dog")
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        first, second = (m.predict_velocity(noise, torch.tensor(0.9), [conditioning]) for m in (exact, quantized))
+        first, second = (
+            m.predict_velocity(noise, torch.tensor(0.9), [conditioning]) for m in (exact, quantized)
+        )
     assert 0 < ((first - second).norm() / first.norm()).item() < 0.3
 
 
@@ -118,7 +120,9 @@ def rewritten(path, change):
             "It loads at a strength of 0.667 to 0.667, not 1.",
         ),
         (
-            lambda tensors: {n: 0 * t if "layers.0.attention.to_q.lora_B" in n else t for n, t in tensors.items()},
+            lambda tensors: {
+                n: 0 * t if "layers.0.attention.to_q.lora_B" in n else t for n, t in tensors.items()
+            },
             "1 modules have no effect.",
         ),
         (

@@ -56,7 +56,9 @@ def gradients(base_model):
 
 def walk(base_model, example, noise, steps=2, student=None, teacher=None):
     sigmas = base_model.sigmas(steps, 32, 32)
-    return rollout(base_model, list(student or example.student), list(teacher or example.teacher), noise, sigmas)
+    return rollout(
+        base_model, list(student or example.student), list(teacher or example.teacher), noise, sigmas
+    )
 
 
 def test_the_same_context_and_weights_give_no_loss(tiny_z_image, tiny_config, example, noise):
@@ -92,7 +94,9 @@ def test_only_the_students_weights_get_gradients(tiny_z_image, tiny_config, exam
 def test_seven_modules_of_every_block_of_all_three_lists_are_adapted(tiny_z_image, tiny_config):
     add_adapters(tiny_z_image.transformer, tiny_z_image.lora_targets, tiny_config)
     modules = {name.rsplit(".", 2)[0] for name in adapter_weights(tiny_z_image.transformer, "student")}
-    suffixes = [f"attention.to_{x}" for x in ("q", "k", "v", "out.0")] + [f"feed_forward.w{i}" for i in (1, 2, 3)]
+    suffixes = [f"attention.to_{x}" for x in ("q", "k", "v", "out.0")] + [
+        f"feed_forward.w{i}" for i in (1, 2, 3)
+    ]
     blocks = ["layers.0", "layers.1", "noise_refiner.0", "context_refiner.0"]
     assert modules == {f"{block}.{suffix}" for block in blocks for suffix in suffixes}
 
@@ -133,12 +137,18 @@ def test_student_and_teacher_start_as_the_base_and_equal(tiny_z_image, tiny_conf
     with torch.no_grad():
         student = tiny_z_image.predict_velocity(noise, sigma, list(example.student))
     torch.testing.assert_close(student, base)
-    student, teacher = (adapter_weights(tiny_z_image.transformer, adapter) for adapter in ("student", "teacher"))
+    student, teacher = (
+        adapter_weights(tiny_z_image.transformer, adapter) for adapter in ("student", "teacher")
+    )
     assert all(weight.equal(teacher[name]) for name, weight in student.items())
-    assert student["layers.0.attention.to_q.lora_A.weight"].std().item() == pytest.approx(1 / 4, rel=0.2)  # 1 / rank
+    assert student["layers.0.attention.to_q.lora_A.weight"].std().item() == pytest.approx(
+        1 / 4, rel=0.2
+    )  # 1 / rank
 
 
-def test_the_teacher_uses_its_own_adapter_and_the_student_comes_back(tiny_z_image, tiny_config, example, noise):
+def test_the_teacher_uses_its_own_adapter_and_the_student_comes_back(
+    tiny_z_image, tiny_config, example, noise
+):
     add_adapters(tiny_z_image.transformer, tiny_z_image.lora_targets, tiny_config)
     trained(tiny_z_image)
     sigma, transformer = torch.tensor(0.9), tiny_z_image.transformer
@@ -221,7 +231,9 @@ def test_the_states_are_the_students_own_and_carry_no_graph(tiny_z_image, tiny_c
     first, second, third, _ = walk(tiny_z_image, example, noise, steps=4)
     torch.testing.assert_close(second.latents, noise + (0.9 - 1) * first.student_velocity)
     torch.testing.assert_close(third.latents, second.latents + (0.75 - 0.9) * second.student_velocity)
-    assert not any(step.latents.requires_grad or step.teacher_velocity.requires_grad for step in (first, second))
+    assert not any(
+        step.latents.requires_grad or step.teacher_velocity.requires_grad for step in (first, second)
+    )
 
 
 def test_micro_batches_of_one_and_four_give_the_same_gradient(tiny_z_image, tiny_config):

@@ -1,7 +1,7 @@
 """The teacher's eyes: Qwen3-VL's vision tower in front of the base model's own Qwen3.
 
-Only the vision tower (with its mergers) comes from Qwen3-VL. The language model is the one that the base model
-was trained with, the same tensors, because features of an un-replaced Qwen3-VL are strange to it (D-OPSD, section 3).
+Only the vision tower (with its mergers) comes from Qwen3-VL. The language model is the one that the base
+model was trained with, the same tensors: features of an un-replaced Qwen3-VL are strange to it (arXiv 2605.05204).
 """
 
 from pathlib import Path
@@ -26,8 +26,8 @@ from dopsd_app.catalog import BaseModelError
 def load_vision_tower(folder: Path, dtype: torch.dtype) -> Qwen3VLVisionModel:
     """The vision tower of a folder (config.json, model.safetensors).
 
-    Raises `BaseModelError` with the names of tensors that are missing or not wanted: a tower with a few random
-    weights sees nonsense without any other sign.
+    Raises `BaseModelError` with the names of tensors that are missing or not wanted: a tower with a few
+    random weights sees nonsense without any other sign.
     """
     vision_tower = Qwen3VLVisionModel(Qwen3VLVisionConfig.from_pretrained(folder)).to(dtype)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
@@ -48,8 +48,8 @@ def join_encoders(
 ) -> Qwen3VLModel:
     """A Qwen3-VL whose language model is `text_encoder` (the same tensors, its own rotary base).
 
-    Without a picture it gives exactly the text encoder's features. The released method leaves the rotary base at
-    Qwen3-VL's 5e6 instead of Qwen3's 1e6, so that even its text features differ from the student's.
+    Without a picture it gives exactly the text encoder's features. The released code leaves the rotary base
+    at Qwen3-VL's 5e6 instead of Qwen3's 1e6, so that even its text features differ from the student's.
     """
     text = text_encoder.config
     third = text.head_dim // 2 * 5 // 16  # Qwen3-VL's own split of a head of 128: 24, 20, 20

@@ -61,7 +61,7 @@ class ZImage:
 
     @torch.no_grad()
     def encode_student(self, caption: str) -> Conditioning:
-        """Features (L, D) of the templated caption, `hidden_states[-2]`, as `ZImagePipeline.encode_prompt`."""
+        """Features (L, D) of the templated caption, `hidden_states[-2]`, as `encode_prompt` gives them."""
         token_ids = self._token_ids(caption, STUDENT_TOKENS).to(self.device)
         features = self.text_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
         return Conditioning(features[0])
@@ -109,7 +109,7 @@ class ZImage:
         return scheduler.sigmas
 
     def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
-        """Z-Image counts time from noise (0) to picture (1) and predicts picture - noise: both are flipped here."""
+        """Z-Image counts time from noise (0) to picture (1), predicts picture - noise: both are flipped here."""
         images = list(latents.to(self.dtype).unsqueeze(2))  # B x (C, 1, h, w)
         texts = [conditioning.prompt_embeds for conditioning in conditionings]  # B x (L, D)
         time = (1 - sigma).to(self.device).expand(len(images))

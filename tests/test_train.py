@@ -1,0 +1,241 @@
+"""Whole runs on the tiny model: in this process for what is written, in real workers for kills."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dopsd_app import previews
+from dopsd_app.events import (
+    CheckpointSaved,
+    Finished,
+    LoraChecked,
+    PreviewSaved,
+    Resumed,
+    StepDone,
+    Stopped,
+    Warned,
+    read_events,
+)
+from dopsd_app.runs import write_status
+from dopsd_app.train import train
+
+
+def events_of(run, kind):
+    return [event for event in read_events(run.events_file) if isinstance(event, kind)]
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def student_of(run, step):
+    return load_file(run.checkpoints / f"{step:06d}" / "student.safetensors")
+
+
+def test_a_run_ends_with_a_checked_lora(new_run, tiny_config):
+    run = new_run(replace(tiny_config, preview_every=2, gradient_checkpointing=True))
+    events = list(train(run))
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
+    assert [event.folder for event in events if isinstance(event, CheckpointSaved)] == [
+        "checkpoints/000002",
+        "checkpoints/000004",
+    ]
+    checked = next(event for event in events if isinstance(event, LoraChecked))
+    assert checked.passed, checked.summary
+    assert events[-1] == Finished(4, "pytorch_lora_weights.safetensors")
+    assert json.loads(run.check_file.read_text())["passed"] is True
+    # 7 modules in each of 4 blocks, an A and a B for each.
+    assert len(load_file(run.lora_file)) == 56
+    assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):
+    run = new_run(replace(tiny_config, preview_every=2, preview_prompts=("a dog on the moon",)))
+    saved = [event for event in train(run) if isinstance(event, PreviewSaved)]
+    assert [(event.step, event.kind, event.files) for event in saved] == [
+        (2, "rollout", ("previews/000002_student.webp", "previews/000002_teacher.webp")),
+        (2, "samples", ("previews/base_0.webp", "previews/000002_lora_0.webp")),
+        (4, "rollout", ("previews/000004_student.webp", "previews/000004_teacher.webp")),
+        (4, "samples", ("previews/base_0.webp", "previews/000004_lora_0.webp")),
+    ]
+    # K = 2 states; the pictures are square or twice as wide as high, 32 x 32 pixels in area.
+    assert size_of(run.path / saved[0].files[0]) in ((2 * 32, 32), (2 * 48, 32))
+    assert size_of(run.path / "previews/base_0.webp") == (32, 32)
+
+
+def test_a_preview_that_fails_warns_and_the_run_goes_on(new_run, tiny_config):
+    run = new_run(replace(tiny_config, preview_every=2))
+    run.previews.rmdir()
+    run.previews.write_text("a file where the folder should be")
+    events = list(train(run))
+    warned = [event for event in events if isinstance(event, Warned)]
+    assert [event.step for event in warned] == [2, 4]
+    assert "training goes on" in warned[0].message
+    assert isinstance(events[-1], Finished)
+
+
+def test_stop_keeps_a_checkpoint_and_resume_goes_on_from_it(new_run, tiny_config):
+    config = replace(tiny_config, steps=6, checkpoint_every=100)
+    run, uninterrupted = new_run(config), new_run(config)
+    events = []
+    for event in train(run):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 3:
+            (run.commands / "stop").touch()
+    assert isinstance(events[-1], Stopped)
+    assert events[-1].step == 3
+    assert not run.lora_file.exists()
+    events = list(train(run))
+    assert [event.step for event in events if isinstance(event, Resumed)] == [3]
+    assert [event.step for event in events if isinstance(event, StepDone)] == [4, 5, 6]
+    list(train(uninterrupted))
+    assert all(w.equal(student_of(uninterrupted, 6)[name]) for name, w in student_of(run, 6).items())
+
+
+def test_preview_now_and_save_now_do_it_at_the_next_step(new_run, tiny_config):
+    run = new_run(replace(tiny_config, checkpoint_every=100))
+    events = []
+    for event in train(run):
+        events.append(event)
+        if event == Resumed(0):
+            (run.commands / "preview-now").touch()
+            (run.commands / "save-now").touch()
+    assert [event.step for event in events if isinstance(event, PreviewSaved)] == [1, 1]
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 4]
+
+
+def test_older_checkpoints_keep_only_the_student(new_run, tiny_config):
+    run = new_run(replace(tiny_config, steps=3, checkpoint_every=1))
+    list(train(run))
+    files = {
+        folder.name: sorted(f.name for f in folder.iterdir()) for folder in sorted(run.checkpoints.iterdir())
+    }
+    everything = ["manifest.json", "optimizer.pt", "student.safetensors", "teacher.safetensors"]
+    assert files == {
+        "000001": ["manifest.json", "student.safetensors"],
+        "000002": everything,
+        "000003": everything,
+    }
+
+
+def test_the_encoders_are_not_loaded_again_when_the_cache_holds_everything(new_run, tiny_config, monkeypatch):
+    first = new_run(tiny_config)
+    list(train(first))
+    second = new_run(tiny_config)
+
+    def must_not_load(self):
+        raise AssertionError("the encoders were loaded")
+
+    monkeypatch.setattr("dopsd_app.base_models.z_image.ZImage.load_encoders", must_not_load)
+    list(train(second))
+    assert all(w.equal(student_of(second, 4)[name]) for name, w in student_of(first, 4).items())
+
+
+def test_seeds_make_a_difference_and_nothing_else_does(new_run, tiny_config):
+    weights = []
+    for config in (tiny_config, tiny_config, replace(tiny_config, seed=1)):
+        torch.manual_seed(len(weights))
+        run = new_run(config)
+        list(train(run))
+        weights.append(student_of(run, 4)["layers.0.attention.to_q.lora_B.weight"])
+    assert weights[0].equal(weights[1])
+    assert not torch.allclose(weights[0], weights[2])
+
+
+def test_a_preview_does_not_change_what_is_learned(new_run, tiny_config):
+    plain, watched = new_run(tiny_config), new_run(replace(tiny_config, preview_every=1))
+    for run in (plain, watched):
+        list(train(run))
+    assert all(w.equal(student_of(watched, 4)[name]) for name, w in student_of(plain, 4).items())
+    assert previews.LONGEST_SIDE == 512
+
+
+# --- real workers
+
+
+def start_worker(run):
+    return subprocess.Popen(
+        [sys.executable, "-m", "dopsd_app.train", str(run.path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        assert process.poll() is None, "the worker ended early"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_run, tiny_config, optimizer):
+    # Rank 128 makes every weight 4,096 numbers: the 8-bit optimizer really keeps 8-bit state.
+    config = replace(
+        tiny_config, steps=40, rank=128, optimizer=optimizer, checkpoint_every=3, preview_every=7
+    )
+    uninterrupted, killed = new_run(config), new_run(config)
+    torch.set_num_threads(1)
+    list(train(uninterrupted))
+    moments = random.Random(optimizer)
+    for _ in range(2):
+        before = len(killed.events_file.read_bytes()) if killed.events_file.exists() else 0
+        process = start_worker(killed)
+        wait_for(
+            lambda b=before: killed.events_file.exists() and len(killed.events_file.read_bytes()) > b, process
+        )
+        steps = len(events_of(killed, StepDone))
+        wait_for(lambda s=steps: len(events_of(killed, StepDone)) != s, process)
+        time.sleep(moments.random())
+        process.kill()
+        process.wait()
+        assert killed.status.state == "interrupted"
+    process = start_worker(killed)
+    assert process.wait(120) == 0
+    assert killed.status.state == "finished"
+    resumed = [event.step for event in events_of(killed, Resumed)]
+    assert all(step % 3 == 0 for step in resumed)
+    assert [event.step for event in events_of(killed, StepDone)] == list(range(1, 41))
+    for name in ("student", "teacher"):
+        first, second = (
+            load_file(run.checkpoints / "000040" / f"{name}.safetensors") for run in (uninterrupted, killed)
+        )
+        assert all(weight.equal(second[key]) for key, weight in first.items())
+    first, second = load_file(uninterrupted.lora_file), load_file(killed.lora_file)
+    assert all(weight.equal(second[key]) for key, weight in first.items())
+
+
+def test_ctrl_c_stops_cleanly_with_a_checkpoint(new_run, tiny_config):
+    run = new_run(replace(tiny_config, steps=100000, checkpoint_every=100000))
+    process = start_worker(run)
+    wait_for(lambda: events_of(run, StepDone), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert run.status.state == "stopped"
+    stopped = events_of(run, Stopped)[0]
+    assert (run.checkpoints / f"{stopped.step:06d}" / "manifest.json").exists()
+
+
+def test_a_torn_checkpoint_is_passed_over(new_run, tiny_config):
+    run = new_run(tiny_config)
+    list(train(run))
+    torn = run.checkpoints / "000005"
+    shutil.copytree(run.checkpoints / "000004", torn)
+    (torn / "manifest.json").unlink()
+    (torn / "student.safetensors").write_bytes(b"half")
+    write_status(run, state="stopped")
+    assert [event.step for event in train(run) if isinstance(event, Resumed)] == [4]
