@@ -17,7 +17,7 @@ KEPT = 2  # newest checkpoints that can be resumed; of older ones only the stude
 def save_checkpoint(
     run: Run, step: int, transformer: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Writes student, teacher and optimizer of this step; complete once its manifest, the last file, is there.
+    """Writes student, teacher and optimizer of this step; complete once its last file, the manifest, is.
 
     Raises `OSError` where the disk is full; what is complete stays complete.
     """

@@ -37,7 +37,7 @@ def generate(
     """Draws every prompt with every seed: the official pipeline, the run's LoRA, the native step count.
 
     `checkpoint` takes the LoRA of that step instead of the finished one; `base_too` draws the same noise
-    without the LoRA as well. Returns the PNG files in `out`. Raises `KnownFailure` for a LoRA that is not there.
+    without the LoRA as well. Returns the PNG files in `out`. Raises `KnownFailure` where there is no LoRA.
     """
     config = run.config
     with _lora_folder(run, config, checkpoint) as folder:
@@ -102,7 +102,7 @@ def _file_name(prompt: str) -> str:
 def teacher_check(config: TrainConfig, examples: Sequence[Example], out: Path) -> Path:
     """Draws up to 4 examples untrained: a row each of the picture, the student's view and the teacher's.
 
-    Student and teacher start from the same noise. Training can teach what the teacher's picture shows, no more.
+    Student and teacher start from the same noise. Training can teach what the teacher shows, no more.
     """
     base_model, shown = load_base_model(config), tuple(examples[:CHECKED])
     with tempfile.TemporaryDirectory() as cache:

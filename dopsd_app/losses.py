@@ -8,8 +8,8 @@ from dopsd_app.rollout import RolloutStep
 def distillation_loss(step: RolloutStep, kind: str = "denoised") -> Tensor:
     """Mean squared difference of student and teacher for each example, (B,) (D-OPSD, arXiv 2605.05204).
 
-    "denoised" compares the denoised latents, as the released code does; "velocity" compares the velocities, as
-    the paper states. Since denoised = latents - sigma * velocity, the first is exactly sigma**2 times the second.
+    "denoised" compares the denoised latents, as the released code does; "velocity" compares the velocities,
+    as the paper states. Since denoised = latents - sigma * velocity, the first is sigma**2 times the second.
     """
     if kind == "velocity":
         difference = step.student_velocity - step.teacher_velocity

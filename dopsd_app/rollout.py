@@ -38,9 +38,9 @@ def rollout(
     noise: Tensor,
     sigmas: Tensor,
 ) -> Iterator[RolloutStep]:
-    """Walks from `noise` (B, C, h, w) along `sigmas` (K + 1) by the student's own velocity (arXiv 2605.05204).
+    """Walks from `noise` (B, C, h, w) along `sigmas` (K + 1) by the student's velocity (arXiv 2605.05204).
 
-    The states are detached: the steps share no graph, so that each can be backpropagated and freed on its own.
+    The states are detached: the steps share no graph: each can be backpropagated and freed on its own.
     """
     latents = noise
     for sigma, sigma_next in pairwise(sigmas):

@@ -55,7 +55,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def z_image_folder(tmp_path_factory):
-    """A tiny random Z-Image with a vision tower: sides are multiples of 16 pixels, latents have 4 channels."""
+    """A tiny random Z-Image with a vision tower: sides of multiples of 16 pixels, latents of 4 channels."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny-z-image")
     tokenizer = tiny_tokenizer()

@@ -1,7 +1,8 @@
 """The teacher's eyes: Qwen3-VL's vision tower in front of the base model's own Qwen3.
 
 Only the vision tower (with its mergers) comes from Qwen3-VL. The language model is the one that the base
-model was trained with, the same tensors: features of an un-replaced Qwen3-VL are strange to it (arXiv 2605.05204).
+model was trained with, the same tensors: features of
+an un-replaced Qwen3-VL are strange to it (arXiv 2605.05204).
 """
 
 from pathlib import Path

@@ -109,7 +109,7 @@ class ZImage:
         return scheduler.sigmas
 
     def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
-        """Z-Image counts time from noise (0) to picture (1), predicts picture - noise: both are flipped here."""
+        """Z-Image counts time from noise to picture and predicts picture - noise: both are flipped here."""
         images = list(latents.to(self.dtype).unsqueeze(2))  # B x (C, 1, h, w)
         texts = [conditioning.prompt_embeds for conditioning in conditionings]  # B x (L, D)
         time = (1 - sigma).to(self.device).expand(len(images))
