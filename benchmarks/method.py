@@ -1,0 +1,184 @@
+"""First evidence on the built-in base: base, SFT and D-OPSD on concepts that it never saw.
+
+SFT (flow matching on the training pictures) gets the same LoRA, the same pictures and captions, and as many
+forward passes of the transformer as D-OPSD. The judge of the base's world measures, at the native steps.
+
+    python -m benchmarks.method
+"""
+
+import argparse
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from pocket.judge import agreement, features, frechet_distance, judge
+
+from benchmarks.record import save_result
+from dopsd_app import draws
+from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
+from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.encode import EncodedExample
+from dopsd_app.rollout import sample
+from dopsd_app.train import optimizer_step, prepare
+from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS
+from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
+
+TRIGGER = "zorp"
+PICTURES = 6  # training pictures of a concept
+PROMPTS = 64  # new scenes that a concept is asked for
+PASSES_PER_STATE = 2  # D-OPSD: the teacher's and the student's
+
+
+def scene_caption(scene: Scene) -> str:
+    """What a person would write: the trigger, and the scene."""
+    size, place = SIZES[scene.size], PLACE_WORDS[scene.place]
+    return f"a {size} {TRIGGER} {place} on a {BACKGROUND_WORDS[scene.background]} background"
+
+
+def encode_concept(base_model: BaseModel, concept: Concept, rng: np.random.Generator):
+    """Training examples (for D-OPSD), their latents (for SFT), and prompts of new scenes."""
+    scenes = [random_scene(rng) for _ in range(PICTURES)]
+    pictures = [Image.fromarray(draw(concept, scene)) for scene in scenes]
+    captions = [scene_caption(scene) for scene in scenes]
+    examples = tuple(
+        EncodedExample(
+            student=(base_model.encode_student(caption),),
+            teacher=(base_model.encode_teacher(picture, caption),),
+            height=64,
+            width=64,
+        )
+        for picture, caption in zip(pictures, captions, strict=True)
+    )
+    latents = torch.stack([base_model.encode_picture(picture) for picture in pictures])
+    new_scenes = [random_scene(rng) for _ in range(PROMPTS)]
+    prompts = [base_model.encode_student(scene_caption(scene)) for scene in new_scenes]
+    return examples, latents, new_scenes, prompts
+
+
+def sft_step(base_model: BaseModel, config: TrainConfig, examples, latents, optimizer, step: int) -> None:
+    """One step of ordinary fine-tuning: predict noise - picture from a noised training picture."""
+    drawn = draws.draw_examples(config.seed, step, config.batch_size, len(examples))
+    noise = torch.stack(
+        [draws.draw_noise(latents.shape[1:], config.seed, step, i) for i in range(len(drawn))]
+    )
+    uniform = torch.rand((), generator=draws.generator(config.seed, draws.PREVIEW, step))
+    sigma = 3 * uniform / (1 + 2 * uniform)  # uniform in the scheduler's own time, as common trainers do
+    pictures = latents[drawn]
+    noised = (1 - sigma) * pictures + sigma * noise
+    velocity = base_model.predict_velocity(noised, sigma, [examples[index].student[0] for index in drawn])
+    (velocity - (noise - pictures)).square().mean().backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def draw_pictures(
+    base_model: BaseModel, config: TrainConfig, prompts: list[Conditioning]
+) -> list[Image.Image]:
+    """One picture for each prompt at the native steps, from noise that belongs to the prompt's place in the list."""
+    shape = base_model.latent_shape(64, 64)
+    noise = torch.stack(
+        [draws.draw_noise(shape, 1, 0, index, draws.PREVIEW) for index in range(len(prompts))]
+    )
+    return base_model.decode(
+        sample(base_model, prompts, noise, base_model.sigmas(config.num_inference_steps, 64, 64))
+    )
+
+
+def measure(pictures: list[Image.Image], concept: Concept, scenes: list[Scene]) -> dict[str, float]:
+    """Shares of the pictures in which the judge sees what was asked for."""
+    seen = judge(pictures)
+    background = np.mean([seen["background"][i] == scene.background for i, scene in enumerate(scenes)])
+    return {**agreement(seen, concept), "background": float(background)}
+
+
+def run_concept(
+    config: TrainConfig, concept: Concept, seed: int
+) -> dict[str, tuple[dict, list[Image.Image]]]:
+    """Base, SFT and D-OPSD on one concept: by method, its figures and its pictures; the real pictures too."""
+    rng = np.random.default_rng(seed)
+    results = {}
+    for method in ("base", "sft", "dopsd"):
+        base_model = load_base_model(config)
+        base_model.load_encoders()
+        base_model.load_transformer()
+        if method == "base":
+            examples, latents, scenes, prompts = encode_concept(base_model, concept, rng)
+        else:
+            optimizer = prepare(base_model, config)
+        started = time.perf_counter()
+        if method == "dopsd":
+            for step in range(1, config.steps + 1):
+                optimizer_step(base_model, config, examples, optimizer, step)
+        if method == "sft":
+            for step in range(1, config.steps * config.rollout_steps * PASSES_PER_STATE + 1):
+                sft_step(base_model, config, examples, latents, optimizer, step)
+                if step == config.steps:
+                    pictures = draw_pictures(base_model, config, prompts)
+                    seconds = time.perf_counter() - started
+                    results["sft, as many steps"] = (
+                        {**measure(pictures, concept, scenes), "seconds": seconds},
+                        pictures,
+                    )
+        seconds = time.perf_counter() - started
+        pictures = draw_pictures(base_model, config, prompts)
+        results[method] = {**measure(pictures, concept, scenes), "seconds": seconds}, pictures
+        print(method, {key: round(value, 3) for key, value in results[method][0].items()}, flush=True)
+    real = [Image.fromarray(draw(concept, scene)) for scene in scenes]
+    results["real"] = {**measure(real, concept, scenes), "seconds": 0.0}, real
+    return results
+
+
+def summarize(concepts: list[dict]) -> dict[str, dict]:
+    """Means over the concepts, each concept's own figures, and the Frechet distance to the real pictures."""
+    real = features([picture for results in concepts for picture in results["real"][1]])
+    table = {}
+    for method in concepts[0]:
+        figures = [results[method][0] for results in concepts]
+        pictures = [picture for results in concepts for picture in results[method][1]]
+        table[method] = {
+            "mean": {key: float(np.mean([f[key] for f in figures])) for key in figures[0]},
+            "frechet_distance": float(frechet_distance(features(pictures), real)),
+            "concepts": figures,
+        }
+    return table
+
+
+def save_sheet(concepts: list[dict], path) -> None:
+    """A row of pictures for every concept and method, to look at."""
+    rows = [results[method][1][:12] for results in concepts for method in results]
+    sheet = Image.new("RGB", (12 * 64, len(rows) * 64))
+    for top, row in enumerate(rows):
+        for left, picture in enumerate(row):
+            sheet.paste(picture, (left * 64, top * 64))
+    sheet.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--concepts", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="optimizer steps of D-OPSD; the preset's unless given")
+    parser.add_argument("--sheet", help="also save the pictures here")
+    parser.add_argument("--name", default="method_v0")
+    arguments = parser.parse_args()
+    config = make_config(load_preset("pocket").settings)
+    if arguments.steps:
+        config = replace(config, steps=arguments.steps)
+    rng = np.random.default_rng(2026)
+    concepts = [random_concept(rng, held_out=True) for _ in range(arguments.concepts)]
+    results = [run_concept(config, concept, seed) for seed, concept in enumerate(concepts)]
+    table = summarize(results)
+    passes = config.steps * config.rollout_steps * PASSES_PER_STATE * config.batch_size
+    path = save_result(
+        arguments.name,
+        {"concepts": [repr(c) for c in concepts], "prompts": PROMPTS, "passes": passes, "methods": table},
+    )
+    if arguments.sheet:
+        save_sheet(results, arguments.sheet)
+    print(f"Saved {path.name}")
+
+
+if __name__ == "__main__":
+    main()

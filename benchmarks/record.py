@@ -1,0 +1,46 @@
+"""Where a benchmark's figures go: JSON with the command, the versions and the hardware that made them."""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save_result(name: str, result: dict) -> Path:
+    """Writes benchmarks/results/<name>.json and returns its path."""
+    command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    facts = {
+        "command": command,
+        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft", "bitsandbytes")},
+        "hardware": _hardware(),
+        "threads": torch.get_num_threads(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**facts, **result}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} cores, {_processor()}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if "model name" in line
+        ]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
