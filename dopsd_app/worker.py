@@ -115,11 +115,12 @@ def _record_all(run: Run, job: Callable[[Run], Iterator[Event]]) -> Event:
         event = Failed(step, explain(error, run))
         if is_disk_full(error):
             run.reserve_file.unlink(missing_ok=True)
+        # The status comes last, so that who reads "failed" finds the rest; it alone must get through.
+        with suppress(OSError):
+            _log(run, "".join(traceback.format_exception(error)) + event.reason)
         with suppress(OSError):
             append_event(run.events_file, event)
         write_status(run, state="failed", step=step, reason=event.reason)
-        with suppress(OSError):
-            _log(run, "".join(traceback.format_exception(error)) + event.reason)
     return event
 
 
@@ -142,14 +143,14 @@ def _record(run: Run, event: Event) -> None:
             changes = {}
     if not isinstance(event, PhaseProgress | StepDone):
         _log(run, str(event))
+    if isinstance(event, Finished):
+        run.reserve_file.unlink(missing_ok=True)
     status = read_status(run)
     if status.state == "stopping" and isinstance(event, PhaseProgress | StepDone):
         changes["state"] = "stopping"
     state_changes = changes.get("state", status.state) != status.state
     if changes and (state_changes or abs(time.time() - status.updated) > STATUS_SECONDS):
         write_status(run, **changes)
-    if isinstance(event, Finished):
-        run.reserve_file.unlink(missing_ok=True)
 
 
 def _log(run: Run, text: str) -> None:

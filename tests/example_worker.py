@@ -35,6 +35,8 @@ def count(run):
             folder.mkdir(exist_ok=True)
             (folder / "manifest.json").write_text(json.dumps({"step": step}))
             yield CheckpointSaved(step, folder.name)
+        if stop and config.name == "slow-to-stop":
+            time.sleep(10)
         if stop:
             yield Stopped(step)
             return
