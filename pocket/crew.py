@@ -1,0 +1,134 @@
+"""Training on several cores: processes of one thread each take micro-batches from a queue and share one vector of weights.
+
+On two cores this is faster than two threads in one process (the matrices are small), and a busy machine slows
+it gracefully: whoever has time takes the next micro-batch. On CUDA the crew is the process itself.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import Tensor, nn
+
+from pocket.state import Stage, warm_then_cool
+
+EMA_DECAY = 0.999
+
+
+def view_parameters(module: nn.Module, weights: Tensor, gradient: Tensor | None = None) -> None:
+    """Make every parameter (and its gradient) a view into one flat vector."""
+    offset = 0
+    for parameter in module.parameters():
+        part = slice(offset, offset + parameter.numel())
+        parameter.data = weights[part].view_as(parameter)
+        if gradient is not None:
+            parameter.grad = gradient[part].view_as(parameter)
+        offset += parameter.numel()
+
+
+def flatten(module: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def work(build: Callable, weights: Tensor, gradient: Tensor, tasks, results) -> None:
+    """One worker: build the loss once, then add the gradients of task after task."""
+    torch.set_num_threads(1)
+    network, loss_of = build()
+    view_parameters(network, weights, gradient)
+    while (task := tasks.get()) is not None:
+        loss, notes = loss_of(*task)
+        loss.backward()
+        results.put(notes)
+
+
+class Crew:
+    """Computes gradients: `build()` gives a network and a function from a task to (loss, notes).
+
+    `weights` is the flat vector that all workers read; the caller steps it between two calls.
+    """
+
+    def __init__(self, build: Callable, weights: Tensor, workers: int):
+        self.weights = weights
+        count = max(workers, 1)
+        self.gradients = [torch.zeros_like(weights) for _ in range(count)]
+        self.processes = []
+        if workers == 0:
+            network, self.loss_of = build()
+            view_parameters(network, weights, self.gradients[0])
+            return
+        context = multiprocessing.get_context("spawn")
+        self.tasks, self.results = context.SimpleQueue(), context.SimpleQueue()
+        for vector in (weights, *self.gradients):
+            vector.share_memory_()
+        for gradient in self.gradients:
+            arguments = (build, weights, gradient, self.tasks, self.results)
+            self.processes.append(context.Process(target=work, args=arguments, daemon=True))
+            self.processes[-1].start()
+
+    def gradient_of(self, tasks: list[tuple]) -> tuple[Tensor, list[dict]]:
+        """The mean gradient over the tasks, and what each of them noted."""
+        for gradient in self.gradients:
+            gradient.zero_()
+        if self.processes:
+            for task in tasks:
+                self.tasks.put(task)
+            notes = [self.results.get() for _ in tasks]
+        else:
+            notes = []
+            for task in tasks:
+                loss, note = self.loss_of(*task)
+                loss.backward()
+                notes.append(note)
+        for gradient in self.gradients[1:]:
+            self.gradients[0].add_(gradient)
+        return self.gradients[0].div_(len(tasks)), notes
+
+    def close(self) -> None:
+        for _ in self.processes:
+            self.tasks.put(None)
+        for process in self.processes:
+            process.join()
+
+
+class Training:
+    """Flat weights with AdamW and an exponential moving average, stepped by a crew's gradients."""
+
+    def __init__(self, weights: Tensor, learning_rate: float, weight_decay: float = 0.01):
+        self.weights = torch.nn.Parameter(weights)
+        self.ema = weights.clone()
+        self.learning_rate = learning_rate
+        self.optimizer = torch.optim.AdamW(
+            [self.weights], learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+        )
+
+    def state_dict(self) -> dict:
+        return {"weights": self.weights.detach(), "ema": self.ema, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.weights.data.copy_(state["weights"])
+        self.ema.copy_(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def update(self, gradient: Tensor, progress: float, step: int) -> None:
+        gradient.mul_((1.0 / gradient.norm()).clamp(max=1.0))
+        self.weights.grad = gradient
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate * warm_then_cool(progress)
+        self.optimizer.step()
+        self.ema.lerp_(self.weights.detach(), 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
+
+
+def run_training(stage: Stage, training: Training, crew: Crew, tasks: int, size: int) -> None:
+    """Steps until the time is up, with a line of mean losses every 50."""
+    seen: dict[str, list[float]] = {}
+    for step in stage.steps(tasks * size):
+        gradient, notes = crew.gradient_of([(step, task, stage.progress) for task in range(tasks)])
+        training.update(gradient, stage.progress, step)
+        for note in notes:
+            for key, value in note.items():
+                seen.setdefault(key, []).append(value)
+        if step % 50 == 49:
+            means = "  ".join(f"{key} {np.mean(values):.4f}" for key, values in seen.items())
+            print(f"{stage.path.stem} {step + 1}  {stage.seconds:.0f} s  {means}", flush=True)
+            seen.clear()
+    crew.close()

@@ -1,0 +1,114 @@
+"""Stage 3: four steps. Each step of the four is taught to land where many small steps of the parent land.
+
+Piecewise rectified flow (PeRFlow, arXiv 2405.07510), made on the fly: the segments are the four steps of the
+pipeline's own schedule. A segment starts at a noised picture of the world, or at a state of the student's own
+walk; the parent solves it, and the student learns the straight line from its start to its end. The encoder stays
+as it is, so parent and student share their features.
+"""
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pocket.crew import Crew, Training, flatten, run_training, view_parameters
+from pocket.data import Batch, Dataset
+from pocket.joint import to_device
+from pocket.network import Network
+from pocket.sampling import empty_context, guided_velocity, sigmas_of
+from pocket.state import Stage, device
+
+STEPS = 4  # of the student
+PARENT_STEPS = (2, 2, 3, 5)  # Heun steps of the parent in each segment
+MICRO = 16
+TASKS = 4  # per optimizer step: each segment, with and without pictures in turn
+LEARNING_RATE = 3e-4
+TEXT_GUIDANCE = 1.5  # of the parent without a picture; with one its context says enough
+OWN_STATES = 0.5  # how often a segment starts on the student's own walk
+AT_START = 0.6  # how often the student is asked at the segment's start, where a four-step walk asks it
+
+
+@torch.no_grad()
+def solve(velocity_of, latents: Tensor, sigma: float, sigma_end: float, steps: int) -> Tensor:
+    """Heun's method from sigma to sigma_end."""
+    sigmas = np.linspace(sigma, sigma_end, steps + 1)
+    for here, there in pairwise(sigmas):
+        velocity = velocity_of(latents, here)
+        guess = latents + (there - here) * velocity
+        latents = latents + (there - here) * (velocity + velocity_of(guess, there)) / 2
+    return latents
+
+
+def start_of_segment(student, batch: Batch, noise: Tensor, segment: int, own: bool) -> Tensor:
+    """The state where a segment starts: a noised picture, or where the student's walk from noise has come to."""
+    sigmas = sigmas_of(STEPS).tolist()
+    if not own:
+        return (1 - sigmas[segment]) * batch.latents + sigmas[segment] * noise
+    latents = noise
+    for sigma, sigma_next in pairwise(sigmas[: segment + 1]):
+        latents = latents + (sigma_next - sigma) * student(latents, sigma)
+    return latents
+
+
+def distil_loss(
+    parent: Network, student: Network, dataset: Dataset, step: int, task: int, progress: float, size: int
+) -> tuple:
+    """Squared distance between the student's velocity and the chord of the parent's path through the segment."""
+    rng, generator = np.random.default_rng((4, step, task)), torch.Generator().manual_seed(step * 64 + task)
+    segment, with_picture = task % STEPS, (step + task // STEPS) % 2 == 1
+    batch = dataset.draw(rng, size, with_picture)
+    noise = torch.randn(batch.latents.shape, generator=generator).to(device())
+    batch = to_device(batch)
+    sigma, sigma_end = sigmas_of(STEPS)[segment : segment + 2].tolist()
+    with torch.autocast(device().type, torch.bfloat16):
+        with torch.no_grad():
+            context = parent.encode(batch.tokens, batch.patches), batch.lengths
+            guidance = 1.0 if with_picture else TEXT_GUIDANCE
+            empty = None if with_picture else empty_context(parent, dataset.tokenizer, size)
+
+            def parent_velocity(latents, sigma):
+                return guided_velocity(
+                    parent, latents, torch.full((size,), sigma, device=device()), context, empty, guidance
+                )
+
+            def student_velocity(latents, sigma):
+                return student.velocity(latents, torch.full((size,), sigma, device=device()), *context)
+
+            start = start_of_segment(student_velocity, batch, noise, segment, rng.random() < OWN_STATES)
+            end = solve(parent_velocity, start, sigma, sigma_end, PARENT_STEPS[segment])
+        way = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) >= AT_START)
+        way = way.to(device())[:, None, None, None]  # 0 at the segment's start, 1 at its end
+        asked = (sigma + way * (sigma_end - sigma)).flatten()
+        velocity = student.velocity(start + way * (end - start), asked, *context)
+    loss = F.mse_loss(velocity, (end - start) / (sigma_end - sigma))
+    return loss, {f"{'picture' if with_picture else 'text'} {segment}": loss.item()}
+
+
+def load_parent(state: Path, dataset: Dataset) -> Network:
+    parent = Network(dataset.tokenizer).to(device())
+    saved = torch.load(state / "joint.pt", map_location=device(), weights_only=True)
+    view_parameters(parent, saved["training"]["ema"])
+    return parent.requires_grad_(False)
+
+
+def build_distil(state: Path, size: int) -> tuple:
+    dataset = Dataset(state)
+    parent = load_parent(state, dataset)
+    student = Network(dataset.tokenizer).to(device())
+    return student.transformer, partial(distil_loss, parent, student, dataset, size=size)
+
+
+def train_distil(state: Path, minutes: float, workers: int) -> None:
+    """Starts from the parent's moving average; only the transformer learns."""
+    size = MICRO if device().type == "cpu" else 4 * MICRO
+    parent = load_parent(state, Dataset(state))
+    training = Training(flatten(parent.transformer), LEARNING_RATE, weight_decay=0.0)
+    stage = Stage(state / "distil.pt", minutes, {"training": training})
+    crew = Crew(
+        partial(build_distil, state, size), training.weights.data, workers if device().type == "cpu" else 0
+    )
+    run_training(stage, training, crew, TASKS, size)
