@@ -30,6 +30,7 @@ from dopsd_app.runs import (
     send_command,
     start_next,
 )
+from dopsd_app.worker import is_out_of_memory
 
 if TYPE_CHECKING:
     from dopsd_app.pictures import Dataset
@@ -161,6 +162,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace) -> int:
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise KnownFailure(f"`--out` must be a .png, .jpg or .webp file, got {options.out}.")
     config, dataset = _read_settings(options)
     with _gpu(options.runs):
         from dopsd_app.generate import teacher_check
@@ -172,13 +175,21 @@ def _preview(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     out = options.out or run.path / "generated"
+    if options.count < 1:
+        raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
     with _gpu(options.runs):
         from dopsd_app.generate import generate
 
-        files = generate(run, options.prompt, seeds, options.strength, options.checkpoint, out)
-        if options.base_too:
-            files += generate(run, options.prompt, seeds, 0.0, options.checkpoint, out / "base")
+        files = generate(
+            run,
+            options.prompt,
+            seeds,
+            out=out,
+            strength=options.strength,
+            checkpoint=options.checkpoint,
+            base_too=options.base_too,
+        )
     print("\n".join(str(file) for file in files))
     return 0
 
@@ -278,6 +289,10 @@ def _gpu(runs_dir: Path) -> Iterator[None]:
         raise RunError(f"The GPU is in use by {user}. Wait for its end{stop}.") from None
     try:
         yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise KnownFailure("Out of memory. Close other programs that use memory, then try again.") from error
     finally:
         lock.release()
         start_next(runs_dir)

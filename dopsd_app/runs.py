@@ -14,6 +14,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -198,16 +199,13 @@ def list_runs(runs_dir: Path) -> list[Run]:
     """All runs, newest first."""
     if not runs_dir.is_dir():
         return []
-    folders = [folder for folder in runs_dir.absolute().iterdir() if not folder.name.startswith(".")]
-    runs = [
-        Run(folder)
-        for folder in folders
-        if all((folder / name).is_file() for name in ("config.json", "status.json"))
-    ]
-    # Two runs of one second are told apart by their settings file, which never changes.
-    return sorted(
-        runs, key=lambda run: (run.id[:15], (run.path / "config.json").stat().st_mtime_ns), reverse=True
-    )
+    made = {}
+    for folder in runs_dir.absolute().iterdir():
+        with suppress(FileNotFoundError, NotADirectoryError):  # not a run, or one that is just being deleted
+            if not folder.name.startswith("."):
+                # Two runs of one second are told apart by their settings file, which never changes.
+                made[Run(folder)] = (folder.name[:15], (folder / "config.json").stat().st_mtime_ns)
+    return sorted(made, key=made.get, reverse=True)
 
 
 def find_run(runs_dir: Path, text: str) -> Run:
@@ -269,13 +267,17 @@ def write_status(run: Run, **changes) -> Status:
 
 
 def _stored_status(run: Run) -> Status:
-    return Status(**json.loads(insist(run.status_file.read_bytes)))
+    content = insist(run.status_file.read_bytes)
+    try:
+        return Status(**json.loads(content))
+    except (ValueError, TypeError) as error:  # a bad disk, or a hand: the other runs must not suffer
+        return Status("failed", reason=f"status.json cannot be read: {error}. Resume writes it anew.")
 
 
 def is_alive(status: Status) -> bool:
     """Whether the process that wrote this status, not a later one of the same number, is still at work."""
     started = process_started(status.pid) if status.pid else None
-    return started is not None and status.pid_started is not None and abs(started - status.pid_started) < 1
+    return started is not None and status.pid_started is not None and abs(started - status.pid_started) < 2
 
 
 def process_started(pid: int) -> float | None:
@@ -286,7 +288,7 @@ def process_started(pid: int) -> float | None:
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
         started = process.create_time()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone; or another user's, so not the one we mean
         return None
     # Linux counts from boot, and psutil adds the time of boot, which moves whenever the clock is set.
     return started - psutil.boot_time() if psutil.LINUX else started

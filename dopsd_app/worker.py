@@ -98,9 +98,9 @@ def _record_all(run: Run, job: Callable[[Run], Iterator[Event]]) -> Event:
     step = read_status(run).step
     event = None
     try:
-        write_status(
-            run, state="loading", pid=os.getpid(), pid_started=process_started(os.getpid()), reason=""
-        )
+        started = process_started(os.getpid())
+        write_status(run, state="loading", pid=os.getpid(), pid_started=started, reason="")
+        write_status(run, steps=run.config.steps)  # apart: settings that cannot be read are told as a failure
         reserve_space(run)
         _log(run, f"process {os.getpid()} begins")
         with closing(job(run)) as events:
@@ -171,12 +171,7 @@ def explain(error: Exception, run: Run) -> str:
         return f"The disk is full. Free some space, then resume the run: {kept}."
     if names & {"KnownFailure", "ConfigError", "PicturesError"}:
         return str(error)
-    text = str(error).lower()
-    if (
-        names & {"OutOfMemoryError", "MemoryError"}
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    ):
+    if is_out_of_memory(error):
         return f"Out of memory. {_smaller(run.config)}"
     first = str(error).strip().partition("\n")[0][:300].rstrip(".")
     return f"Unexpected error, {type(error).__name__}: {first}. The whole trace is in log.txt; {kept}."
@@ -195,6 +190,15 @@ def _smaller(config: TrainConfig) -> str:
     left = [words for helps, words in savings if helps]
     others = "Close other programs that use memory"
     return f"{others}, or start a run with {left[0]}." if left else f"{others}, then resume the run."
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the GPU's memory or the computer's was too small."""
+    text = str(error).lower()
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or any(
+        words in text for words in ("out of memory", "can't allocate memory")
+    )
 
 
 def is_disk_full(error: BaseException | None) -> bool:

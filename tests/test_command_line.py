@@ -223,6 +223,13 @@ def test_heavy_commands_say_who_has_the_gpu(train_arguments, images, runs_dir, c
     assert f"The GPU is in use by the training of {run.id}." in capsys.readouterr().err
 
 
+def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(images, runs_dir, capsys):
+    assert main(["preview", "--images", str(images), "--runs", str(runs_dir), "--out", "check"]) == 2
+    assert "`--out` must be a .png, .jpg or .webp file, got check" in capsys.readouterr().err
+    assert main(["generate", "latest", "--prompt", "tok", "--runs", str(runs_dir)]) == 2
+    assert "There are no runs" in capsys.readouterr().err
+
+
 def test_help_names_every_command_and_needs_no_model():
     check = "import sys, dopsd_app.command_line as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     check += "assert not {'torch', 'gradio', 'PIL', 'numpy'} & sys.modules.keys()"

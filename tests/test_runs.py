@@ -169,6 +169,18 @@ def test_a_status_of_a_reused_process_number_reads_as_interrupted(runs_dir):
     assert json.loads(run.status_file.read_text())["state"] == "training"
 
 
+@pytest.mark.parametrize("content", ["", '{"state": "fin', '{"mood": "good"}'])
+def test_a_broken_status_does_not_stand_in_the_way_of_other_runs(runs_dir, content):
+    broken, run = new_run(runs_dir), new_run(runs_dir)
+    broken.status_file.write_text(content)
+    runs.enqueue(run)
+    assert broken.status.state == "failed"
+    assert "status.json cannot be read" in broken.status.reason
+    assert runs.start_next(runs_dir) == run
+    runs.resume(broken)
+    wait_for_state(broken, "finished")
+
+
 def test_a_dead_process_that_nobody_asked_after_is_dead():
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     wait_for(lambda: runs.process_started(process.pid) is None)
@@ -244,7 +256,7 @@ def test_commands_are_taken_once_and_unknown_ones_refused(runs_dir):
 
 
 def test_a_run_killed_at_any_moment_is_interrupted_and_goes_on(runs_dir):
-    run = started_run(runs_dir, steps=60)
+    run = started_run(runs_dir, steps=100)
     for seed in range(3):
         time.sleep(random.Random(seed).uniform(0.2, 0.7))
         psutil.Process(run.status.pid).kill()
@@ -254,7 +266,7 @@ def test_a_run_killed_at_any_moment_is_interrupted_and_goes_on(runs_dir):
         assert checkpoint == runs.latest_checkpoint(run)
         assert runs.start_next(runs_dir) == run
     wait_for_state(run, "finished")
-    assert steps_of(run) == list(range(1, 61))
+    assert steps_of(run) == list(range(1, 101))
 
 
 @pytest.mark.parametrize(
