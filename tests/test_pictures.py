@@ -1,0 +1,785 @@
+import json
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dopsd_app.pictures import (
+    Example,
+    Note,
+    PicturesError,
+    Problem,
+    bucket,
+    copy_examples,
+    crop,
+    load_picture,
+    read_examples,
+)
+
+COLOURS = ["red", "green", "blue", "orange", "purple", "gold", "pink", "teal"]
+ORIENTATION = 0x0112  # the EXIF tag
+posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four good pictures, 1.png to 4.png, each with one caption."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(1, 5):
+        add(folder, f"{number}.png", colour=COLOURS[number], caption=f"picture {number}")
+    return folder
+
+
+def add(folder, name, *, colour="grey", size=(64, 64), caption=None, **options):
+    Image.new("RGB", size, colour).save(folder / name, **options)
+    if caption is not None:
+        (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+
+
+def write_metadata(folder, *rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for path in folder.glob("*.txt"):
+        path.unlink()
+
+
+def rows_of(folder):
+    return [{"file_name": f"{number}.png", "text": f"picture {number}"} for number in range(1, 5)]
+
+
+def read(folder):
+    return read_examples(folder, minimum_side=64)
+
+
+def problems_of(folder):
+    with pytest.raises(PicturesError) as caught:
+        read(folder)
+    assert str(caught.value).split("\n") == [problem.message for problem in caught.value.problems]
+    return caught.value.problems
+
+
+def refusal(path):
+    with pytest.raises(PicturesError) as caught:
+        load_picture(path)
+    [problem] = caught.value.problems
+    assert problem.picture == path.name
+    return problem.message
+
+
+def captions(dataset):
+    return [example.captions for example in dataset.examples]
+
+
+def names(dataset):
+    return [example.image.name for example in dataset.examples]
+
+
+def messages(dataset):
+    return [note.message for note in dataset.notes]
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width, height, depth, colour_type, rows):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def red_means_green():
+    """A colour profile that differs from sRGB in one thing: its red is green, and its green red."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+
+
+# Reading a folder
+
+
+def test_a_folder_with_caption_files_is_read(folder):
+    dataset = read(folder)
+    assert dataset.examples[0] == Example(folder / "1.png", ("picture 1",), ())
+    assert captions(dataset) == [(f"picture {number}",) for number in range(1, 5)]
+    assert dataset.notes == ()
+
+
+def test_the_folder_may_be_given_as_text(folder):
+    assert read(str(folder)) == read(folder)
+
+
+def test_each_line_of_a_caption_file_is_a_caption(folder):
+    (folder / "2.txt").write_bytes(
+        "\ufeff a cat \r\n\r\n\tthe\tcat, at  night\u2028un chat à Paris\n  \n".encode()
+    )
+    assert read(folder).examples[1].captions == ("a cat", "the cat, at night", "un chat à Paris")
+
+
+def test_pictures_are_in_natural_order(folder):
+    add(folder, "10.png", colour="black", caption="ten")
+    add(folder, "b2.png", colour="white", caption="b two")
+    add(folder, "B10.png", colour="teal", caption="b ten")
+    assert names(read(folder)) == ["1.png", "2.png", "3.png", "4.png", "10.png", "b2.png", "B10.png"]
+
+
+def test_upper_and_lower_case_and_accents_in_names_are_forgiven(folder):
+    add(folder, "IMG_5.JPG", colour="black")
+    (folder / "img_5.TXT").write_text("five", encoding="utf-8")
+    add(folder, "caf\u00e9.png", colour="white")
+    (folder / "cafe\u0301.txt").write_text("coffee", encoding="utf-8")
+    assert set(captions(read(folder))) > {("five",), ("coffee",)}
+
+
+def test_an_exact_name_comes_before_a_similar_one(folder):
+    add(folder, "cat.png", colour="black", caption="small")
+    if (folder / "CAT.png").exists():
+        pytest.skip("this disk makes no difference between cat and CAT")
+    add(folder, "CAT.png", colour="white", caption="large")
+    found = {example.image.name: example.captions for example in read(folder).examples}
+    assert found["cat.png"] == ("small",)
+    assert found["CAT.png"] == ("large",)
+
+
+def test_a_shared_caption_file_is_refused(folder):
+    add(folder, "1.jpg", colour="black")
+    message = "1.jpg and 1.png share the caption file 1.txt. Give each picture a name of its own."
+    assert problems_of(folder) == (Problem("1.png", message),)
+
+
+def test_pictures_are_known_by_content_not_by_name(folder):
+    add(folder, "5.jpg", colour="black", caption="a WebP", format="WEBP")
+    add(folder, "6", colour="white", caption="a JPEG", format="JPEG")
+    assert names(read(folder))[4:] == ["5.jpg", "6"]
+
+
+def test_files_of_the_system_and_preview_prompts_are_ignored(folder):
+    for name in (".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini", "prompts.txt"):
+        (folder / name).write_text("x", encoding="utf-8")
+    (folder / ".cache").mkdir()
+    assert read(folder).notes == ()
+
+
+def test_what_is_left_out_is_noted(folder):
+    (folder / "5.txt").write_text("a caption", encoding="utf-8")
+    (folder / "README.md").write_text("BMW pictures", encoding="utf-8")
+    (folder / "more").mkdir()
+    assert read(folder).notes == (
+        Note("", "README.md is not a picture and was left out."),
+        Note("", "more is a folder: what is in it counts only if metadata.jsonl lists it."),
+        Note("", "5.txt belongs to no picture and was left out."),
+    )
+
+
+@posix_only
+def test_a_pipe_is_left_out_and_not_waited_for(folder):
+    os.mkfifo(folder / "5.png")
+    assert messages(read(folder)) == ["5.png is not a picture and was left out."]
+
+
+@posix_only
+def test_links_are_followed_inside_the_folder_only(folder, tmp_path):
+    add(tmp_path, "secret.png", colour="black")
+    (folder / "5.png").symlink_to(tmp_path / "secret.png")
+    (folder / "5.txt").symlink_to(folder / "4.txt")
+    (folder / "6.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "7.png").symlink_to(folder / "7.png")  # to itself
+    assert [problem.message for problem in problems_of(folder)] == [
+        "5.png is a link to a place outside the folder. Copy the file itself into it.",
+        "6.txt is a link to a place outside the folder. Copy the file itself into it.",
+    ]
+
+
+@posix_only
+def test_a_name_with_a_line_break_stays_in_one_line(folder):
+    add(folder, "a\nb.png", colour="black")
+    assert problems_of(folder)[0].message == "a?b.png has no caption. Write what the picture shows (a?b.txt)."
+
+
+def test_a_missing_folder_is_a_problem(tmp_path):
+    message = f"There is no folder {tmp_path / 'nowhere'}. Check where it is."
+    assert problems_of(tmp_path / "nowhere") == (Problem("", message),)
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    assert "There is no folder" in problems_of(tmp_path / "file")[0].message
+
+
+# Captions
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \r\n \t\n"])
+def test_an_empty_caption_is_refused(folder, content):
+    (folder / "3.txt").write_bytes(content)
+    message = "The caption of 3.png is empty. Write what the picture shows."
+    assert problems_of(folder) == (Problem("3.png", message),)
+
+
+def test_a_picture_without_a_caption_is_refused(folder):
+    (folder / "3.txt").unlink()
+    message = "3.png has no caption. Write what the picture shows (3.txt)."
+    assert problems_of(folder) == (Problem("3.png", message),)
+
+
+@pytest.mark.parametrize(
+    "content", ["caf\u00e9".encode("latin-1"), "a cat".encode("utf-16"), "a cat".encode("utf-16-le")]
+)
+def test_a_caption_file_in_another_encoding_is_refused(folder, content):
+    (folder / "3.txt").write_bytes(content)
+    message = "3.txt is not UTF-8 text. Save it as plain text in UTF-8."
+    assert problems_of(folder) == (Problem("3.png", message),)
+
+
+def test_a_long_caption_is_refused(folder):
+    (folder / "2.txt").write_text("x" * 2000, encoding="utf-8")
+    assert len(read(folder).examples) == 4
+    (folder / "2.txt").write_text("short\n" + "x" * 2001, encoding="utf-8")
+    message = "The caption of 2.png has 2001 characters. Shorten it to 2000 at most."
+    assert problems_of(folder) == (Problem("2.png", message),)
+
+
+def test_a_huge_caption_file_is_refused(folder):
+    (folder / "2.txt").write_bytes(b"x\n" * 500_001)
+    assert problems_of(folder) == (
+        Problem("2.png", "2.txt is larger than a megabyte. Keep only captions in it."),
+    )
+
+
+def test_control_characters_go_and_emoji_stay(folder):
+    (folder / "2.txt").write_text("a\x1bcat\x07\x7f 👩\u200d🚀", encoding="utf-8")
+    assert read(folder).examples[1].captions == ("a cat 👩\u200d🚀",)
+
+
+# metadata.jsonl
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "prompt"])
+def test_metadata_is_read_as_datasets_writes_it(folder, column):
+    write_metadata(folder, *({"file_name": f"{n}.png", column: f"picture {n}"} for n in (3, 1, 4, 2)))
+    dataset = read(folder)
+    assert names(dataset) == ["1.png", "2.png", "3.png", "4.png"]
+    assert captions(dataset) == [(f"picture {number}",) for number in range(1, 5)]
+
+
+def test_a_list_in_metadata_means_several_captions_of_one_line_each(folder):
+    rows = rows_of(folder)
+    rows[0]["text"] = ["a cat", "the\ncat\u2028sleeps \ud800", " "]
+    write_metadata(folder, *rows)
+    assert read(folder).examples[0].captions == ("a cat", "the cat sleeps")
+
+
+def test_metadata_may_have_a_bom_empty_lines_and_raw_line_separators(folder):
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows_of(folder)]
+    lines[0] = lines[0].replace("picture 1", "one\u2028two")
+    write_metadata(folder, "\ufeff" + lines[0], "", *(line + "\r" for line in lines[1:]))
+    assert read(folder).examples[0].captions == ("one two",)
+
+
+def test_metadata_may_list_pictures_in_folders_below(folder):
+    (folder / "train").mkdir()
+    add(folder / "train", "5.png", colour="black", size=(20, 20))
+    write_metadata(folder, *rows_of(folder), {"file_name": "train/5.png", "text": "five"})
+    [problem] = problems_of(folder)
+    assert problem.picture == "train/5.png"
+    assert problem.message.startswith("train/5.png has 20 x 20 pixels")
+
+
+def test_caption_files_beside_metadata_are_left_out_with_a_note(folder):
+    write_metadata(folder, *rows_of(folder))
+    (folder / "1.txt").write_text("another", encoding="utf-8")
+    dataset = read(folder)
+    assert dataset.examples[0].captions == ("picture 1",)
+    assert messages(dataset) == ["The captions are those in metadata.jsonl: the .txt files were left out."]
+
+
+def test_every_mistake_in_metadata_is_named(folder, tmp_path):
+    add(folder, "5.png", colour="black")
+    add(folder, "6.png", colour="white")
+    add(folder, "7.png", colour="teal")
+    add(folder, "8.png", colour="brown")
+    write_metadata(
+        folder,
+        *rows_of(folder),
+        "{'file_name': '5.png'}",
+        {"file_name": "9.png", "text": "x"},
+        {"file_name": "../secret.png", "text": "x"},
+        {"file_name": str(tmp_path / "secret.png"), "text": "x"},
+        {"file_name": "./4.png", "text": "x"},
+        {"text": "x"},
+        ["6.png", "x"],
+        {"file_name": "6.png", "text": ["a", 7]},
+        {"file_name": "7.png"},
+        {"file_name": "8.png", "text": []},
+        "[" * 100_000,
+    )
+    assert [(problem.picture, problem.message) for problem in problems_of(folder)] == [
+        ("", "metadata.jsonl is not valid JSON in line 5, 15. Write one whole {...} per line."),
+        ("", "Line 6 of metadata.jsonl names 9.png, which is not there. Add the picture or remove the line."),
+        (
+            "",
+            "Line 7 of metadata.jsonl names ../secret.png, which is outside the folder. "
+            "Copy the picture into the folder.",
+        ),
+        (
+            "",
+            f"Line 8 of metadata.jsonl names {tmp_path / 'secret.png'}, which is outside the folder. "
+            "Copy the picture into the folder.",
+        ),
+        ("", 'Line 10 of metadata.jsonl names no picture. Give its file name as "file_name".'),
+        ("", 'Line 11 of metadata.jsonl names no picture. Give its file name as "file_name".'),
+        ("4.png", "4.png is listed twice in metadata.jsonl. Remove one of the lines."),
+        ("5.png", "5.png is not in metadata.jsonl. Add a line with its caption, or remove it."),
+        ("6.png", "The caption of 6.png is missing or is not text. Write what the picture shows."),
+        ("7.png", "The caption of 7.png is missing or is not text. Write what the picture shows."),
+        ("8.png", "The caption of 8.png is empty. Write what the picture shows."),
+    ]
+
+
+@pytest.mark.parametrize("name", ["\0.png", "\ud800.png", "x" * 5000, "a\nb.png"])
+def test_impossible_names_in_metadata_are_not_there(folder, name):
+    write_metadata(folder, *rows_of(folder), {"file_name": name, "text": "x"})
+    [problem] = problems_of(folder)
+    assert "which is not there" in problem.message
+    assert len(problem.message) < 400
+    assert problem.message.isprintable()
+
+
+@pytest.mark.parametrize("line", ['{"file_name": 5, "text": "x"}', '{"file_name": ' + "1" * 5000 + "}"])
+def test_numbers_are_no_names(folder, line):
+    write_metadata(folder, *rows_of(folder), line)
+    assert "names no picture" in problems_of(folder)[0].message
+
+
+@posix_only
+def test_metadata_cannot_reach_outside_by_a_link(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    add(tmp_path / "elsewhere", "secret.png", colour="black")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    write_metadata(folder, *rows_of(folder), {"file_name": "more/secret.png", "text": "x"})
+    assert [problem.message.split(".")[0] for problem in problems_of(folder)] == [
+        "more is a link to a place outside the folder",
+        "Line 5 of metadata",
+    ]
+
+
+def test_unreadable_metadata_is_one_problem(folder):
+    write_metadata(folder)
+    (folder / "metadata.jsonl").write_text("caf\u00e9", encoding="utf-16")
+    message = "metadata.jsonl is not UTF-8 text. Save it as plain text in UTF-8."
+    assert problems_of(folder) == (Problem("", message),)
+
+
+# What is refused
+
+
+def test_too_few_pictures(folder):
+    (folder / "4.png").unlink()
+    message = "Pictures: 4 to 20 are needed, but the folder has 3. Add more."
+    assert problems_of(folder) == (Problem("", message),)
+
+
+def test_too_many_pictures_and_only_the_first_are_opened(folder):
+    for number in range(5, 21):
+        add(folder, f"{number}.png", colour=(number, 0, 0), caption="x")
+    assert len(read(folder).examples) == 20
+    (folder / "21.png").write_bytes(b"never opened, and its caption is missing")
+    message = "Pictures: 4 to 20 are needed, but the folder has 21. Remove some."
+    assert problems_of(folder) == (Problem("", message),)
+
+
+def test_small_pictures_are_refused_and_the_limit_is_the_callers(folder):
+    add(folder, "2.png", colour="black", size=(64, 63))
+    message = "2.png has 64 x 63 pixels, and each side needs 64 or more. Use a larger picture."
+    assert problems_of(folder) == (Problem("2.png", message),)
+    assert len(read_examples(folder, minimum_side=63).examples) == 4
+
+
+def test_the_same_picture_twice_is_refused_whatever_its_file(folder):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    picture.save(folder / "1.png")
+    picture.rotate(180).save(folder / "2.png", exif=exif)
+    picture.save(folder / "3.png", format="WEBP", lossless=True)
+    assert problems_of(folder) == (
+        Problem("2.png", "2.png is the same picture as 1.png. Remove one of them."),
+        Problem("3.png", "3.png is the same picture as 1.png. Remove one of them."),
+    )
+
+
+def test_the_same_pixels_in_another_shape_are_another_picture(folder):
+    add(folder, "1.png", colour="red", size=(64, 128))
+    add(folder, "2.png", colour="red", size=(128, 64))
+    assert len(read(folder).examples) == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_what_is_no_picture_is_refused_by_name(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    expected = "a.png cannot be read as a picture. Save it again as JPEG or PNG, or remove it."
+    assert refusal(tmp_path / "a.png") == expected
+
+
+def test_a_missing_picture_is_refused_by_name(tmp_path):
+    assert "a.png cannot be read" in refusal(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_truncated_picture_is_refused_by_name(tmp_path, file_format, part):
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 64), 80).convert("RGB").save(path, format=file_format)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    assert refusal(path) == "a.png is damaged or incomplete. Download or save it again."
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "AVIF"])
+def test_other_formats_are_named(tmp_path, file_format):
+    add(tmp_path, "a.jpg", format=file_format)
+    expected = f"a.jpg is a picture in the {file_format} format. Save it as JPEG or PNG first."
+    assert refusal(tmp_path / "a.jpg") == expected
+
+
+@pytest.mark.parametrize(
+    ("brands", "file_format"),
+    [
+        (b"heic\0\0\0\0mif1heic", "HEIC"),
+        (b"mif1\0\0\0\0mif1heic", "HEIC"),
+        (b"msf1\0\0\0\0msf1hevc", "HEIC"),
+        (b"mif1\0\0\0\0mif1avif", "AVIF"),
+        (b"avis\0\0\0\0msf1avis", "AVIF"),
+    ],
+)
+def test_pictures_of_phones_are_named_by_their_brand(tmp_path, brands, file_format):
+    (tmp_path / "a.png").write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
+    assert f"in the {file_format} format" in refusal(tmp_path / "a.png")
+
+
+def test_a_film_beside_the_pictures_is_left_out(folder):
+    (folder / "1.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(100))
+    assert messages(read(folder)) == ["1.mov is not a picture and was left out."]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_an_animation_is_refused(tmp_path, file_format):
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a", format=file_format, save_all=True, append_images=frames[1:])
+    expected = "a is an animation. Save one of its pictures as JPEG or PNG first."
+    assert refusal(tmp_path / "a") == expected
+
+
+def test_a_photograph_with_a_preview_in_it_is_no_animation(tmp_path):
+    photograph, preview = Image.new("RGB", (64, 64), "white"), Image.new("RGB", (16, 16), "black")
+    photograph.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview])
+    picture = load_picture(tmp_path / "a.jpg")
+    assert picture.size == (64, 64)
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("size", [(8920, 10001), (10000, 10000), (30000, 30000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize("warnings_are", ["default", "error"])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, recwarn, size, warnings_are):
+    (tmp_path / "a.png").write_bytes(png(*size, 8, 2, b""))
+    warnings.simplefilter(warnings_are)  # recwarn restores the filters
+    assert refusal(tmp_path / "a.png") == "a.png has more than 89 million pixels. Scale it down first."
+
+
+def test_all_problems_are_told_at_once_and_in_order(folder):
+    (folder / "1.txt").unlink()
+    (folder / "2.png").write_bytes(b"text")
+    (folder / "3.txt").write_bytes(b"\xff")
+    add(folder, "3.png", colour="black", size=(10, 10))
+    add(folder, "10.png", colour=COLOURS[4], caption="")
+    assert [problem.picture for problem in problems_of(folder)] == [
+        "1.png",
+        "2.png",
+        "3.png",
+        "3.png",
+        "10.png",
+        "10.png",
+    ]
+    (folder / "10.png").unlink()
+    (folder / "4.png").unlink()
+    assert [problem.picture for problem in problems_of(folder)] == ["", "1.png", "2.png", "3.png", "3.png"]
+
+
+# What is repaired
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        (1, ["abc", "def"]),
+        (2, ["cba", "fed"]),
+        (3, ["fed", "cba"]),
+        (4, ["def", "abc"]),
+        (5, ["ad", "be", "cf"]),
+        (6, ["da", "eb", "fc"]),
+        (7, ["fc", "eb", "da"]),
+        (8, ["cf", "be", "ad"]),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_pictures_are_turned_as_the_camera_noted(tmp_path, orientation, expected, file_format):
+    stored = np.array([list(b"abc"), list(b"def")], dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(stored).convert("RGB").save(tmp_path / "a", format=file_format, lossless=True, exif=exif)
+    picture = np.asarray(load_picture(tmp_path / "a"))
+    assert [bytes(row).decode() for row in picture[:, :, 0]] == expected
+
+
+def test_a_turned_photograph_is_noted(folder):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    add(folder, "2.png", colour="black", size=(64, 80), format="JPEG", exif=exif)
+    assert read(folder).notes == (Note("2.png", "2.png was turned upright, as its camera noted."),)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"garbage", b"MM\xff\x2a\0\0\0\x08", b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12", b""]
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_camera_data_does_no_harm(tmp_path, file_format, exif):
+    add(tmp_path, "a.jpg", colour="white", format=file_format, exif=b"Exif\0\0" + exif)
+    assert load_picture(tmp_path / "a.jpg").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_photograph_is_turned_though_another_camera_entry_is_damaged(tmp_path):
+    # Big-endian EXIF: orientation 6, and an x-resolution that claims to be text.
+    entries = struct.pack(">HHIHH", ORIENTATION, 3, 1, 6, 0) + struct.pack(">HHI4s", 0x011A, 2, 4, b"abc\0")
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4)
+    add(tmp_path, "a.jpg", size=(40, 30), exif=exif)
+    assert load_picture(tmp_path / "a.jpg").size == (30, 40)
+
+
+def test_transparency_becomes_white(tmp_path):
+    picture = Image.new("RGBA", (4, 1))
+    for x, pixel in enumerate([(10, 20, 30, 255), (10, 20, 30, 0), (0, 0, 0, 128), (255, 0, 0, 51)]):
+        picture.putpixel((x, 0), pixel)
+    picture.save(tmp_path / "a.png")
+    # 128 of 255 opaque black leaves 127 of white; 51 of 255 is a fifth of red.
+    expected = [[10, 20, 30], [255, 255, 255], [127, 127, 127], [255, 204, 204]]
+    assert np.asarray(load_picture(tmp_path / "a.png"))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGB", "L", "1"])
+def test_transparency_of_every_kind_becomes_white(tmp_path, mode):
+    """The left pixel is black and transparent, the right one is opaque."""
+    path = tmp_path / "a.png"
+    if mode == "LA":
+        picture = Image.new("LA", (2, 1), (0, 255))
+        picture.putpixel((0, 0), (0, 0))
+        picture.save(path)
+        right = 0
+    elif mode == "P":
+        picture = Image.new("P", (2, 1), 1)
+        picture.putpalette([0, 0, 0, 0, 0, 0])
+        picture.putpixel((0, 0), 0)
+        picture.save(path, transparency=0)
+        right = 0
+    else:
+        picture = Image.new(mode, (2, 1))
+        picture.putpixel((1, 0), (200, 200, 200) if mode == "RGB" else 200)
+        picture.save(path, transparency=(0, 0, 0) if mode == "RGB" else 0)
+        right = 255 if mode == "1" else 200
+    assert np.asarray(load_picture(path))[0].tolist() == [[255] * 3, [right] * 3]
+
+
+def test_transparency_is_noted_only_where_it_shows(folder):
+    Image.new("RGBA", (64, 64), (1, 2, 3, 255)).save(folder / "1.png")
+    Image.new("RGBA", (64, 64), (4, 5, 6, 254)).save(folder / "2.png")
+    assert read(folder).notes == (Note("2.png", "2.png has transparent parts: they became white."),)
+
+
+def test_16_bit_grey_keeps_its_shades(folder):
+    shades = np.zeros((64, 64), dtype=np.uint16)
+    shades[0, :6] = [0, 255, 256, 32768, 65280, 65535]
+    Image.fromarray(shades).save(folder / "1.png")
+    picture = load_picture(folder / "1.png")
+    assert np.asarray(picture)[0, :6].tolist() == [[value] * 3 for value in (0, 0, 1, 128, 255, 255)]
+    assert messages(read(folder)) == ["1.png has 16 bits per pixel: they became 8."]
+
+
+def test_16_bit_colour_keeps_its_colours(tmp_path):
+    row = b"\0" + struct.pack(">6H", 32768, 65535, 0, 256, 512, 768)
+    (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, row))
+    assert np.asarray(load_picture(tmp_path / "a.png"))[0].tolist() == [[128, 255, 0], [1, 2, 3]]
+
+
+def test_print_colours_become_rgb(folder):
+    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(folder / "1.png", format="JPEG", quality=100)
+    picture = np.asarray(load_picture(folder / "1.png")).astype(int)
+    assert abs(picture - [255, 0, 0]).max() <= 3  # magenta and yellow make red
+    colours = "1.png has colours for print (CMYK): on a screen they may look a little different."
+    assert messages(read(folder)) == [colours]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_grey_and_palette_become_rgb_without_a_word(folder, mode):
+    Image.new("RGB", (64, 64), "white").convert(mode).save(folder / "1.png")
+    picture = load_picture(folder / "1.png")
+    assert picture.mode == "RGB"
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    assert read(folder).notes == ()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_colour_profile_is_turned_into_srgb(tmp_path, mode):
+    Image.new(mode, (8, 8), "red").save(tmp_path / "a.png", icc_profile=red_means_green())
+    red, green, blue = load_picture(tmp_path / "a.png").getpixel((0, 0))
+    assert (red < 3, green > 252, blue < 3) == (True, True, True)
+
+
+def test_a_colour_profile_leaves_transparency_alone(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png", icc_profile=red_means_green())
+    assert load_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("profile", [b"garbage", red_means_green()], ids=["damaged", "of RGB"])
+def test_a_useless_colour_profile_is_ignored(tmp_path, mode, profile):
+    Image.new(mode, (8, 8)).save(tmp_path / "a.jpg", icc_profile=profile)
+    expected = (255, 255, 255) if mode == "CMYK" else (0, 0, 0)
+    assert load_picture(tmp_path / "a.jpg").getpixel((0, 0)) == expected
+
+
+@pytest.mark.parametrize(("file_format", "mode"), [("JPEG", "L"), ("PNG", "1")])
+def test_a_huge_picture_is_halved(folder, file_format, mode):
+    picture = Image.new(mode, (7201, 7000))  # 50.4 million pixels
+    picture.paste(255, (0, 0, 3600, 7000))
+    picture.save(folder / "2.png", format=file_format)
+    dataset = read(folder)
+    assert dataset.notes == (Note("2.png", "2.png has 7201 x 7000 pixels: both sides were halved."),)
+    halved = load_picture(folder / "2.png")
+    assert halved.size == (3601, 3500)
+    assert halved.getpixel((10, 10)) == (255, 255, 255)
+    assert halved.getpixel((3590, 3490)) == (0, 0, 0)
+
+
+def test_a_huge_jpeg_is_never_decoded_whole(tmp_path, monkeypatch):
+    Image.new("L", (7201, 7000)).save(tmp_path / "a.jpg")
+    monkeypatch.delattr(Image.Image, "reduce")
+    assert load_picture(tmp_path / "a.jpg").size == (3601, 3500)
+
+
+def test_a_long_picture_is_noted(folder):
+    add(folder, "1.png", colour="black", size=(64, 128))
+    add(folder, "2.png", colour="black", size=(129, 64))
+    message = "2.png is more than twice as long as it is wide: only its middle is used."
+    assert read(folder).notes == (Note("2.png", message),)
+
+
+def test_several_repairs_of_one_picture_are_all_noted(folder):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    Image.new("RGBA", (64, 200)).save(folder / "1.png", exif=exif)
+    assert [message.split(" ", 2)[2] for message in messages(read(folder))] == [
+        "turned upright, as its camera noted.",
+        "transparent parts: they became white.",
+        "more than twice as long as it is wide: only its middle is used.",
+    ]
+
+
+# Copies
+
+
+def test_a_copy_holds_the_repaired_pictures_and_reads_the_same(folder, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[0x8825] = {1: "N", 2: (52.0, 31.0, 0.0)}  # where it was taken
+    noise = Image.effect_noise((80, 64), 80).convert("RGB")
+    noise.save(folder / "1.png", format="JPEG", exif=exif, icc_profile=red_means_green(), comment=b"secret")
+    Image.new("RGBA", (64, 64), (9, 9, 9, 9)).save(folder / "2.png")
+    (folder / "3.txt").write_text("\ufeffone\r\n\r\nà two\x07\n", encoding="utf-8")
+    add(folder, "10.png", colour="gold", caption="ten")
+    original = read(folder)
+    copy_examples(original, tmp_path / "run" / "dataset")
+
+    copied = read(tmp_path / "run" / "dataset")
+    assert names(copied) == ["01.png", "02.png", "03.png", "04.png", "05.png"]
+    assert captions(copied) == captions(original)
+    assert copied.notes == ()
+    assert (tmp_path / "run" / "dataset" / "03.txt").read_bytes() == "one\nà two\n".encode()
+    for before, after in zip(original.examples, copied.examples, strict=True):
+        assert load_picture(before.image).tobytes() == load_picture(after.image).tobytes()
+        with Image.open(after.image) as written:
+            assert (written.format, written.mode, written.info, dict(written.getexif())) == (
+                "PNG",
+                "RGB",
+                {},
+                {},
+            )
+
+
+def test_a_copy_of_metadata_captions_reads_the_same(folder, tmp_path):
+    rows = rows_of(folder)
+    rows[0]["text"] = ["one\ntwo", "three\u2028four", "five \x85six"]
+    write_metadata(folder, *rows)
+    original = read(folder)
+    copy_examples(original, tmp_path / "copy")
+    assert captions(read(tmp_path / "copy")) == captions(original)
+
+
+def test_copies_never_mix_with_what_is_there(folder, tmp_path):
+    dataset = read(folder)
+    copy_examples(dataset, tmp_path / "copy")
+    with pytest.raises(FileExistsError):
+        copy_examples(dataset, tmp_path / "copy")
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "resolution", "multiple", "expected"),
+    [
+        (500, 500, 64, 8, (64, 64)),
+        (4000, 3990, 1024, 16, (1024, 1024)),
+        (1500, 1000, 1024, 16, (832, 1248)),  # 1024 / sqrt(1.5) = 836.1, 1024 * sqrt(1.5) = 1254.1
+        (1920, 1080, 1024, 16, (768, 1360)),  # 768.0, 1365.3
+        (1080, 1920, 1024, 16, (1360, 768)),
+        (5000, 1000, 1024, 16, (720, 1456)),  # the widest: 724.1, 1448.2
+        (1000, 5000, 1024, 16, (1456, 720)),
+        (400, 300, 512, 32, (448, 576)),  # 443.4, 591.2
+    ],
+)
+def test_a_bucket_has_the_area_and_nearly_the_shape(width, height, resolution, multiple, expected):
+    assert bucket(width, height, resolution, multiple) == expected
+
+
+def test_buckets_keep_their_promises_for_every_shape():
+    for width in range(256, 2048, 61):
+        height, bucket_width = bucket(width, 700, 512, 16)
+        assert height % 16 == bucket_width % 16 == 0
+        assert abs(height * bucket_width / 512**2 - 1) < 0.06
+        if 350 <= width <= 1400:
+            assert 0.8 < (bucket_width / height) / (width / 700) < 1.25
+        assert bucket(700, width, 512, 16) == (bucket_width, height)
+
+
+def test_a_crop_is_the_middle_and_nothing_is_stretched():
+    picture = Image.new("RGB", (4, 2), "blue")
+    picture.paste("red", (1, 0, 3, 2))
+    assert np.asarray(crop(picture, 2, 2)).tolist() == [[[255, 0, 0]] * 2] * 2
+    tall = picture.transpose(Image.Transpose.ROTATE_90)
+    assert np.asarray(crop(tall, 2, 2)).tolist() == [[[255, 0, 0]] * 2] * 2
+
+
+def test_a_crop_covers_its_size_from_smaller_and_larger_pictures():
+    for size in ((30, 50), (64, 64), (300, 200)):
+        cropped = crop(Image.new("RGB", size, "teal"), 48, 64)
+        assert cropped.size == (64, 48)
+        assert cropped.getcolors() == [(64 * 48, (0, 128, 128))]
+
+
+def test_torch_stays_away():
+    command = "import dopsd_app.pictures, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[1], check=True)
