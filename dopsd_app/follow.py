@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -80,8 +81,9 @@ def _show(event: Event, run: Run, bar: tqdm) -> None:
             bar.set_description("training", refresh=False)
             bar.set_postfix_str(f"loss {loss:.4g}, {seconds:.2f} s/step", refresh=False)
             bar.update(step - bar.n)
-        case PreviewSaved(step=step, files=files):
-            tqdm.write(f"Step {step}, preview: {', '.join(str(run.path / file) for file in files)}")
+        case PreviewSaved(step=step, kind=kind, files=(first, *others)):
+            names = "".join(f", {Path(file).name}" for file in others)
+            tqdm.write(f"Step {step}, preview ({kind}): {run.path / first}{names}")
         case CheckpointSaved(step=step):
             tqdm.write(f"Step {step}, checkpoint saved")
         case Warned(step=step, message=message):

@@ -9,7 +9,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
 
 from dopsd_app import runs, worker
-from dopsd_app.events import CheckpointSaved, Finished, PhaseProgress, Resumed, StepDone, Stopped
+from dopsd_app.events import (
+    CheckpointSaved,
+    Finished,
+    PhaseProgress,
+    PreviewSaved,
+    Resumed,
+    StepDone,
+    Stopped,
+)
 
 runs.WORKER = (sys.executable, __file__)  # the next run, too, gets this worker
 SECONDS = 0.02
@@ -35,6 +43,7 @@ def count(run):
             folder.mkdir(exist_ok=True)
             (folder / "manifest.json").write_text(json.dumps({"step": step}))
             yield CheckpointSaved(step, folder.name)
+            yield PreviewSaved(step, "rollout", ("previews/student.webp", "previews/teacher.webp"))
         if stop and config.name == "slow-to-stop":
             time.sleep(10)
         if stop:

@@ -96,6 +96,7 @@ def test_train_follows_a_run_to_its_lora(train_arguments, images, runs_dir):
     assert run.config.preview_prompts == ("tok on a sofa", "tok at night")
     assert (run.config.name, run.config.trigger_word, run.config.rank) == ("first", "tok", 16)
     assert "Step 5, checkpoint saved" in out
+    assert f"{run.previews / 'student.webp'}, teacher.webp" in out
     assert f"The LoRA: {run.lora_file}" in out
     assert f'generate {run.id} --runs "{runs_dir}" --prompt "tok on a sofa"' in out
 
