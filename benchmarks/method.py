@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from PIL import Image
-from pocket.judge import agreement, features, frechet_distance, judge
 
 from benchmarks.record import save_result
 from dopsd_app import draws
@@ -23,6 +22,7 @@ from dopsd_app.encode import EncodedExample
 from dopsd_app.rollout import sample
 from dopsd_app.train import optimizer_step, prepare
 from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS
+from pocket.judge import agreement, features, frechet_distance, judge
 from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
 
 TRIGGER = "zorp"
@@ -77,7 +77,7 @@ def sft_step(base_model: BaseModel, config: TrainConfig, examples, latents, opti
 def draw_pictures(
     base_model: BaseModel, config: TrainConfig, prompts: list[Conditioning]
 ) -> list[Image.Image]:
-    """One picture for each prompt at the native steps, from noise that belongs to the prompt's place in the list."""
+    """One picture for each prompt at the native steps, from noise that belongs to its place in the list."""
     shape = base_model.latent_shape(64, 64)
     noise = torch.stack(
         [draws.draw_noise(shape, 1, 0, index, draws.PREVIEW) for index in range(len(prompts))]

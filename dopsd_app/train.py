@@ -52,11 +52,15 @@ def train(run: Run) -> Iterator[Event]:
 
     step = load_checkpoint(run, base_model.transformer, optimizer)
     yield Resumed(step)
+    asked = take_commands(run)  # while everything was loading
+    if "stop" in asked:
+        yield Stopped(step)
+        return
     while step < config.steps:
         step += 1
         done = optimizer_step(base_model, config, encoded.examples, optimizer, step)
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
-        commands = take_commands(run)
+        commands, asked = asked | take_commands(run), set()
         if "preview-now" in commands or (config.preview_every and step % config.preview_every == 0):
             yield from _save_previews(run, step, base_model, encoded, done.film)
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:

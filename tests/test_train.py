@@ -104,6 +104,14 @@ def test_stop_keeps_a_checkpoint_and_resume_goes_on_from_it(new_run, tiny_config
     assert all(w.equal(student_of(uninterrupted, 6)[name]) for name, w in student_of(run, 6).items())
 
 
+def test_a_stop_while_loading_comes_before_the_first_step(new_run, tiny_config):
+    run = new_run(tiny_config)
+    (run.commands / "stop").touch()
+    events = list(train(run))
+    assert events[-1] == Stopped(0)
+    assert not [event for event in events if isinstance(event, StepDone)]
+
+
 def test_preview_now_and_save_now_do_it_at_the_next_step(new_run, tiny_config):
     run = new_run(replace(tiny_config, checkpoint_every=100))
     events = []
