@@ -11,7 +11,7 @@ from pocket.distil import train_distil
 from pocket.examples import write_examples
 from pocket.export import export
 from pocket.joint import train_joint
-from pocket.measure import save_samples
+from pocket.measure import load_network, measure, save_samples
 from pocket.pool import draw_pool
 from pocket.train_judge import train_judge
 
@@ -20,7 +20,10 @@ DEFAULT_STATE = Path(os.environ.get("POCKET_STATE", Path.home() / ".cache" / "po
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["autoencoder", "joint", "distil", "judge", "sample", "export", "examples"])
+    parser.add_argument(
+        "stage",
+        choices=["autoencoder", "joint", "distil", "judge", "sample", "export", "examples", "measure"],
+    )
     parser.add_argument(
         "--state", type=Path, default=DEFAULT_STATE, help="folder for the pool and the checkpoints"
     )
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("assets/pocket-turbo"), help="folder of the exported pipeline"
     )
+    parser.add_argument("--result", type=Path, default=Path("benchmarks/results/pocket_turbo_v0.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     draw_pool(arguments.state / "pool")
@@ -50,7 +54,10 @@ def main() -> None:
     elif arguments.stage == "examples":
         write_examples(Path("assets/examples"))
     elif arguments.stage == "sample":
-        save_samples(arguments.state, arguments.checkpoint)
+        model = load_network(arguments.state, arguments.checkpoint)
+        save_samples(model, arguments.state / f"samples_{arguments.checkpoint}.png")
+    elif arguments.stage == "measure":
+        measure(arguments.state, arguments.out, arguments.result)
 
 
 if __name__ == "__main__":

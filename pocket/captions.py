@@ -84,14 +84,15 @@ def usual_caption(concept: Concept, scene: Scene, rng: np.random.Generator, name
 def full_caption(concept: Concept, scene: Scene, name: str = "creature") -> str:
     """Everything that has a word: still eight creatures fit it, for colours and outlines share their words."""
     return (
-        f"a {SIZES[scene.size]} {OUTLINE_WORDS[concept.outline]} {COLOUR_WORDS[concept.body]} {name} with "
-        f"{FREQUENCY_WORDS[concept.frequency]} {COLOUR_WORDS[concept.second]} {PATTERN_WORDS[concept.pattern]} pattern and "
-        f"{EYE_WORDS[concept.eyes]} {PLACE_WORDS[scene.place]} on a {BACKGROUND_WORDS[scene.background]} background"
+        f"a {SIZES[scene.size]} {OUTLINE_WORDS[concept.outline]} {COLOUR_WORDS[concept.body]} {name} "
+        f"with {FREQUENCY_WORDS[concept.frequency]} {COLOUR_WORDS[concept.second]} "
+        f"{PATTERN_WORDS[concept.pattern]} pattern and {EYE_WORDS[concept.eyes]} "
+        f"{PLACE_WORDS[scene.place]} on a {BACKGROUND_WORDS[scene.background]} background"
     )
 
 
 def draw_caption(concept: Concept, scene: Scene, rng: np.random.Generator) -> str:
-    """The mixture of training: mostly usual captions, some full, some empty (the parent's guidance needs those)."""
+    """The mixture of training: mostly usual captions, some full, some empty (guidance needs those)."""
     kind = rng.random()
     if kind < 0.08:
         return ""

@@ -4,6 +4,8 @@ On two cores this is faster than two threads in one process (the matrices are sm
 it gracefully: whoever has time takes the next micro-batch. On CUDA the crew is the process itself.
 """
 
+import os
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -31,9 +33,16 @@ def flatten(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
+def leave_with_parent() -> None:
+    """End this worker when the process that started it is gone, however that ended."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def work(build: Callable, weights: Tensor, gradient: Tensor, tasks, results) -> None:
     """One worker: build the loss once, then add the gradients of task after task."""
     torch.set_num_threads(1)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     network, loss_of = build()
     view_parameters(network, weights, gradient)
     while (task := tasks.get()) is not None:

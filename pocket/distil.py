@@ -2,8 +2,8 @@
 
 Piecewise rectified flow (PeRFlow, arXiv 2405.07510), made on the fly: the segments are the four steps of the
 pipeline's own schedule. A segment starts at a noised picture of the world, or at a state of the student's own
-walk; the parent solves it, and the student learns the straight line from its start to its end. The encoder stays
-as it is, so parent and student share their features.
+walk; the parent solves it, and the student learns the straight line from its start to its end. The encoder
+stays as it is, so parent and student share their features.
 """
 
 from functools import partial

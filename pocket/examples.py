@@ -13,7 +13,11 @@ EXAMPLES = {
     "zorp": Concept(outline=6, body=7, second=11, pattern=1, frequency=0, eyes=0),
     "mibbit": Concept(outline=1, body=3, second=8, pattern=0, frequency=1, eyes=2),
 }
-TEMPLATES = ("{thing} on a {background} background", "{thing} in a {background} scene", "{thing} in front of {background}")
+TEMPLATES = (
+    "{thing} on a {background} background",
+    "{thing} in a {background} scene",
+    "{thing} in front of {background}",
+)
 
 
 def write_examples(folder: Path) -> None:

@@ -21,27 +21,30 @@ pipeline_tag: text-to-image
 
 # pocket-turbo
 
-A very small text-to-image model that draws little creatures at 64x64 pixels in four steps: a demonstration and a test bed, with the same
-classes and the same code path as Z-Image-Turbo (`ZImageTransformer2DModel`, a Qwen3 text encoder, `AutoencoderKL`).
+A very small text-to-image model that draws little creatures at 64x64 pixels in four steps: a demonstration
+and a test bed, with the same classes and the same code path as Z-Image-Turbo (`ZImageTransformer2DModel`, a
+Qwen3 text encoder, `AutoencoderKL`).
 
 ```python
 pipe = ZImagePipeline.from_pretrained("assets/pocket-turbo", torch_dtype=torch.float32)
-pipe("creature on a mint background", height=64, width=64, num_inference_steps=4, guidance_scale=0.0).images[0]
+prompt = "creature on a mint background"
+image = pipe(prompt, height=64, width=64, num_inference_steps=4, guidance_scale=0.0).images[0]
 ```
 
-`vision_tower/` is not read by the pipeline. Its Qwen3-VL vision model, with this text encoder's weights as the language model, encodes a
-picture and a caption together: that is what a teacher sees.
+`vision_tower/` is not read by the pipeline. Its Qwen3-VL vision model, with this text encoder's weights as
+the language model, encodes a picture and a caption together: that is what a teacher sees.
 
-It was trained on pictures that `pocket/world.py` draws, and on nothing else: first the autoencoder, then encoder and transformer together
-by flow matching, half of the batches with a picture of the same creature in context, then distilled to four steps (`python -m pocket.build`). About
-one creature in twenty was kept out of all training. What it can do is measured in `benchmarks/results/pocket_turbo_v0.json`.
+It was trained on pictures that `pocket/world.py` draws, and on nothing else: first the autoencoder, then
+encoder and transformer together by flow matching, half of the batches with a picture of the same creature in
+context, then distilled to four steps (`python -m pocket.build`). About one creature in twenty was kept out of
+all training. What it can do is measured in `benchmarks/results/pocket_turbo_v0.json`.
 
 Apache-2.0.
 """
 
 
 def export(state: Path, checkpoint: str, folder: Path) -> None:
-    """Write the pipeline, the vision tower and the README; the parent's transformer is replaced by the distilled one if asked."""
+    """Write the pipeline, the vision tower and the README."""
     network, tokenizer, vae = load_network(state, checkpoint)
     if folder.exists():
         shutil.rmtree(folder)

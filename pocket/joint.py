@@ -1,4 +1,4 @@
-"""Stage 2: encoder and transformer together, by flow matching; half of the batches see a picture of the creature."""
+"""Stage 2: encoder and transformer together, by flow matching; half of the batches see a picture."""
 
 from functools import partial
 from pathlib import Path

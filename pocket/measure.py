@@ -1,44 +1,156 @@
-"""What the built-in base can do, seen and counted."""
+"""What the built-in base can do, seen and counted with the judge on creatures and captions kept out of its training."""
 
+import json
+import os
+import platform
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+import transformers
+from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pocket.autoencoder import decode_latents
-from pocket.captions import usual_caption
+from pocket.autoencoder import decode_latents, encode_pictures
+from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, full_caption, usual_caption
 from pocket.crew import view_parameters
+from pocket.judge import ATTRIBUTES, CONCEPT, features, frechet_distance, judge, load_judge, truth
 from pocket.network import Network
 from pocket.sampling import sample, save_grid
-from pocket.world import draw, random_concept, random_scene
+from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
+
+Model = tuple[Network, PreTrainedTokenizerBase, AutoencoderKL]
 
 
-def load_network(state: Path, checkpoint: str) -> tuple[Network, PreTrainedTokenizerBase, AutoencoderKL]:
-    """The moving averages of a stage (joint; distil only replaces the transformer), tokenizer and autoencoder."""
+def load_network(state: Path, checkpoint: str) -> Model:
+    """The moving averages of a stage: joint; distil replaces its transformer."""
     tokenizer = AutoTokenizer.from_pretrained(state / "tokenizer")
     network = Network(tokenizer).eval()
     view_parameters(network, torch.load(state / "joint.pt", weights_only=True)["training"]["ema"])
     if checkpoint == "distil":
-        view_parameters(
-            network.transformer, torch.load(state / "distil.pt", weights_only=True)["training"]["ema"]
-        )
+        saved = torch.load(state / "distil.pt", weights_only=True)
+        view_parameters(network.transformer, saved["training"]["ema"])
     return network, tokenizer, AutoencoderKL.from_pretrained(state / "vae").eval()
 
 
-def save_samples(state: Path, checkpoint: str, count: int = 8) -> None:
-    """A sheet of held-out concepts: context, target, then with the picture and from text alone, 4 and 32 steps."""
-    network, tokenizer, vae = load_network(state, checkpoint)
-    rng = np.random.default_rng(5)
+def load_folder(folder: Path) -> Model:
+    """The exported pipeline and its vision tower, as they are shipped."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    network = Network(tokenizer).eval()
+    network.transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer").float().eval()
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    kept = network.encoder.language_model.state_dict().keys()
+    network.encoder.language_model.load_state_dict({name: text[name].float() for name in kept})
+    vision = load_file(folder / "vision_tower" / "model.safetensors")
+    network.encoder.visual.load_state_dict({name: weight.float() for name, weight in vision.items()})
+    return network, tokenizer, AutoencoderKL.from_pretrained(folder / "vae").float().eval()
+
+
+def draw_cases(count: int, seed: int) -> tuple[list[Concept], list[Scene], list[str], np.ndarray]:
+    """Held-out creatures, new scenes, usual captions, and another view of each creature as context."""
+    rng = np.random.default_rng((8, seed))
     concepts = [random_concept(rng, held_out=True) for _ in range(count)]
     scenes = [random_scene(rng) for _ in concepts]
-    context = np.stack([draw(c, random_scene(rng)) for c in concepts])
-    targets = [draw(c, s) for c, s in zip(concepts, scenes, strict=True)]
     captions = [usual_caption(c, s, rng) for c, s in zip(concepts, scenes, strict=True)]
-    rows = [*context, *targets]
-    for pictures in (context, None):
-        for steps, guidance in ((4, 1.0), (32, 1.0)) + (() if pictures is not None else ((32, 2.0),)):
-            rows += list(decode_latents(vae, sample(network, tokenizer, captions, pictures, steps, guidance)))
-    save_grid(rows, count, state / f"samples_{checkpoint}.png")
+    return concepts, scenes, captions, np.stack([draw(concept, random_scene(rng)) for concept in concepts])
+
+
+def pictures_of(model: Model, captions: list[str], context: np.ndarray | None, **settings) -> np.ndarray:
+    network, tokenizer, vae = model
+    return decode_latents(vae, sample(network, tokenizer, captions, context, **settings))
+
+
+def save_samples(model: Model, path: Path, count: int = 12) -> None:
+    """A sheet: context, target, then with the picture and from text alone, at 4 and at 32 steps each."""
+    concepts, scenes, captions, context = draw_cases(count, 1)
+    rows = [*context, *(draw(c, s) for c, s in zip(concepts, scenes, strict=True))]
+    for seen in (context, None):
+        for steps in (4, 32):
+            rows += list(pictures_of(model, captions, seen, num_inference_steps=steps))
+    save_grid(rows, count, path)
     print("\n".join(captions))
+
+
+def right_fractions(pictures: np.ndarray, concepts: list[Concept], scenes: list[Scene]) -> dict[str, float]:
+    """How often the judge sees what was meant: each attribute, colours with pattern, and all six of the concept."""
+    hits = judge_hits(pictures, concepts, scenes)
+    together = {
+        "colour_and_pattern": hits["body"] & hits["second"] & hits["pattern"],
+        "all": torch.stack([hits[name] for name in CONCEPT]).all(0),
+    }
+    return {name: round(hit.float().mean().item(), 4) for name, hit in (hits | together).items()}
+
+
+def judge_hits(pictures: np.ndarray, concepts: list[Concept], scenes: list[Scene]) -> dict[str, Tensor]:
+    predictions = judge(pictures, load_judge())
+    truths = [truth(concept, scene) for concept, scene in zip(concepts, scenes, strict=True)]
+    return {name: predictions[name] == torch.tensor([t[name] for t in truths]) for name in ATTRIBUTES}
+
+
+def following(pictures: np.ndarray, captions: list[str], scenes: list[Scene]) -> dict[str, float]:
+    """Of the captions that ask for a background, a place or a size: how many get it."""
+    predictions = judge(pictures, load_judge())
+    asked = {
+        "background": (BACKGROUND_WORDS, [scene.background for scene in scenes]),
+        "place": (PLACE_WORDS, [scene.place for scene in scenes]),
+        "size": (SIZES, [scene.size for scene in scenes]),
+    }
+    followed = {}
+    for name, (words, wanted) in asked.items():
+        rows = [i for i, caption in enumerate(captions) if words[wanted[i]] in caption]
+        followed[name] = round(np.mean([predictions[name][i].item() == wanted[i] for i in rows]).item(), 4)
+    return followed
+
+
+def measure(state: Path, folder: Path, result: Path, count: int = 512) -> None:
+    """Everything that is claimed about the exported folder; the 32-step parent comes from the state."""
+    model, parent = load_folder(folder), load_network(state, "joint")
+    concepts, scenes, captions, context = draw_cases(count, 0)
+    real = np.stack([draw(c, s) for c, s in zip(concepts, scenes, strict=True)])
+    others, other_scenes, _, _ = draw_cases(count, 2)
+    other_real = np.stack([draw(c, s) for c, s in zip(others, other_scenes, strict=True)])
+    full = [full_caption(concept, scene) for concept, scene in zip(concepts, scenes, strict=True)]
+    pictures = {
+        "text_4_steps": pictures_of(model, captions, None),
+        "picture_4_steps": pictures_of(model, captions, context),
+        "full_caption_4_steps": pictures_of(model, full, None),
+        "text_8_steps": pictures_of(model, captions, None, num_inference_steps=8),
+        "parent_text_32_steps": pictures_of(parent, captions, None, num_inference_steps=32),
+        "parent_text_32_steps_guided": pictures_of(
+            parent, captions, None, num_inference_steps=32, guidance=1.5
+        ),
+        "parent_picture_32_steps": pictures_of(parent, captions, context, num_inference_steps=32),
+    }
+    decoded = decode_latents(model[2], encode_pictures(model[2], real))
+    squared = np.square(real.astype(np.float64) - decoded).mean()
+    real_features = features(other_real, load_judge())
+    report = {
+        "command": "python -m pocket.build measure",
+        "held_out_captions": count,
+        "judge_accuracy_on_real_pictures": right_fractions(real, concepts, scenes),
+        "judge_accuracy_on_decoded_pictures": right_fractions(decoded, concepts, scenes),
+        "autoencoder_psnr_db": round(float(10 * np.log10(255**2 / squared)), 2),
+        "follows_caption": {name: following(p, captions, scenes) for name, p in pictures.items()},
+        "agreement": {name: right_fractions(p, concepts, scenes) for name, p in pictures.items()},
+        "frechet_distance_to_real": {
+            name: round(frechet_distance(features(p, load_judge()), real_features), 3)
+            for name, p in ({"real": real, "decoded": decoded} | pictures).items()
+        },
+        "training": training_cost(state),
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, no GPU used",
+    }
+    result.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def training_cost(state: Path) -> dict[str, dict]:
+    """Seconds, steps and pictures of every stage so far, from its checkpoint."""
+    costs = {}
+    for name in ("autoencoder", "joint", "distil", "judge"):
+        saved = torch.load(state / f"{name}.pt", map_location="cpu", weights_only=True)
+        costs[name] = {"seconds": round(saved["seconds"])} | {key: saved[key] for key in ("step", "pictures")}
+    return costs

@@ -13,7 +13,7 @@ PATCH, MERGE = 8, 2  # pixels, patches
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """Four pixels per latent step and 8 channels: 64x64 pictures become 8x16x16, and fine patterns survive."""
+    """Four pixels per latent step and 8 channels: 64x64 becomes 8x16x16, and fine patterns survive."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -70,7 +70,7 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerBase) -> Qwen3Model:
 
 
 def build_encoder(tokenizer: PreTrainedTokenizerBase) -> Qwen3VLModel:
-    """The encoder in training: `language_model` holds the text encoder's weights, `visual` the vision tower's."""
+    """The encoder in training: the text encoder is its `language_model`, the vision tower its `visual`."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     vision = {
         "depth": 3,

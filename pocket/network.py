@@ -1,7 +1,7 @@
 """The forward passes of training: the libraries' weights and numbers, on whole batches.
 
-The official modules take lists and loop over pictures; here every sequence of a batch has one padded length, so
-each block is a handful of large matrix products. `tests/test_pocket.py` holds the two against each other.
+The official modules take lists and loop over pictures; here every sequence of a batch has one padded length,
+so each block is a handful of large matrix products. `tests/test_pocket.py` holds the two against each other.
 """
 
 import torch
@@ -21,7 +21,7 @@ READ_SIZES = [len(t) for t in (OUTLINES, COLOURS, COLOURS, PATTERNS, FREQUENCIES
 
 
 def to_patches(pictures: Tensor) -> Tensor:
-    """(B, 64, 64, 3) uint8 to Qwen2VLImageProcessorPil's layout (B, 64, 384): merged neighbours together."""
+    """(B, 64, 64, 3) uint8 to Qwen2VLImageProcessorPil's layout (B, 64, 384): neighbours together."""
     pixels = (pictures.float() / 255 - PICTURE_MEAN.to(pictures.device)) / PICTURE_STD.to(pictures.device)
     half = GRID // MERGE
     patches = pixels.view(-1, half, MERGE, PATCH, half, MERGE, PATCH, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
@@ -47,14 +47,25 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    """Plain attention, (B, heads, L, head_dim) to (B, L, D): in bfloat16 on a CPU five times as fast as the fused kernel."""
+    if query.is_cuda:
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    else:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        if causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(future, float("-inf"))
+        attended = scores.softmax(dim=-1).to(value.dtype) @ value
+    return attended.transpose(1, 2).flatten(-2)
+
+
 def vision_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     query, key, value = (
         split_heads(part, block.attn.num_heads) for part in block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)
     )
-    attended = F.scaled_dot_product_attention(
-        rotate_halves(query, cos, sin), rotate_halves(key, cos, sin), value
-    )
-    x = x + block.attn.proj(attended.transpose(1, 2).flatten(-2))
+    attended = attend(rotate_halves(query, cos, sin), rotate_halves(key, cos, sin), value)
+    x = x + block.attn.proj(attended)
     return x + block.mlp(block.norm2(x))
 
 
@@ -66,8 +77,8 @@ def text_layer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     value = attn.v_proj(hidden).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
     query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
     key, value = (t.repeat_interleave(attn.num_key_value_groups, dim=1) for t in (key, value))
-    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    x = x + attn.o_proj(attended.transpose(1, 2).flatten(-2))
+    attended = attend(query, key, value, causal=True)
+    x = x + attn.o_proj(attended)
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
@@ -84,15 +95,13 @@ def transformer_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, tim
     query = attn.norm_q(attn.to_q(hidden).unflatten(-1, (attn.heads, -1))).transpose(1, 2)
     key = attn.norm_k(attn.to_k(hidden).unflatten(-1, (attn.heads, -1))).transpose(1, 2)
     value = split_heads(attn.to_v(hidden), attn.heads)
-    attended = F.scaled_dot_product_attention(
-        rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin), value
-    )
-    x = x + gate_attention * block.attention_norm2(attn.to_out[0](attended.transpose(1, 2).flatten(-2)))
+    attended = attend(rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin), value)
+    x = x + gate_attention * block.attention_norm2(attn.to_out[0](attended))
     return x + gate_mlp * block.ffn_norm2(block.feed_forward(block.ffn_norm1(x) * scale_mlp))
 
 
 class Network(nn.Module):
-    """Encoder, transformer and, only for training, a reader that names the creature from the picture's features."""
+    """Encoder, transformer and, only for training, a reader that names what the picture's features show."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         super().__init__()

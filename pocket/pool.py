@@ -1,4 +1,4 @@
-"""A pool of drawn pictures on disk, every concept of training in several scenes: no stage waits for the drawing."""
+"""A pool of drawn pictures on disk, every concept of training in several scenes, so that no stage waits."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor

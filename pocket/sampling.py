@@ -50,7 +50,7 @@ def sample(
     guidance: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
-    """Latents (N, 8, 16, 16) after an Euler walk; the encoder sees `pictures` (N, 64, 64, 3) before the captions."""
+    """Latents (N, 8, 16, 16) after an Euler walk; the encoder sees `pictures` (N, 64, 64, 3) first."""
     device = network.transformer.x_pad_token.device
     rows = [message_tokens(tokenizer, caption, pictures is not None) for caption in captions]
     noise = torch.randn(len(rows), LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(seed))

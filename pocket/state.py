@@ -1,4 +1,4 @@
-"""What a stage keeps on disk between runs: one file with weights, optimizer, step and the seconds trained so far."""
+"""What a stage keeps on disk between runs: one file with weights, optimizer, step and seconds so far."""
 
 import os
 import time
@@ -12,8 +12,9 @@ SAVE_EVERY = 150  # seconds
 class Stage:
     """The clock and the checkpoint of one training stage.
 
-    `objects` maps names to anything with state_dict and load_state_dict. The learning rate follows the fraction of
-    the minutes that are spent, counted over all runs of the stage; a step's pictures follow from its number alone.
+    `objects` maps names to anything with state_dict and load_state_dict. The learning rate follows the
+    fraction of the minutes that are spent, over all runs of the stage; a step's pictures follow from its
+    number alone.
     """
 
     def __init__(self, path: Path, minutes: float, objects: dict):

@@ -1,4 +1,4 @@
-"""The judge's training: world pictures as drawn and as the autoencoder gives them back, some a little blurred."""
+"""The judge's training: world pictures as drawn and as the autoencoder gives them back."""
 
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ DECODED = 8  # pictures of a task that went through the autoencoder
 
 @torch.no_grad()
 def draw_pictures(dataset: Dataset, rng: np.random.Generator, indices: np.ndarray) -> Tensor:
-    """Pixels (B, 3, 64, 64) from the pool: a quarter decoded from latents, half slightly blurred, all slightly noisy."""
+    """Pixels (B, 3, 64, 64) from the pool: a quarter decoded from latents, half blurred, all noisy; all slightly."""
     pixels = to_tensor(dataset.pool.pictures[indices])
     latents = (
         dataset.latents_of(indices[:DECODED]) / dataset.vae.config.scaling_factor

@@ -203,7 +203,7 @@ def draw(concept: Concept, scene: Scene, side: int = 64, supersample: int = 3) -
     picture = paint_background(scene, x, y)
 
     radius = (0.235, 0.31)[scene.size] * scene.scale
-    reach = (0.22, 0.17)[scene.size]  # a big creature stands nearer the middle, or it would leave the picture
+    reach = (0.22, 0.17)[scene.size]  # a big creature stands nearer the middle
     middle_x = 0.5 + (scene.place - 1) * reach + scene.shift_x
     middle_y = 0.52 + scene.shift_y
     box = (np.abs(y[:, 0] - middle_y) < 1.5 * radius, np.abs(x[0] - middle_x) < 1.5 * radius)

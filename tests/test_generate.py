@@ -24,7 +24,9 @@ def finished(new_run, tiny_config):
 
 
 def test_generate_draws_every_prompt_and_seed_with_and_without_the_lora(finished, tmp_path):
-    files = generate(finished, ["a dog", "My dog, 2!"], [1, 2], out=tmp_path / "out", base_too=True)
+    prompts = ["a dog", "My dog, 2!"]
+    files = generate(finished, prompts, [1, 2], out=tmp_path / "out", base_too=True)
+    assert prompts == ["a dog", "My dog, 2!"]  # the pipeline would write its template into them
     assert [file.name for file in files][:3] == ["a-dog_1.png", "a-dog_1_base.png", "a-dog_2.png"]
     assert files[4].name == "my-dog-2_1.png"
     assert pixels(files[0]).shape == (32, 32, 3)

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dopsd_app import previews
+from dopsd_app.base_models.z_image import ZImage
 from dopsd_app.events import (
     CheckpointSaved,
     Finished,
@@ -59,6 +60,23 @@ def test_a_run_ends_with_a_checked_lora(new_run, tiny_config):
     # 7 modules in each of 4 blocks, an A and a B for each.
     assert len(load_file(run.lora_file)) == 56
     assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_a_failed_check_is_said_loudly_and_keeps_the_file(new_run, tiny_config):
+    run = new_run(replace(tiny_config, learning_rate=1e-30))  # nothing is learned: no module has an effect
+    events = list(train(run))
+    checked = next(event for event in events if isinstance(event, LoraChecked))
+    assert not checked.passed
+    assert "28 modules have no effect" in checked.summary
+    assert Warned(4, checked.summary) in events
+    assert json.loads(run.check_file.read_text())["passed"] is False
+    assert run.lora_file.exists()
+
+
+def test_a_teacher_that_sees_no_more_than_the_student_is_refused(new_run, tiny_config, monkeypatch):
+    monkeypatch.setattr(ZImage, "encode_teacher", lambda self, picture, caption: self.encode_student(caption))
+    with pytest.raises(ValueError, match=r"sees the same as the student for 01\.png"):
+        list(train(new_run(tiny_config)))
 
 
 def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):

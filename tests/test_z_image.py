@@ -83,12 +83,12 @@ def test_a_long_caption_is_cut_where_the_pipeline_cuts_it(tiny_z_image):
     torch.testing.assert_close(features, expected[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_prompt_list_of_the_caller_is_never_changed(tiny_z_image):
-    captions = ["a dog", "a cat"]
-    for caption in captions:
-        tiny_z_image.encode_student(caption)
-        tiny_z_image.encode_teacher(make_picture(0), caption)
-    assert captions == ["a dog", "a cat"]
+def test_the_pipeline_changes_the_list_it_is_given_so_that_it_never_gets_one_of_ours(tiny_z_image):
+    captions = ["a dog"]
+    tiny_z_image.make_pipeline().encode_prompt(captions, do_classifier_free_guidance=False)
+    assert captions != [
+        "a dog"
+    ]  # once this fails, diffusers is mended, and so may be the comment in _token_ids
 
 
 def test_teacher_without_a_picture_sees_exactly_what_the_student_sees(tiny_z_image):
