@@ -1,1 +1,1 @@
-"""How the built-in base model was made: the world it knows, the judge that measures it, the stages that train it."""
+"""How the built-in base was made: its world, the judge that measures it, the stages that train it."""

@@ -32,7 +32,7 @@ def to_pictures(pixels: Tensor) -> np.ndarray:
 
 
 def draw_crops(pool: Pool, step: int, task: int, progress: float) -> Tensor:
-    """A batch of crops, mostly from the middle where the creatures are, or a quarter as many whole pictures."""
+    """A batch of crops, mostly from the middle where the creatures are; at last fewer, whole pictures."""
     rng = np.random.default_rng((1, step, task))
     if progress > WHOLE_FROM:
         return to_tensor(pool.pictures[np.sort(rng.integers(len(pool), size=MICRO // 4))])
@@ -84,7 +84,7 @@ def set_latent_statistics(vae: AutoencoderKL, pool: Pool) -> None:
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pictures: np.ndarray, scaled: bool = True) -> Tensor:
-    """(N, 64, 64, 3) uint8 to latents (N, 8, 16, 16), as the transformer knows them unless `scaled` is off."""
+    """(N, 64, 64, 3) uint8 to latents (N, 8, 16, 16): the transformer's, or unscaled."""
     batches = [
         vae.encode(to_tensor(part).to(vae.device)).latent_dist.mode()
         for part in np.array_split(pictures, -(-len(pictures) // 128))

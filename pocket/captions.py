@@ -54,7 +54,7 @@ CODAS = ("b", "ck", "d", "g", "ks", "l", "m", "n", "nt", "p", "rf", "rp", "s", "
 
 
 def nonsense_name(rng: np.random.Generator) -> str:
-    """A made-up word such as "zorp", sometimes in brackets, so that trigger words are nothing strange to the encoder."""
+    """A made-up word such as "zorp" or "[V]", so that trigger words are nothing strange to the encoder."""
     syllables = int(rng.integers(1, 3))
     name = "".join(
         str(rng.choice(ONSETS)) + str(rng.choice(VOWELS)) + str(rng.choice(CODAS)) for _ in range(syllables)
@@ -82,7 +82,7 @@ def usual_caption(concept: Concept, scene: Scene, rng: np.random.Generator, name
 
 
 def full_caption(concept: Concept, scene: Scene, name: str = "creature") -> str:
-    """Everything that has a word: still eight creatures fit it, for colours and outlines share their words."""
+    """Everything that has a word: still eight creatures fit it, for colours and outlines share words."""
     return (
         f"a {SIZES[scene.size]} {OUTLINE_WORDS[concept.outline]} {COLOUR_WORDS[concept.body]} {name} "
         f"with {FREQUENCY_WORDS[concept.frequency]} {COLOUR_WORDS[concept.second]} "

@@ -1,4 +1,4 @@
-"""Training on several cores: processes of one thread each take micro-batches from a queue and share one vector of weights.
+"""Training on several cores: processes of one thread each take micro-batches and share one vector of weights.
 
 On two cores this is faster than two threads in one process (the matrices are small), and a busy machine slows
 it gracefully: whoever has time takes the next micro-batch. On CUDA the crew is the process itself.

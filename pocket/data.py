@@ -1,4 +1,4 @@
-"""Batches of the later stages: target latents, caption tokens, and pictures of the same creature as context."""
+"""Batches of the later stages: target latents, caption tokens, pictures of the same creature as context."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -44,7 +44,7 @@ def solve(velocity_of, latents: Tensor, sigma: float, sigma_end: float, steps: i
 
 
 def start_of_segment(student, batch: Batch, noise: Tensor, segment: int, own: bool) -> Tensor:
-    """The state where a segment starts: a noised picture, or where the student's walk from noise has come to."""
+    """The state where a segment starts: a noised picture, or where the student's walk has come to."""
     sigmas = sigmas_of(STEPS).tolist()
     if not own:
         return (1 - sigmas[segment]) * batch.latents + sigmas[segment] * noise
@@ -57,7 +57,7 @@ def start_of_segment(student, batch: Batch, noise: Tensor, segment: int, own: bo
 def distil_loss(
     parent: Network, student: Network, dataset: Dataset, step: int, task: int, progress: float, size: int
 ) -> tuple:
-    """Squared distance between the student's velocity and the chord of the parent's path through the segment."""
+    """Squared distance between the student's velocity and the chord of the parent's path."""
     rng, generator = np.random.default_rng((4, step, task)), torch.Generator().manual_seed(step * 64 + task)
     segment, with_picture = task % STEPS, (step + task // STEPS) % 2 == 1
     batch = dataset.draw(rng, size, with_picture)

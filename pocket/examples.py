@@ -1,4 +1,4 @@
-"""The bundled example sets: two creatures that the base has never seen, six pictures each, with captions and new prompts."""
+"""The bundled example sets: two creatures that the base has never seen, six pictures each."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The judge: a small classifier that reads the world's attributes off pictures, so that they can be counted."""
+"""The judge: a small classifier that reads the world's attributes off pictures, so they can be counted."""
 
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def truth(concept: Concept, scene: Scene) -> dict[str, int]:
 
 
 def agreement(predictions: dict[str, Tensor], concept: Concept) -> dict[str, float]:
-    """Fractions of the pictures: with each attribute of the concept, with `colour_and_pattern`, with `all` six."""
+    """Fractions of the pictures with each attribute of the concept, `colour_and_pattern`, `all` six."""
     right = {name: predictions[name] == getattr(concept, name) for name in CONCEPT}
     together = {
         "colour_and_pattern": right["body"] & right["second"] & right["pattern"],

@@ -1,4 +1,4 @@
-"""What the built-in base can do, seen and counted with the judge on creatures and captions kept out of its training."""
+"""What the built-in base can do, counted with the judge on creatures kept out of its training."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def save_samples(model: Model, path: Path, count: int = 12) -> None:
 
 
 def right_fractions(pictures: np.ndarray, concepts: list[Concept], scenes: list[Scene]) -> dict[str, float]:
-    """How often the judge sees what was meant: each attribute, colours with pattern, and all six of the concept."""
+    """How often the judge sees what was meant: each attribute, colours with pattern, all six."""
     hits = judge_hits(pictures, concepts, scenes)
     together = {
         "colour_and_pattern": hits["body"] & hits["second"] & hits["pattern"],

@@ -38,7 +38,7 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Z-Image's rotary embedding in real numbers; x (B, heads, L, head_dim), cos and sin (L, head_dim / 2)."""
+    """Z-Image's rotary embedding in real numbers; x (B, heads, L, head_dim), cos, sin (L, head_dim / 2)."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
@@ -48,7 +48,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    """Plain attention, (B, heads, L, head_dim) to (B, L, D): in bfloat16 on a CPU five times as fast as the fused kernel."""
+    """Attention, (B, heads, L, head_dim) to (B, L, D): on a CPU in bfloat16 five times as fast as fused."""
     if query.is_cuda:
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     else:

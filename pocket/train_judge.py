@@ -23,7 +23,7 @@ DECODED = 8  # pictures of a task that went through the autoencoder
 
 @torch.no_grad()
 def draw_pictures(dataset: Dataset, rng: np.random.Generator, indices: np.ndarray) -> Tensor:
-    """Pixels (B, 3, 64, 64) from the pool: a quarter decoded from latents, half blurred, all noisy; all slightly."""
+    """Pixels (B, 3, 64, 64) from the pool: a quarter decoded, half a little blurred, all a little noisy."""
     pixels = to_tensor(dataset.pool.pictures[indices])
     latents = (
         dataset.latents_of(indices[:DECODED]) / dataset.vae.config.scaling_factor

@@ -97,7 +97,7 @@ def is_held_out(concept: Concept) -> bool:
 
 
 def all_concepts(held_out: bool | None = None) -> list[Concept]:
-    """Every concept, or the held-out ones, or those of training; the two colours always have different words."""
+    """Every concept, or the held-out ones, or those of training; its two colours have different words."""
     numbers = (
         range(n)
         for n in (len(OUTLINES), len(COLOURS), len(COLOURS), len(PATTERNS), len(FREQUENCIES), len(EYES))

@@ -1,0 +1,175 @@
+"""The built-in base: its world, what is held out, the shipped files, training's forward pass."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ZImagePipeline
+from PIL import Image
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLModel
+
+from pocket.captions import BACKGROUND_WORDS, full_caption, usual_caption
+from pocket.crew import flatten, view_parameters
+from pocket.examples import EXAMPLES
+from pocket.judge import Judge, frechet_distance, judge, load_judge, truth
+from pocket.measure import load_folder
+from pocket.models import build_encoder
+from pocket.network import Network, to_patches
+from pocket.sampling import sigmas_of
+from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
+from pocket.world import Scene, all_concepts, draw, is_held_out, random_concept, random_scene
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "assets" / "pocket-turbo"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ZImagePipeline:
+    pipeline = ZImagePipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load_folder(FOLDER)[0]
+
+
+def teacher_encoder(network: Network, tokenizer) -> Qwen3VLModel:
+    """The official module with the network's weights; its last layer is not read."""
+    encoder = build_encoder(tokenizer).eval()
+    encoder.visual.load_state_dict(network.encoder.visual.state_dict())
+    encoder.language_model.load_state_dict(network.encoder.language_model.state_dict(), strict=False)
+    return encoder
+
+
+def test_world_is_a_function_of_its_numbers():
+    concept, scene = random_concept(np.random.default_rng(1)), random_scene(np.random.default_rng(2))
+    assert concept == random_concept(np.random.default_rng(1))
+    assert scene == random_scene(np.random.default_rng(2))
+    assert np.array_equal(draw(concept, scene), draw(concept, scene))
+    assert draw(concept, scene, side=96).shape == (96, 96, 3)
+
+
+def test_held_out_concepts_are_never_drawn_for_training():
+    rng = np.random.default_rng(0)
+    held_out, training = set(all_concepts(held_out=True)), set(all_concepts(held_out=False))
+    assert not held_out & training
+    assert held_out | training == set(all_concepts())
+    assert 0.04 < len(held_out) / len(all_concepts()) < 0.06
+    assert not any(is_held_out(random_concept(rng)) for _ in range(300))
+    assert all(is_held_out(random_concept(rng, held_out=True)) for _ in range(20))
+
+
+def test_captions_name_the_background_and_never_the_creature():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        concept, scene = random_concept(rng), random_scene(rng)
+        assert BACKGROUND_WORDS[scene.background] in usual_caption(concept, scene, rng)
+    # Even the fullest caption fits two outlines, two body colours and two second colours.
+    caption = full_caption(concept, scene)
+    assert sum(full_caption(other, scene) == caption for other in all_concepts()) == 8
+
+
+def test_examples_are_held_out_and_captioned():
+    for name, concept in EXAMPLES.items():
+        assert is_held_out(concept)
+        folder = ROOT / "assets" / "examples" / name
+        pictures = sorted(folder.glob("*.png"))
+        assert len(pictures) == 6
+        assert len((folder / "prompts.txt").read_text().splitlines()) >= 2
+        for picture in pictures:
+            assert Image.open(picture).size == (256, 256)
+            assert name in picture.with_suffix(".txt").read_text()
+
+
+def test_shipped_files_are_small_and_name_no_machine():
+    files = [file for file in FOLDER.rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in files]
+    assert sum(sizes) <= 25_000_000
+    assert max(sizes) <= 15_000_000
+    for config in FOLDER.rglob("*.json"):
+        assert "_name_or_path" not in config.read_text()
+
+
+def test_pipeline_samples_in_four_steps(pipeline):
+    settings = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 0.0}
+    generator = torch.Generator().manual_seed(0)
+    pixels = pipeline("zorp on a mint background", output_type="pt", generator=generator, **settings).images
+    assert pixels.shape == (1, 3, 64, 64)
+    assert pixels.isfinite().all()
+    assert pixels.std() > 0.05
+    assert torch.allclose(pipeline.scheduler.sigmas, torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0]), atol=1e-6)
+    assert torch.allclose(sigmas_of(4), pipeline.scheduler.sigmas)
+
+
+def test_any_text_is_tokenized_and_the_template_is_qwens(pipeline):
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
+    message = [{"role": "user", "content": "[V] été 🐙"}]
+    text = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    assert text == "<|im_start|>user\n[V] été 🐙<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_training_sees_what_the_official_modules_see(network, pipeline):
+    tokenizer, encoder = pipeline.tokenizer, teacher_encoder(network, pipeline.tokenizer)
+    picture = draw(random_concept(np.random.default_rng(3)), Scene(background=1, place=0, size=1))
+    processor = Qwen2VLImageProcessorPil.from_pretrained(FOLDER / "vision_tower")
+    seen = processor(images=[Image.fromarray(picture)], return_tensors="pt")
+    patches = to_patches(torch.from_numpy(picture)[None])
+    assert torch.allclose(patches[0], seen["pixel_values"], atol=1e-6)
+
+    tokens = torch.tensor([message_tokens(tokenizer, "zorp on a rose background", picture=True)])
+    image = tokens == tokenizer.convert_tokens_to_ids(IMAGE)
+    assert image.sum() == IMAGE_TOKENS
+    with torch.no_grad():
+        official = encoder(
+            input_ids=tokens, mm_token_type_ids=image.int(), output_hidden_states=True, **seen
+        ).hidden_states[-2]
+        assert torch.allclose(network.encode(tokens, patches), official, atol=1e-4)
+
+
+def test_text_alone_gives_student_and_teacher_the_same_features(network, pipeline):
+    tokens = torch.tensor([message_tokens(pipeline.tokenizer, "a small zorp in a cave scene")])
+    encoder = teacher_encoder(network, pipeline.tokenizer)
+    with torch.no_grad():
+        teacher = encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2]
+        student = pipeline.text_encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2]
+    assert torch.equal(teacher, student)
+
+
+def test_fast_velocity_equals_the_official_transformer(network, pipeline):
+    features, latents = torch.randn(2, 32, 192), torch.randn(2, 8, 16, 16)
+    sigma, lengths = torch.tensor([0.9, 0.5]), torch.tensor([30, 12])
+    with torch.no_grad():
+        fast = network.velocity(latents, sigma, features, lengths)
+        rows = [row[:length] for row, length in zip(features, lengths, strict=True)]
+        official = pipeline.transformer(list(latents.unsqueeze(2)), 1 - sigma, rows, return_dict=False)[0]
+    assert torch.allclose(fast, -torch.stack(official).squeeze(2), atol=1e-4)
+
+
+def test_flat_weights_are_the_networks_own():
+    one, other = Judge(), Judge()
+    view_parameters(other, flatten(one))
+    pixels = torch.rand(2, 3, 64, 64)
+    assert torch.equal(one(pixels)[0], other(pixels)[0])
+
+
+def test_judge_reads_the_world():
+    rng = np.random.default_rng(9)
+    concepts = [random_concept(rng, held_out=True) for _ in range(64)]
+    scenes = [random_scene(rng) for _ in concepts]
+    predictions = judge(np.stack([draw(c, s) for c, s in zip(concepts, scenes, strict=True)]), load_judge())
+    truths = [truth(concept, scene) for concept, scene in zip(concepts, scenes, strict=True)]
+    for name, predicted in predictions.items():
+        right = [index == t[name] for index, t in zip(predicted.tolist(), truths, strict=True)]
+        assert np.mean(right) > 0.9, name
+
+
+def test_frechet_distance_of_shifted_gaussians_is_the_squared_shift():
+    features = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(features, features + 2) == pytest.approx(12, rel=1e-6)
