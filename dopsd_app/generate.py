@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dopsd_app import draws
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.config import TrainConfig
-from dopsd_app.encode import crop_example, encode_examples
+from dopsd_app.encode import Encoded, crop_example, encode_examples
 from dopsd_app.events import KnownFailure
 from dopsd_app.lora_file import FILE_NAME, save_lora
 from dopsd_app.pictures import Example
@@ -106,13 +106,7 @@ def teacher_check(config: TrainConfig, examples: Sequence[Example], out: Path) -
     """
     base_model, shown = load_base_model(config), tuple(examples[:CHECKED])
     with tempfile.TemporaryDirectory() as cache:
-        encoding = encode_examples(base_model, config, shown, (), Path(cache))
-        while True:
-            try:
-                next(encoding)
-            except StopIteration as end:
-                encoded = end.value.examples
-                break
+        encoded = _result_of(encode_examples(base_model, config, shown, (), Path(cache))).examples
     base_model.load_transformer()
     rows = []
     for index, (example, conditionings) in enumerate(zip(shown, encoded, strict=True)):
@@ -122,6 +116,15 @@ def teacher_check(config: TrainConfig, examples: Sequence[Example], out: Path) -
     out.parent.mkdir(parents=True, exist_ok=True)
     _grid(rows).save(out)
     return out
+
+
+def _result_of(work: Generator[object, None, Encoded]) -> Encoded:
+    """What a generator returns in the end, when nobody wants the events on the way."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
 
 
 def _same_noise(
