@@ -23,10 +23,10 @@ from pocket.sampling import empty_context, guided_velocity, sigmas_of
 from pocket.state import Stage, device
 
 STEPS = 4  # of the student
-PARENT_STEPS = (2, 2, 3, 5)  # Heun steps of the parent in each segment
+PARENT_STEPS = (1, 1, 2, 3)  # Heun steps of the parent in each segment
 MICRO = 16
 TASKS = 4  # per optimizer step: each segment, with and without pictures in turn
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 5e-4
 TEXT_GUIDANCE = 1.5  # of the parent without a picture; with one its context says enough
 OWN_STATES = 0.5  # how often a segment starts on the student's own walk
 AT_START = 0.6  # how often the student is asked at the segment's start, where a four-step walk asks it

@@ -69,6 +69,7 @@ def build_joint(state: Path, size: int) -> tuple:
     """What a worker needs: the network and the loss of a task."""
     dataset = Dataset(state)
     network = Network(dataset.tokenizer).to(device())
+    network.compile_blocks()
     return network, partial(joint_loss, network, dataset, size=size)
 
 

@@ -107,7 +107,7 @@ def truth(concept: Concept, scene: Scene) -> dict[str, int]:
 
 
 def agreement(predictions: dict[str, Tensor], concept: Concept) -> dict[str, float]:
-    """Fractions of the pictures with each attribute of the concept, `colour_and_pattern`, `all` six."""
+    """Fractions of the pictures with each attribute, with `colour_and_pattern` and with `all` six."""
     right = {name: predictions[name] == getattr(concept, name) for name in CONCEPT}
     together = {
         "colour_and_pattern": right["body"] & right["second"] & right["pattern"],
