@@ -8,11 +8,13 @@ forward passes of the transformer as D-OPSD. The judge of the base's world measu
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.optim import Optimizer
 
 from benchmarks.record import save_result
 from dopsd_app import draws
@@ -37,8 +39,26 @@ def scene_caption(scene: Scene) -> str:
     return f"a {size} {TRIGGER} {place} on a {BACKGROUND_WORDS[scene.background]} background"
 
 
-def encode_concept(base_model: BaseModel, concept: Concept, rng: np.random.Generator):
-    """Training examples (for D-OPSD), their latents (for SFT), and prompts of new scenes."""
+@dataclass(frozen=True)
+class ConceptData:
+    """What the methods learn one concept from, and what they are asked for afterwards."""
+
+    examples: tuple[EncodedExample, ...]
+    latents: Tensor  # (6, C, h, w) of the training pictures, for SFT
+    scenes: list[Scene]  # new ones
+    prompts: list[Conditioning]  # of the new scenes
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one concept."""
+
+    figures: dict[str, float]
+    pictures: list[Image.Image]
+
+
+def encode_concept(base_model: BaseModel, concept: Concept, rng: np.random.Generator) -> ConceptData:
+    """Six pictures with captions in random scenes, and prompts of other scenes."""
     scenes = [random_scene(rng) for _ in range(PICTURES)]
     pictures = [Image.fromarray(draw(concept, scene)) for scene in scenes]
     captions = [scene_caption(scene) for scene in scenes]
@@ -54,20 +74,28 @@ def encode_concept(base_model: BaseModel, concept: Concept, rng: np.random.Gener
     latents = torch.stack([base_model.encode_picture(picture) for picture in pictures])
     new_scenes = [random_scene(rng) for _ in range(PROMPTS)]
     prompts = [base_model.encode_student(scene_caption(scene)) for scene in new_scenes]
-    return examples, latents, new_scenes, prompts
+    return ConceptData(examples, latents, new_scenes, prompts)
 
 
-def sft_step(base_model: BaseModel, config: TrainConfig, examples, latents, optimizer, step: int) -> None:
+def sft_step(
+    base_model: BaseModel, config: TrainConfig, data: ConceptData, optimizer: Optimizer, step: int
+) -> None:
     """One step of ordinary fine-tuning: predict noise - picture from a noised training picture."""
-    drawn = draws.draw_examples(config.seed, step, config.batch_size, len(examples))
-    noise = torch.stack(
-        [draws.draw_noise(latents.shape[1:], config.seed, step, i) for i in range(len(drawn))]
+    drawn = draws.draw_examples(config.seed, step, config.batch_size, len(data.examples))
+    shape = data.latents.shape[1:]
+    noise = torch.stack([draws.draw_noise(shape, config.seed, step, i) for i in range(len(drawn))]).to(
+        data.latents
     )
-    uniform = torch.rand((), generator=draws.generator(config.seed, draws.PREVIEW, step))
+    uniform = torch.rand(len(drawn), generator=draws.generator(config.seed, draws.PREVIEW, step)).to(
+        data.latents
+    )
     sigma = 3 * uniform / (1 + 2 * uniform)  # uniform in the scheduler's own time, as common trainers do
-    pictures = latents[drawn]
-    noised = (1 - sigma) * pictures + sigma * noise
-    velocity = base_model.predict_velocity(noised, sigma, [examples[index].student[0] for index in drawn])
+    level = sigma[:, None, None, None]
+    pictures = data.latents[drawn]
+    noised = (1 - level) * pictures + level * noise
+    velocity = base_model.predict_velocity(
+        noised, sigma, [data.examples[index].student[0] for index in drawn]
+    )
     (velocity - (noise - pictures)).square().mean().backward()
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
     optimizer.step()
@@ -94,50 +122,58 @@ def measure(pictures: list[Image.Image], concept: Concept, scenes: list[Scene]) 
     return {**agreement(seen, concept), "background": float(background)}
 
 
-def run_concept(
-    config: TrainConfig, concept: Concept, seed: int
-) -> dict[str, tuple[dict, list[Image.Image]]]:
-    """Base, SFT and D-OPSD on one concept: by method, its figures and its pictures; the real pictures too."""
-    rng = np.random.default_rng(seed)
-    results = {}
-    for method in ("base", "sft", "dopsd"):
+def train_sft(base_model: BaseModel, config: TrainConfig, data: ConceptData, steps: int) -> None:
+    """Ordinary fine-tuning of the student's LoRA."""
+    optimizer = prepare(base_model, config)
+    for step in range(1, steps + 1):
+        sft_step(base_model, config, data, optimizer, step)
+
+
+def train_dopsd(base_model: BaseModel, config: TrainConfig, data: ConceptData, steps: int) -> None:
+    """The product's own training steps."""
+    optimizer = prepare(base_model, config)
+    for step in range(1, steps + 1):
+        optimizer_step(base_model, config, data.examples, optimizer, step)
+
+
+def run_concept(config: TrainConfig, concept: Concept, seed: int) -> dict[str, Result]:
+    """Every method on one concept; "real" is the world itself, what the judge makes of a perfect result."""
+    passes = (
+        config.steps * config.rollout_steps * PASSES_PER_STATE
+    )  # per place in the batch; SFT's step is one
+    methods = {
+        "base": None,
+        "sft, as many steps": (train_sft, config.steps),
+        "sft, as many passes": (train_sft, passes),
+        "dopsd": (train_dopsd, config.steps),
+    }
+    data, results = None, {}
+    for method, training in methods.items():
         base_model = load_base_model(config)
-        base_model.load_encoders()
         base_model.load_transformer()
-        if method == "base":
-            examples, latents, scenes, prompts = encode_concept(base_model, concept, rng)
-        else:
-            optimizer = prepare(base_model, config)
+        if data is None:
+            base_model.load_encoders()
+            data = encode_concept(base_model, concept, np.random.default_rng(seed))
         started = time.perf_counter()
-        if method == "dopsd":
-            for step in range(1, config.steps + 1):
-                optimizer_step(base_model, config, examples, optimizer, step)
-        if method == "sft":
-            for step in range(1, config.steps * config.rollout_steps * PASSES_PER_STATE + 1):
-                sft_step(base_model, config, examples, latents, optimizer, step)
-                if step == config.steps:
-                    pictures = draw_pictures(base_model, config, prompts)
-                    seconds = time.perf_counter() - started
-                    results["sft, as many steps"] = (
-                        {**measure(pictures, concept, scenes), "seconds": seconds},
-                        pictures,
-                    )
+        if training:
+            train, steps = training
+            train(base_model, config, data, steps)
         seconds = time.perf_counter() - started
-        pictures = draw_pictures(base_model, config, prompts)
-        results[method] = {**measure(pictures, concept, scenes), "seconds": seconds}, pictures
-        print(method, {key: round(value, 3) for key, value in results[method][0].items()}, flush=True)
-    real = [Image.fromarray(draw(concept, scene)) for scene in scenes]
-    results["real"] = {**measure(real, concept, scenes), "seconds": 0.0}, real
+        pictures = draw_pictures(base_model, config, data.prompts)
+        results[method] = Result({**measure(pictures, concept, data.scenes), "seconds": seconds}, pictures)
+        print(method, {key: round(value, 3) for key, value in results[method].figures.items()}, flush=True)
+    real = [Image.fromarray(draw(concept, scene)) for scene in data.scenes]
+    results["real"] = Result({**measure(real, concept, data.scenes), "seconds": 0.0}, real)
     return results
 
 
 def summarize(concepts: list[dict]) -> dict[str, dict]:
     """Means over the concepts, each concept's own figures, and the Frechet distance to the real pictures."""
-    real = features([picture for results in concepts for picture in results["real"][1]])
+    real = features([picture for results in concepts for picture in results["real"].pictures])
     table = {}
     for method in concepts[0]:
-        figures = [results[method][0] for results in concepts]
-        pictures = [picture for results in concepts for picture in results[method][1]]
+        figures = [results[method].figures for results in concepts]
+        pictures = [picture for results in concepts for picture in results[method].pictures]
         table[method] = {
             "mean": {key: float(np.mean([f[key] for f in figures])) for key in figures[0]},
             "frechet_distance": float(frechet_distance(features(pictures), real)),
@@ -148,7 +184,7 @@ def summarize(concepts: list[dict]) -> dict[str, dict]:
 
 def save_sheet(concepts: list[dict], path) -> None:
     """A row of pictures for every concept and method, to look at."""
-    rows = [results[method][1][:12] for results in concepts for method in results]
+    rows = [results[method].pictures[:12] for results in concepts for method in results]
     sheet = Image.new("RGB", (12 * 64, len(rows) * 64))
     for top, row in enumerate(rows):
         for left, picture in enumerate(row):

@@ -7,6 +7,7 @@ gone before training begins.
 """
 
 import argparse
+import gc
 import json
 import tempfile
 from pathlib import Path
@@ -41,7 +42,7 @@ def build(config: TrainConfig, folder: Path, size: dict) -> BaseModel:
     for parameter in transformer.parameters():
         parameter.data.normal_(std=0.02)
     if config.quantization == "nf4":
-        quantize_nf4(transformer, base_model.lora_targets, dtype)
+        quantize_nf4(transformer, base_model.lora_targets, dtype, device)
     base_model.transformer = transformer
     return base_model
 
@@ -103,6 +104,7 @@ def main() -> None:
                 quantization=quantization,
             )
             if torch.cuda.is_available():
+                gc.collect()  # checkpointing makes the last transformer part of a cycle
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             rows.append(measure(config, TINY if arguments.tiny else {}))

@@ -23,7 +23,10 @@ def add_adapters(transformer: torch.nn.Module, targets: str, config: TrainConfig
     1 / rank: "gaussian" in PEFT) and B is zero, so that both start as the base.
     """
     lora = LoraConfig(
-        r=config.rank, lora_alpha=config.lora_alpha, init_lora_weights="gaussian", target_modules=targets
+        r=config.rank,
+        lora_alpha=config.strength * config.rank,
+        init_lora_weights="gaussian",
+        target_modules=targets,
     )
     with warnings.catch_warnings():
         # PEFT warns of a second adapter; two are what the method needs.

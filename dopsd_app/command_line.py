@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from filelock import Timeout
+from tqdm import tqdm
 
 from dopsd_app.catalog import CATALOG, find_base_model
 from dopsd_app.config import ConfigError, TrainConfig, list_presets, load_preset, make_config, parse_setting
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dopsd_app.pictures import Dataset
 
 T = TypeVar("T")
+DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
 
 EXAMPLES = """examples:
   python -m dopsd_app preview --images photos/my-cat
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.do(options)
-    except (KnownFailure, ConfigError) as error:
+    except (KnownFailure, OSError) as error:  # an OSError names its file: no room, no right to write, ...
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -113,7 +115,9 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         help="4 to 20 pictures with a .txt of the same name beside each, one caption per line;"
         " prompts.txt, if there, holds the prompts of the previews",
     )
-    command.add_argument("--preset", default="pocket", help="see `presets`; default: %(default)s")
+    command.add_argument(
+        "--preset", help=f"see `presets`; default: {DEFAULT_PRESET}, and none where --set names a base_model"
+    )
     command.add_argument("--trigger-word", metavar="WORD", help="the word that stands for the new concept")
     command.add_argument(
         "--set",
@@ -168,7 +172,12 @@ def _preview(options: argparse.Namespace) -> int:
     with _gpu(options.runs):
         from dopsd_app.generate import teacher_check
 
-        print(teacher_check(config, dataset.examples, options.out))
+        with tqdm(disable=None, unit="picture") as bar:
+            for progress in teacher_check(config, dataset.examples, options.out):
+                bar.set_description(progress.phase, refresh=False)
+                bar.total, bar.n = progress.total, progress.done
+                bar.refresh()
+    print(options.out)
     return 0
 
 
@@ -181,7 +190,7 @@ def _generate(options: argparse.Namespace) -> int:
     with _gpu(options.runs):
         from dopsd_app.generate import generate
 
-        files = generate(
+        pictures = generate(
             run,
             options.prompt,
             seeds,
@@ -190,7 +199,9 @@ def _generate(options: argparse.Namespace) -> int:
             checkpoint=options.checkpoint,
             base_too=options.base_too,
         )
-    print("\n".join(str(file) for file in files))
+        total = len(options.prompt) * options.count * (1 + options.base_too)
+        for file in tqdm(pictures, total=total, desc="drawing", unit="picture", disable=None):
+            tqdm.write(str(file))
     return 0
 
 
@@ -234,25 +245,28 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
     """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
-    from dopsd_app.pictures import PicturesError, read_examples
+    from dopsd_app.pictures import read_examples
 
     problems: list[str] = []
 
     def attempt(function: Callable[..., T], *arguments, **keywords) -> T | None:
         try:
             return function(*arguments, **keywords)
-        except (KnownFailure, ConfigError, PicturesError) as error:
+        except KnownFailure as error:
             problems.append(str(error))
             return None
 
-    preset = attempt(load_preset, options.preset)
+    changes = dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
+    # The preset's settings belong to its base model: another one gets the defaults, which are the paper's.
+    name = options.preset or (None if "base_model" in changes else DEFAULT_PRESET)
+    preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
     if prompts := attempt(_read_prompts, options.images / "prompts.txt"):
         settings["preview_prompts"] = prompts
-    settings |= dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
+    settings |= changes
     given = {"name": vars(options).get("name"), "trigger_word": options.trigger_word}
     settings |= {key: value for key, value in given.items() if value is not None}
-    config = attempt(make_config, settings)
+    config = attempt(make_config, settings) if preset or not name else None
     folder = attempt(find_base_model, config.base_model) if config else None
     dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
     if problems:

@@ -10,10 +10,12 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from dopsd_app.events import KnownFailure
+
 PRESETS = Path(__file__).parent.parent / "presets"
 
 
-class ConfigError(ValueError):
+class ConfigError(KnownFailure):
     """Settings that cannot work; the message names each of them, its value and what would be right."""
 
 
@@ -24,9 +26,7 @@ class TrainConfig:
     Raises `ConfigError` when made with values that cannot work.
     """
 
-    base_model: str = (
-        "pocket-turbo"  # a name in catalog.py, or a diffusers folder with a vision_tower beside it
-    )
+    base_model: str = "pocket-turbo"  # a name in catalog.py, or a diffusers folder with a vision_tower
     revision: str = ""  # the base model's commit on the Hub; empty for a folder
     name: str = ""  # becomes part of the run's folder name
     trigger_word: str = ""  # the word that stands for the concept in captions and prompts
@@ -43,7 +43,9 @@ class TrainConfig:
     teacher: str = "ema"  # "ema": the student's slow copy; "base": the base model without any adapter
     ema_decay: float = 0.9999  # per optimizer step; 0.9 and faster lets the teacher drift, 1 never moves it
     rank: int = 64
-    lora_alpha: float = 0.0  # strength is lora_alpha / rank; 0 means twice the rank, the paper's ratio
+    lora_alpha: float = (
+        0.0  # the LoRA's strength is lora_alpha / rank; 0 means twice the rank, as in the paper
+    )
 
     resolution: int = 512  # pixels; a picture is cropped to about resolution x resolution in area
     precision: str = "auto"  # the frozen base: "auto" is bfloat16 on CUDA and float32 elsewhere
@@ -57,8 +59,6 @@ class TrainConfig:
     checkpoint_every: int = 50  # optimizer steps between checkpoints: what a crash can lose at most
 
     def __post_init__(self):
-        if not self.lora_alpha:
-            object.__setattr__(self, "lora_alpha", 2.0 * self.rank)
         object.__setattr__(self, "preview_prompts", tuple(self.preview_prompts))
         if problems := self._problems():
             raise ConfigError("\n".join(problems))
@@ -69,7 +69,7 @@ class TrainConfig:
                 ("steps", "rollout_steps", "num_inference_steps", "batch_size", "micro_batch"), 1
             ),
             **dict.fromkeys(("rank", "checkpoint_every", "resolution"), 1),
-            **dict.fromkeys(("preview_every", "seed", "ema_decay"), 0),
+            **dict.fromkeys(("preview_every", "seed", "ema_decay", "lora_alpha"), 0),
         }
         choices = {
             "optimizer": ("adamw8bit", "adamw"),
@@ -77,6 +77,7 @@ class TrainConfig:
             "teacher": ("ema", "base"),
             "precision": ("auto", "float32", "bfloat16"),
             "quantization": ("none", "nf4"),
+            "device": ("auto", "cpu", "cuda"),
         }
         problems = [
             f"`{name}` must be at least {low}, got {getattr(self, name)}."
@@ -90,7 +91,7 @@ class TrainConfig:
         ]
         problems += [
             f"`{name}` must be greater than 0, got {getattr(self, name)}."
-            for name in ("learning_rate", "max_grad_norm", "lora_alpha")
+            for name in ("learning_rate", "max_grad_norm")
             if not getattr(self, name) > 0
         ]
         if self.ema_decay > 1:
@@ -106,6 +107,11 @@ class TrainConfig:
                 f"`micro_batch` must divide `batch_size` ({self.batch_size}), got {self.micro_batch}."
             )
         return problems
+
+    @property
+    def strength(self) -> float:
+        """What the LoRA's B @ A is multiplied by: lora_alpha / rank."""
+        return self.lora_alpha / self.rank if self.lora_alpha else 2.0
 
     @property
     def minimum_side(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.catalog import find_base_model
 from dopsd_app.config import TrainConfig
-from dopsd_app.events import PhaseProgress
+from dopsd_app.events import KnownFailure, PhaseProgress
 from dopsd_app.pictures import Example, bucket, crop, load_picture
 from dopsd_app.runs import replace_file
 
@@ -51,7 +51,7 @@ def encode_examples(
 ) -> Generator[PhaseProgress, None, Encoded]:
     """Encodes examples and prompts; the encoders are loaded only for what `cache` does not hold yet.
 
-    Raises `ValueError` if the teacher were to see the same as the student: nothing could be learned.
+    Raises `KnownFailure` if the teacher were to see the same as the student: nothing could be learned.
     """
     encoder = _Encoder(base_model, config, cache)
     total, encoded = len(examples), []
@@ -61,7 +61,10 @@ def encode_examples(
         student = tuple(encoder.student(caption) for caption in example.captions)
         teacher = tuple(encoder.teacher(picture, caption) for caption in example.captions)
         if any(_equal(*pair) for pair in zip(student, teacher, strict=True)):
-            raise ValueError(f"The teacher sees the same as the student for {example.image.name}.")
+            raise KnownFailure(
+                f"The teacher sees the same as the student for {example.image.name}, so nothing can be"
+                " learned. Check the vision tower of the base model's folder."
+            )
         encoded.append(EncodedExample(student, teacher, picture.height, picture.width))
     result = Encoded(tuple(encoded), tuple(encoder.student(prompt) for prompt in prompts))
     encoder.free()

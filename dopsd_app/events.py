@@ -150,10 +150,14 @@ class EventReader:
         new = [event for line in data[:end].split(b"\n")[:-1] if (event := _parse(line))]
         for event in new:
             if isinstance(event, Resumed):
-                kept = [earlier for earlier in self.events if getattr(earlier, "step", 0) <= event.step]
-                self.events = kept
+                self.events = [earlier for earlier in self.events if not _superseded(earlier, event)]
             self.events.append(event)
         return new
+
+
+def _superseded(earlier: Event, resumed: Resumed) -> bool:
+    # A kill can come between Finished and the status that says so: then the end is told again.
+    return getattr(earlier, "step", 0) > resumed.step or isinstance(earlier, LoraChecked | Finished)
 
 
 def _parse(line: bytes) -> Event | None:
@@ -161,7 +165,9 @@ def _parse(line: bytes) -> Event | None:
         fields = json.loads(line)
     except ValueError:  # torn by a kill, closed by the next process
         return None
-    kind = EVENTS[fields.pop("event")]
+    kind = EVENTS.get(fields.pop("event"))
+    if kind is None:  # told by a newer version
+        return None
     del fields["time"]
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 

@@ -109,7 +109,13 @@ def _tell_ending(run: Run) -> int:
 
 def hint(command: str, run: Run | None = None) -> str:
     """The command line that does this to the run, to be copied."""
-    words = ["python -m dopsd_app", command, *([run.id] if run else [])]
+    words = [_python(), "-m dopsd_app", command, *([run.id] if run else [])]
     if run and run.runs_dir != default_runs_dir():
         words.append(f'--runs "{run.runs_dir}"')
     return " ".join(words)
+
+
+def _python() -> str:
+    """This very Python, as one calls it from here: plain `python` may be another one, or none."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

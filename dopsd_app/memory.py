@@ -11,14 +11,15 @@ from torch.utils.checkpoint import checkpoint
 from dopsd_app.adapters import student_must_be_active
 
 
-def quantize_nf4(transformer: torch.nn.Module, targets: str, compute_dtype: torch.dtype) -> None:
-    """Replaces the linear layers whose names match `targets` by NF4 ones, in place (QLoRA, arXiv 2305.14314).
+def quantize_nf4(
+    transformer: torch.nn.Module, targets: str, compute_dtype: torch.dtype, device: torch.device
+) -> None:
+    """Replaces the linear layers whose names match `targets` by NF4 ones on `device` (arXiv 2305.14314).
 
     diffusers' own quantized loading refuses without a GPU; bitsandbytes itself does not.
     """
-    for name, linear in list(transformer.named_modules()):
-        if not (isinstance(linear, torch.nn.Linear) and re.fullmatch(targets, name)):
-            continue
+    for name in [name for name, _ in transformer.named_modules() if re.fullmatch(targets, name)]:
+        linear = transformer.get_submodule(name)  # by name: a list of layers would keep them all alive
         quantized = Linear4bit(
             linear.in_features,
             linear.out_features,
@@ -30,7 +31,7 @@ def quantize_nf4(transformer: torch.nn.Module, targets: str, compute_dtype: torc
         quantized.weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
         quantized.bias = linear.bias
         parent, _, child = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), child, quantized.to(linear.weight.device))
+        setattr(transformer.get_submodule(parent), child, quantized.to(device))
 
 
 def enable_gradient_checkpointing(transformer: torch.nn.Module) -> None:

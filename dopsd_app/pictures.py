@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from dopsd_app.events import KnownFailure
+
 MIN_PICTURES, MAX_PICTURES = 4, 20
 MAX_CAPTION = 2_000  # characters; text encoders read some 500 tokens and cut off the rest unseen
 MAX_TEXT_BYTES = 1_000_000  # of a caption file, and of metadata.jsonl
@@ -74,7 +76,7 @@ class Dataset:
     notes: tuple[Note, ...]
 
 
-class PicturesError(ValueError):
+class PicturesError(KnownFailure):
     """All that must be put right before these pictures can be used; as text, one problem per line."""
 
     def __init__(self, problems: Iterable[Problem]):

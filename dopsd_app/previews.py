@@ -1,5 +1,8 @@
 """What a run shows while it trains: its own roll-out, and pictures of fixed prompts and seeds."""
 
+from io import BytesIO
+from pathlib import Path
+
 from PIL import Image
 from torch import Tensor
 
@@ -9,9 +12,10 @@ from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.config import TrainConfig
 from dopsd_app.events import PreviewSaved
 from dopsd_app.rollout import RolloutStep, sample
-from dopsd_app.runs import Run
+from dopsd_app.runs import Run, replace_file
 
 LONGEST_SIDE = 512  # pixels, of one picture in a preview
+GAP = 4  # pixels between pictures
 
 
 def first_of(step: RolloutStep) -> tuple[Tensor, Tensor]:
@@ -22,12 +26,9 @@ def first_of(step: RolloutStep) -> tuple[Tensor, Tensor]:
 def save_rollout(
     run: Run, step: int, base_model: BaseModel, film: list[tuple[Tensor, Tensor]]
 ) -> PreviewSaved:
-    """Two filmstrips, student and teacher: one picture per visited state of a roll-out of this very step."""
-    files = []
-    for role, strip in zip(("student", "teacher"), zip(*film, strict=True), strict=True):
-        pictures = [base_model.decode(denoised)[0] for denoised in strip]
-        files.append(_save(run, f"{step:06d}_{role}.webp", _side_by_side([_thumbnail(p) for p in pictures])))
-    return PreviewSaved(step, "rollout", tuple(files))
+    """The student's filmstrip above the teacher's: the states of a roll-out of this very step."""
+    strips = [[base_model.decode(denoised)[0] for denoised in strip] for strip in zip(*film, strict=True)]
+    return PreviewSaved(step, "rollout", (_save(run, f"{step:06d}_rollout.webp", strips),))
 
 
 def save_samples(
@@ -38,45 +39,52 @@ def save_samples(
     prompts: tuple[Conditioning, ...],
     size: tuple[int, int],
 ) -> PreviewSaved:
-    """For every prompt a picture of the base and one of the student: one noise, the inference step count.
-
-    The base's pictures never change, so that they are drawn once.
-    """
-    files = []
+    """A row for every prompt, the base's picture beside the student's: one noise, the native steps."""
+    rows = []
     for index, prompt in enumerate(prompts):
-        base = f"base_{index}.webp"
-        if not (run.previews / base).exists():
+        base = run.previews / f"base_{index}.png"  # it never changes, so that it is drawn once
+        if not base.exists():
             with as_base(base_model.transformer):
-                _save(run, base, _draw(base_model, config, prompt, index, size))
-        lora = _draw(base_model, config, prompt, index, size)
-        files += [f"{run.previews.name}/{base}", _save(run, f"{step:06d}_lora_{index}.webp", lora)]
-    return PreviewSaved(step, "samples", tuple(files))
+                _replace(base, draw(base_model, config, prompt, index, size), "PNG")
+        with Image.open(base) as picture:
+            rows.append([picture.convert("RGB"), draw(base_model, config, prompt, index, size)])
+    return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", rows),))
 
 
-def _draw(
-    base_model: BaseModel, config: TrainConfig, prompt: Conditioning, index: int, size: tuple[int, int]
+def draw(
+    base_model: BaseModel, config: TrainConfig, conditioning: Conditioning, index: int, size: tuple[int, int]
 ) -> Image.Image:
+    """One picture of `size` (height, width) by the active weights, at the native steps."""
     noise = draws.draw_noise(base_model.latent_shape(*size), config.seed, 0, index, draws.PREVIEW)[None]
     sigmas = base_model.sigmas(config.num_inference_steps, *size)
-    return base_model.decode(sample(base_model, [prompt], noise.to(base_model.device), sigmas))[0]
+    return base_model.decode(sample(base_model, [conditioning], noise.to(base_model.device), sigmas))[0]
 
 
-def _thumbnail(picture: Image.Image) -> Image.Image:
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return picture
+def grid(rows: list[list[Image.Image]]) -> Image.Image:
+    """Rows of pictures with small gaps; a row is as high as its first picture."""
+    width = max(sum(picture.width + GAP for picture in row) - GAP for row in rows)
+    sheet = Image.new("RGB", (width, sum(row[0].height + GAP for row in rows) - GAP), "white")
+    top = 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width + GAP
+        top += row[0].height + GAP
+    return sheet
 
 
-def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    width, height = pictures[0].size
-    strip = Image.new("RGB", (width * len(pictures), height))
-    for index, picture in enumerate(pictures):
-        strip.paste(picture, (index * width, 0))
-    return strip
-
-
-def _save(run: Run, name: str, picture: Image.Image) -> str:
-    run.previews.mkdir(exist_ok=True)
-    unfinished = run.previews / f".{name}"
-    picture.save(unfinished, format="WEBP", quality=90)
-    unfinished.replace(run.previews / name)
+def _save(run: Run, name: str, rows: list[list[Image.Image]]) -> str:
+    """Thumbnails in a grid, as a file in the previews folder; returns its path in the run folder."""
+    for row in rows:
+        for picture in row:
+            picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    _replace(run.previews / name, grid(rows), "WEBP")
     return f"{run.previews.name}/{name}"
+
+
+def _replace(path: Path, picture: Image.Image, kind: str) -> None:
+    """Saves a picture through a temporary name: a kill leaves no half of it."""
+    content = BytesIO()
+    picture.save(content, format=kind, quality=90)
+    replace_file(path, content.getvalue())

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WORKER = (sys.executable, "-m", "dopsd_app.train")  # gets the run folder as its last argument
 COMMANDS = ("stop", "preview-now", "save-now")
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that every loader looks for first
 LIVE = ("loading", "encoding", "training", "stopping")  # states that a living process must stand behind
 
 T = TypeVar("T")
@@ -92,7 +93,7 @@ class Run:
 
     @property
     def lora_file(self) -> Path:
-        return self.path / "pytorch_lora_weights.safetensors"
+        return self.path / LORA_FILE
 
     @property
     def check_file(self) -> Path:
@@ -239,10 +240,14 @@ def delete_run(run: Run) -> None:
 
 
 def latest_checkpoint(run: Run) -> Path | None:
-    """The newest complete checkpoint: only one with a manifest counts."""
-    complete = [manifest.parent for manifest in run.checkpoints.glob("*/manifest.json")]
-    numbered = [folder for folder in complete if folder.name.isdigit()]
-    return max(numbered, key=lambda folder: int(folder.name), default=None)
+    """The newest complete checkpoint."""
+    return next(reversed(complete_checkpoints(run)), None)
+
+
+def complete_checkpoints(run: Run) -> list[Path]:
+    """The folders of all complete checkpoints, oldest first: only one with a manifest counts."""
+    folders = [manifest.parent for manifest in run.checkpoints.glob("*/manifest.json")]
+    return sorted((f for f in folders if f.name.isdigit()), key=lambda folder: int(folder.name))
 
 
 # --- status

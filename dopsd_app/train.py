@@ -1,5 +1,7 @@
 """The training run: a generator of events. `python -m dopsd_app.train RUN_DIR` is the worker process."""
 
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from dopsd_app.events import (
     CheckpointSaved,
     Event,
     Finished,
+    KnownFailure,
     LoraChecked,
     PhaseProgress,
     PreviewSaved,
@@ -48,19 +51,17 @@ def train(run: Run) -> Iterator[Event]:
     yield PhaseProgress("loading", 1, 2)
     base_model.load_transformer()
     optimizer = prepare(base_model, config)
+    if base_model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(base_model.device)  # the encoders' memory is given back
     yield PhaseProgress("loading", 2, 2)
 
     step = load_checkpoint(run, base_model.transformer, optimizer)
     yield Resumed(step)
-    asked = take_commands(run)  # while everything was loading
-    if "stop" in asked:
-        yield Stopped(step)
-        return
     while step < config.steps:
         step += 1
         done = optimizer_step(base_model, config, encoded.examples, optimizer, step)
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
-        commands, asked = asked | take_commands(run), set()
+        commands = take_commands(run)
         if "preview-now" in commands or (config.preview_every and step % config.preview_every == 0):
             yield from _save_previews(run, step, base_model, encoded, done.film)
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
@@ -115,6 +116,11 @@ def optimizer_step(
                 film.append(previews.first_of(visited))
     student_weights = optimizer.param_groups[0]["params"]
     grad_norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm).item()
+    if not math.isfinite(grad_norm):  # one such step would spoil student, teacher and every later checkpoint
+        raise KnownFailure(
+            f"The gradient of step {step} is not a number, so training cannot go on. The last checkpoint is"
+            f" good: start a run with a lower `learning_rate` than {config.learning_rate}."
+        )
     optimizer.step()
     optimizer.zero_grad()
     update_teacher(base_model.transformer, config.ema_decay)
@@ -156,11 +162,7 @@ def _save_previews(
     try:
         yield previews.save_rollout(run, step, base_model, film)
         yield previews.save_samples(run, step, base_model, run.config, encoded.prompts, size)
-    except (
-        RuntimeError,
-        OSError,
-        ValueError,
-    ) as error:  # out of memory, or no room on the disk: training can go on
+    except Exception as error:  # whatever it is, most of all out of memory: the training is worth more
         if base_model.device.type == "cuda":
             torch.cuda.empty_cache()
         yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")
@@ -182,4 +184,8 @@ def _peak_memory(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(work(Run(Path(sys.argv[1])), train))
+    # A resumed run is to train the very same LoRA, on CUDA too; a kernel that cannot only warns in the log.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    sys.exit(work(Run(Path(sys.argv[1]).absolute()), train))

@@ -16,6 +16,7 @@ from dopsd_app.events import (
     Event,
     Failed,
     Finished,
+    KnownFailure,
     PhaseProgress,
     Resumed,
     StepDone,
@@ -107,6 +108,10 @@ def _record_all(run: Run, job: Callable[[Run], Iterator[Event]]) -> Event:
             for event in events:
                 step = getattr(event, "step", step)
                 _record(run, event)
+                if isinstance(event, PhaseProgress) and (run.commands / "stop").exists():
+                    event = Stopped(step)  # nobody waits for a model to load only to stop
+                    _record(run, event)
+                    break
         if not isinstance(event, Finished | Stopped | Failed):
             raise RuntimeError(f"The job ended without saying how; its last event was {event}.")
     except (
@@ -160,7 +165,6 @@ def _log(run: Run, text: str) -> None:
 
 def explain(error: Exception, run: Run) -> str:
     """One sentence or two for the person: what happened and what to do."""
-    names = {kind.__name__ for kind in type(error).__mro__}  # by name: torch is not imported for this
     checkpoint = latest_checkpoint(run)
     kept = (
         f"the checkpoint of step {int(checkpoint.name)} is kept"
@@ -169,7 +173,7 @@ def explain(error: Exception, run: Run) -> str:
     )
     if is_disk_full(error):
         return f"The disk is full. Free some space, then resume the run: {kept}."
-    if names & {"KnownFailure", "ConfigError", "PicturesError"}:
+    if isinstance(error, KnownFailure):
         return str(error)
     if is_out_of_memory(error):
         return f"Out of memory. {_smaller(run.config)}"
@@ -195,9 +199,10 @@ def _smaller(config: TrainConfig) -> str:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the GPU's memory or the computer's was too small."""
     text = str(error).lower()
-    names = {kind.__name__ for kind in type(error).__mro__}
+    names = {kind.__name__ for kind in type(error).__mro__}  # by name: torch is not imported for this
     return bool(names & {"OutOfMemoryError", "MemoryError"}) or any(
-        words in text for words in ("out of memory", "can't allocate memory")
+        words in text
+        for words in ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
     )
 
 

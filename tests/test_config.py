@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -23,8 +24,9 @@ def test_a_saved_configuration_comes_back(tmp_path):
 
 
 def test_strength_follows_the_rank_unless_set():
-    assert TrainConfig(rank=8).lora_alpha == 16
-    assert TrainConfig(rank=8, lora_alpha=4.0).lora_alpha == 4
+    assert TrainConfig(rank=8).strength == 2
+    assert TrainConfig(rank=8, lora_alpha=4.0).strength == 0.5
+    assert replace(TrainConfig(rank=64), rank=8).strength == 2  # not the alpha of rank 64
 
 
 def test_all_problems_are_told_at_once():

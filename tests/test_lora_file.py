@@ -11,7 +11,8 @@ from test_method import make_example, trained
 
 from dopsd_app.adapters import adapter_weights, add_adapters
 from dopsd_app.base_models import load_base_model
-from dopsd_app.lora_file import FILE_NAME, check_lora, save_lora
+from dopsd_app.lora_file import check_lora, save_lora
+from dopsd_app.runs import LORA_FILE
 
 
 @pytest.fixture
@@ -19,13 +20,13 @@ def config(tiny_config):
     return replace(tiny_config, rank=4, lora_alpha=6.0, trigger_word="zorp", seed=3)  # strength 1.5
 
 
-def save_trained(base_model, config, path):
-    """A trained student on the base, written as a file."""
+def save_trained(base_model, config, path, size=0.05):
+    """A student whose B is of this size on the base, written as a file."""
     base_model.load_encoders()
     base_model.load_transformer()
     example = make_example(base_model, 0, "a dog")
     add_adapters(base_model.transformer, base_model.lora_targets, config)
-    trained(base_model)
+    trained(base_model, size)
     save_lora(path, adapter_weights(base_model.transformer, "student"), config, steps=7)
     return example.student[0]
 
@@ -36,7 +37,7 @@ def check(base_model, config, path, conditioning):
 
 def test_the_file_holds_diffusers_keys_with_the_strength_folded_in(config, tmp_path):
     base_model = load_base_model(config)
-    path = tmp_path / FILE_NAME
+    path = tmp_path / LORA_FILE
     save_trained(base_model, config, path)
     tensors = load_file(path)
     assert len(tensors) == 2 * 7 * 4
@@ -50,7 +51,7 @@ def test_the_file_holds_diffusers_keys_with_the_strength_folded_in(config, tmp_p
 
 
 def test_the_metadata_says_how_it_was_made_and_holds_no_path(config, tmp_path):
-    path = tmp_path / FILE_NAME
+    path = tmp_path / LORA_FILE
     save_trained(load_base_model(config), config, path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -68,7 +69,7 @@ def test_the_metadata_says_how_it_was_made_and_holds_no_path(config, tmp_path):
 
 
 def test_a_good_file_passes_exactly_in_float32(config, tmp_path):
-    base_model, path = load_base_model(config), tmp_path / FILE_NAME
+    base_model, path = load_base_model(config), tmp_path / LORA_FILE
     conditioning = save_trained(base_model, config, path)
     result = check(base_model, config, path, conditioning)
     assert result.problems == []
@@ -78,15 +79,34 @@ def test_a_good_file_passes_exactly_in_float32(config, tmp_path):
     assert "28 modules at strength 1.000" in result.summary
 
 
-@pytest.mark.parametrize("how", [{"precision": "bfloat16"}, {"quantization": "nf4"}])
-def test_a_good_file_passes_within_5_percent_on_a_rounded_base(config, tmp_path, how):
+@pytest.mark.parametrize("size", [0.05, 0.01, 0.001])  # a weak LoRA is no worse a file
+@pytest.mark.parametrize("how", [{"precision": "bfloat16"}, {"quantization": "nf4"}], ids=["bfloat16", "nf4"])
+def test_a_good_file_passes_within_5_percent_on_a_rounded_base(config, tmp_path, how, size):
     config = replace(config, **how)
-    base_model, path = load_base_model(config), tmp_path / FILE_NAME
-    conditioning = save_trained(base_model, config, path)
+    base_model, path = load_base_model(config), tmp_path / LORA_FILE
+    conditioning = save_trained(base_model, config, path, size)
     result = check(base_model, config, path, conditioning)
     assert result.problems == []
     assert not result.exact
     assert result.effect_error <= 0.05
+
+
+def test_a_bad_file_is_found_on_a_rounded_base_too(config, tmp_path):
+    config = replace(config, precision="bfloat16")
+    base_model, path = load_base_model(config), tmp_path / LORA_FILE
+    conditioning = save_trained(base_model, config, path)
+    rewritten(path, lambda tensors: {n: t.flip(0) if "layers.1" in n else t for n, t in tensors.items()})
+    result = check(base_model, config, path, conditioning)
+    assert result.effect_error > 0.05
+    assert any("Its effect differs" in said for said in result.problems)
+
+
+def test_what_rounding_alone_does_is_told_apart(config, tmp_path):
+    config = replace(config, precision="bfloat16")
+    base_model, path = load_base_model(config), tmp_path / LORA_FILE
+    conditioning = save_trained(base_model, config, path, size=0.001)
+    result = check(base_model, config, path, conditioning)
+    assert result.rounding > 0.05 > result.effect_error
 
 
 def test_nf4_replaces_what_the_lora_adapts_and_stays_close_to_the_base(config):
@@ -137,7 +157,7 @@ def rewritten(path, change):
     ids=["strength not folded", "a zero delta", "a module missing", "other weights"],
 )
 def test_a_bad_file_is_found(config, tmp_path, change, problem):
-    base_model, path = load_base_model(config), tmp_path / FILE_NAME
+    base_model, path = load_base_model(config), tmp_path / LORA_FILE
     conditioning = save_trained(base_model, config, path)
     rewritten(path, change)
     result = check(base_model, config, path, conditioning)
@@ -145,3 +165,13 @@ def test_a_bad_file_is_found(config, tmp_path, change, problem):
     assert "kept" in result.summary
     result.save(tmp_path / "check.json")
     assert json.loads((tmp_path / "check.json").read_text())["passed"] is False
+
+
+def test_a_file_that_diffusers_refuses_is_a_failed_check_not_a_failed_run(config, tmp_path):
+    base_model, path = load_base_model(config), tmp_path / LORA_FILE
+    conditioning = save_trained(base_model, config, path)
+    alpha = {"transformer.layers.0.attention.to_q.alpha": torch.tensor(6.0)}
+    rewritten(path, lambda tensors: {**tensors, **alpha})
+    result = check(base_model, config, path, conditioning)
+    assert len(result.problems) == 1
+    assert "Loading it back failed" in result.summary

@@ -11,6 +11,7 @@ from dopsd_app import draws
 from dopsd_app.adapters import adapter_weights, add_adapters, as_base, as_teacher, update_teacher
 from dopsd_app.base_models import load_base_model
 from dopsd_app.encode import EncodedExample
+from dopsd_app.events import KnownFailure
 from dopsd_app.losses import distillation_loss
 from dopsd_app.memory import enable_gradient_checkpointing
 from dopsd_app.rollout import rollout
@@ -37,13 +38,13 @@ def noise():
     return torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(5))
 
 
-def trained(base_model):
+def trained(base_model, size=0.05):
     """Gives both adapters an effect of their own: B starts at zero."""
     for seed, adapter in enumerate(base_model.transformer.peft_config):
         generator = torch.Generator().manual_seed(seed)
         for name, weight in adapter_weights(base_model.transformer, adapter).items():
             if "lora_B" in name:
-                weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
+                weight.data = size * torch.randn(weight.shape, generator=generator)
 
 
 def gradients(base_model):
@@ -125,8 +126,9 @@ def test_the_teacher_is_the_ema_of_the_student(tiny_z_image, tiny_config):
     first = teacher[name].clone()
     update_teacher(transformer, 0.9999)  # 0.29 + 0.0001 * (2 - 0.29): nothing in bfloat16
     torch.testing.assert_close(teacher[name] - first, torch.full_like(first, 0.000171), atol=1e-7, rtol=0)
+    before = teacher[name].clone()
     update_teacher(transformer, 1.0)
-    assert teacher[name].equal(first + (teacher[name] - first))
+    assert teacher[name].equal(before)
 
 
 def test_student_and_teacher_start_as_the_base_and_equal(tiny_z_image, tiny_config, example, noise):
@@ -248,9 +250,11 @@ def test_micro_batches_of_one_and_four_give_the_same_gradient(tiny_z_image, tiny
         base_model.load_transformer()
         config = replace(tiny_config, batch_size=4, micro_batch=micro_batch, optimizer="adamw")
         optimizer = prepare(base_model, config)
+        trained(base_model)  # with B at zero, every gradient of A would be zero too
         optimizer.step = lambda optimizer=optimizer: students.append(gradients_of(optimizer))
         losses.append(optimizer_step(base_model, config, examples, optimizer, 1).loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert all(gradient.any() for gradient in students[0])
     torch.testing.assert_close(students[0], students[1], atol=1e-7, rtol=1e-3)
 
 
@@ -318,3 +322,30 @@ def test_the_student_learns_what_only_the_teacher_sees(tiny_z_image, tiny_config
     for step in range(1, 61):
         optimizer_step(tiny_z_image, config, examples, trainer, step)
     assert fixed_loss() < before / 2
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"precision": "bfloat16"}, {"quantization": "nf4"}, {"teacher": "base"}, {"loss": "velocity"}],
+    ids=["bfloat16", "nf4", "base as teacher", "velocity loss"],
+)
+def test_every_kind_of_base_and_loss_learns(tiny_config, how):
+    config = replace(tiny_config, rank=32, learning_rate=3e-3, gradient_checkpointing=True, **how)
+    base_model = load_base_model(config)
+    base_model.load_encoders()
+    base_model.load_transformer()
+    example = make_example(base_model, 0, "a dog")
+    optimizer = prepare(base_model, config)
+    losses = [optimizer_step(base_model, config, (example,), optimizer, step).loss for step in range(1, 26)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_gradient_that_is_not_a_number_ends_the_run_before_it_spoils_the_weights(tiny_z_image, tiny_config):
+    example = make_example(tiny_z_image, 0, "a dog")
+    nan = replace(example.teacher[0], prompt_embeds=example.teacher[0].prompt_embeds * torch.nan)
+    optimizer = prepare(tiny_z_image, tiny_config)
+    with pytest.raises(KnownFailure, match=r"gradient of step 3 is not a number.*lower `learning_rate`"):
+        optimizer_step(tiny_z_image, tiny_config, (replace(example, teacher=(nan,)),), optimizer, 3)
+    for adapter in ("student", "teacher"):
+        weights = adapter_weights(tiny_z_image.transformer, adapter).values()
+        assert all(weight.isfinite().all() for weight in weights)

@@ -26,7 +26,7 @@ FOLDER = ROOT / "assets" / "pocket-turbo"
 
 @pytest.fixture(scope="module")
 def pipeline() -> ZImagePipeline:
-    pipeline = ZImagePipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipeline = ZImagePipeline.from_pretrained(FOLDER, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -80,7 +80,8 @@ def test_examples_are_held_out_and_captioned():
         assert len(pictures) == 6
         assert len((folder / "prompts.txt").read_text().splitlines()) >= 2
         for picture in pictures:
-            assert Image.open(picture).size == (256, 256)
+            with Image.open(picture) as image:
+                assert image.size == (256, 256)
             assert name in picture.with_suffix(".txt").read_text()
 
 

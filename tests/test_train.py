@@ -20,6 +20,7 @@ from dopsd_app.events import (
     CheckpointSaved,
     Finished,
     LoraChecked,
+    PhaseProgress,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -29,6 +30,7 @@ from dopsd_app.events import (
 )
 from dopsd_app.runs import write_status
 from dopsd_app.train import train
+from dopsd_app.worker import work
 
 
 def events_of(run, kind):
@@ -38,6 +40,11 @@ def events_of(run, kind):
 def size_of(path):
     with Image.open(path) as picture:
         return picture.size
+
+
+def count_resumed(run):
+    """How often the run began or went on, also where a later resume supersedes it."""
+    return run.events_file.read_bytes().count(b'"Resumed"') if run.events_file.exists() else 0
 
 
 def student_of(run, step):
@@ -82,14 +89,14 @@ def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):
     run = new_run(replace(tiny_config, preview_every=2, preview_prompts=("a dog on the moon",)))
     saved = [event for event in train(run) if isinstance(event, PreviewSaved)]
     assert [(event.step, event.kind, event.files) for event in saved] == [
-        (2, "rollout", ("previews/000002_student.webp", "previews/000002_teacher.webp")),
-        (2, "samples", ("previews/base_0.webp", "previews/000002_lora_0.webp")),
-        (4, "rollout", ("previews/000004_student.webp", "previews/000004_teacher.webp")),
-        (4, "samples", ("previews/base_0.webp", "previews/000004_lora_0.webp")),
+        (2, "rollout", ("previews/000002_rollout.webp",)),
+        (2, "samples", ("previews/000002_samples.webp",)),
+        (4, "rollout", ("previews/000004_rollout.webp",)),
+        (4, "samples", ("previews/000004_samples.webp",)),
     ]
-    # K = 2 states; the pictures are square or twice as wide as high, 32 x 32 pixels in area.
-    assert size_of(run.path / saved[0].files[0]) in ((2 * 32, 32), (2 * 48, 32))
-    assert size_of(run.path / "previews/base_0.webp") == (32, 32)
+    # Student above teacher, K = 2 states, gaps of 4; the first example of step 2 is square or wide.
+    assert size_of(run.path / saved[0].files[0]) in ((2 * 32 + 4, 2 * 32 + 4), (2 * 48 + 4, 2 * 16 + 4))
+    assert size_of(run.path / saved[1].files[0]) == (2 * 32 + 4, 32)  # base beside LoRA, one prompt
 
 
 def test_a_preview_that_fails_warns_and_the_run_goes_on(new_run, tiny_config):
@@ -123,10 +130,14 @@ def test_stop_keeps_a_checkpoint_and_resume_goes_on_from_it(new_run, tiny_config
 
 def test_a_stop_while_loading_comes_before_the_first_step(new_run, tiny_config):
     run = new_run(tiny_config)
-    (run.commands / "stop").touch()
-    events = list(train(run))
-    assert events[-1] == Stopped(0)
-    assert not [event for event in events if isinstance(event, StepDone)]
+
+    def stopped_at_once(run):
+        (run.commands / "stop").touch()
+        yield from train(run)
+
+    assert work(run, stopped_at_once) == 0
+    assert run.status.state == "stopped"
+    assert read_events(run.events_file) == [PhaseProgress("loading", 0, 2), Stopped(0)]
 
 
 def test_preview_now_and_save_now_do_it_at_the_next_step(new_run, tiny_config):
@@ -217,14 +228,14 @@ def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_ru
     list(train(uninterrupted))
     moments = random.Random(optimizer)
     for _ in range(2):
-        before = len(killed.events_file.read_bytes()) if killed.events_file.exists() else 0
+        before = count_resumed(killed)
         process = start_worker(killed)
-        wait_for(
-            lambda b=before: killed.events_file.exists() and len(killed.events_file.read_bytes()) > b, process
-        )
-        steps = len(events_of(killed, StepDone))
-        wait_for(lambda s=steps: len(events_of(killed, StepDone)) != s, process)
-        time.sleep(moments.random())
+        wait_for(lambda b=before: count_resumed(killed) > b, process)
+        resumed = events_of(killed, Resumed)[-1].step
+        # A random step of the 40, and then a random moment in it: a save, a preview, or the step itself.
+        until = resumed + moments.randint(1, 12)
+        wait_for(lambda u=until: any(e.step >= u for e in events_of(killed, StepDone)), process)
+        time.sleep(moments.random() * 0.1)
         process.kill()
         process.wait()
         assert killed.status.state == "interrupted"
@@ -241,6 +252,33 @@ def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_ru
         assert all(weight.equal(second[key]) for key, weight in first.items())
     first, second = load_file(uninterrupted.lora_file), load_file(killed.lora_file)
     assert all(weight.equal(second[key]) for key, weight in first.items())
+
+
+@pytest.mark.parametrize(
+    "moment", ["torn checkpoint", "before the LoRA", "before Finished", "before the status"]
+)
+def test_killed_around_the_last_step_the_run_still_ends_well(new_run, tiny_config, moment):
+    run = new_run(tiny_config)
+    assert work(run, train) == 0
+    expected = load_file(run.lora_file)
+    write_status(run, state="training", pid=None)  # as the killed process left it
+    if moment == "torn checkpoint":
+        (run.checkpoints / "000004" / "manifest.json").unlink()
+        (run.checkpoints / "000004" / "optimizer.pt").write_bytes(b"half")
+    if moment in ("torn checkpoint", "before the LoRA"):
+        run.lora_file.unlink()
+        run.check_file.unlink()
+    if moment != "before the status":
+        lines = run.events_file.read_bytes().splitlines(keepends=True)
+        run.events_file.write_bytes(b"".join(line for line in lines if b"Finished" not in line)[:-20])
+    assert run.status.state == "interrupted"
+    assert work(run, train) == 0
+    assert run.status.state == "finished"
+    assert all(weight.equal(expected[name]) for name, weight in load_file(run.lora_file).items())
+    events = read_events(run.events_file)
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
+    assert [type(event) for event in events].count(Finished) == 1
+    assert isinstance(events[-1], Finished)
 
 
 def test_ctrl_c_stops_cleanly_with_a_checkpoint(new_run, tiny_config):
@@ -263,3 +301,4 @@ def test_a_torn_checkpoint_is_passed_over(new_run, tiny_config):
     (torn / "student.safetensors").write_bytes(b"half")
     write_status(run, state="stopped")
     assert [event.step for event in train(run) if isinstance(event, Resumed)] == [4]
+    assert not torn.exists()  # it would hold gigabytes for ever

@@ -26,9 +26,11 @@ def load_base_model(config: TrainConfig) -> BaseModel:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BaseModelError("`device` is cuda, but PyTorch finds no CUDA card here. Set it to auto or cpu.")
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if device.startswith("cuda") else "float32"
+        precision = "bfloat16" if device == "cuda" else "float32"
     return BASE_MODELS[pipeline](
         folder, torch.device(device), getattr(torch, precision), quantization=config.quantization
     )

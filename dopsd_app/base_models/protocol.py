@@ -24,12 +24,6 @@ class Conditioning:
     prompt_embeds: Tensor
     reference_latents: tuple[Tensor, ...] = ()
 
-    def to(self, device: torch.device | str) -> "Conditioning":
-        """The same conditioning on another device."""
-        return Conditioning(
-            self.prompt_embeds.to(device), tuple(x.to(device) for x in self.reference_latents)
-        )
-
 
 class BaseModel(Protocol):
     """A frozen few-step model; B pictures of one size make a batch, whose captions may differ in length."""
@@ -66,7 +60,7 @@ class BaseModel(Protocol):
         """The pipeline's own schedule for this size: num_inference_steps + 1 values from 1 down to 0."""
 
     def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
-        """Velocity (B, C, h, w) in float32 at one sigma, for latents (B, C, h, w) in float32."""
+        """Velocity of latents, both (B, C, h, w) in float32; sigma is one for all, or (B,)."""
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w)."""

@@ -99,7 +99,13 @@ def picture_and_text_features(
     `token_ids(placeholder)` gives the ids (1, L) of the whole message, with the picture's placeholder in it.
     """
     inputs = image_processor(picture, return_tensors="pt")
-    input_ids = token_ids(picture_text(image_processor, inputs.image_grid_thw[0])).to(encoder.device)
+    placeholder = picture_text(image_processor, inputs.image_grid_thw[0])
+    input_ids = token_ids(placeholder).to(encoder.device)
+    if not (input_ids == encoder.config.vision_end_token_id).any():
+        raise BaseModelError(
+            f"The teacher's view of a picture takes {placeholder.count('<|image_pad|>')} tokens, too many for"
+            " its message. Lower `longest_edge` in the vision tower's preprocessor_config.json."
+        )
     return encoder(
         input_ids=input_ids,
         pixel_values=inputs.pixel_values.to(encoder.device, encoder.dtype),

@@ -33,6 +33,7 @@ class ZImage:
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
         self.vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.text_encoder = self.teacher_encoder = self.tokenizer = None  # until load_encoders
         self.picture_multiple = 2 * self.vae_scale_factor  # the transformer's patches are 2 x 2 latents
 
     def load_encoders(self) -> None:
@@ -47,14 +48,14 @@ class ZImage:
 
     def free_encoders(self) -> None:
         """Gives the encoders' memory back."""
-        del self.text_encoder, self.teacher_encoder
+        self.text_encoder = self.teacher_encoder = None
         free_memory()
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
         self.transformer = _load(ZImageTransformer2DModel, self.folder / "transformer", self.dtype)
         if self.quantization == "nf4":
-            quantize_nf4(self.transformer, self.lora_targets, self.dtype)
+            quantize_nf4(self.transformer, self.lora_targets, self.dtype, self.device)
         self.transformer.to(self.device)
         # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
         self.vae = _load(AutoencoderKL, self.folder / "vae", torch.float32).to(self.device)
@@ -129,8 +130,8 @@ class ZImage:
         return ZImagePipeline(
             scheduler=self.scheduler,
             vae=self.vae,
-            text_encoder=getattr(self, "text_encoder", None),
-            tokenizer=getattr(self, "tokenizer", None),
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
             transformer=self.transformer,
         )
 
