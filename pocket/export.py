@@ -26,7 +26,7 @@ and a test bed, with the same classes and the same code path as Z-Image-Turbo (`
 Qwen3 text encoder, `AutoencoderKL`).
 
 ```python
-pipe = ZImagePipeline.from_pretrained("assets/pocket-turbo", torch_dtype=torch.float32)
+pipe = ZImagePipeline.from_pretrained("assets/pocket-turbo", dtype=torch.float32)
 prompt = "creature on a mint background"
 image = pipe(prompt, height=64, width=64, num_inference_steps=4, guidance_scale=0.0).images[0]
 ```

@@ -16,8 +16,8 @@ from pocket.tokens import train_tokenizer
 
 MICRO = 16  # pictures per task
 TASKS = 4  # per optimizer step; every second one sees pictures
-LEARNING_RATE = 1e-3
-READ_WEIGHT = 0.03  # of naming the seen creature, which teaches the vision tower what matters
+LEARNING_RATE = 2e-3
+READ_WEIGHT = 0.06  # of naming the seen creature, which teaches the vision tower what matters
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:

@@ -120,6 +120,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Distance of two sets of features as Gaussians: |mean difference|^2 + trace(A + B - 2 sqrt(A B))."""
     a, b = a.double(), b.double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    # The trace of sqrt(A B) is the sum of the roots of the eigenvalues of A B, which are real and not negative.
+    # The trace of sqrt(A B) is the sum of the roots of the eigenvalues of A B: real, and not negative.
     roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots)

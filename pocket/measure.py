@@ -105,7 +105,7 @@ def following(pictures: np.ndarray, captions: list[str], scenes: list[Scene]) ->
     return followed
 
 
-def measure(state: Path, folder: Path, result: Path, count: int = 512) -> None:
+def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
     """Everything that is claimed about the exported folder; the 32-step parent comes from the state."""
     model, parent = load_folder(folder), load_network(state, "joint")
     concepts, scenes, captions, context = draw_cases(count, 0)
