@@ -27,7 +27,7 @@ PARENT_STEPS = (1, 1, 2, 3)  # Heun steps of the parent in each segment
 MICRO = 16
 TASKS = 4  # per optimizer step: each segment, with and without pictures in turn
 LEARNING_RATE = 5e-4
-TEXT_GUIDANCE = 1.5  # of the parent without a picture; with one its context says enough
+GUIDANCE = 1.7  # of the parent, away from the empty caption; the student needs none
 OWN_STATES = 0.5  # how often a segment starts on the student's own walk
 AT_START = 0.6  # how often the student is asked at the segment's start, where a four-step walk asks it
 
@@ -54,34 +54,44 @@ def start_of_segment(student, batch: Batch, noise: Tensor, segment: int, own: bo
     return latents
 
 
+@torch.no_grad()
+def draw_segment(
+    parent: Network, student: Network, batch: Batch, empty: tuple, noise: Tensor, segment: int, own: bool
+) -> tuple[tuple, Tensor, Tensor]:
+    """The context (features, lengths), the state where a segment starts, and where the parent ends it."""
+    context = parent.encode(batch.tokens, batch.patches), batch.lengths
+
+    def levels(sigma: float) -> Tensor:
+        return torch.full((len(noise),), sigma, device=noise.device)
+
+    def student_velocity(latents: Tensor, sigma: float) -> Tensor:
+        return student.velocity(latents, levels(sigma), *context)
+
+    def parent_velocity(latents: Tensor, sigma: float) -> Tensor:
+        return guided_velocity(parent, latents, levels(sigma), context, empty, GUIDANCE)
+
+    start = start_of_segment(student_velocity, batch, noise, segment, own)
+    sigma, sigma_end = sigmas_of(STEPS)[segment : segment + 2].tolist()
+    return context, start, solve(parent_velocity, start, sigma, sigma_end, PARENT_STEPS[segment])
+
+
 def distil_loss(
     parent: Network, student: Network, dataset: Dataset, step: int, task: int, progress: float, size: int
-) -> tuple:
+) -> tuple[Tensor, dict]:
     """Squared distance between the student's velocity and the chord of the parent's path."""
     rng, generator = np.random.default_rng((4, step, task)), torch.Generator().manual_seed(step * 64 + task)
     segment, with_picture = task % STEPS, (step + task // STEPS) % 2 == 1
     batch = dataset.draw(rng, size, with_picture)
     noise = torch.randn(batch.latents.shape, generator=generator).to(device())
-    batch = to_device(batch)
+    way = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) >= AT_START)
+    way = way.to(device())[:, None, None, None]  # 0 at the segment's start, 1 at its end
+    batch, own = to_device(batch), rng.random() < OWN_STATES
     sigma, sigma_end = sigmas_of(STEPS)[segment : segment + 2].tolist()
+    # Two blocks: autocast would hand the weights that it cached without gradients on to the student's pass.
     with torch.autocast(device().type, torch.bfloat16):
-        with torch.no_grad():
-            context = parent.encode(batch.tokens, batch.patches), batch.lengths
-            guidance = 1.0 if with_picture else TEXT_GUIDANCE
-            empty = None if with_picture else empty_context(parent, dataset.tokenizer, size)
-
-            def parent_velocity(latents, sigma):
-                return guided_velocity(
-                    parent, latents, torch.full((size,), sigma, device=device()), context, empty, guidance
-                )
-
-            def student_velocity(latents, sigma):
-                return student.velocity(latents, torch.full((size,), sigma, device=device()), *context)
-
-            start = start_of_segment(student_velocity, batch, noise, segment, rng.random() < OWN_STATES)
-            end = solve(parent_velocity, start, sigma, sigma_end, PARENT_STEPS[segment])
-        way = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) >= AT_START)
-        way = way.to(device())[:, None, None, None]  # 0 at the segment's start, 1 at its end
+        empty = empty_context(parent, dataset.tokenizer, size)
+        context, start, end = draw_segment(parent, student, batch, empty, noise, segment, own)
+    with torch.autocast(device().type, torch.bfloat16):
         asked = (sigma + way * (sigma_end - sigma)).flatten()
         velocity = student.velocity(start + way * (end - start), asked, *context)
     loss = F.mse_loss(velocity, (end - start) / (sigma_end - sigma))
