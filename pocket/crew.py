@@ -59,6 +59,8 @@ class Crew:
 
     def __init__(self, build: Callable, weights: Tensor, workers: int):
         self.weights = weights
+        if weights.is_cuda:
+            workers = 0
         count = max(workers, 1)
         self.gradients = [torch.zeros_like(weights) for _ in range(count)]
         self.processes = []

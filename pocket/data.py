@@ -13,8 +13,9 @@ from pocket.autoencoder import encode_pictures
 from pocket.captions import draw_caption
 from pocket.network import to_patches
 from pocket.pool import Pool
+from pocket.state import device
 from pocket.tokens import message_tokens
-from pocket.world import Concept
+from pocket.world import Concept, Scene
 
 OTHER_VIEW = 0.8  # how often the context is another view of the creature than the target
 SHORT = 0.15  # how often a batch with pictures holds captions so short that the context pads to 32
@@ -35,7 +36,7 @@ class Dataset:
     def __init__(self, state: Path):
         self.pool = Pool(state / "pool")
         self.tokenizer = AutoTokenizer.from_pretrained(state / "tokenizer")
-        self.vae = AutoencoderKL.from_pretrained(state / "vae").eval()
+        self.vae = AutoencoderKL.from_pretrained(state / "vae").eval().to(device())
         shape = (len(self.pool), 8, 16, 16)
         self.latents = open_array(state / "latents.npy", np.float16, shape)
         self.encoded = open_array(state / "encoded.npy", np.bool_, shape[:1])
@@ -44,7 +45,7 @@ class Dataset:
         missing = indices[~self.encoded[indices]]
         if len(missing):
             latents = encode_pictures(self.vae, self.pool.pictures[missing])
-            self.latents[missing] = latents.numpy().astype(np.float16)
+            self.latents[missing] = latents.cpu().numpy().astype(np.float16)
             self.encoded[missing] = True
         return torch.from_numpy(self.latents[indices]).float()
 
@@ -71,7 +72,10 @@ class Dataset:
             concepts=torch.tensor([attributes(concept) for concept in concepts]),
         )
 
-    def caption_tokens(self, concept, scene, rng, with_picture: bool, padded: int) -> list[int]:
+    def caption_tokens(
+        self, concept: Concept, scene: Scene, rng: np.random.Generator, with_picture: bool, padded: int
+    ) -> list[int]:
+        """One drawn caption's message, of a length that pads to `padded`."""
         while True:
             row = message_tokens(self.tokenizer, draw_caption(concept, scene, rng), with_picture)
             if padded - 32 < len(row) <= padded:

@@ -118,7 +118,5 @@ def train_distil(state: Path, minutes: float, workers: int) -> None:
     parent = load_parent(state, Dataset(state))
     training = Training(flatten(parent.transformer), LEARNING_RATE, weight_decay=0.0)
     stage = Stage(state / "distil.pt", minutes, {"training": training})
-    crew = Crew(
-        partial(build_distil, state, size), training.weights.data, workers if device().type == "cpu" else 0
-    )
+    crew = Crew(partial(build_distil, state, size), training.weights.data, workers)
     run_training(stage, training, crew, TASKS, size)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from pocket.crew import Crew, Training, flatten, run_training
 from pocket.data import Batch, Dataset
@@ -75,8 +76,6 @@ def build_joint(state: Path, size: int) -> tuple:
 
 def initial_weights(state: Path) -> Tensor:
     """Random weights; time starts without influence and every block half open."""
-    from transformers import AutoTokenizer
-
     torch.manual_seed(2)
     network = Network(AutoTokenizer.from_pretrained(state / "tokenizer"))
     for block in (*network.transformer.noise_refiner, *network.transformer.layers):
@@ -97,7 +96,5 @@ def train_joint(state: Path, minutes: float, workers: int) -> None:
     size = MICRO if device().type == "cpu" else 4 * MICRO
     training = Training(initial_weights(state).to(device()), LEARNING_RATE)
     stage = Stage(state / "joint.pt", minutes, {"training": training})
-    crew = Crew(
-        partial(build_joint, state, size), training.weights.data, workers if device().type == "cpu" else 0
-    )
+    crew = Crew(partial(build_joint, state, size), training.weights.data, workers)
     run_training(stage, training, crew, TASKS, size)

@@ -30,7 +30,7 @@ def draw_pictures(dataset: Dataset, rng: np.random.Generator, indices: np.ndarra
         + dataset.vae.config.shift_factor
     )
     latents = latents + 0.05 * torch.from_numpy(rng.standard_normal(latents.shape).astype(np.float32))
-    pixels[:DECODED] = dataset.vae.decode(latents).sample.clamp(-1, 1)
+    pixels[:DECODED] = dataset.vae.decode(latents.to(device())).sample.clamp(-1, 1).cpu()
     blur = torch.from_numpy(rng.uniform(0, 0.6, (len(indices), 1, 1, 1)).astype(np.float32))
     blur *= torch.from_numpy(rng.random((len(indices), 1, 1, 1)) < 0.5)
     pixels = pixels + blur * (F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False) - pixels)
