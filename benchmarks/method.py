@@ -47,6 +47,9 @@ class ConceptData:
     latents: Tensor  # (6, C, h, w) of the training pictures, for SFT
     scenes: list[Scene]  # new ones
     prompts: list[Conditioning]  # of the new scenes
+    teacher_prompts: list[
+        Conditioning
+    ]  # the same with one of the training pictures each: what can be learned
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,17 @@ def encode_concept(base_model: BaseModel, concept: Concept, rng: np.random.Gener
     )
     latents = torch.stack([base_model.encode_picture(picture) for picture in pictures])
     new_scenes = [random_scene(rng) for _ in range(PROMPTS)]
-    prompts = [base_model.encode_student(scene_caption(scene)) for scene in new_scenes]
-    return ConceptData(examples, latents, new_scenes, prompts)
+    new_captions = [scene_caption(scene) for scene in new_scenes]
+    return ConceptData(
+        examples,
+        latents,
+        new_scenes,
+        prompts=[base_model.encode_student(caption) for caption in new_captions],
+        teacher_prompts=[
+            base_model.encode_teacher(pictures[index % PICTURES], caption)
+            for index, caption in enumerate(new_captions)
+        ],
+    )
 
 
 def sft_step(
@@ -143,6 +155,7 @@ def run_concept(config: TrainConfig, concept: Concept, seed: int) -> dict[str, R
     )  # per place in the batch; SFT's step is one
     methods = {
         "base": None,
+        "teacher": None,  # the base again, but it sees a picture
         "sft, as many steps": (train_sft, config.steps),
         "sft, as many passes": (train_sft, passes),
         "dopsd": (train_dopsd, config.steps),
@@ -159,7 +172,8 @@ def run_concept(config: TrainConfig, concept: Concept, seed: int) -> dict[str, R
             train, steps = training
             train(base_model, config, data, steps)
         seconds = time.perf_counter() - started
-        pictures = draw_pictures(base_model, config, data.prompts)
+        prompts = data.teacher_prompts if method == "teacher" else data.prompts
+        pictures = draw_pictures(base_model, config, prompts)
         results[method] = Result({**measure(pictures, concept, data.scenes), "seconds": seconds}, pictures)
         print(method, {key: round(value, 3) for key, value in results[method].figures.items()}, flush=True)
     real = [Image.fromarray(draw(concept, scene)) for scene in data.scenes]
