@@ -1,7 +1,7 @@
 """Builds the built-in base, stage by stage: python -m pocket.build STAGE [--minutes N] [--state DIR].
 
-Version 0 was made on two CPU cores by `autoencoder --minutes 18`, `judge --minutes 43`, `joint --minutes 53`, then
-`distil --minutes 12`, `export` and `measure`. Any stage can be stopped and run again: more minutes train on.
+Version 0 was made on two CPU cores by `autoencoder --minutes 21`, `judge --minutes 43`, `joint --minutes 53`,
+then `distil --minutes 12`, `export` and `measure`. Any stage can be stopped and run on.
 """
 
 import argparse
