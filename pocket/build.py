@@ -46,7 +46,7 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = read_arguments()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if arguments.stage in TRAINING else os.cpu_count())
     draw_pool(arguments.state / "pool")
     if arguments.stage in TRAINING:
         TRAINING[arguments.stage](arguments.state, arguments.minutes, arguments.workers)
