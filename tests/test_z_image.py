@@ -164,7 +164,8 @@ def test_pictures_go_to_latents_and_back_in_the_pipelines_scale(tiny_z_image):
     assert latents.shape == tiny_z_image.latent_shape(32, 64) == (4, 4, 8)
     raw = tiny_z_image.vae.encode(torch.full((1, 3, 32, 32), 2 * 51 / 255 - 1)).latent_dist.mode()[0]
     grey = tiny_z_image.encode_picture(Image.new("RGB", (32, 32), (51, 51, 51)))
-    torch.testing.assert_close(grey, (raw - 0.1) * 0.5)  # shift_factor 0.1, scaling_factor 0.5
+    # shift_factor 0.1, scaling_factor 0.5; the autoencoder makes 1e-5 of a rounding in the pixels
+    torch.testing.assert_close(grey, (raw - 0.1) * 0.5, atol=1e-4, rtol=0)
     assert tiny_z_image.decode(latents[None])[0].size == (64, 32)
 
 
