@@ -9,6 +9,7 @@ forward passes of the transformer as D-OPSD. The judge of the base's world measu
 import argparse
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -181,7 +182,7 @@ def run_concept(config: TrainConfig, concept: Concept, seed: int) -> dict[str, R
     return results
 
 
-def summarize(concepts: list[dict]) -> dict[str, dict]:
+def summarize(concepts: list[dict[str, Result]]) -> dict[str, dict]:
     """Means over the concepts, each concept's own figures, and the Frechet distance to the real pictures."""
     real = features([picture for results in concepts for picture in results["real"].pictures])
     table = {}
@@ -196,21 +197,21 @@ def summarize(concepts: list[dict]) -> dict[str, dict]:
     return table
 
 
-def save_sheet(concepts: list[dict], path) -> None:
-    """A row of pictures for every concept and method, to look at."""
+def save_sheet(concepts: list[dict[str, Result]], path: Path) -> None:
+    """A row of pictures for every concept and method, in the order of the figures, to look at."""
     rows = [results[method].pictures[:12] for results in concepts for method in results]
     sheet = Image.new("RGB", (12 * 64, len(rows) * 64))
     for top, row in enumerate(rows):
         for left, picture in enumerate(row):
             sheet.paste(picture, (left * 64, top * 64))
-    sheet.save(path)
+    sheet.save(path, quality=90)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--concepts", type=int, default=3)
     parser.add_argument("--steps", type=int, help="optimizer steps of D-OPSD; the preset's unless given")
-    parser.add_argument("--sheet", help="also save the pictures here")
+    parser.add_argument("--sheet", action="store_true", help="also save the pictures, beside the figures")
     parser.add_argument("--name", default="method_v0")
     arguments = parser.parse_args()
     config = make_config(load_preset("pocket").settings)
@@ -226,7 +227,7 @@ def main() -> None:
         {"concepts": [repr(c) for c in concepts], "prompts": PROMPTS, "passes": passes, "methods": table},
     )
     if arguments.sheet:
-        save_sheet(results, arguments.sheet)
+        save_sheet(results, path.with_suffix(".webp"))
     print(f"Saved {path.name}")
 
 
