@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from filelock import Timeout
 from tqdm import tqdm
 
-from dopsd_app.catalog import CATALOG, find_base_model
+from dopsd_app.catalog import CATALOG, check_resolution, find_base_model
 from dopsd_app.config import ConfigError, TrainConfig, list_presets, load_preset, make_config, parse_setting
 from dopsd_app.events import EventReader, KnownFailure
 from dopsd_app.follow import follow, hint
@@ -59,8 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.do(options)
-    except (KnownFailure, OSError) as error:  # an OSError names its file: no room, no right to write, ...
+    except KnownFailure as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # no right to write, no room, a file where a folder should be
+        print(
+            f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         return 130
@@ -90,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--detach", action="store_true", help="return at once; the run goes on, or waits its turn"
     )
     preview = add(
-        "preview", _preview, "Show what the teacher sees: each picture, the base model, the teacher."
+        "preview", _preview, "Show what the teacher sees, of up to 4 pictures, before any training."
     )
     _add_settings(preview)
     preview.add_argument(
@@ -116,7 +121,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         " prompts.txt, if there, holds the prompts of the previews",
     )
     command.add_argument(
-        "--preset", help=f"see `presets`; default: {DEFAULT_PRESET}, and none where --set names a base_model"
+        "--preset", help=f"see `presets`; default: {DEFAULT_PRESET}, or what fits the base_model of --set"
     )
     command.add_argument("--trigger-word", metavar="WORD", help="the word that stands for the new concept")
     command.add_argument(
@@ -134,7 +139,9 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompt", action="append", required=True, help="can be given more than once")
     command.add_argument("--seed", type=int, default=0, help="of the first picture; default: %(default)s")
     command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt")
-    command.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA")
+    command.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA, or the newest checkpoint"
+    )
     command.add_argument("--strength", type=float, default=1.0, help="of the LoRA; default: %(default)s")
     command.add_argument("--base-too", action="store_true", help="the same pictures without the LoRA, too")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: `generated` in the run's folder")
@@ -177,7 +184,8 @@ def _preview(options: argparse.Namespace) -> int:
                 bar.set_description(progress.phase, refresh=False)
                 bar.total, bar.n = progress.total, progress.done
                 bar.refresh()
-    print(options.out)
+    print(f"{options.out}: each row is your picture, what the base draws from the caption, what the teacher")
+    print("draws from caption and picture. Training can teach what the last column shows.")
     return 0
 
 
@@ -206,7 +214,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    rows = [("run", "state", "step", "base model", "when")]
+    rows, reasons = [("run", "state", "step", "base model", "when")], [""]
     for run in list_runs(options.runs):
         status = run.status
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.updated))
@@ -215,9 +223,12 @@ def _runs(options: argparse.Namespace) -> int:
         except ConfigError:
             base_model = "?"  # of a version with other settings
         rows.append((run.id, status.state, f"{status.step}/{status.steps}", base_model, when))
+        reasons.append(status.reason)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows if rows[1:] else []:
+    for row, reason in zip(rows, reasons, strict=True) if rows[1:] else []:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        if reason:
+            print(f"    {reason}")
     if not rows[1:]:
         print(f"There are no runs in {options.runs}.")
     return 0
@@ -257,8 +268,10 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
             return None
 
     changes = dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
-    # The preset's settings belong to its base model: another one gets the defaults, which are the paper's.
-    name = options.preset or (None if "base_model" in changes else DEFAULT_PRESET)
+    # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
+    wanted = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
+    fitting = (preset.name for preset in list_presets() if preset.settings["base_model"] == wanted)
+    name = options.preset or next(fitting, None)
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
     if prompts := attempt(_read_prompts, options.images / "prompts.txt"):
@@ -268,11 +281,18 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     settings |= {key: value for key, value in given.items() if value is not None}
     config = attempt(make_config, settings) if preset or not name else None
     folder = attempt(find_base_model, config.base_model) if config else None
+    if config:
+        attempt(check_resolution, config.base_model, config.resolution)
     dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
     if problems:
         raise KnownFailure("\n".join(problems))
     for note in dataset.notes:
         print(note.message)
+    captions = [caption for example in dataset.examples for caption in example.captions]
+    if config.trigger_word and not any(config.trigger_word in caption for caption in captions):
+        print(
+            f"No caption holds the trigger word `{config.trigger_word}`: a prompt with it draws nothing new."
+        )
     if config.base_model not in CATALOG:
         config = replace(config, base_model=str(folder.absolute()))  # the worker has another current folder
     return config, dataset
@@ -298,9 +318,9 @@ def _gpu(runs_dir: Path) -> Iterator[None]:
         lock.acquire(timeout=2)
     except Timeout:
         live = [run for run in list_runs(runs_dir) if run.status.live]
-        user = f"the training of {live[0].id}" if live else "another job"
+        user = f"The training of {live[0].id}" if live else "Another job"
         stop = f", or stop it: {hint('stop', live[0])}" if live else ""
-        raise RunError(f"The GPU is in use by {user}. Wait for its end{stop}.") from None
+        raise RunError(f"{user} is at work, and one job runs at a time. Wait for its end{stop}.") from None
     try:
         yield
     except (RuntimeError, MemoryError) as error:

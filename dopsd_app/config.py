@@ -4,6 +4,7 @@ No torch here: the page and the light commands read configurations too.
 """
 
 import dataclasses
+import difflib
 import json
 import tomllib
 import typing
@@ -122,10 +123,7 @@ class TrainConfig:
 def make_config(settings: dict) -> TrainConfig:
     """A `TrainConfig` from plain values (JSON, TOML); unknown keys and wrong types raise `ConfigError`."""
     types = typing.get_type_hints(TrainConfig)
-    problems = [
-        f"There is no setting `{key}`. Did you mean one of {', '.join(types)}?"
-        for key in settings.keys() - types
-    ]
+    problems = [_unknown(key, types) for key in settings.keys() - types]
     values = {}
     for key, value in settings.items():
         if key not in types:
@@ -148,8 +146,10 @@ def parse_setting(text: str) -> tuple[str, object]:
     """Key and value of a command line's `key=value`; the text is read as the setting's own type."""
     key, equals, value = text.partition("=")
     types = typing.get_type_hints(TrainConfig)
-    if not equals or key not in types:
+    if not equals:
         raise ConfigError(f"`--set {text}`: write key=value, with a key among {', '.join(types)}.")
+    if key not in types:
+        raise ConfigError(_unknown(key, types))
     try:
         if types[key] is bool:
             return key, {"true": True, "false": False}[value.lower()]
@@ -158,6 +158,12 @@ def parse_setting(text: str) -> tuple[str, object]:
         return key, types[key](value)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"`{key}` must be {_type_name(types[key])}, got {value!r}.") from error
+
+
+def _unknown(key: str, types: dict) -> str:
+    near = difflib.get_close_matches(key, types, n=1)
+    hint = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(types)}."
+    return f"There is no setting `{key}`. {hint}"
 
 
 def _type_name(kind) -> str:

@@ -17,7 +17,15 @@ from dopsd_app.events import (
     StepDone,
     Warned,
 )
-from dopsd_app.runs import Run, RunError, default_runs_dir, queued_runs, send_command, start_next
+from dopsd_app.runs import (
+    Run,
+    RunError,
+    default_runs_dir,
+    latest_checkpoint,
+    queued_runs,
+    send_command,
+    start_next,
+)
 
 LOOK_SECONDS = 0.2
 
@@ -59,7 +67,7 @@ def _say_why_it_waits(run: Run) -> str:
     waiting = queued_runs(run.runs_dir)
     before = waiting.index(run) if run in waiting else 0
     queue = f"{before} more in the queue before it" if before else "it is the next"
-    return f"Waiting: the GPU is in use, {queue}. Ctrl-C takes it out of the queue."
+    return f"Waiting: another run is at work, {queue}. Ctrl-C takes it out of the queue."
 
 
 def _stop(run: Run) -> None:
@@ -103,7 +111,9 @@ def _tell_ending(run: Run) -> int:
         print(f"Stopped at step {status.step} of {status.steps}. Go on: {hint('resume', run)}")
         return 0
     print(f"{status.state.capitalize()}: {status.reason}", file=sys.stderr)
-    print(f"The log: {run.log_file}\nGo on: {hint('resume', run)}", file=sys.stderr)
+    print(f"The log: {run.log_file}", file=sys.stderr)
+    if latest_checkpoint(run):  # else the same would only fail again
+        print(f"Go on: {hint('resume', run)}", file=sys.stderr)
     return 1
 
 

@@ -34,10 +34,13 @@ def generate(
 ) -> Iterator[Path]:
     """Draws every prompt with every seed: the official pipeline, the run's LoRA, the native step count.
 
-    `checkpoint` takes the LoRA of that step instead of the finished one; `base_too` draws the same noise
-    without the LoRA as well. Yields each PNG file in `out`. Raises `KnownFailure` where there is no LoRA.
+    `checkpoint` takes the LoRA of that step instead of the finished one (or of the newest checkpoint);
+    `base_too` draws the same noise without the LoRA as well. Yields each PNG file in `out`. Raises
+    `KnownFailure` where there is no LoRA.
     """
     config = run.config
+    if checkpoint is None and not run.lora_file.exists() and (newest := latest_checkpoint(run)):
+        checkpoint = int(newest.name)  # the run is not finished
     height, width = bucket(1, 1, config.resolution, load_base_model(config).picture_multiple)
     pipeline, conditionings = _load(run, config, prompts, checkpoint, strength)
     out.mkdir(parents=True, exist_ok=True)
@@ -74,15 +77,15 @@ def _lora_folder(run: Run, config: TrainConfig, checkpoint: int | None):
     """A context that gives the folder of the finished LoRA file, or of one made from a checkpoint."""
     if checkpoint is None and run.lora_file.exists():
         return nullcontext(run.path)
-    folder = run.checkpoints / f"{checkpoint:06d}" if checkpoint is not None else latest_checkpoint(run)
-    if folder is None or not (folder / "manifest.json").exists():
-        steps = ", ".join(str(int(path.name)) for path in complete_checkpoints(run))
-        wanted = "LoRA or checkpoint" if folder is None else f"checkpoint of step {checkpoint}"
+    folders = {int(folder.name): folder for folder in complete_checkpoints(run)}
+    if checkpoint not in folders:
+        steps = ", ".join(map(str, folders))
+        wanted = "LoRA or checkpoint" if checkpoint is None else f"checkpoint of step {checkpoint}"
         raise KnownFailure(f"{run.id} has no {wanted}. Checkpoints there are: {steps or 'none'}.")
     # Windows keeps a file that safetensors has mapped; what it cannot remove, it may leave to the system.
     temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    student = load_file(folder / "student.safetensors")
-    save_lora(Path(temporary.name) / LORA_FILE, student, config, int(folder.name))
+    student = load_file(folders[checkpoint] / "student.safetensors")
+    save_lora(Path(temporary.name) / LORA_FILE, student, config, checkpoint)
     return temporary
 
 

@@ -44,8 +44,8 @@ def save_lora(path: Path, weights: dict[str, Tensor], config: TrainConfig, steps
         "method": "D-OPSD (arXiv 2605.05204)",
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
     }
-    metadata = {"format": "pt", "dopsd": json.dumps(facts)}
-    replace_file(path, save(tensors, metadata))
+    # One key only: safetensors writes several in no fixed order, and the same LoRA is to be the same bytes.
+    replace_file(path, save(tensors, {"dopsd": json.dumps(facts)}))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class LoraCheck:
             if self.exact
             else f"effect equal within {max(self.effect_error, 1e-3):.1%}"
         )
-        return f"It loads in diffusers: {self.modules} modules at strength {self.strength[0]:.3f}, {error}."
+        loaded = f"{self.modules} modules at strength {self.strength[0]:.3f}"
+        return f"The LoRA file is good. It loads in diffusers: {loaded}, {error}."
 
     def save(self, path: Path) -> None:
         """Writes everything, the problems included, as JSON."""

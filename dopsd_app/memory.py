@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
 from torch.utils.checkpoint import checkpoint
 
 from dopsd_app.adapters import student_must_be_active
@@ -18,6 +17,8 @@ def quantize_nf4(
 
     diffusers' own quantized loading refuses without a GPU; bitsandbytes itself does not.
     """
+    from bitsandbytes.nn import Linear4bit, Params4bit  # slow to import, and not every run needs it
+
     for name in [name for name, _ in transformer.named_modules() if re.fullmatch(targets, name)]:
         linear = transformer.get_submodule(name)  # by name: a list of layers would keep them all alive
         quantized = Linear4bit(

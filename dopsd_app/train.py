@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import bitsandbytes as bnb
 import torch
 from torch import Tensor
 
@@ -78,7 +77,12 @@ def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer
     add_adapters(base_model.transformer, base_model.lora_targets, config)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(base_model.transformer)
-    optimizer_class = bnb.optim.AdamW8bit if config.optimizer == "adamw8bit" else torch.optim.AdamW
+    if config.optimizer == "adamw8bit":
+        from bitsandbytes.optim import (
+            AdamW8bit as optimizer_class,  # slow to import, and not every run needs it
+        )
+    else:
+        optimizer_class = torch.optim.AdamW
     student = adapter_weights(base_model.transformer, "student").values()
     return optimizer_class(student, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
 

@@ -51,8 +51,8 @@ def runs_dir(tmp_path):
 @pytest.fixture
 def train_arguments(images, runs_dir, tmp_path):
     base = tmp_path / "base"
-    base.mkdir()
-    (base / "model_index.json").write_text("{}")
+    (base / "vision_tower").mkdir(parents=True)
+    (base / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
     settings = ["steps=10", "checkpoint_every=5", "resolution=64", f"base_model={base}"]
     return ["train", "--images", str(images), "--runs", str(runs_dir), "--set", *settings]
 
@@ -121,7 +121,7 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_made(images, runs_dir,
     assert main(["train", "--images", str(images), "--runs", str(runs_dir), *wrong]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert all(word in err for word in ("`steps`", "`rank`", "`--set stepz=3`", "0.png", "1.png"))
+    assert all(word in err for word in ("`steps`", "`rank`", "`stepz`", "0.png", "1.png"))
     assert "Traceback" not in err
     assert not runs_dir.exists()
 
@@ -195,7 +195,7 @@ def test_a_second_run_waits_its_turn(train_arguments, runs_dir):
     done([*train_arguments, "--detach", "--set", "steps=60"])
     code, out, _ = done([*train_arguments, "name=second"])
     assert code == 0
-    assert "Waiting: the GPU is in use, it is the next." in out
+    assert "Waiting: another run is at work, it is the next." in out
     assert [run.status.state for run in runs.list_runs(runs_dir)] == ["finished", "finished"]
 
 
@@ -224,7 +224,7 @@ def test_heavy_commands_say_who_has_the_gpu(train_arguments, images, runs_dir, c
     run = the_run(runs_dir)
     wait_for_step(run, 1)
     assert main(["generate", "latest", "--prompt", "tok", "--runs", str(runs_dir)]) == 2
-    assert f"The GPU is in use by the training of {run.id}." in capsys.readouterr().err
+    assert f"The training of {run.id} is at work, and one job runs at a time." in capsys.readouterr().err
 
 
 def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(images, runs_dir, capsys):
@@ -242,3 +242,18 @@ def test_help_names_every_command_and_needs_no_model():
     )
     for command in ("train", "preview", "generate", "runs", "stop", "resume", "presets", "examples:"):
         assert command in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "resolution=512"], "`resolution` must be 64 for pocket-turbo, got 512."),
+        (["--set", "stepz=3"], "There is no setting `stepz`. Did you mean `steps`?"),
+    ],
+)
+def test_what_the_base_model_cannot_do_is_told_before_a_run_is_made(
+    images, runs_dir, capsys, arguments, message
+):
+    assert main(["train", "--images", str(images), "--runs", str(runs_dir), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not runs.list_runs(runs_dir)

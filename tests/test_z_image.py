@@ -1,6 +1,7 @@
 """Z-Image, proved against the official pipeline on tiny random weights in float32."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,6 +173,16 @@ def test_pictures_go_to_latents_and_back_in_the_pipelines_scale(tiny_z_image):
 def test_a_folder_that_is_no_base_model_is_refused(tmp_path, tiny_config):
     with pytest.raises(BaseModelError, match="no base model"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    index = tmp_path / "model_index.json"
+    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(BaseModelError, match="is a StableDiffusionPipeline"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
+    index.write_text('{"_class_name": "ZImagePipeline", "vae": ["diffusers", "AutoencoderKL"]}')
+    with pytest.raises(BaseModelError, match="is incomplete: it lacks vae, vision_tower"):
+        load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
+
+
+def test_a_card_that_is_not_there_is_told(tiny_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BaseModelError, match="finds no CUDA card"):
+        load_base_model(replace(tiny_config, device="cuda"))

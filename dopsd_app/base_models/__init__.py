@@ -2,7 +2,9 @@
 
 import json
 
+import diffusers
 import torch
+import transformers
 
 from dopsd_app.base_models.protocol import BaseModel, Conditioning
 from dopsd_app.base_models.z_image import ZImage
@@ -11,18 +13,20 @@ from dopsd_app.config import TrainConfig
 
 __all__ = ["BASE_MODELS", "BaseModel", "Conditioning", "load_base_model"]
 
-BASE_MODELS = {"ZImagePipeline": ZImage}  # by the pipeline class that a folder's model_index.json names
+BASE_MODELS = {"ZImagePipeline": ZImage}  # one for each of catalog.SUPPORTED_PIPELINES
+
+# What a person wants to see of loading is in the run's events; these bars and warnings would go to the log.
+transformers.utils.logging.disable_progress_bar()
+diffusers.utils.logging.disable_progress_bar()
 
 
 def load_base_model(config: TrainConfig) -> BaseModel:
     """The base model of a configuration; the protocol's methods load its parts, phase by phase.
 
-    Raises `BaseModelError` for a folder that is not there or holds another kind of model.
+    Raises `BaseModelError` for a folder that is not there or holds another kind of model, and for no card.
     """
     folder = find_base_model(config.base_model)
     pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    if pipeline not in BASE_MODELS:
-        raise BaseModelError(f"`{config.base_model}` is a {pipeline}. Supported: {', '.join(BASE_MODELS)}.")
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
