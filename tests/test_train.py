@@ -7,13 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_runs import on_a_small_disk
 
 from dopsd_app.base_models.z_image import ZImage
 from dopsd_app.events import (
@@ -289,6 +292,43 @@ def test_ctrl_c_stops_cleanly_with_a_checkpoint(new_run, tiny_config):
     assert run.status.state == "stopped"
     stopped = events_of(run, Stopped)[0]
     assert (run.checkpoints / f"{stopped.step:06d}" / "manifest.json").exists()
+
+
+def test_a_disk_that_fills_up_with_checkpoints_fails_the_run_and_keeps_the_last(
+    tmp_path, dataset, tiny_config
+):
+    # 2 MB of real disk: a checkpoint of rank 16 takes 0.5 MB, and 0.1 MB of every older one stay.
+    settings = asdict(replace(tiny_config, steps=40, rank=16, checkpoint_every=1))
+    script = """
+        import json, sys
+        from pathlib import Path
+        from dopsd_app.checkpoint import load_checkpoint
+        from dopsd_app.config import make_config
+        from dopsd_app.base_models import load_base_model
+        from dopsd_app.pictures import read_examples
+        from dopsd_app.runs import create_run
+        from dopsd_app.train import prepare, train
+        from dopsd_app.worker import work
+
+        config = make_config(json.loads(sys.argv[3]))
+        run = create_run(Path(sys.argv[1]), config, read_examples(sys.argv[2], minimum_side=32))
+        code = work(run, train)
+        base_model = load_base_model(config)
+        base_model.load_transformer()
+        kept = load_checkpoint(run, base_model.transformer, prepare(base_model, config))
+        print(json.dumps([code, run.status.state, run.status.reason, run.status.step, kept]))
+    """
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [*on_a_small_disk(disk), sys.executable, "-c", textwrap.dedent(script)]
+    arguments = [str(disk), str(dataset.examples[0].image.parent), json.dumps(settings)]
+    result = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    code, state, reason, step, kept = json.loads(result.stdout.splitlines()[-1])
+    assert (code, state) == (1, "failed"), result.stderr
+    assert "The disk is full" in reason
+    assert 2 <= kept == step - 1  # the step whose checkpoint did not fit is the only one that is lost
 
 
 def test_a_torn_checkpoint_is_passed_over(new_run, tiny_config):
