@@ -47,7 +47,12 @@ def find_base_model(name: str) -> Path:
             f"There is no base model `{name}`. Give one of {', '.join(CATALOG)}, or the path of a diffusers"
             " folder (it holds a model_index.json)."
         )
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BaseModelError(
+            f"The model_index.json of `{name}` is damaged. Fetch the model again."
+        ) from error
     if (kind := index.get("_class_name")) not in SUPPORTED_PIPELINES:
         raise BaseModelError(f"`{name}` is a {kind}. Supported: {', '.join(SUPPORTED_PIPELINES)}.")
     parts = [part for part, value in index.items() if isinstance(value, list)] + ["vision_tower"]

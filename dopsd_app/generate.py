@@ -41,25 +41,24 @@ def generate(
     config = run.config
     if checkpoint is None and not run.lora_file.exists() and (newest := latest_checkpoint(run)):
         checkpoint = int(newest.name)  # the run is not finished
-    height, width = bucket(1, 1, config.resolution, load_base_model(config).picture_multiple)
-    pipeline, conditionings = _load(run, config, prompts, checkpoint, strength)
+    pipeline, conditionings, size = _load(run, config, prompts, checkpoint, strength)
     out.mkdir(parents=True, exist_ok=True)
     variant = f"_step{checkpoint}" if checkpoint is not None else ""
     variant += f"_strength{strength:g}" if strength != 1 else ""
     for number, (prompt, conditioning) in enumerate(zip(prompts, conditionings, strict=True), start=1):
         for seed in seeds:
             name = f"{number}-{_file_name(prompt)}_{seed}"
-            yield _draw(pipeline, config, conditioning, seed, (height, width), out / f"{name}{variant}.png")
+            yield _draw(pipeline, config, conditioning, seed, size, out / f"{name}{variant}.png")
             if base_too:
                 pipeline.disable_lora()
-                yield _draw(pipeline, config, conditioning, seed, (height, width), out / f"{name}_base.png")
+                yield _draw(pipeline, config, conditioning, seed, size, out / f"{name}_base.png")
                 pipeline.enable_lora()
 
 
 def _load(
     run: Run, config: TrainConfig, prompts: Sequence[str], checkpoint: int | None, strength: float
-) -> tuple[DiffusionPipeline, list[Conditioning]]:
-    """The pipeline with the LoRA in it, and the encoded prompts; the encoders are gone by then."""
+) -> tuple[DiffusionPipeline, list[Conditioning], tuple[int, int]]:
+    """The pipeline with the LoRA in it, the encoded prompts and the (height, width) to draw them at."""
     with _lora_folder(run, config, checkpoint) as folder:
         base_model = load_base_model(config)
         base_model.load_encoders()
@@ -70,7 +69,8 @@ def _load(
         pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name="lora")
         pipeline.set_adapters("lora", strength)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline, conditionings
+    size = bucket(1, 1, config.resolution, base_model.picture_multiple)
+    return pipeline, conditionings, size
 
 
 def _lora_folder(run: Run, config: TrainConfig, checkpoint: int | None):

@@ -25,7 +25,7 @@ def save_lora(path: Path, weights: dict[str, Tensor], config: TrainConfig, steps
     """Writes an adapter as diffusers and ComfyUI read it: `transformer.<module>.lora_A/lora_B.weight`.
 
     The strength (alpha / rank) is folded into B and no alpha is written: every loader then applies exactly 1.
-    What a person may want to know stands in the metadata, under keys of our own.
+    What a person may want to know stands in the metadata, under a key of our own.
     """
     tensors = {
         f"transformer.{name}": (weight.detach() * (config.strength if "lora_B" in name else 1))
@@ -56,10 +56,8 @@ class LoraCheck:
     modules: int = 0  # adapted modules after loading
     missing_modules: tuple[str, ...] = ()  # trained, but not there after loading
     zero_modules: tuple[str, ...] = ()  # loaded, but without any effect
-    strength: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # least and greatest over the modules: loaded delta / trained delta
+    # Loaded delta / trained delta, the least and the greatest over the modules.
+    strength: tuple[float, float] = (0.0, 0.0)
     exact: bool = False  # base and LoRA are both float32: equality is asked for
     velocity_error: float = 0.0  # greatest absolute difference to the trained student's velocity
     # Relative to the LoRA's effect on the velocity: what loading did wrong, and what a rounded base makes of

@@ -78,9 +78,9 @@ def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(base_model.transformer)
     if config.optimizer == "adamw8bit":
-        from bitsandbytes.optim import (
-            AdamW8bit as optimizer_class,  # slow to import, and not every run needs it
-        )
+        import bitsandbytes  # slow to import, and not every run needs it
+
+        optimizer_class = bitsandbytes.optim.AdamW8bit
     else:
         optimizer_class = torch.optim.AdamW
     student = adapter_weights(base_model.transformer, "student").values()
@@ -94,9 +94,7 @@ class OptimizerStep:
     loss: float  # mean over the examples and the visited states
     grad_norm: float  # before clipping
     seconds: float
-    film: list[
-        tuple[Tensor, Tensor]
-    ]  # the roll-out of the first example: what student and teacher saw, state by state
+    film: list[tuple[Tensor, Tensor]]  # of the first example: what student and teacher saw, state by state
 
 
 def optimizer_step(
@@ -122,8 +120,8 @@ def optimizer_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm).item()
     if not math.isfinite(grad_norm):  # one such step would spoil student, teacher and every later checkpoint
         raise KnownFailure(
-            f"The gradient of step {step} is not a number, so training cannot go on. The last checkpoint is"
-            f" good: start a run with a lower `learning_rate` than {config.learning_rate}."
+            f"The gradient of step {step} is not a number, so training cannot go on. Start a run with a"
+            f" lower `learning_rate` than {config.learning_rate}; the checkpoints before it can be tried."
         )
     optimizer.step()
     optimizer.zero_grad()

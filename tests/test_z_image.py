@@ -177,6 +177,9 @@ def test_a_folder_that_is_no_base_model_is_refused(tmp_path, tiny_config):
     index.write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(BaseModelError, match="is a StableDiffusionPipeline"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
+    index.write_text('{"_class_name": ')
+    with pytest.raises(BaseModelError, match="is damaged"):
+        load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
     index.write_text('{"_class_name": "ZImagePipeline", "vae": ["diffusers", "AutoencoderKL"]}')
     with pytest.raises(BaseModelError, match="is incomplete: it lacks vae, vision_tower"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
