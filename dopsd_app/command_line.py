@@ -5,6 +5,7 @@ Only `preview` and `generate` import torch, and only when they have something to
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,22 @@ from typing import TYPE_CHECKING, TypeVar
 from filelock import Timeout
 from tqdm import tqdm
 
+from dopsd_app.access import find_token
+from dopsd_app.card_pictures import card_pictures
 from dopsd_app.catalog import CATALOG, check_resolution, find_base_model
-from dopsd_app.config import ConfigError, TrainConfig, list_presets, load_preset, make_config, parse_setting
+from dopsd_app.config import (
+    ConfigError,
+    TrainConfig,
+    list_presets,
+    load_preset,
+    make_config,
+    parse_setting,
+    presets_for,
+)
+from dopsd_app.drawing import ask_to_leave
 from dopsd_app.events import EventReader, KnownFailure
 from dopsd_app.follow import follow, hint
+from dopsd_app.hub import push, suggest_name
 from dopsd_app.runs import (
     RunError,
     create_run,
@@ -31,6 +44,7 @@ from dopsd_app.runs import (
     send_command,
     start_next,
 )
+from dopsd_app.verdict import read_check
 from dopsd_app.worker import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -107,6 +121,16 @@ def _parser() -> argparse.ArgumentParser:
         "run"
     )
     add("resume", _resume, "Go on with a run from its last checkpoint, and follow it.").add_argument("run")
+    publish = add(
+        "publish",
+        _publish,
+        "Push a run's LoRA with a model card to the Hub, with the token of `hf auth login`.",
+    )
+    publish.add_argument("run")
+    publish.add_argument(
+        "--name", metavar="[OWNER/]NAME", help="on the Hub; default: made from the run's name"
+    )
+    publish.add_argument("--public", action="store_true", help="for everybody to see; without it, private")
     add("presets", _presets, "List the presets and what they set.")
     return parser
 
@@ -154,10 +178,12 @@ def _train(options: argparse.Namespace) -> int:
     config, dataset = _read_settings(options)
     run = create_run(options.runs, config, dataset)
     enqueue(run)
-    started = start_next(run.runs_dir)
+    _end_warm_worker(run.runs_dir)
+    start_next(run.runs_dir)
     print(f"Run {run.id}")
     if options.detach:
-        print("It is at work." if started == run else "It waits in the queue.", f"See it: {hint('runs')}")
+        waits = run.status.state == "queued"
+        print("It waits in the queue." if waits else "It is at work.", f"See it: {hint('runs')}")
         return 0
     return follow(run, EventReader(run.events_file))
 
@@ -167,6 +193,7 @@ def _resume(options: argparse.Namespace) -> int:
     reader = EventReader(run.events_file)
     reader.poll()  # what it told before is not shown again
     checkpoint = resume(run)
+    _end_warm_worker(run.runs_dir)
     start_next(run.runs_dir)
     print(f"Run {run.id} goes on from {f'step {int(checkpoint.name)}' if checkpoint else 'the beginning'}")
     return follow(run, reader)
@@ -176,16 +203,20 @@ def _preview(options: argparse.Namespace) -> int:
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise KnownFailure(f"`--out` must be a .png, .jpg or .webp file, got {options.out}.")
     config, dataset = _read_settings(options)
-    with _gpu(options.runs):
-        from dopsd_app.generate import teacher_check
+    with _gpu(options.runs), tempfile.TemporaryDirectory() as folder:
+        from dopsd_app.studio import Studio
+        from dopsd_app.teacher_check import save_sheet, teacher_check
 
         with tqdm(disable=None, unit="picture") as bar:
-            for progress in teacher_check(config, dataset.examples, options.out):
+            for progress in teacher_check(Studio(config), config, dataset.examples, Path(folder)):
                 bar.set_description(progress.phase, refresh=False)
                 bar.total, bar.n = progress.total, progress.done
                 bar.refresh()
+        save_sheet(Path(folder), options.out)
+        check = read_check(Path(folder))
     print(f"{options.out}: each row is your picture, what the base draws from the caption, what the teacher")
     print("draws from caption and picture. Training can teach what the last column shows.")
+    print(f"Score {check.score:.2f}. {check.sentence}")
     return 0
 
 
@@ -244,6 +275,14 @@ def _stop(options: argparse.Namespace) -> int:
     return 0
 
 
+def _publish(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    name = options.name or suggest_name(run.config)
+    token = find_token("", None)
+    print(push(run, token=token, name=name, private=not options.public, pictures=card_pictures(run)))
+    return 0
+
+
 def _presets(options: argparse.Namespace) -> int:
     for preset in list_presets():
         settings = ", ".join(f"{key}={value}" for key, value in preset.settings.items())
@@ -270,8 +309,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     changes = dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
     wanted = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
-    fitting = (preset.name for preset in list_presets() if preset.settings["base_model"] == wanted)
-    name = options.preset or next(fitting, None)
+    name = options.preset or next((preset.name for preset in presets_for(wanted)), None)
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
     if prompts := attempt(_read_prompts, options.images / "prompts.txt"):
@@ -309,10 +347,19 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def _end_warm_worker(runs_dir: Path) -> None:
+    """Lets the page's warm worker, where there is one, end its picture and free the GPU."""
+    if ask_to_leave(runs_dir):
+        print("The page's model makes room ...")
+    while ask_to_leave(runs_dir):  # again and again: the page may have started the next one
+        time.sleep(0.1)
+
+
 @contextmanager
 def _gpu(runs_dir: Path) -> Iterator[None]:
     """Holds the GPU's lock, or is refused while a run has it; starts what was queued meanwhile."""
     runs_dir.mkdir(parents=True, exist_ok=True)
+    _end_warm_worker(runs_dir)
     lock = run_lock(runs_dir)
     try:
         lock.acquire(timeout=2)

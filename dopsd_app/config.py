@@ -196,13 +196,18 @@ def list_presets() -> list[Preset]:
     return [load_preset(path.stem) for path in sorted(PRESETS.glob("*.toml"))]
 
 
+def presets_for(base_model: str) -> list[Preset]:
+    """The presets that were made for a base model, the one for a subject first: what most people come for."""
+    own = [preset for preset in list_presets() if preset.settings.get("base_model") == base_model]
+    return sorted(own, key=lambda preset: not preset.name.endswith("subject"))
+
+
 def load_preset(name: str) -> Preset:
     """One preset; `ConfigError` names the ones there are, or what the file sets that does not exist."""
-    path = PRESETS / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.toml")))
-        raise ConfigError(f"There is no preset `{name}`. There are: {known}.")
-    settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    paths = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+    if name not in paths:  # a name is looked up, never made into a path: it may come from anywhere
+        raise ConfigError(f"There is no preset `{name}`. There are: {', '.join(paths)}.")
+    settings = tomllib.loads(paths[name].read_text(encoding="utf-8"))
     label, description = settings.pop("label"), settings.pop("description")
     make_config(settings)
     return Preset(name, label, description, settings)

@@ -1,25 +1,32 @@
-"""Pictures outside a run: what a LoRA draws, and what the teacher sees before any training."""
+"""What a LoRA draws: for the command line, and in a worker that stays warm.
+
+`python -m dopsd_app.generate RUNS_DIR` is the worker process: it serves what `drawing.ask` writes down.
+"""
 
 import re
-import tempfile
+import sys
+import time
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, suppress
 from pathlib import Path
 
-import torch
-from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
+from diffusers.training_utils import free_memory
+from PIL import Image
 
-from dopsd_app.base_models import Conditioning, load_base_model
 from dopsd_app.config import TrainConfig
-from dopsd_app.encode import crop_example, encode_examples
+from dopsd_app.drawing import CheckRequest, Drawing, find_lora, known_run, write_drawing_status
+from dopsd_app.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
 from dopsd_app.events import KnownFailure, PhaseProgress
-from dopsd_app.lora_file import save_lora
-from dopsd_app.pictures import Example, bucket
-from dopsd_app.previews import draw, grid
-from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, latest_checkpoint
+from dopsd_app.pictures import read_examples
+from dopsd_app.previews import save_picture
+from dopsd_app.runs import Run, run_lock, start_next
+from dopsd_app.studio import Studio
+from dopsd_app.teacher_check import teacher_check
+from dopsd_app.worker import BUSY, is_disk_full, is_out_of_memory, unexpected
 
-CHECKED = 4  # pictures in a teacher check
+IDLE_SECONDS = 300  # without a request; then the memory is given back
+LOOK_SECONDS = 0.2  # between looks for a request, or for a reason to leave
 
 
 def generate(
@@ -38,100 +45,139 @@ def generate(
     `base_too` draws the same noise without the LoRA as well. Yields each PNG file in `out`. Raises
     `KnownFailure` where there is no LoRA.
     """
-    config = run.config
-    if checkpoint is None and not run.lora_file.exists() and (newest := latest_checkpoint(run)):
-        checkpoint = int(newest.name)  # the run is not finished
-    pipeline, conditionings, size = _load(run, config, prompts, checkpoint, strength)
+    config, lora = run.config, find_lora(run, checkpoint)
+    studio = Studio(config)
+    conditionings = studio.encode(prompts)
+    studio.load_transformer()
+    studio.wear(lora, config, strength)
     out.mkdir(parents=True, exist_ok=True)
-    variant = f"_step{checkpoint}" if checkpoint is not None else ""
+    variant = f"_step{int(lora.name)}" if lora.is_dir() else ""
     variant += f"_strength{strength:g}" if strength != 1 else ""
     for number, (prompt, conditioning) in enumerate(zip(prompts, conditionings, strict=True), start=1):
         for seed in seeds:
             name = f"{number}-{_file_name(prompt)}_{seed}"
-            yield _draw(pipeline, config, conditioning, seed, size, out / f"{name}{variant}.png")
-            if base_too:
-                pipeline.disable_lora()
-                yield _draw(pipeline, config, conditioning, seed, size, out / f"{name}_base.png")
-                pipeline.enable_lora()
-
-
-def _load(
-    run: Run, config: TrainConfig, prompts: Sequence[str], checkpoint: int | None, strength: float
-) -> tuple[DiffusionPipeline, list[Conditioning], tuple[int, int]]:
-    """The pipeline with the LoRA in it, the encoded prompts and the (height, width) to draw them at."""
-    with _lora_folder(run, config, checkpoint) as folder:
-        base_model = load_base_model(config)
-        base_model.load_encoders()
-        conditionings = [base_model.encode_student(prompt) for prompt in prompts]
-        base_model.free_encoders()
-        base_model.load_transformer()
-        pipeline = base_model.make_pipeline()
-        pipeline.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name="lora")
-        pipeline.set_adapters("lora", strength)
-    pipeline.set_progress_bar_config(disable=True)
-    size = bucket(1, 1, config.resolution, base_model.picture_multiple)
-    return pipeline, conditionings, size
-
-
-def _lora_folder(run: Run, config: TrainConfig, checkpoint: int | None):
-    """A context that gives the folder of the finished LoRA file, or of one made from a checkpoint."""
-    if checkpoint is None and run.lora_file.exists():
-        return nullcontext(run.path)
-    folders = {int(folder.name): folder for folder in complete_checkpoints(run)}
-    if checkpoint not in folders:
-        steps = ", ".join(map(str, folders))
-        wanted = "LoRA or checkpoint" if checkpoint is None else f"checkpoint of step {checkpoint}"
-        raise KnownFailure(f"{run.id} has no {wanted}. Checkpoints there are: {steps or 'none'}.")
-    # Windows keeps a file that safetensors has mapped; what it cannot remove, it may leave to the system.
-    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    student = load_file(folders[checkpoint] / "student.safetensors")
-    save_lora(Path(temporary.name) / LORA_FILE, student, config, checkpoint)
-    return temporary
-
-
-def _draw(
-    pipeline: DiffusionPipeline,
-    config: TrainConfig,
-    conditioning: Conditioning,
-    seed: int,
-    size: tuple[int, int],
-    file: Path,
-) -> Path:
-    picture = pipeline(
-        prompt_embeds=[conditioning.prompt_embeds],
-        height=size[0],
-        width=size[1],
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=0.0,
-        generator=torch.Generator().manual_seed(seed),  # on the CPU: the same picture on every machine
-    ).images[0]
-    picture.save(file)
-    return file
+            for suffix, with_lora in ((variant, True), ("_base", False))[: 1 + base_too]:
+                file = out / f"{name}{suffix}.png"
+                studio.draw(conditioning, config, seed, with_lora).save(file)
+                yield file
 
 
 def _file_name(prompt: str) -> str:
     return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture"
 
 
-def teacher_check(config: TrainConfig, examples: Sequence[Example], out: Path) -> Iterator[PhaseProgress]:
-    """Draws up to 4 examples untrained: a row each of the picture, the student's view and the teacher's.
+# --- the warm worker
 
-    Student and teacher start from the same noise. Training can teach what the teacher shows, no more.
-    The picture is in `out` after the last event.
-    """
-    base_model, shown = load_base_model(config), tuple(examples[:CHECKED])
-    with tempfile.TemporaryDirectory() as cache:
-        encoded = yield from encode_examples(base_model, config, shown, (), Path(cache))
-    base_model.load_transformer()
-    rows = []
-    for index, (example, conditionings) in enumerate(zip(shown, encoded.examples, strict=True)):
-        yield PhaseProgress("drawing", index, len(shown))
-        picture = crop_example(example, config, base_model)
-        size = (picture.height, picture.width)
-        pair = (conditionings.student[0], conditionings.teacher[0])
-        rows.append(
-            [picture, *(draw(base_model, config, conditioning, index, size) for conditioning in pair)]
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    grid(rows).save(out)
-    yield PhaseProgress("drawing", len(shown), len(shown))
+
+def serve(runs_dir: Path, idle_seconds: float = IDLE_SECONDS) -> int:
+    """Draws what is asked for, oldest first, until a run wants the GPU or nobody asks: then its exit code."""
+    lock = run_lock(runs_dir)
+    if not claim(runs_dir, lock):
+        return BUSY
+    _log("begins")
+    desk, active = Desk(runs_dir), time.monotonic()
+    try:
+        while True:
+            reason = reason_to_leave(runs_dir)
+            idle = time.monotonic() - active > idle_seconds
+            if reason or idle:
+                desk.clear()  # the lock is no promise while a card is still full
+                if leave(runs_dir, lock, reason):
+                    break
+            if drawing := next_drawing(runs_dir):
+                desk.serve(drawing)
+                active = time.monotonic()
+            else:
+                time.sleep(LOOK_SECONDS)
+    finally:
+        lock.release()
+    _log(f"leaves: {reason or 'nobody asks'}")
+    start_next(runs_dir)
+    return 0
+
+
+class Desk:
+    """Serves drawings one after the other, and keeps the studio and the base's picture of the last one."""
+
+    def __init__(self, runs_dir: Path):
+        self.runs_dir = runs_dir
+        self.clear()
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self.studio: Studio | None = None
+        self.base_drawn: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
+        free_memory()
+
+    def serve(self, drawing: Drawing) -> None:
+        """Draws one to its end, or until it is cancelled, fails or must give way."""
+        started = time.perf_counter()
+        try:
+            with closing(self._job(drawing)) as job:
+                for event in job:
+                    state, done, total = event.phase, event.done, event.total
+                    if is_cancelled(drawing):
+                        write_drawing_status(drawing, "cancelled")
+                        return
+                    if reason := reason_to_leave(self.runs_dir):
+                        write_drawing_status(drawing, "failed", reason=reason)
+                        return
+                    write_drawing_status(drawing, "drawing" if state == "drawing" else "loading", done, total)
+            _log(f"{drawing.id}: {time.perf_counter() - started:.2f} s")
+            write_drawing_status(drawing, "done", done, total)
+        except Exception as error:  # the border: the person is told, the next is served
+            if not isinstance(error, KnownFailure):
+                self.studio = None  # what is loaded may be half of it
+                with suppress(OSError):  # a full disk; the status comes last, and must get through
+                    _log("".join(traceback.format_exception(error)))
+            write_drawing_status(drawing, "failed", reason=explain(error))
+
+    def _job(self, drawing: Drawing) -> Iterator[PhaseProgress]:
+        request = drawing.request
+        yield PhaseProgress("loading", 0, 3)
+        if isinstance(request, CheckRequest):
+            examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
+            yield from teacher_check(self._studio(request.config), request.config, examples, drawing.path)
+            return
+        run = known_run(self.runs_dir, request.run_id)
+        config, lora = run.config, find_lora(run, request.checkpoint)
+        studio = self._studio(config)
+        conditioning = studio.encode([request.prompt])[0]
+        yield PhaseProgress("loading", 1, 3)
+        studio.load_transformer()
+        yield PhaseProgress("loading", 2, 3)
+        studio.wear(lora, config, request.strength)
+        yield PhaseProgress("drawing", 0, 2)
+        key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
+        if self.base_drawn is None or self.base_drawn[0] != key:  # another strength leaves it as it is
+            self.base_drawn = key, studio.draw(conditioning, config, request.seed, with_lora=False)
+        save_picture(self.base_drawn[1], drawing.base)
+        yield PhaseProgress("drawing", 1, 2)
+        save_picture(studio.draw(conditioning, config, request.seed), drawing.lora)
+        yield PhaseProgress("drawing", 2, 2)
+
+    def _studio(self, config: TrainConfig) -> Studio:
+        if self.studio is None or not self.studio.serves(config):
+            self.clear()  # before the next one needs the memory
+            _log(f"loads {config.base_model}")
+            self.studio = Studio(config)
+        return self.studio
+
+
+def explain(error: Exception) -> str:
+    """A sentence for the person: what happened and what to do."""
+    if is_disk_full(error):
+        return "The disk is full. Free some space, then draw again."
+    if isinstance(error, KnownFailure):
+        return str(error)
+    if is_out_of_memory(error):
+        return "Out of memory. Close other programs that use memory, then draw again."
+    return f"{unexpected(error)} The whole trace is in .drawings/log.txt."
+
+
+def _log(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Path(sys.argv[1]).absolute()))

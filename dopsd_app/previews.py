@@ -45,7 +45,7 @@ def save_samples(
         base = run.previews / f"base_{index}.png"  # it never changes, so that it is drawn once
         if not base.exists():
             with as_base(base_model.transformer):
-                _replace(base, draw(base_model, config, prompt, index, size), "PNG")
+                save_picture(draw(base_model, config, prompt, index, size), base)
         with Image.open(base) as picture:
             rows.append([picture.convert("RGB"), draw(base_model, config, prompt, index, size)])
     return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", rows),))
@@ -79,12 +79,12 @@ def _save(run: Run, name: str, rows: list[list[Image.Image]]) -> str:
     for row in rows:
         for picture in row:
             picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    _replace(run.previews / name, grid(rows), "WEBP")
+    save_picture(grid(rows), run.previews / name)
     return f"{run.previews.name}/{name}"
 
 
-def _replace(path: Path, picture: Image.Image, kind: str) -> None:
-    """Saves a picture through a temporary name: a kill leaves no half of it."""
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Saves a picture as PNG or WebP through a temporary name: nobody sees half of it, a kill leaves none."""
     content = BytesIO()
-    picture.save(content, format=kind, quality=90)
+    picture.save(content, format=path.suffix[1:], quality=90)
     replace_file(path, content.getvalue())

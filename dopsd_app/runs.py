@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WORKER = (sys.executable, "-m", "dopsd_app.train")  # gets the run folder as its last argument
 COMMANDS = ("stop", "preview-now", "save-now")
+RUN_NAME = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{12}")  # as `create_run` makes it
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that every loader looks for first
 LIVE = ("loading", "encoding", "training", "stopping")  # states that a living process must stand behind
 
@@ -203,7 +204,8 @@ def list_runs(runs_dir: Path) -> list[Run]:
     made = {}
     for folder in runs_dir.absolute().iterdir():
         with suppress(FileNotFoundError, NotADirectoryError):  # not a run, or one that is just being deleted
-            if not folder.name.startswith("."):
+            # Other folders may lie here too: only what has a run's name and both its files is one.
+            if RUN_NAME.fullmatch(folder.name) and (folder / "status.json").is_file():
                 # Two runs of one second are told apart by their settings file, which never changes.
                 made[Run(folder)] = (folder.name[:15], (folder / "config.json").stat().st_mtime_ns)
     return sorted(made, key=made.get, reverse=True)
@@ -406,7 +408,7 @@ def start_next(runs_dir: Path) -> Run | None:
             return None
         run = waiting[0]
         try:
-            pid = _spawn(run)
+            pid = start_process([*WORKER, str(run.path)], run.log_file)
         except OSError as error:  # it must not be tried again and again
             write_status(run, state="failed", reason=f"The worker could not be started: {error}.")
             return None
@@ -416,15 +418,15 @@ def start_next(runs_dir: Path) -> Run | None:
         return run
 
 
-def _spawn(run: Run) -> int:
-    """Starts the worker in a session of its own, which outlives the terminal, the page and its server."""
+def start_process(command: Sequence[str], log_file: Path) -> int:
+    """Starts a worker in a session of its own, which outlives the terminal, the page and its server."""
     if os.name == "nt":
         apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
     else:
         apart = {"start_new_session": True}
-    with run.log_file.open("ab") as log:
+    with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [*WORKER, str(run.path)],
+            command,
             cwd=Path(__file__).parent.parent,  # from here, `-m dopsd_app.train` is found
             env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # a log to follow, in one encoding
             stdin=subprocess.DEVNULL,

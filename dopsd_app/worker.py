@@ -177,8 +177,13 @@ def explain(error: Exception, run: Run) -> str:
         return str(error)
     if is_out_of_memory(error):
         return f"Out of memory. {_smaller(run.config)}"
+    return f"{unexpected(error)} The whole trace is in log.txt; {kept}."
+
+
+def unexpected(error: Exception) -> str:
+    """The first line of an error that nobody foresaw."""
     first = str(error).strip().partition("\n")[0][:300].rstrip(".")
-    return f"Unexpected error, {type(error).__name__}: {first}. The whole trace is in log.txt; {kept}."
+    return f"Unexpected error, {type(error).__name__}: {first}."
 
 
 def _smaller(config: TrainConfig) -> str:

@@ -192,7 +192,7 @@ def test_a_failed_run_is_told_and_resumed(train_arguments, runs_dir):
 
 
 def test_a_second_run_waits_its_turn(train_arguments, runs_dir):
-    done([*train_arguments, "--detach", "--set", "steps=60"])
+    done([*train_arguments, "--detach", "--set", "steps=200"])
     code, out, _ = done([*train_arguments, "name=second"])
     assert code == 0
     assert "Waiting: another run is at work, it is the next." in out

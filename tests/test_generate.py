@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from dopsd_app import generate as drawing
-from dopsd_app.base_models import load_base_model
-from dopsd_app.encode import crop_example
-from dopsd_app.events import KnownFailure, PhaseProgress
+from dopsd_app import generate as generating
+from dopsd_app import studio
+from dopsd_app.events import KnownFailure
+from dopsd_app.studio import Studio
 from dopsd_app.train import train
 
 
 def generate(*arguments, **keywords):
-    return list(drawing.generate(*arguments, **keywords))
+    return list(generating.generate(*arguments, **keywords))
 
 
 def pixels(path):
@@ -65,17 +66,35 @@ def test_a_resolution_between_the_models_sizes_is_drawn_at_the_nearest(new_run, 
     assert pixels(generate(run, ["a dog"], [1], out=tmp_path)[0]).shape in ((32, 32, 3), (48, 48, 3))
 
 
-def test_the_teacher_check_shows_picture_student_and_teacher_in_rows(dataset, tiny_config, tmp_path):
-    out = tmp_path / "check.png"
-    events = list(drawing.teacher_check(tiny_config, dataset.examples, out))
-    assert events[-1] == PhaseProgress("drawing", 4, 4)
-    with Image.open(out) as grid:
-        # The widest row holds three pictures of the 2:1 shape, with gaps of 4 pixels.
-        wide = crop_example(dataset.examples[2], tiny_config, load_base_model(tiny_config)).width
-        assert grid.width == 3 * wide + 2 * 4
-        first = np.asarray(grid)[:32].astype(int)
-    picture, student, teacher = first[:, :32], first[:, 36:68], first[:, 72:104]
-    expected = crop_example(dataset.examples[0], tiny_config, load_base_model(tiny_config))
-    assert np.array_equal(picture, np.asarray(expected))
-    assert np.abs(student - teacher).max() > 0
-    assert np.abs(student - picture).max() > 0
+def test_a_studio_draws_the_same_after_it_made_room(finished, tiny_config):
+    small = Studio(tiny_config)
+    first = small.encode(["a dog"])[0]
+    small.load_transformer()
+    small.wear(finished.lora_file, tiny_config, 1.0)
+    before = small.draw(first, tiny_config, seed=1)
+    small.drop_transformer()
+    small.free_encoders()
+    small.encode(["a cat"])
+    assert small.encode(["a dog"])[0] is first
+    small.load_transformer()
+    bare = small.draw(first, tiny_config, seed=1)
+    small.wear(finished.lora_file, tiny_config, 1.0)
+    assert small.draw(first, tiny_config, seed=1) == before
+    assert small.draw(first, tiny_config, seed=1, with_lora=False) == bare != before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_on_a_card_the_encoders_stay_where_there_is_room(tiny_config, monkeypatch):
+    on_card = Studio(replace(tiny_config, device="cuda"))
+    on_card.encode(["a dog"])
+    on_card.load_transformer()
+    assert not on_card.encoders
+    pipeline = on_card.pipeline
+    on_card.encode(["a cat"])
+    assert on_card.encoders
+    assert on_card.pipeline is pipeline
+    on_card.free_encoders()
+    monkeypatch.setattr(studio, "DRAWING_ROOM", 2**60)
+    on_card.encode(["a bird"])
+    assert on_card.encoders
+    assert on_card.pipeline is None

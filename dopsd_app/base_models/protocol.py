@@ -53,6 +53,9 @@ class BaseModel(Protocol):
     def encode_picture(self, picture: Image.Image) -> Tensor:
         """Latents (C, h, w) of an RGB picture, scaled as the transformer expects them."""
 
+    def picture_features(self, picture: Image.Image) -> Tensor:
+        """What the teacher's eyes make of a picture: (D,), for cosines; needs no `load_encoders`."""
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""
 

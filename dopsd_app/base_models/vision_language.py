@@ -19,7 +19,11 @@ from transformers import (
     Qwen3VLModel,
 )
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    BaseModelOutputWithDeepstackFeatures,
+    Qwen3VLTextRotaryEmbedding,
+    Qwen3VLVisionModel,
+)
 
 from dopsd_app.catalog import BaseModelError
 
@@ -113,3 +117,13 @@ def picture_and_text_features(
         mm_token_type_ids=(input_ids == encoder.config.image_token_id).int(),
         output_hidden_states=True,
     ).hidden_states[-2][0]
+
+
+@torch.no_grad()
+def run_vision_tower(
+    vision_tower: Qwen3VLVisionModel, image_processor: Qwen2VLImageProcessorPil, picture: Image.Image
+) -> BaseModelOutputWithDeepstackFeatures:
+    """All that the vision tower makes of a picture; `pooler_output` (tokens, D) is what the encoder gets."""
+    inputs = image_processor(picture, return_tensors="pt")
+    pixels = inputs.pixel_values.to(vision_tower.device, vision_tower.dtype)
+    return vision_tower(pixels, inputs.image_grid_thw.to(vision_tower.device))

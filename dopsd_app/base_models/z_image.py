@@ -33,22 +33,26 @@ class ZImage:
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
         self.vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        self.text_encoder = self.teacher_encoder = self.tokenizer = None  # until load_encoders
+        self.text_encoder = self.teacher_encoder = self.tokenizer = self.vision_tower = None  # until loaded
         self.picture_multiple = 2 * self.vae_scale_factor  # the transformer's patches are 2 x 2 latents
 
     def load_encoders(self) -> None:
         """Loads the tokenizer, the text encoder and the vision tower onto the device."""
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         self.text_encoder = _load(Qwen3Model, self.folder / "text_encoder", self.dtype).to(self.device)
-        vision_tower = vision_language.load_vision_tower(self.folder / "vision_tower", self.dtype)
+        self._load_vision_tower()
         self.teacher_encoder = vision_language.join_encoders(
-            self.text_encoder, vision_tower.to(self.device), self.tokenizer
+            self.text_encoder, self.vision_tower, self.tokenizer
         )
+
+    def _load_vision_tower(self) -> None:
+        vision_tower = vision_language.load_vision_tower(self.folder / "vision_tower", self.dtype)
+        self.vision_tower = vision_tower.to(self.device)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(self.folder / "vision_tower")
 
     def free_encoders(self) -> None:
-        """Gives the encoders' memory back."""
-        self.text_encoder = self.teacher_encoder = None
+        """Gives the encoders' memory back, the vision tower's too."""
+        self.text_encoder = self.teacher_encoder = self.vision_tower = None
         free_memory()
 
     def load_transformer(self) -> None:
@@ -94,6 +98,13 @@ class ZImage:
         pixels = torch.from_numpy(2 * pixels - 1).permute(0, 3, 1, 2).to(self.device, torch.float32)
         latents = self.vae.encode(pixels).latent_dist.mode()[0]
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    def picture_features(self, picture: Image.Image) -> Tensor:
+        """Mean over the picture's tokens (D,); where the encoders are gone, the vision tower comes alone."""
+        if self.vision_tower is None:
+            self._load_vision_tower()
+        output = vision_language.run_vision_tower(self.vision_tower, self.image_processor, picture)
+        return output.pooler_output.float().mean(0)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""

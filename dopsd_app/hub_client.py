@@ -1,0 +1,173 @@
+"""How the Hub is asked: a client that does not wait for ever, and a sentence for whatever goes wrong."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dopsd_app.events import KnownFailure
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 120  # of silence; the library's own client would wait for ever
+
+
+class HubError(KnownFailure):
+    """Something that the Hub, the network or a name does not allow; the message says what to do."""
+
+    detail = ""  # the client's own words, for the log
+
+
+def check_token(token: str | None) -> str:
+    """The token without the blanks that pasting brings; raises `HubError` where it cannot be one.
+
+    The HTTP client would quote a token that it cannot send.
+    """
+    token = (token or "").strip()
+    if not token:
+        raise HubError("Sign in to the Hub first.")
+    if not re.fullmatch("[!-~]+", token):
+        raise HubError("This is not a token of the Hub: copy it again, it begins with `hf_`.")
+    return token
+
+
+@contextmanager
+def hub_errors(about: str, token: str) -> Iterator[None]:
+    """Turns whatever the client raises into a `HubError`: a sentence about `about`, without the token.
+
+    The client's own exception is not chained: nobody controls what a server puts into its words.
+    """
+    import httpx2
+
+    _set_client()
+    try:
+        yield
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
+        told = HubError(_sentence(error, about).replace(token, "***"))
+        words = " ".join(str(error).split()).replace(token, "***")
+        told.detail = f"({type(error).__name__}: {words[:500]})"
+        raise told from None
+
+
+def _sentence(error: BaseException, about: str) -> str:
+    """What an exception, or the nearest known one behind it, means for the person."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    cause = error
+    while cause is not None:
+        match cause:
+            case HubError():
+                return str(cause)
+            case OfflineModeIsEnabled():
+                return "The Hub may not be asked: HF_HUB_OFFLINE is set. Start again without it."
+            case HfHubHTTPError():
+                answer = cause.response
+                return status_sentence(answer.status_code, about, answer.headers, cause.server_message or "")
+            case httpx2.TransportError() | ConnectionError():
+                return _network_sentence(cause)
+            case json.JSONDecodeError() | KeyError():
+                return "The Hub's answer cannot be read: try again in a few minutes."
+        cause = cause.__cause__ or cause.__context__
+    return f"The Hub's client failed, {type(error).__name__}: {_first_line(str(error))}."
+
+
+def _network_sentence(error: BaseException) -> str:
+    import httpx2
+
+    if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
+        return f"The Hub did not answer for {READ_SECONDS:g} seconds: try again in a few minutes."
+    broken = httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError | ConnectionError
+    if isinstance(error, broken):
+        return "The connection to the Hub broke off: try again."
+    return "The Hub cannot be reached: see whether this computer is online, then try again."
+
+
+def status_sentence(status: int, about: str, headers: Mapping[str, str], said: str = "") -> str:
+    """What an HTTP status means for the person; `said` is what the Hub itself wrote."""
+    said = f" (the Hub says: {_first_line(said)})" if said.strip() else ""
+    match status:
+        case 401:
+            return "The Hub does not accept this token: sign in again, or make a new token that may write."
+        case 403:
+            return f"This token may not change {about}{said}: use one that may write there."
+        case 404:
+            return f"The Hub does not know {about}: it is gone, or this token may not see it."
+        case 409:
+            return f"{about} is there already and holds something else: choose another name."
+        case 412:
+            return f"Somebody changed {about} in the same moment: try again."
+        case 429:
+            return f"The Hub was asked too often: try again in {_waiting_time(headers)}."
+        case _ if status >= 500:
+            return f"The Hub has a problem of its own (status {status}): try again in a few minutes."
+    return f"The Hub refused {about} with status {status}{said}: look at your account's page on the Hub."
+
+
+def _waiting_time(headers: Mapping[str, str]) -> str:
+    """How long to wait, from the header Retry-After (`55`) or RateLimit (`"api";r=0;t=55`)."""
+    found = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", "")) or re.search(
+        r"\bt\s*=\s*(\d+)", headers.get("ratelimit", "")
+    )
+    return f"{found[1]} seconds" if found else "a few minutes"
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return "".join(c if c.isprintable() else " " for c in line)[:200].rstrip(".")
+
+
+_client_lock = threading.Lock()
+_client_is_set = False
+
+
+def _set_client() -> None:
+    """Gives huggingface_hub our client, once in a process, and has it upload through nothing else.
+
+    hf_xet, which it would upload large files with, has a client of its own: where the storage cannot be
+    reached, that tries on for more than six minutes without a word. A LoRA file is small enough without it.
+    """
+    from huggingface_hub import constants, set_client_factory
+
+    global _client_is_set
+    with _client_lock:
+        if not _client_is_set:
+            constants.HF_HUB_DISABLE_XET = True  # what the environment variable of this name sets
+            set_client_factory(_make_client)
+            _client_is_set = True
+
+
+def _make_client() -> "httpx2.Client":
+    """The library's client with time limits, and without its silent waiting in uploads.
+
+    What times out in an upload the library repeats five times, and it sleeps for as long as a server asks it
+    to: half an hour of nothing to see. Downloads are left to it.
+    """
+    import httpx2
+    from huggingface_hub.utils._http import hf_request_event_hook
+
+    class ImpatientClient(httpx2.Client):
+        def send(self, request: httpx2.Request, **keywords) -> httpx2.Response:
+            if not any(request.extensions["timeout"].values()):
+                # Some functions of the library ask for no limit where their caller gave none.
+                request.extensions["timeout"] = self.timeout.as_dict()
+            if request.method in ("GET", "HEAD"):
+                return super().send(request, **keywords)
+            try:
+                response = super().send(request, **keywords)
+            except httpx2.TimeoutException as error:
+                raise HubError(_network_sentence(error)) from None
+            if response.status_code == 429 or (response.is_error and "retry-after" in response.headers):
+                about = "what was sent"
+                raise HubError(status_sentence(response.status_code, about, response.headers))
+            return response
+
+    return ImpatientClient(
+        event_hooks={"request": [hf_request_event_hook]},
+        follow_redirects=True,
+        timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+    )

@@ -1,0 +1,196 @@
+"""What a run will need, told before it starts: time, memory, disk, and whether it can work. No torch here."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dopsd_app.catalog import BaseModelError, check_resolution, find_base_model, find_facts
+from dopsd_app.config import TrainConfig
+from dopsd_app.cost import REAL_SIZE, disk, memory, preview_work, step_work
+from dopsd_app.machine import Machine, free_disk
+from dopsd_app.pictures import check_count
+from dopsd_app.sizes import Sizes
+from dopsd_app.speed import seconds_per_step
+
+GIB = 1024**3
+ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
+LONG = 12 * 3600  # seconds
+START = 10  # seconds until torch and diffusers are imported
+READING = 5e8  # bytes of weights per second, from disk to where they are used
+LEVERS = (  # what saves memory, by what it costs: first what changes only the time
+    ("micro_batch", 1),
+    ("gradient_checkpointing", True),
+    ("optimizer", "adamw8bit"),
+    ("quantization", "nf4"),
+    ("resolution", 512),
+    ("rank", 16),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need; all figures are estimates unless `source` says where they were measured."""
+
+    device: str  # for the person: "NVIDIA GeForce RTX 4070", "CPU, 2 cores"
+    steps: int  # optimizer steps
+    pictures_per_step: int
+    passes: int  # forward passes of student and teacher over one picture each, in the whole run
+    memory_total: int  # bytes, of the device that trains
+    memory_free: int
+    disk_free: int
+    # Nothing is known of these while the base model cannot be read.
+    seconds_per_step: float = 0.0
+    source: str = ""  # of seconds_per_step, in a few words
+    seconds: float = 0.0  # the whole run, with loading and previews
+    memory: int = 0  # bytes at the most, on the device that trains
+    disk: int = 0  # bytes that the run folder grows to
+    problems: tuple[str, ...] = ()  # a start is refused for each of these
+    warnings: tuple[str, ...] = ()
+
+
+def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Machine) -> Plan:
+    """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`."""
+    on_gpu = config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
+    device = machine.gpus[0] if on_gpu else machine
+    plan = Plan(
+        device=device.name if on_gpu else f"CPU, {machine.cores} cores",
+        steps=config.steps,
+        pictures_per_step=config.batch_size,
+        passes=2 * config.steps * config.batch_size * config.rollout_steps,
+        memory_total=device.memory,
+        memory_free=device.free_memory,
+        disk_free=free_disk(runs_dir),
+    )
+    problems = [problem.message for problem in check_count(pictures, "the set")]
+    problems += _base_problems(config)
+    try:
+        sizes = find_facts(config.base_model).sizes
+    except BaseModelError as error:
+        return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
+    pace, source = seconds_per_step(config, sizes, runs_dir, machine, on_gpu)
+    plan = replace(
+        plan,
+        seconds_per_step=pace,
+        source=source,
+        seconds=_seconds(config, sizes, pace),
+        memory=memory(config, sizes, on_gpu).peak,
+        disk=disk(config, sizes, pictures),
+    )
+    problems += [*_device_problems(config, sizes, machine, on_gpu), *_disk_problems(plan)]
+    too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
+    warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan)]
+    warnings += _room_warnings(plan, config, sizes, on_gpu)
+    return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
+
+
+def _seconds(config: TrainConfig, sizes: Sizes, pace: float) -> float:
+    """The whole run; drawing is reckoned in the time of a step, by its work."""
+    previews = config.steps // config.preview_every if config.preview_every else 0
+    drawn = previews + 1 if previews else 0  # the base's pictures once more, for the first preview
+    drawing = drawn * preview_work(config, sizes, len(config.preview_prompts) or 2) / step_work(config, sizes)
+    return START + sizes.stored_bytes / READING + (config.steps + drawing) * pace
+
+
+def _base_problems(config: TrainConfig) -> Iterator[str]:
+    def problem(check: Callable, *arguments) -> Iterator[str]:
+        try:
+            check(config.base_model, *arguments)
+        except BaseModelError as error:
+            yield str(error)
+
+    yield from problem(find_base_model)
+    yield from problem(check_resolution, config.resolution)
+
+
+def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
+    missing = "No NVIDIA card was found here."
+    if machine.gpus:
+        missing = f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."
+    if config.device == "cuda" and not on_gpu:
+        yield f"`device` is cuda, and there is none. {missing}"
+    elif sizes.parameters > REAL_SIZE and not on_gpu:
+        why = f"`device` is {config.device}." if config.device == "cpu" else missing
+        yield f"A base model of this size needs an NVIDIA card; a processor would train for weeks. {why}"
+    wanted = {"`optimizer` adamw8bit": config.optimizer, "`quantization` nf4": config.quantization}
+    needing = [words for words, value in wanted.items() if words.endswith(f" {value}")]
+    if needing and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"The package bitsandbytes is missing: install it, or do without {' and '.join(needing)}."
+
+
+def _disk_problems(plan: Plan) -> Iterator[str]:
+    if plan.disk > plan.disk_free:
+        sizes = f"up to {_gb(plan.disk)}, and {_gb(plan.disk_free)} are free"
+        yield f"The run would take {sizes} on the disk. Delete old runs, or lower `rank`."
+
+
+def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> tuple[list[str], list[str]]:
+    """Problems and warnings."""
+    holder = "the card" if on_gpu else "this computer"
+    needed = f"about {_gib(plan.memory)} of memory"
+    if plan.memory * (1 - ERROR) > plan.memory_total:
+        advice = _advice(plan, config, sizes, on_gpu) or "No settings make it small enough."
+        return [f"The run needs {needed}, and {holder} has {_gib(plan.memory_total)}. {advice}"], []
+    if plan.memory * (1 + ERROR) > plan.memory_total:
+        advice = _advice(plan, config, sizes, on_gpu) or "Close all other programs first."
+        tight = f"The run needs {needed}, and {holder} has {_gib(plan.memory_total)}: it may fail"
+        return [], [f"{tight}. {advice}"]
+    if plan.memory * (1 + ERROR) > plan.memory_free:
+        free = f"{_gib(plan.memory_free)} are free on {holder}"
+        return [], [f"The run needs {needed}, and {free} now. Close other programs that use it."]
+    return [], []
+
+
+def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> str:
+    """The first settings, lever after lever, with which the run would fit; "" where there are none."""
+    changed = []
+    for name, value in LEVERS:
+        smaller = replace(config, **{name: value})
+        if memory(smaller, sizes, on_gpu).peak >= memory(config, sizes, on_gpu).peak:
+            continue
+        config = smaller
+        changed.append(f"`{name}` {str(value).lower()}")
+        needed = memory(config, sizes, on_gpu).peak
+        if needed * (1 + ERROR) <= plan.memory_total:
+            return f"Set {' and '.join(changed)}: about {_gib(needed)}."
+    return ""
+
+
+def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
+    # On its way to the card the transformer passes through the computer's memory, whole and in bfloat16.
+    passing = 2 * sizes.parameters + GIB
+    if on_gpu and passing > machine.memory:
+        sizes_here = f"about {_gib(passing)} of the computer's own memory, and it has {_gib(machine.memory)}"
+        yield f"Loading needs {sizes_here}: it may fail. Close other programs, or allow more swap space."
+
+
+def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Iterator[str]:
+    if config.quantization == "none" or not on_gpu:
+        return
+    exact = memory(replace(config, quantization="none"), sizes, on_gpu).peak
+    if exact * (1 + ERROR) <= plan.memory_total:
+        yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
+
+
+def _time_warnings(plan: Plan) -> Iterator[str]:
+    if plan.seconds > LONG:
+        yield f"This takes {words_for_time(plan.seconds)}. Fewer steps or a lower resolution are faster."
+
+
+def words_for_time(seconds: float) -> str:
+    """A time as a person would say it."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.0f} hours" if seconds < 48 * 3600 else f"about {seconds / 86400:.0f} days"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GB"  # as cards and memory are sold
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,48 @@
+"""The page: five steps from pictures to a published LoRA. It reads folders and never imports torch."""
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from dopsd_app.access import this_space, trusted_hosts
+from dopsd_app.ui.caretaker import start_caretaker
+from dopsd_app.ui.endpoints import add_endpoints
+from dopsd_app.ui.foreign_pages import ForeignPages
+from dopsd_app.ui.page import add_page
+from dopsd_app.ui.theme import CSS, theme
+
+
+def build_app() -> gr.Blocks:
+    """The page with its endpoints, ready for `launch(**launch_options())`; the caretaker is at work."""
+    zero_gpu = (space := this_space()) is not None and space.zero_gpu
+    if zero_gpu:
+        import spaces  # is there on ZeroGPU, and only there
+
+        spaces.GPU(lambda: None)  # a program that asks for its GPU nowhere is ended; nothing uses it
+    # Every hour, what browsers may fetch (drawn pictures, copies of LoRA files) goes when it is a day old.
+    with gr.Blocks(title="D-OPSD LoRA trainer", analytics_enabled=False, delete_cache=(3600, 86_400)) as app:
+        add_endpoints()  # first: an event of the page would take a name, and the endpoint get a number
+        add_page(app)
+    start_caretaker()
+    # Gradio's own choice there is 1: two tabs would be too many. Elsewhere it has no limit.
+    return app.queue(max_size=100) if zero_gpu else app
+
+
+def launch_options() -> dict:
+    """How the page is served: to trusted hosts only, without history or tracking."""
+    return {
+        "theme": theme,
+        "css_paths": CSS,
+        "run_history": False,  # it would keep inputs, passwords included, as plain text in the browser
+        "max_file_size": "25mb",
+        "ssr_mode": False,
+        "footer_links": ["api", "settings"],
+        "enable_monitoring": False,  # it would be open to every visitor
+        "show_error": False,  # unexpected errors stay in the server's log
+        "app_kwargs": {
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts()),
+                Middleware(ForeignPages),
+            ]
+        },
+    }

@@ -1,0 +1,271 @@
+"""Every action of the page as a named endpoint of plain values, for `gradio_client` and scripts."""
+
+import functools
+import typing
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
+
+from dopsd_app.card_pictures import clear_pictures, keep_picture
+from dopsd_app.catalog import CATALOG
+from dopsd_app.config import list_presets
+from dopsd_app.drafts import (
+    Draft,
+    check_draft,
+    default_drafts_dir,
+    draft_config,
+    list_drafts,
+    new_draft,
+    remove_picture,
+    set_caption,
+    set_settings,
+)
+from dopsd_app.events import KnownFailure
+from dopsd_app.hub import published
+from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it
+from dopsd_app.ui.guard import guarded
+from dopsd_app.uploads import add_pictures as add_to_draft
+from dopsd_app.uploads import clone_run as clone_to_draft
+from dopsd_app.uploads import list_examples
+from dopsd_app.uploads import load_example as load_as_draft
+from dopsd_app.verdict import rows_drawn
+from dopsd_app.watch import Preview
+from dopsd_app.when_finished import read_wish
+
+TYPES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
+MAX_STRENGTH = 1.5  # of the LoRA in a picture
+
+
+def add_endpoints() -> None:
+    """Adds them to the page that is being built."""
+    for function in ENDPOINTS:
+        gr.api(guarded(typed(function)), api_name=function.__name__, api_description=function.__doc__)
+
+
+def typed(function: Callable) -> Callable:
+    """The function, with a sentence for a value of another type than it takes: clients send any JSON."""
+    kinds = [
+        (name, typing.get_origin(kind) or kind) for name, kind in typing.get_type_hints(function).items()
+    ]
+
+    @functools.wraps(function)
+    def checked(*values):
+        for (name, kind), value in zip(kinds, values, strict=False):  # the last kind is what is returned
+            if kind in TYPES and not isinstance(value, (int, float) if kind is float else kind):
+                raise KnownFailure(f"`{name}` must be {TYPES[kind]}.")
+        return function(*values)
+
+    return checked
+
+
+def list_choices() -> dict:
+    """What can be chosen: base models, presets for them, and examples, each with its name and what it is."""
+    return {
+        "base_models": {name: facts.description for name, facts in CATALOG.items()},
+        "presets": {preset.name: preset.description for preset in list_presets()},
+        "examples": {example.name: example.label for example in list_examples()},
+    }
+
+
+def list_all_drafts() -> list[dict]:
+    """All drafts, the one that was changed last first: id, trigger word and number of pictures."""
+    return [
+        {"id": draft.id, "trigger_word": draft.trigger_word, "pictures": len(draft.items)}
+        for draft in list_drafts(default_drafts_dir())
+    ]
+
+
+def show_draft(draft_id: str) -> dict:
+    """A draft's pictures, captions, settings and problems; "" means the draft that was changed last."""
+    return _told(pictures.the_draft(draft_id))
+
+
+def begin_draft() -> dict:
+    """Begins an empty draft."""
+    return _told(new_draft(default_drafts_dir()))
+
+
+def load_example(name: str) -> dict:
+    """Begins a draft with an example's pictures: "zorp" or "mibbit"."""
+    return _told(load_as_draft(default_drafts_dir(), name))
+
+
+def clone_run(run_id: str) -> dict:
+    """Begins a draft with a run's pictures, captions and settings."""
+    return _told(clone_to_draft(default_drafts_dir(), run_actions.the_run(run_id)))
+
+
+def add_pictures(draft_id: str, files: list[dict]) -> dict:
+    """Adds pictures and .txt captions of the same names: `[handle_file("1.png"), handle_file("1.txt")]`."""
+    for file in files:
+        # Only what carries this mark was checked by Gradio to be an upload; another path is not ours to read.
+        if not isinstance(file, dict) or file.get("meta") != {"_type": "gradio.FileData"}:
+            raise KnownFailure("Give files as `handle_file(...)` of gradio_client makes them.")
+    paths = [Path(file["path"]) for file in files]
+    try:
+        chosen = pictures.the_draft(draft_id)
+        added = add_to_draft(chosen, paths)
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)  # the upload itself would stay where browsers can fetch it
+    return {**_told(chosen), "refused": list(added.problems), "notes": list(added.notes)}
+
+
+def caption_picture(draft_id: str, picture: str, captions: str) -> dict:
+    """Writes the captions of a picture, given by its key: one per line."""
+    chosen = pictures.the_draft(draft_id)
+    set_caption(chosen, picture, captions)
+    return _told(chosen)
+
+
+def remove_from_draft(draft_id: str, picture: str) -> dict:
+    """Removes a picture, given by its key."""
+    chosen = pictures.the_draft(draft_id)
+    remove_picture(chosen, picture)
+    return _told(chosen)
+
+
+def change_settings(draft_id: str, settings: dict) -> dict:
+    """Changes settings of a draft by name, "preset" and "kind" ("subject" or "style") among them."""
+    chosen = pictures.the_draft(draft_id)
+    set_settings(chosen, **settings)
+    draft_config(chosen)  # raises for what cannot work
+    return _told(chosen)
+
+
+def check_teacher(draft_id: str) -> dict:
+    """Draws what the teacher sees and waits for it: score, verdict, a sentence, and for up to four pictures
+    what is drawn from the caption and what from caption and picture."""
+    drawing = teacher.start_check(draft_id)
+    try_it.wait(drawing, _no_bar)
+    drawn = [
+        {"caption": _copy(caption), "teacher": _copy(seen)} for _, caption, seen in rows_drawn(drawing.path)
+    ]
+    return {**teacher.show_check(draft_id), "drawn": drawn}
+
+
+def make_plan(draft_id: str) -> dict:
+    """What a run of the draft would need: time, memory, disk, and the reasons that it cannot start."""
+    return plan.tell(pictures.the_draft(draft_id))
+
+
+def start(draft_id: str) -> str:
+    """Starts a run of the draft, or puts it into the queue; returns its id."""
+    return plan.start(draft_id)
+
+
+def show_pictures(run_id: str) -> dict:
+    """The pictures of a run, oldest first: its roll-outs, and the samples of base and LoRA side by side."""
+    view = run_actions.watcher.look(run_actions.the_run(run_id))
+
+    def copies(previews: tuple[Preview, ...]) -> list[dict]:
+        return [{"step": preview.step, "picture": _copy(preview.file)} for preview in previews]
+
+    return {"rollouts": copies(view.rollouts), "samples": copies(view.samples)}
+
+
+def show_wish(run_id: str) -> dict:
+    """What is to happen when a run has finished, what became of it, and where the LoRA was published last."""
+    chosen = run_actions.the_run(run_id)
+    return {**asdict(read_wish(chosen)), "published": (published(chosen) or {}).get("link", "")}
+
+
+def draw(run_id: str, prompt: str, seed: int = 0, strength: float = 1.0, step: int = 0) -> dict:
+    """Draws a prompt without the LoRA and with it, from the same noise; `step` 0 takes the finished LoRA.
+
+    Returns the drawing's id, for `keep_for_card`, and the two pictures.
+    """
+    drawing = try_it.draw_pair(run_actions.the_run(run_id), prompt, seed, strength, step or None, _no_bar)
+    return {"id": drawing.id, "base": _copy(drawing.base), "lora": _copy(drawing.lora)}
+
+
+def keep_for_card(run_id: str, drawing_id: str) -> None:
+    """Puts a drawn picture on the run's model card, at most 5 of them."""
+    keep_picture(run_actions.the_run(run_id), drawing_id)
+
+
+def clear_card(run_id: str) -> None:
+    """Takes all pictures off the run's model card."""
+    clear_pictures(run_actions.the_run(run_id))
+
+
+def download_lora(run_id: str) -> dict:
+    """The LoRA file of a finished run."""
+    run = run_actions.the_run(run_id)
+    if not run.lora_file.exists():
+        raise KnownFailure("This run has no LoRA file yet: it is written when the last step is done.")
+    return _copy(run.lora_file)
+
+
+def publish_lora(run_id: str, name: str, private: bool, with_captions: bool, oauth_token: str | None) -> str:
+    """Publishes a run's LoRA with the client's token, or the one of `hf auth login`; returns the link."""
+    return publish.publish(run_id, name, private, with_captions, "", oauth_token)
+
+
+def _no_bar(*arguments, **names) -> None:
+    """In place of the page's progress bar."""
+
+
+def _copy(path: str | Path) -> dict:
+    """The copy of a file that clients may fetch: the folders of runs and drafts are closed to them."""
+    return gr.FileData(path=save_file_to_cache(path, get_upload_folder())).model_dump()
+
+
+def _told(draft: Draft) -> dict:
+    return {
+        "id": draft.id,
+        "kind": draft.kind,
+        "preset": draft.preset,
+        "settings": draft.settings,
+        "pictures": [
+            {key: value for key, value in asdict(item).items() if key != "thumbnail"} for item in draft.items
+        ],
+        "problems": [problem for found in check_draft(draft).values() for problem in found],
+    }
+
+
+ENDPOINTS: tuple[Callable, ...] = (
+    list_choices,
+    list_all_drafts,
+    show_draft,
+    begin_draft,
+    load_example,
+    clone_run,
+    add_pictures,
+    caption_picture,
+    remove_from_draft,
+    change_settings,
+    check_teacher,
+    teacher.cancel_check,
+    make_plan,
+    start,
+    run_actions.list_all_runs,
+    run_actions.show_run,
+    run_actions.stop_run,
+    run_actions.resume_run,
+    run_actions.preview_now,
+    run_actions.save_now,
+    run_actions.read_log,
+    run_actions.remove_run,
+    run_actions.wish,
+    show_wish,
+    show_pictures,
+    draw,
+    try_it.cancel_drawing,
+    download_lora,
+    keep_for_card,
+    clear_card,
+    publish.preview_card,
+    publish_lora,
+)

@@ -1,0 +1,351 @@
+"""The first step: the base model, the pictures and what is said of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from dopsd_app.captions import advise
+from dopsd_app.catalog import CATALOG
+from dopsd_app.config import TrainConfig, load_preset, presets_for
+from dopsd_app.drafts import (
+    KINDS,
+    Draft,
+    check_draft,
+    current_draft,
+    default_drafts_dir,
+    delete_draft,
+    find_draft,
+    list_drafts,
+    make_current,
+    new_draft,
+    remove_picture,
+    set_caption,
+    set_settings,
+)
+from dopsd_app.pictures import MAX_PICTURES
+from dopsd_app.ui import words
+from dopsd_app.ui.base_facts import base_facts
+from dopsd_app.ui.run_actions import the_run
+from dopsd_app.uploads import add_pictures, clone_run, list_examples, load_example
+
+SAID = 9  # where in `PicturesStep.shown` the set's messages are
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one picture; there are MAX_PICTURES of them, which never come or go."""
+
+    box: gr.Column
+    picture: gr.HTML
+    caption: gr.Textbox
+    said: gr.HTML
+    remove: gr.Button
+
+    @property
+    def parts(self) -> list:
+        return [self.box, self.picture, self.caption, self.said]
+
+
+@dataclass(frozen=True)
+class PicturesStep:
+    """The components of this step that others set or listen to."""
+
+    draft_id: gr.State
+    keys: gr.State  # of the pictures in the slots, in their order
+    base: gr.Radio
+    folder: gr.Textbox
+    facts: gr.HTML
+    upload: gr.File
+    examples: dict[str, gr.Button]
+    fresh: gr.Button
+    throw_away: gr.Button
+    sure: gr.Row
+    really: gr.Button
+    keep: gr.Button
+    earlier: gr.Dropdown
+    empty: gr.HTML
+    said: gr.HTML
+    trigger: gr.Textbox
+    kind: gr.Radio
+    slots: list[Slot]
+    go: gr.Button
+
+    @property
+    def shown(self) -> list:
+        """What `show` fills, in its order."""
+        fixed = [self.draft_id, self.keys, self.base, self.folder, self.facts, self.earlier, self.trigger]
+        return [*fixed, self.kind, *self.messages, *(part for slot in self.slots for part in slot.parts)]
+
+    @property
+    def messages(self) -> list:
+        """What `show_messages` fills, in its order, before the slots' own messages."""
+        return [self.empty, self.said, self.go]
+
+
+def pictures_step() -> PicturesStep:
+    """Lays the step out."""
+    gr.HTML("<h2>Base model</h2>")
+    base = gr.Radio(
+        [(facts.label, name) for name, facts in CATALOG.items()],
+        label="Base model",
+        show_label=False,
+        elem_id="base",
+    )
+    folder = gr.Textbox(
+        label="Its folder on this computer",
+        visible=False,
+        elem_id="base-folder",
+        info="A pipeline as diffusers saves it, with the teacher's vision_tower beside its parts",
+    )
+    facts = gr.HTML(elem_id="base-facts")
+    gr.HTML("<h2>Your pictures</h2>")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            upload = gr.File(
+                label="Add 4 to 20 pictures, and .txt captions of the same names if you have them",
+                file_count="multiple",
+                file_types=["image", ".txt", ".jsonl"],
+                height=150,
+                elem_id="upload",
+            )
+        with gr.Column(scale=1, min_width=260):
+            gr.HTML("<p class='hint'>No pictures at hand? Load an example and look how it is done.</p>")
+            with gr.Row(elem_classes="buttons"):
+                examples = {
+                    example.name: gr.Button(example.label, size="sm", elem_id=f"example-{example.name}")
+                    for example in list_examples()
+                }
+                fresh = gr.Button("Start afresh", size="sm", elem_id="fresh")
+                throw_away = gr.Button("Delete draft", size="sm", elem_id="delete-draft")
+            with gr.Row(visible=False, elem_classes="buttons") as sure:
+                really = gr.Button("Delete its pictures", variant="stop", size="sm", elem_id="really-draft")
+                keep = gr.Button("Keep them", size="sm", elem_id="keep-draft")
+            earlier = gr.Dropdown([], label="Earlier drafts", visible=False, elem_id="earlier")
+    with gr.Row(equal_height=False):
+        trigger = gr.Textbox(
+            label="Trigger word",
+            max_length=100,
+            elem_id="trigger",
+            info="A made-up word that stands for what is new. Write it into every caption.",
+        )
+        kind = gr.Radio(
+            [("A subject: a dog, a face, a product", KINDS[0]), ("A style", KINDS[1])],
+            label="What is new",
+            elem_id="kind",
+        )
+    empty = gr.HTML(elem_id="no-pictures")
+    with gr.Row(elem_classes="slots", elem_id="slots"):
+        slots = [_slot(number) for number in range(1, MAX_PICTURES + 1)]
+    said = gr.HTML(elem_id="set-problems")
+    go = gr.Button("Next: what the teacher sees", variant="primary", interactive=False, elem_id="to-teacher")
+    return PicturesStep(
+        gr.State(""), gr.State([]), base, folder, facts, upload, examples, fresh, throw_away, sure, really,
+        keep, earlier, empty, said,
+        trigger, kind, slots, go,
+    )  # fmt: skip
+
+
+def _slot(number: int) -> Slot:
+    with gr.Column(visible=False, min_width=150, elem_classes="slot", elem_id=f"slot-{number}") as box:
+        picture = gr.HTML(elem_classes="pic", elem_id=f"picture-{number}")
+        caption = gr.Textbox(
+            label=f"Caption of picture {number}",
+            lines=2,
+            max_lines=5,
+            placeholder="What is to be seen. One caption per line.",
+            elem_id=f"caption-{number}",
+        )
+        said = gr.HTML(elem_id=f"said-{number}", elem_classes="said")
+        remove = gr.Button(f"Remove picture {number}", size="sm", elem_id=f"remove-{number}")
+    return Slot(box, picture, caption, said, remove)
+
+
+# --- what the step shows
+
+
+def show(draft: Draft) -> list:
+    """New values for the whole step."""
+    items, base = draft.items, base_of(draft)
+    built_in = not CATALOG[base].repository
+    folder = draft.settings.get("base_model", "")
+    slots = []
+    for item in items:
+        slots += [
+            gr.Column(visible=True),
+            words.image(item.thumbnail, item.name),
+            gr.Textbox(value=item.caption),
+        ]
+        slots.append("")
+    hidden = [gr.Column(visible=False), "", gr.Textbox(value=""), ""]
+    slots += hidden * (MAX_PICTURES - len(items))
+    messages = show_messages(draft)
+    slots[3::4] = messages[3:]
+    return [
+        draft.id,
+        [item.key for item in items],
+        base,
+        gr.Textbox(value=folder, visible=not built_in),
+        base_facts(base, folder, ask_hub=False),
+        _earlier(draft),
+        draft.trigger_word,
+        draft.kind,
+        *messages[:3],
+        *slots,
+    ]
+
+
+def show_messages(draft: Draft) -> list:
+    """What is said of the set and of each picture, and whether one can go on; captions are left alone."""
+    items, problems = draft.items, check_draft(draft)
+    advice = advise(draft) if items else {}
+    whole = problems.get("", ()) if items else ()
+    empty = (
+        ""
+        if items
+        else ("<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>")
+    )
+    waiting = [
+        f"{name} belongs to no picture here. It is kept until its picture comes." for name in draft.waiting
+    ]
+    said = (
+        words.lines(whole, "problem")
+        + words.lines(waiting, "note")
+        + words.lines(advice.get("", ()), "advice")
+    )
+    slots = [
+        words.lines(item.problems, "problem")
+        + words.lines(advice.get(item.key, ()), "advice")
+        + words.lines(item.notes, "note")
+        for item in items
+    ]
+    slots += [""] * (MAX_PICTURES - len(items))
+    return [empty, said, gr.Button(interactive=bool(items) and not problems), *slots]
+
+
+def _earlier(draft: Draft):
+    """Other drafts that hold pictures, to go back to."""
+    others = [other for other in list_drafts(default_drafts_dir()) if other != draft and other.items]
+    choices = [
+        (f"{other.trigger_word or 'No name'} · {len(other.items)} pictures", other.id) for other in others
+    ]
+    return gr.Dropdown(choices=choices, value=None, visible=bool(choices))
+
+
+# --- actions: plain functions of plain values, which change the draft
+
+
+def the_draft(draft_id: str) -> Draft:
+    """The draft of this id, or for an empty one the draft that was changed last."""
+    drafts_dir = default_drafts_dir()
+    return find_draft(drafts_dir, draft_id) if draft_id else current_draft(drafts_dir)
+
+
+def add_files(draft_id: str, files: list[str] | None) -> list:
+    """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
+    draft = the_draft(draft_id)
+    try:
+        added = add_pictures(draft, files or [])
+    finally:
+        for file in files or []:
+            Path(file).unlink(missing_ok=True)  # theirs would stay where browsers can fetch it
+    values = show(draft)
+    values[SAID] = words.lines(added.problems, "problem") + words.lines(added.notes, "note") + values[SAID]
+    return [None, *values]
+
+
+def write_caption(draft_id: str, keys: list[str], number: int, text: str) -> None:
+    """Keeps the caption in a slot as it is being typed."""
+    if number < len(keys):  # else the picture was just removed
+        set_caption(the_draft(draft_id), keys[number], text)
+
+
+def remove(draft_id: str, keys: list[str], number: int) -> list:
+    """Removes the picture in a slot."""
+    draft = the_draft(draft_id)
+    if number < len(keys):
+        remove_picture(draft, keys[number])
+    return show(draft)
+
+
+def go_back_to(draft_id: str) -> list:
+    """An earlier draft, which becomes the current one."""
+    draft = the_draft(draft_id)
+    make_current(draft)
+    return show(draft)
+
+
+def say(draft_id: str) -> list:
+    """What there is to say of the draft now."""
+    return show_messages(the_draft(draft_id))
+
+
+def start_from_example(name: str) -> list:
+    """A new draft with an example's pictures; what was there before stays among the earlier drafts."""
+    return show(load_example(default_drafts_dir(), name))
+
+
+def start_from_run(run_id: str) -> list:
+    """A new draft with a run's pictures and settings."""
+    return show(clone_run(default_drafts_dir(), the_run(run_id)))
+
+
+def start_afresh() -> list:
+    """A new, empty draft."""
+    draft = the_draft("")
+    return show(new_draft(default_drafts_dir()) if draft.items else draft)
+
+
+def throw_away(draft_id: str) -> list:
+    """Deletes a draft with its pictures for good, and shows the one before it."""
+    delete_draft(the_draft(draft_id))
+    return show(the_draft(""))
+
+
+def choose_base(draft_id: str, base: str) -> list:
+    """Takes another base model, with the preset that was made for it."""
+    draft = the_draft(draft_id)
+    if base != base_of(draft):
+        set_settings(draft, preset=_preset_for(base, draft.kind), base_model=None)
+    return _show_base(draft)
+
+
+def choose_folder(draft_id: str, folder: str) -> list:
+    """Takes the base model from a folder of this computer; empty goes back to the catalog's."""
+    draft = the_draft(draft_id)
+    set_settings(draft, base_model=folder.strip() or None)
+    return _show_base(draft)
+
+
+def _show_base(draft: Draft) -> list:
+    """New values for what tells of the base model; what is being typed elsewhere is left alone."""
+    base, folder = base_of(draft), draft.settings.get("base_model", "")
+    visible = bool(CATALOG[base].repository)
+    facts = base_facts(base, folder, ask_hub=True)
+    return [gr.Textbox(value=folder, visible=visible), facts, *show_messages(draft)]
+
+
+def choose_kind(draft_id: str, kind: str) -> list:
+    """Says whether a subject or a style is taught."""
+    draft = the_draft(draft_id)
+    set_settings(draft, kind=kind)
+    suited = _preset_for(base_of(draft), kind)
+    if draft.preset.endswith(KINDS) and suited.endswith(kind):  # the other kind's preset gives way
+        set_settings(draft, preset=suited)
+    return show_messages(draft)
+
+
+def write_trigger(draft_id: str, word: str) -> None:
+    """Keeps the trigger word as it is being typed."""
+    set_settings(the_draft(draft_id), trigger_word=word.strip() or None)
+
+
+def base_of(draft: Draft) -> str:
+    """The catalog's name of the base model that the draft's preset is for."""
+    return load_preset(draft.preset).settings.get("base_model", TrainConfig().base_model)
+
+
+def _preset_for(base: str, kind: str) -> str:
+    """The preset of a base model for this kind: the one that names it, else the base's first."""
+    own = [preset.name for preset in presets_for(base)]
+    return next((name for name in own if name.endswith(kind)), own[0])

@@ -1,0 +1,163 @@
+"""The fifth step, its second half: the card and the push to the Hub."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from dopsd_app import hub
+from dopsd_app.access import find_token, this_space
+from dopsd_app.card_pictures import card_pictures, clear_pictures, keep_picture
+from dopsd_app.catalog import CATALOG
+from dopsd_app.events import KnownFailure
+from dopsd_app.runs import Run
+from dopsd_app.ui import words
+from dopsd_app.ui.run_actions import the_run
+
+
+@dataclass(frozen=True)
+class PublishStep:
+    """The components of this half that others set or listen to."""
+
+    name: gr.Textbox
+    private: gr.Checkbox
+    captions: gr.Checkbox
+    token: gr.Textbox
+    pictures: gr.HTML
+    clear: gr.Button
+    preview: gr.Button
+    card: gr.Textbox
+    publish: gr.Button
+    result: gr.HTML
+
+    @property
+    def of_run(self) -> list:
+        """What `show` fills, in its order."""
+        return [self.name, self.pictures, self.clear, self.card, self.result]
+
+    @property
+    def settings(self) -> list:
+        """What `publish` and `preview_card` take after the run's id, in their order."""
+        return [self.name, self.private, self.captions]
+
+
+def publish_step() -> PublishStep:
+    """Lays the half out."""
+    gr.HTML("<h2>Publish it</h2>")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            name = gr.Textbox(
+                label="Name on the Hub", elem_id="repo-name", max_length=200, info="Or organisation/name"
+            )
+            private = gr.Checkbox(True, label="Private: only you can see it", elem_id="private")
+            captions = gr.Checkbox(False, label="Show my captions on the card", elem_id="with-captions")
+            token = gr.Textbox(
+                label="Access token",
+                type="password",
+                visible=this_space() is None,
+                elem_id="token",
+                placeholder="Empty: the one of `hf auth login`",
+                info="From huggingface.co/settings/tokens, with the right to write. It is not stored.",
+            )
+            with gr.Row(elem_classes="buttons"):
+                publish = gr.Button("Publish", variant="primary", elem_id="publish")
+                preview = gr.Button("Show the card", elem_id="preview-card")
+            result = gr.HTML(elem_id="published")
+        with gr.Column(scale=3, min_width=300):
+            pictures = gr.HTML(elem_id="card-pictures")
+            clear = gr.Button("Take the pictures off", size="sm", visible=False, elem_id="clear-card")
+            card = words.code_box("README.md of the repository", "card", visible=False)
+    return PublishStep(name, private, captions, token, pictures, clear, preview, card, publish, result)
+
+
+def show(run_id: str) -> list:
+    """Fills the half for a run."""
+    run = the_run(run_id)
+    return [
+        gr.Textbox(value=hub.suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"),
+        *_shown_pictures(run),
+        gr.Textbox(visible=False),
+        _link(hub.published(run)),
+    ]
+
+
+def _licence(run: Run) -> str:
+    known = CATALOG.get(run.config.base_model)
+    if known:
+        return f"Licence: {known.licence_name}, as the base model's."
+    return "Licence: that of the base model, which you should know."
+
+
+def _shown_pictures(run: Run) -> list:
+    kept = card_pictures(run)
+    if not kept:
+        note = 'Draw a picture above and press "Use on the card".'
+        return [f"<div class='empty'><p>{words.text(note)}</p></div>", gr.Button(visible=False)]
+    figures = "".join(
+        f"<figure>{words.image(file, prompt, 320)}<figcaption>{words.text(prompt)}</figcaption></figure>"
+        for file, prompt in kept
+    )
+    strip = f"<div class='strip' tabindex='0' role='group' aria-label='Pictures of the card'>{figures}</div>"
+    return [f"<div class='over-time'><h3>Pictures of the card</h3>{strip}</div>", gr.Button(visible=True)]
+
+
+def keep(run_id: str, drawing_id: str) -> list:
+    """Puts a drawn picture on the run's card."""
+    run = the_run(run_id)
+    keep_picture(run, drawing_id)
+    return _shown_pictures(run)
+
+
+def clear(run_id: str) -> list:
+    """Takes all pictures off the run's card."""
+    run = the_run(run_id)
+    clear_pictures(run)
+    return _shown_pictures(run)
+
+
+# --- the card and the push
+
+
+def push(
+    run_id: str, name: str, private: bool, with_captions: bool, token: str, oauth_token: str | None
+) -> list:
+    """Publishes, and says on the page how it went; the token's box is empty after a success."""
+    try:
+        return [link(publish(run_id, name, private, with_captions, token, oauth_token)), ""]
+    except KnownFailure as error:
+        return [f"<p class='problem' role='alert'>{words.text(str(error))}</p>", gr.skip()]
+
+
+def preview_card(run_id: str, name: str, private: bool, with_captions: bool) -> str:
+    """The text of the model card as it would be published."""
+    run = the_run(run_id)
+    card = hub.make_card(run, repo_id=name.strip(), pictures=card_pictures(run), with_captions=with_captions)
+    return str(card)
+
+
+def publish(
+    run_id: str, name: str, private: bool, with_captions: bool, token: str, oauth_token: str | None
+) -> str:
+    """Publishes the run's LoRA with its card and returns the link; private unless asked otherwise.
+
+    The token is the given one, the sign-in of the Space, or the one that `hf auth login` stored.
+    """
+    run = the_run(run_id)
+    return hub.push(
+        run,
+        token=find_token(token, oauth_token),
+        name=name.strip(),
+        private=private,
+        pictures=card_pictures(run),
+        with_captions=with_captions,
+    )
+
+
+def _link(published: dict | None) -> str:
+    if not published:
+        return ""
+    return link(published["link"])
+
+
+def link(address: str) -> str:
+    """A published repository's address, to click on."""
+    return f"<p class='card-link' role='status'>Published: {words.link(address, address)}</p>"

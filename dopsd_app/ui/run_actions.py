@@ -1,0 +1,131 @@
+"""What can be done with runs: plain functions of plain values, for the page and for its endpoints."""
+
+from dopsd_app.runs import (
+    Run,
+    RunError,
+    Status,
+    default_runs_dir,
+    delete_run,
+    latest_checkpoint,
+    list_runs,
+    resume,
+    send_command,
+    start_next,
+)
+from dopsd_app.watch import RunWatcher
+from dopsd_app.when_finished import make_wish
+
+LOG_BYTES = 40_000
+RUN_FACTS = ("state", "step", "steps", "reason")
+
+watcher = RunWatcher()
+
+
+def the_run(run_id: str) -> Run:
+    """The run of exactly this id, as the page knows it; `RunError` when there is none (any more)."""
+    for run in list_runs(default_runs_dir()):
+        if run.id == run_id:
+            return run
+    raise RunError("This run is not there any more. Choose another one from the list.")
+
+
+def run_name(run: Run) -> str:
+    """What a person calls the run: the name in its folder's name."""
+    return run.id[16:].rpartition("-")[0] or run.id
+
+
+def stop_run(run_id: str) -> str:
+    """Asks a run to save a checkpoint and stop, or takes it out of the queue."""
+    run = the_run(run_id)
+    waited = run.status.state == "queued"
+    send_command(run, "stop")
+    return "It is out of the queue." if waited else "Stopping after this step. A checkpoint is kept."
+
+
+def resume_run(run_id: str) -> str:
+    """Puts a run that ended early back into the queue; it goes on from its last checkpoint."""
+    run = the_run(run_id)
+    checkpoint = resume(run)
+    start_next(run.runs_dir)
+    return f"Goes on from step {int(checkpoint.name)}." if checkpoint else "Starts from the beginning."
+
+
+def preview_now(run_id: str) -> str:
+    """Asks a run for previews after its present step."""
+    send_command(the_run(run_id), "preview-now")
+    return "The next step brings a preview."
+
+
+def save_now(run_id: str) -> str:
+    """Asks a run for a checkpoint after its present step."""
+    send_command(the_run(run_id), "save-now")
+    return "The next step is saved as a checkpoint."
+
+
+def remove_run(run_id: str) -> str:
+    """Deletes a run with its pictures, checkpoints and LoRA for good."""
+    run = the_run(run_id)
+    delete_run(run)
+    return f"{run_name(run)} is deleted."
+
+
+def list_all_runs() -> list[dict]:
+    """All runs, newest first: id, name, state, step, steps and the reason where one ended early."""
+    return [
+        {"id": run.id, "name": run_name(run), **{key: getattr(status, key) for key in RUN_FACTS}}
+        for run, status in statuses()
+    ]
+
+
+def show_run(run_id: str) -> dict:
+    """How a run stands: state, step, pace, time left, losses, warnings and what the LoRA's check found."""
+    run = the_run(run_id)
+    view = watcher.look(run)
+    return {
+        **{key: getattr(view.status, key) for key in RUN_FACTS},
+        "seconds_per_step": view.seconds_per_step,
+        "seconds_left": view.seconds_left,
+        "memory": view.memory,
+        "loss": [list(point) for point in view.curve],
+        "warnings": list(view.warnings),
+        "check": view.check,
+    }
+
+
+def read_log(run_id: str) -> str:
+    """The end of a run's log."""
+    log = the_run(run_id).log_file
+    if not log.exists():
+        return "Nothing was written yet."
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_BYTES))
+        return file.read().decode(errors="replace")
+
+
+def statuses() -> list[tuple[Run, Status]]:
+    """All runs with how they stand, newest first."""
+    found = []
+    for run in list_runs(default_runs_dir()):
+        try:
+            found.append((run, run.status))
+        except FileNotFoundError:  # just being deleted
+            continue
+    return found
+
+
+def wish(
+    run_id: str, push: bool, name: str, private: bool, pause: bool, oauth_token: str | None = None
+) -> str:
+    """Asks for a push to the Hub when the run has finished and, on a Space, for its pause after that."""
+    run = the_run(run_id)
+    make_wish(run, push=push, name=name.strip(), private=private, pause=pause, token=oauth_token)
+    return (
+        f"It will be published as {name.strip()} when it has finished." if push else "Nothing will be done."
+    )
+
+
+def can_try(run: Run) -> bool:
+    """Whether there is a LoRA or a checkpoint of it to draw with, and nothing trains it now."""
+    status = run.status
+    there = run.lora_file.exists() or latest_checkpoint(run) is not None
+    return there and not (status.live or status.state == "queued")

@@ -1,0 +1,190 @@
+"""The second step: what the teacher sees in the pictures, before an hour is spent on training."""
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+
+import gradio as gr
+from filelock import FileLock
+
+from dopsd_app.caption_file import clean_captions
+from dopsd_app.drafts import Draft, draft_config, draft_dataset
+from dopsd_app.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
+from dopsd_app.pictures import copy_examples
+from dopsd_app.runs import RunError, default_runs_dir, replace_file
+from dopsd_app.ui import words
+from dopsd_app.ui.news import only_new
+from dopsd_app.ui.pictures import the_draft
+from dopsd_app.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
+
+LOOKING, RESTING = 0.5, 30.0  # seconds between two looks
+WORDS = {
+    "sees": "The teacher sees it",
+    "partly": "The teacher sees it partly",
+    "does not": "It does not see it",
+}
+MARKS = {"sees": "sees", "partly": "partly", "does not": "not"}
+INTRODUCTION = (
+    "<div class='empty'><p>Training can teach what the teacher draws, and no more.<br>Look at it before you"
+    " spend an hour: up to four pictures are drawn, from your caption alone and with your picture in"
+    " view.</p></div>"
+)
+
+
+@dataclass(frozen=True)
+class TeacherStep:
+    """The components of this step that others set or listen to."""
+
+    check: gr.Button
+    cancel: gr.Button
+    go: gr.Button
+    status: gr.HTML
+    verdict: gr.HTML
+    rows: gr.HTML
+    timer: gr.Timer
+    seen: gr.State
+
+    @property
+    def watched(self) -> list:
+        """What `look` fills, in its order."""
+        return [self.seen, self.status, self.verdict, self.rows, self.check, self.cancel, self.go, self.timer]
+
+
+def teacher_step() -> TeacherStep:
+    """Lays the step out."""
+    gr.HTML("<h2>What the teacher sees</h2>")
+    with gr.Row(elem_classes="buttons"):
+        check = gr.Button("Show me", variant="primary", elem_id="check")
+        cancel_button = gr.Button("Cancel", interactive=False, elem_id="cancel-check")
+        go = gr.Button("Skip", elem_id="to-plan")
+    status = gr.HTML(elem_id="check-status")
+    verdict = gr.HTML(elem_id="verdict")
+    rows = gr.HTML(INTRODUCTION, elem_id="check-rows")
+    return TeacherStep(check, cancel_button, go, status, verdict, rows, gr.Timer(RESTING), gr.State({}))
+
+
+# --- actions
+
+
+def start_check(draft_id: str) -> Drawing:
+    """Begins a teacher check of the draft as it is now; the draft remembers which check is its own."""
+    draft = the_draft(draft_id)
+    with FileLock(draft.path / ".check.lock", timeout=60):
+        if (earlier := draft_check(draft)) and earlier.status.live:
+            raise RunError("A check is under way. Wait for it, or cancel it first.")
+        config, dataset = draft_config(draft), draft_dataset(draft)
+        checked = draft.path / "checked"
+        shutil.rmtree(checked, ignore_errors=True)
+        copy_examples(replace(dataset, examples=dataset.examples[:CHECKED]), checked)
+        drawing = ask(default_runs_dir(), CheckRequest(config, checked))
+        replace_file(_file(draft), drawing.id)
+    return drawing
+
+
+def cancel_check(draft_id: str) -> str:
+    """Stops the draft's check after the picture at hand."""
+    if drawing := draft_check(the_draft(draft_id)):
+        cancel(drawing)
+    return "Cancelled."
+
+
+def draft_check(draft: Draft) -> Drawing | None:
+    """The check that was last asked for with this draft, while it is kept."""
+    try:
+        return read_drawing(default_runs_dir(), _file(draft).read_text(encoding="utf-8"))
+    except (FileNotFoundError, RunError):
+        return None
+
+
+def _file(draft: Draft):
+    return draft.path / "check"
+
+
+def show_check(draft_id: str) -> dict:
+    """The score and the sentence of the draft's finished check; empty without one."""
+    drawing = draft_check(the_draft(draft_id))
+    check = read_check(drawing.path) if drawing else None
+    return asdict(check) if check else {}
+
+
+# --- the page
+
+
+def look(draft_id: str, seen: dict) -> list:
+    """New values for all that shows the check; what this tab has already is left as it is."""
+    drawing = draft_check(the_draft(draft_id)) if draft_id else None
+    status = drawing.status if drawing else None
+    live = bool(status and status.live)
+    rows = rows_drawn(drawing.path) if drawing else []
+    check = read_check(drawing.path) if drawing else None
+    values = {
+        "status": (
+            status and (status.state, status.done, status.total, status.reason),
+            lambda: _status(status),
+        ),
+        "verdict": ((drawing and drawing.id, bool(check)), lambda: _verdict(check)),
+        "rows": ((drawing and drawing.id, len(rows)), lambda: _rows(drawing, rows)),
+        "check": ((live, bool(rows)), lambda: _check_button(live, bool(rows))),
+        "cancel": (live, lambda: gr.Button(interactive=live)),
+        "go": (bool(check), lambda: _go_button(bool(check))),
+        "timer": (live, lambda: gr.Timer(LOOKING if live else RESTING)),
+    }
+    return only_new(values, seen)
+
+
+def _check_button(live: bool, again: bool):
+    variant = "secondary" if again else "primary"
+    return gr.Button("Show me again" if again else "Show me", variant=variant, interactive=not live)
+
+
+def _go_button(checked: bool):
+    return gr.Button("Next: the plan" if checked else "Skip", variant="primary" if checked else "secondary")
+
+
+def _status(status) -> str:
+    if status is None or status.state == "done":
+        return ""
+    if status.state in ("failed", "cancelled"):
+        return f"<p class='problem' role='status'>{words.text(status.reason or 'Cancelled.')}</p>"
+    said = {
+        "waiting": "Waiting for the model",
+        "loading": "Loading the model",
+    }.get(status.state, f"Drawing, {status.done} of {status.total}")
+    share = status.done / status.total if status.total else 0
+    return (
+        f"<p class='hint' role='status' aria-live='polite'>{said}</p>"
+        f"<progress max='1' value='{share:.3f}' aria-label='Pictures drawn'></progress>"
+    )
+
+
+def _verdict(check: TeacherCheck | None) -> str:
+    if check is None:
+        return ""
+    return (
+        f"<div class='verdict {MARKS[check.verdict]}' role='status'>"
+        f"<p class='word'>{WORDS[check.verdict]}</p>"
+        f"<p>{words.text(check.sentence)}</p>"
+        f"<p class='hint'>Score {check.score:.2f}, from 0 to 1: what the teacher"
+        " takes from your pictures, beyond what an even grey picture gives it.</p></div>"
+    )
+
+
+def _rows(drawing: Drawing | None, rows: list) -> str:
+    if not rows:
+        return INTRODUCTION
+    captions = _captions(drawing)
+    parts = ["<div class='check'><div class='row head'><span>Your picture</span><span>From the caption"
+             "</span><span>Caption and picture: the teacher</span></div>"]  # fmt: skip
+    for number, row in enumerate(rows):
+        names = ("Your picture", "Drawn from the caption", "Drawn by the teacher")
+        pictures = "".join(words.image(file, name) for file, name in zip(row, names, strict=True))
+        caption = captions[number] if number < len(captions) else ""
+        parts.append(f"<div class='row'>{pictures}<p class='cap'>{words.text(caption)}</p></div>")
+    return "".join(parts) + "</div>"
+
+
+def _captions(drawing: Drawing) -> list[str]:
+    """The first caption of each picture, as it was when the check began."""
+    found = []
+    for file in sorted(drawing.request.folder.glob("*.txt")):
+        found.append(clean_captions(file.read_text(encoding="utf-8").splitlines(), file.name)[0])
+    return found

@@ -1,0 +1,291 @@
+"""The fourth step: watching runs, and asking things of them."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import gradio as gr
+import pandas as pd
+
+from dopsd_app.access import this_space
+from dopsd_app.hub import suggest_name
+from dopsd_app.runs import Run, Status
+from dopsd_app.ui import words
+from dopsd_app.ui.guard import guarded
+from dopsd_app.ui.news import only_new
+from dopsd_app.ui.plan import plainly
+from dopsd_app.ui.run_actions import can_try, read_log, run_name, statuses, the_run, watcher, wish
+from dopsd_app.watch import Preview, RunView
+from dopsd_app.when_finished import read_wish
+
+WATCHING, RESTING = 1.0, 5.0  # seconds between two looks: while a run is at work or waits, and otherwise
+EMPTY = (
+    "<div class='empty'><p>No run yet. Choose pictures, look at the plan and press <b>Start</b>.</p></div>"
+)
+
+GOOD = "The LoRA file was loaded back into the base model and draws what was trained."
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """The components of this step that others set or listen to."""
+
+    run_id: gr.State
+    runs: gr.Radio
+    timer: gr.Timer
+    seen: gr.State
+    status: gr.HTML
+    progress: gr.HTML
+    rollout: gr.HTML
+    samples: gr.HTML
+    curve: gr.LinePlot
+    stop: gr.Button
+    resume: gr.Button
+    preview: gr.Button
+    save: gr.Button
+    clone: gr.Button
+    delete: gr.Button
+    sure: gr.Row
+    really: gr.Button
+    keep: gr.Button
+    to_try: gr.Button
+    wish: list  # push, name, private, pause and what was said of them
+    ask: gr.Button
+    log: gr.Textbox
+
+    @property
+    def beside(self) -> list:
+        """What `show_beside` fills, in its order."""
+        return [self.log, *self.wish]
+
+    @property
+    def watched(self) -> list:
+        """What `look` fills, in its order."""
+        buttons = [self.stop, self.resume, self.preview, self.save, self.clone, self.delete, self.to_try]
+        shown = [self.status, self.progress, self.rollout, self.samples, self.curve]
+        return [self.seen, self.runs, *shown, *buttons, self.timer]
+
+
+def train_step() -> TrainStep:
+    """Lays the step out."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=320):
+            status = gr.HTML(EMPTY, elem_id="run-status")
+            progress = gr.HTML(elem_id="run-progress")
+            with gr.Row(elem_classes="buttons"):
+                stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+                resume_button = gr.Button("Resume", interactive=False, elem_id="resume")
+                preview = gr.Button("Preview now", interactive=False, elem_id="preview-now")
+                save = gr.Button("Save now", interactive=False, elem_id="save-now")
+                to_try = gr.Button("Try it", variant="primary", interactive=False, elem_id="to-try")
+            rollout = gr.HTML(elem_id="rollout")
+            samples = gr.HTML(elem_id="samples")
+            curve = gr.LinePlot(
+                x="step", y="loss", height=220, label="Loss", elem_id="loss", visible=False, buttons=[]
+            )
+            gr.HTML(
+                "<p class='hint'>The loss is noisy and does not go to zero: trust the pictures.</p>",
+                elem_id="loss-hint",
+            )
+            with gr.Accordion("Log", open=False, elem_id="log") as log:
+                log_text = words.code_box("Log", "log-text")
+        with gr.Column(scale=1, min_width=280):
+            runs = gr.Radio([], label="Runs", elem_id="runs", elem_classes="runs")
+            with gr.Row(elem_classes="buttons"):
+                clone = gr.Button("Use again", interactive=False, size="sm", elem_id="clone")
+                delete = gr.Button("Delete", interactive=False, size="sm", elem_id="delete")
+            with gr.Row(visible=False, elem_classes="buttons") as sure:
+                really = gr.Button("Delete for good", variant="stop", size="sm", elem_id="really-delete")
+                keep = gr.Button("Keep it", size="sm", elem_id="keep-run")
+            with gr.Accordion("When finished", open=False, elem_id="when-finished"):
+                wish, ask = _wish_parts()
+    run_id, seen = gr.State(""), gr.State({})
+    timer = gr.Timer(RESTING)
+    log.expand(guarded(read_log), run_id, log_text, api_visibility="private", show_progress="hidden")
+    return TrainStep(
+        run_id, runs, timer, seen, status, progress, rollout, samples, curve,
+        stop, resume_button, preview, save, clone, delete, sure, really, keep, to_try, wish, ask, log_text,
+    )  # fmt: skip
+
+
+def _wish_parts() -> tuple[list, gr.Button]:
+    push = gr.Checkbox(label="Push to the Hub", elem_id="wish-push")
+    name = gr.Textbox(label="Name on the Hub", max_length=200, elem_id="wish-name")
+    private = gr.Checkbox(True, label="Private", elem_id="wish-private")
+    pause = gr.Checkbox(
+        label="Then pause this Space: its disk is lost",
+        info="Needs the secret PAUSE_TOKEN: a token with the right to write to this Space",
+        visible=this_space() is not None,
+        elem_id="wish-pause",
+    )
+    ask = gr.Button("Save", size="sm", elem_id="wish-keep")
+    return [push, name, private, pause, gr.HTML(elem_id="wish-said")], ask
+
+
+def show_wish(run_id: str) -> list:
+    """What is to happen when the run has finished, and what became of it."""
+    if not run_id:
+        return [False, "", True, False, ""]
+    run = the_run(run_id)
+    asked = read_wish(run)
+    return [asked.push, asked.name or suggest_name(run.config), asked.private, asked.pause, _told(run)]
+
+
+def show_beside(run_id: str) -> list:
+    """The log and the wish of a run."""
+    return [read_log(run_id) if run_id else "", *show_wish(run_id)]
+
+
+def keep_wish(
+    run_id: str, push: bool, name: str, private: bool, pause: bool, oauth_token: str | None = None
+) -> str:
+    """Keeps a wish, and says so."""
+    wish(run_id, push, name, private, pause, oauth_token)
+    return _told(the_run(run_id))
+
+
+def _told(run: Run) -> str:
+    asked = read_wish(run)
+    if not asked.push:
+        return ""
+    if asked.reason:
+        return words.lines([asked.reason], "problem")
+    what = "was published" if asked.done else "will be published when the run has finished"
+    return f"<p class='note' role='status'>The LoRA {what} as {words.text(asked.name)}.</p>"
+
+
+def look(run_id: str, seen: dict) -> list:
+    """New values for all that shows runs; what this tab has already is left as it is.
+
+    `seen` is what the tab was sent before: a mark for each output, so that pictures travel once.
+    """
+    known = statuses()
+    run, view = _view(run_id, [run for run, _ in known])
+    busy = any(status.live or status.state == "queued" for _, status in known)
+    choices = [(_label(run, status), run.id) for run, status in known]
+    chosen = run.id if run else None
+    values = {
+        "runs": ((choices, chosen), lambda: gr.Radio(choices=choices, value=chosen)),
+        **_pictures_of_run(view),
+        **_buttons(run, view),
+        "timer": (busy, lambda: gr.Timer(WATCHING if busy else RESTING)),
+    }
+    return only_new(values, seen)
+
+
+def _view(run_id: str, runs: list[Run]) -> tuple[Run | None, RunView | None]:
+    run = next((run for run in runs if run.id == run_id), None)
+    try:
+        return (run, watcher.look(run)) if run else (None, None)
+    except FileNotFoundError:  # deleted between two lines
+        return None, None
+
+
+def _label(run: Run, status: Status) -> str:
+    made = datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
+    state = words.STATES[status.state]
+    if status.state in ("training", "stopping", "stopped", "interrupted", "failed") and status.steps:
+        state += f", {status.step} / {status.steps}"
+    return f"{run_name(run)} · {state} · {made:%d %b %H:%M}"
+
+
+def _pictures_of_run(view: RunView | None) -> dict:
+    """A mark and a maker for each part that shows the chosen run."""
+    if view is None:
+        return {
+            "status": (None, lambda: EMPTY),
+            **{key: (None, lambda: "") for key in ("progress", "rollout", "samples")},
+            "curve": (None, lambda: gr.LinePlot(visible=False)),
+        }
+    status = view.status
+    return {
+        "status": ((status.state, status.reason, view.check, view.warnings), lambda: _status(view)),
+        "progress": ((status.step, status.steps, status.state), lambda: _progress(view)),
+        "rollout": (view.rollouts[-1:], lambda: _rollout(view.rollouts)),
+        "samples": (view.samples, lambda: _samples(view.samples)),
+        "curve": (view.curve, lambda: _curve(view.curve)),
+    }
+
+
+def _status(view: RunView) -> str:
+    status = view.status
+    notes = [plainly(status.reason)] if status.reason else []
+    if status.state == "finished":
+        notes.append(GOOD if view.passed else view.check)
+    notes += view.warnings[-3:]
+    kind = {"failed": "bad", "interrupted": "bad", "finished": "good"}.get(status.state, "plain")
+    lines = "".join(f"<p>{words.text(note)}</p>" for note in notes if note)
+    return (
+        f"<div class='status {kind}'><p role='status' aria-live='polite'>"
+        f"{words.STATES[status.state]}</p>{lines}</div>"
+    )
+
+
+def _progress(view: RunView) -> str:
+    status = view.status
+    share = status.step / status.steps if status.steps else 0
+    facts = [f"Step {status.step} of {status.steps}"]
+    if view.seconds_per_step is not None:
+        facts.append(f"{words.pace(view.seconds_per_step)} per step")
+    if view.seconds_left is not None:
+        facts.append(f"{words.in_time(view.seconds_left)} left")
+    if view.memory:
+        facts.append(f"{words.memory(view.memory)} of memory")
+    cells = "".join(f"<span>{fact}</span>" for fact in facts)
+    return (
+        f"<progress max='1' value='{share:.4f}' aria-label='Steps done'></progress>"
+        f"<div class='facts'>{cells}</div>"
+    )
+
+
+def _rollout(rollouts: tuple[Preview, ...]) -> str:
+    if not rollouts:
+        return "<div class='empty'><p>The first roll-out appears here while the model trains on it.</p></div>"
+    latest = rollouts[-1]
+    picture = words.image(latest.file, "The student's states above the teacher's", 2400)
+    return (
+        f"<figure class='film'><figcaption><b>The roll-out of step {latest.step}</b>"
+        " Above, the student's guess after each of its few steps; below, the teacher's correction."
+        f"</figcaption><div class='rows'><span>Student</span><span>Teacher</span></div>{picture}</figure>"
+    )
+
+
+def _samples(samples: tuple[Preview, ...]) -> str:
+    if not samples:
+        return ""
+    latest, *earlier = reversed(samples)
+    older = "".join(
+        f"<figure><figcaption>Step {sample.step}</figcaption>{_sample(sample, 512)}</figure>"
+        for sample in earlier
+    )
+    strip = f"<div class='strip' tabindex='0' role='group' aria-label='Earlier samples'>{older}</div>"
+    return (
+        "<div class='over-time'><h2>The same prompts and seeds over time</h2>"
+        "<p class='hint'>Left: the base model. Right: with your LoRA.</p>"
+        f"<figure class='latest'><figcaption><b>Step {latest.step}</b></figcaption>{_sample(latest, 2400)}"
+        f"</figure>{strip if earlier else ''}</div>"
+    )
+
+
+def _sample(sample: Preview, longest: int) -> str:
+    return words.image(sample.file, f"Base and LoRA at step {sample.step}", longest)
+
+
+def _curve(points: tuple[tuple[float, float], ...]):
+    if len(points) < 2:
+        return gr.LinePlot(visible=False)
+    return gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=True)
+
+
+def _buttons(run: Run | None, view: RunView | None) -> dict:
+    state = view.status.state if view else ""
+    live = state in ("loading", "encoding", "training")
+    active = {
+        "stop": live or state == "queued",
+        "resume": state in ("draft", "stopped", "failed", "interrupted"),
+        "preview": state == "training",
+        "save": state == "training",
+        "clone": bool(view),
+        "delete": bool(view) and not (live or state == "stopping"),
+        "to_try": bool(run) and can_try(run),
+    }
+    return {key: (on, lambda on=on: gr.Button(interactive=on)) for key, on in active.items()}

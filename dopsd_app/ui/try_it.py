@@ -1,0 +1,209 @@
+"""The fifth step, its first half: pictures of a LoRA beside the base model's, and the file itself."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from dopsd_app.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
+from dopsd_app.events import KnownFailure
+from dopsd_app.model_card import make_snippet
+from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints
+from dopsd_app.ui import words
+from dopsd_app.ui.run_actions import run_name, the_run
+
+FINISHED = "Final"
+PROGRESS = gr.Progress()
+MAX_STRENGTH = 1.5  # twice what was trained ruins any picture
+LOOK = 0.1  # seconds between two looks at a drawing
+SMALL = 512  # pixels: smaller pictures are shown enlarged, so that something is to be seen
+
+_copies = tempfile.TemporaryDirectory(prefix="dopsd-", ignore_cleanup_errors=True)
+
+
+@dataclass(frozen=True)
+class TryStep:
+    """The components of this half that others set or listen to."""
+
+    title: gr.HTML
+    use: gr.Accordion
+    prompt: gr.Textbox
+    seed: gr.Number
+    strength: gr.Slider
+    checkpoint: gr.Dropdown
+    draw: gr.Button
+    cancel: gr.Button
+    slider: gr.ImageSlider
+    keep: gr.Button
+    download: gr.DownloadButton
+    diffusers: gr.Textbox
+    comfyui: gr.HTML
+    drawn: gr.State  # (run, drawing, prompt) of the picture in the slider
+
+    @property
+    def of_run(self) -> list:
+        """What `show` fills, in its order."""
+        about = [self.title, self.use, self.prompt, self.checkpoint, self.diffusers, self.comfyui]
+        return [*about, self.slider, self.drawn, self.keep]
+
+
+def try_step() -> TryStep:
+    """Lays the half out."""
+    title = gr.HTML("<h2>Try it</h2>", elem_id="try-title")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt", max_length=2000)
+            with gr.Row():
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
+                checkpoint = gr.Dropdown([FINISHED], value=FINISHED, label="Step", elem_id="checkpoint")
+            strength = gr.Slider(
+                0,
+                MAX_STRENGTH,
+                value=1,
+                step=0.05,
+                label="Strength",
+                elem_id="strength",
+                info="1 is what was trained",
+            )
+            with gr.Row(elem_classes="buttons"):
+                draw = gr.Button("Draw", variant="primary", elem_id="draw")
+                cancel_button = gr.Button("Cancel", elem_id="cancel-draw")
+                keep = gr.Button("Use on the card", interactive=False, elem_id="keep")
+        with gr.Column(scale=3, min_width=300):
+            slider = gr.ImageSlider(
+                type="pil",
+                label="Base | with your LoRA",
+                interactive=False,
+                elem_id="slider",
+                buttons=["fullscreen"],
+                max_height=560,
+            )
+    with gr.Accordion("Use the file", open=False, elem_id="use") as use:
+        download = gr.DownloadButton("Download the LoRA", interactive=False, elem_id="download")
+        diffusers = words.code_box("diffusers", "diffusers")
+        comfyui = gr.HTML(elem_id="comfyui")
+    return TryStep(
+        title, use, prompt, seed, strength, checkpoint, draw, cancel_button, slider, keep, download,
+        diffusers, comfyui, gr.State(None),
+    )  # fmt: skip
+
+
+def show(run_id: str) -> list:
+    """Fills the half for a run."""
+    run = the_run(run_id)
+    config = run.config
+    steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
+    choices = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
+    word = config.trigger_word
+    first = config.preview_prompts[0] if config.preview_prompts else word
+    return [
+        f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
+        gr.Accordion(open=False),  # opened, it makes the file ready
+        first,
+        gr.Dropdown(choices=choices, value=choices[0] if choices else None),
+        make_snippet(config, ".", first),
+        _comfyui(run),
+        None,  # no picture of another run beside this one's name
+        None,
+        gr.Button(interactive=False),
+    ]
+
+
+def _reminder(word: str) -> str:
+    return f"<p class='hint'>The trigger word is <b>{words.text(word)}</b>.</p>" if word else ""
+
+
+def draw(
+    run_id: str, prompt: str, seed: int, strength: float, checkpoint: str, progress=PROGRESS
+) -> tuple[tuple[Image.Image, Image.Image], tuple[str, str, str]]:
+    """Draws a prompt twice from the same noise, at the model's own few steps: base, and with the LoRA."""
+    step = None if checkpoint == FINISHED else _step(checkpoint)
+    drawing = draw_pair(the_run(run_id), prompt, int(seed or 0), float(strength), step, progress)
+    return (_enlarged(drawing.base), _enlarged(drawing.lora)), (run_id, drawing.id, drawing.request.prompt)
+
+
+def draw_pair(
+    run: Run, prompt: str, seed: int, strength: float, step: int | None, progress: Callable
+) -> Drawing:
+    """Asks the warm worker for a pair of pictures, and comes back when they are there."""
+    if not prompt.strip():
+        raise KnownFailure("Write a prompt first.")
+    if not (0 <= seed < 2**32 and 0 <= strength <= MAX_STRENGTH):
+        raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
+    drawing = ask(run.runs_dir, PictureRequest(run.id, prompt.strip(), seed, strength, step))
+    wait(drawing, progress)
+    return drawing
+
+
+def wait(drawing: Drawing, progress) -> None:
+    """Comes back when the drawing is done; `KnownFailure` says why it was not."""
+    while (status := drawing.status).state not in ("done", "failed", "cancelled"):
+        said = {"waiting": "Waiting", "loading": "Loading the model"}.get(status.state, "Drawing")
+        progress((status.done, status.total or 1), desc=said, unit="pictures")
+        time.sleep(LOOK)
+    if status.state != "done":
+        raise KnownFailure(status.reason or "Cancelled.")
+
+
+def cancel_drawing(run_id: str) -> str:
+    """Stops all drawing for a run, after the picture at hand."""
+    run = the_run(run_id)
+    for drawing in unfinished_drawings(run.runs_dir):
+        if getattr(drawing.request, "run_id", "") == run.id:
+            cancel(drawing)
+    return "Cancelled."
+
+
+def _step(checkpoint: str | None) -> int:
+    number = (checkpoint or "").removeprefix("Step ")
+    if not number.isdecimal():
+        raise KnownFailure(f'Choose "{FINISHED}" or a step, such as "Step 50".')
+    return int(number)
+
+
+def _enlarged(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    factor = SMALL // max(picture.size)
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
+    return picture
+
+
+def offer_lora(run_id: str) -> object:
+    """The button with the run's LoRA file."""
+    run = the_run(run_id)
+    if not run.lora_file.exists():
+        return gr.DownloadButton(value=None, interactive=False)
+    return gr.DownloadButton(value=lora_copy(run), interactive=True)
+
+
+def lora_copy(run: Run) -> str:
+    """The run's LoRA file in a folder where browsers may fetch it, under its own name.
+
+    The run's folder itself is never opened to browsers: pictures and captions lie in it.
+    """
+    folder = Path(_copies.name) / f"{run.id}-{run.lora_file.stat().st_mtime_ns}"
+    folder.mkdir(exist_ok=True)
+    copy = folder / LORA_FILE
+    if not copy.exists():
+        try:
+            os.link(run.lora_file, copy)  # takes no room
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(run.lora_file, copy)
+    return str(copy)
+
+
+def _comfyui(run: Run) -> str:
+    steps = run.config.num_inference_steps
+    return (
+        f"<p class='hint'>ComfyUI: put <code>{LORA_FILE}</code> into <code>models/loras</code>, load it with"
+        f" <b>LoraLoaderModelOnly</b> at strength 1 on the same base model, and sample {steps} steps"
+        " at CFG 1.</p>"
+    )

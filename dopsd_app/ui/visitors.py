@@ -1,0 +1,76 @@
+"""What everybody may see: the product's name, and on a Space what it does and how to get one's own."""
+
+import gradio as gr
+
+from dopsd_app.access import Space, this_space
+from dopsd_app.machine import read_machine
+from dopsd_app.ui import words
+
+PROMISE = "Teach a few-step image model your dog, face, product or style, and keep its few steps."
+
+
+def header(title: str) -> gr.HTML:
+    """Lays out the product's name and on a Space the sign-in; returns the place for `describe_machine`."""
+    space = this_space()
+    with gr.Row(elem_classes="top"):
+        gr.HTML(f"<header><h1>{title}</h1><p class='hint'>{PROMISE}</p></header>")
+        machine = gr.HTML(elem_id="machine", min_width=200)
+        if space and space.sign_in:
+            gr.LoginButton(elem_id="sign-in", size="sm", scale=0, min_width=200)
+    return machine
+
+
+def describe_machine() -> str:
+    """What is there to train on, in a few words; asking the driver of a card takes a second."""
+    machine = read_machine()
+    if machine.gpus and machine.torch_has_cuda:
+        card = machine.gpus[0]
+        said = f"{card.name}, {words.memory(card.memory)}"
+    else:
+        said = f"No NVIDIA card: {machine.cores} processor cores, {words.memory(machine.memory)}"
+    return f"<p class='machine'>{words.text(said)}</p>"
+
+
+def welcome(space: Space, refusal: str) -> str:
+    """The page of a visitor, who sees nobody's pictures; `refusal` is what a signed-in one was told."""
+    if refusal:
+        whose = words.text(refusal)
+    elif space.sign_in:
+        whose = f"This Space belongs to {words.text(space.owner)}. If that is you, sign in at the top."
+    else:
+        whose = (
+            f"This Space belongs to {words.text(space.owner)}. If that is you: this Space has no sign-in yet."
+            " Set <code>hf_oauth: true</code> in its README.md."
+        )
+    return (
+        "<div class='visitor'><h2>Draw your own subject in 4 to 8 steps</h2>"
+        "<p>The best open image models of today draw a picture in 4 to 8 steps, and ordinary LoRA training"
+        " ruins exactly that. Here the model walks its own few steps from your caption, and is corrected by"
+        " itself seeing caption and picture. So it learns your subject and stays as fast as it was.</p>"
+        "<p>Give 4 to 20 pictures with captions, see what the teacher sees, watch the roll-outs while it"
+        " trains, try the result and publish it.</p>"
+        f"<p>{whose}</p>"
+        f"<p class='card-link'><a href='https://huggingface.co/spaces/{words.text(space.id)}?duplicate=true'"
+        " target='_blank' rel='noopener'>Duplicate this Space</a> to have one of your own, where only you see"
+        " your pictures.</p></div>"
+    )
+
+
+def limits(space: Space) -> str:
+    """What works on this Space and what does not, for its owner."""
+    if space.zero_gpu:
+        said = (
+            "ZeroGPU lends a GPU for a minute at a time, so models of real size cannot be trained here. The"
+            " built-in base works: it trains on the processor."
+        )
+    elif not read_machine().gpus:
+        said = (
+            "This Space has no GPU: the built-in base works, it trains on the processor; models of real size"
+            " do not."
+        )
+    else:
+        said = (
+            "A sleep time counts from the last visit, so set none while a run is at work. What is on this"
+            " Space's disk is lost when it restarts: publish or download what you want to keep."
+        )
+    return f"<p class='advice'>{said}</p>"

@@ -1,0 +1,82 @@
+"""A person's browser for tests of the page: chromium, what it asked for and what it let happen."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+PATIENCE = 120_000  # milliseconds that anything may take: cores may be shared
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser of this computer."""
+    path = shutil.which("chromium")
+    assert path, "The page is tested in chromium, which is not here: apt-get install chromium."
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One person's browser, with a storage of its own."""
+
+    def __init__(self, browser: Browser, url: str, width: int = 1280, height: int = 900):
+        self.url = url
+        self.asked: list[str] = []  # addresses
+        self.dialogs: list[str] = []
+        self.errors: list[str] = []  # that no script of the page caught
+        self.context: BrowserContext = browser.new_context(viewport={"width": width, "height": height})
+        self.context.set_default_timeout(PATIENCE)
+        self.context.on("request", lambda request: self.asked.append(request.url))
+        self.context.on("weberror", lambda error: self.errors.append(str(error.error)))
+        self.context.on("page", self._watch)
+
+    def _watch(self, page: Page) -> None:
+        page.on("websocket", lambda socket: self.asked.append(socket.url))
+        page.on("dialog", self._refuse)
+
+    def _refuse(self, dialog) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    @property
+    def foreign(self) -> list[str]:
+        """Requests to any other host than the page's own."""
+        own = urlsplit(self.url).netloc
+        parts = [urlsplit(address) for address in self.asked]
+        return [part.geturl() for part in parts if part.scheme not in ("data", "blob") and part.netloc != own]
+
+    def open(self, query: str = "") -> Page:
+        """A new tab that has found its place."""
+        page = self.context.new_page()
+        page.goto(f"{self.url}/{query}")
+        return settled(page)
+
+    def close(self) -> None:
+        """Closes all tabs; nobody else was asked for anything, and no text of a person did anything."""
+        hits = [page.evaluate("window.hit") for page in self.context.pages]
+        self.context.close()
+        assert (self.foreign, self.dialogs, self.errors) == ([], [], [])
+        assert not any(hits)
+
+
+def settled(page: Page) -> Page:
+    """The page when it shows what the server knows, after it was opened or loaded again."""
+    # All is filled at once, and this radio is empty before.
+    page.wait_for_selector("#base input:checked", state="attached")
+    return page
+
+
+def box(page: Page, name: str):
+    """What is typed into, in the component of this id."""
+    return page.locator(f"#{name} :is(textarea, input)").first
+
+
+def unfold(page: Page, name: str) -> None:
+    """Opens the accordion of this id."""
+    page.click(f"#{name} > button")

@@ -1,0 +1,23 @@
+"""`app.py` as a process that tells which modules it has imported, in a file, whenever it gets SIGUSR1."""
+
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def tell(*_) -> None:
+    file = Path(os.environ["TOLD_MODULES"])
+    temporary = file.with_suffix(".new")
+    temporary.write_text(json.dumps(sorted(sys.modules)))
+    temporary.rename(file)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, tell)
+    sys.path.insert(0, str(ROOT))
+    runpy.run_path(str(ROOT / "app.py"), run_name="__main__")

@@ -1,0 +1,265 @@
+"""The page's server as a process of its own, and what a client without manners can ask of it over HTTP."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import psutil
+import pytest
+from conftest import make_picture
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from test_hub import finish, pocket_config
+
+from dopsd_app.card_pictures import keep_picture
+from dopsd_app.drafts import Draft, set_caption, set_settings
+from dopsd_app.drawing import Drawing, PictureRequest, write_drawing_status
+from dopsd_app.events import PreviewSaved, StepDone, append_event
+from dopsd_app.pictures import read_examples
+from dopsd_app.runs import Run, create_run, replace_file, write_status
+from dopsd_app.uploads import load_example
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 120  # seconds that anything may take: cores may be shared
+FOREIGN = ("HF_", "SPACE", "OAUTH_", "OPENID_", "DOPSD_", "GRADIO_", "HUGGING_FACE_", "SYSTEM")
+
+
+class PageServer:
+    """`python app.py` in an empty folder, whose HOME, caches and temporary files lie there too."""
+
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None):
+        self.folder = folder
+        self.output = folder / "output.txt"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(parents=True)
+        self.downloads = folder / "downloads"
+        self.port = free_port()
+        self.process: subprocess.Popen | None = None
+        self.clients: list[Client] = []
+        self.http = httpx.Client(timeout=PATIENCE, verify=False, trust_env=False)
+        self._config: dict = {}
+        self._modules = folder / "modules.json"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)},
+            "GRADIO_SERVER_PORT": str(self.port),
+            "TMPDIR": str(self.temporary),
+            "HOME": str(folder / "home"),
+            "HF_HOME": str(folder / "home"),
+            "OMP_NUM_THREADS": "1",
+            "TOLD_MODULES": str(self._modules),
+            **(environment or {}),
+        }
+        self.runs = Path(self.environment.get("DOPSD_RUNS", folder / "runs"))
+        self.drafts = Path(self.environment.get("DOPSD_DRAFTS", folder / "drafts"))
+
+    def __enter__(self) -> "PageServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.http.close()
+        self.kill()
+        for client in self.clients:
+            client.close()
+        for process in psutil.process_iter():  # the workers that it started, by the folder that they work for
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if any(str(self.runs) in part for part in process.cmdline()):
+                    process.kill()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Comes back when it answers; after `kill` on the same port again."""
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "tests" / "page_process.py")],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        wait_for(self._answers, "the page")
+
+    def kill(self) -> None:
+        """Ends it as a crash would; its workers go on."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"The server ended:\n{self.output.read_text()}"
+        with suppress(httpx.TransportError):
+            return self.get("/config").status_code == 200
+        return False
+
+    def client(self, token: str | None = None) -> "Endpoints":
+        """The endpoints, as gradio_client calls them."""
+        client = Client(self.url, oauth_token=token, verbose=False, download_files=self.downloads)
+        self.clients.append(client)
+        return Endpoints(client)
+
+    def modules(self) -> set[str]:
+        """The names of all that the server has imported."""
+        self._modules.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        wait_for(self._modules.exists, "the names of the modules")
+        return set(json.loads(self._modules.read_text()))
+
+    def config(self) -> dict:
+        """What the browser gets to build the page from; the same from one start to the next."""
+        self._config = self._config or self.get("/config").json()
+        return self._config
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.http.get(self.url + path, headers=headers)
+
+    def numbers(self, elem_id: str) -> list[int]:
+        """The numbers of the functions that an event of this component calls."""
+        config = self.config()
+        ids = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
+        assert len(ids) == 1, elem_id
+        return [d["id"] for d in config["dependencies"] if ids[0] in [target for target, _ in d["targets"]]]
+
+    @property
+    def entrance(self) -> int:
+        """The number of the function that fills the page when it is opened."""
+        loads = [
+            d for d in self.config()["dependencies"] if d["targets"][:1] and d["targets"][0][1] == "load"
+        ]
+        return max(loads, key=lambda dependency: len(dependency["outputs"]))["id"]
+
+    def event(
+        self,
+        number: int,
+        data: list,
+        token: str | None = None,
+        *,
+        session: str = "",
+        cookie: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> dict:
+        """Calls a function of the page by its number through the queue, as its own script would: the output.
+
+        `error` in it is what the person is told. A session is a tab: what it has open lives in the server.
+        """
+        session = session or secrets.token_hex(5)
+        body = {"data": data, "fn_index": number, "session_hash": session, "oauth_token": token}
+        headers = (headers or {}) | ({"Cookie": f"session={cookie}"} if cookie else {})
+        queue = f"{self.url}/gradio_api/queue"
+        joined = self.http.post(f"{queue}/join", json=body, headers=headers)
+        assert joined.status_code == 200, joined.text
+        params = {"session_hash": session}
+        with self.http.stream("GET", f"{queue}/data", params=params, headers=headers) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data:"):
+                    message = json.loads(line[5:])
+                    if message["msg"] == "process_completed":
+                        return message["output"]
+        raise AssertionError("The queue gave no answer.")
+
+    def direct(self, number: int, data: list, token: str | None = None) -> dict:
+        """The same past the queue, as the page calls what is quick."""
+        body = {"data": data, "fn_index": number, "oauth_token": token}
+        return self.http.post(f"{self.url}/gradio_api/run/predict", json=body).json()
+
+
+class Endpoints:
+    """The page's endpoints by name, through gradio_client: `call("show_run", run)`."""
+
+    used: ClassVar[set[str]] = set()
+
+    def __init__(self, client: Client):
+        self.client = client
+
+    def __call__(self, name: str, *values):
+        self.used.add(name)
+        return self.client.predict(*values, api_name=f"/{name}")
+
+    def refused(self, name: str, *values) -> str:
+        """What the person is told when it does not work."""
+        with pytest.raises(AppError) as caught:
+            self(name, *values)
+        return str(caught.value)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what: str):
+    """The first true value of `condition()`."""
+    until = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < until, f"Waited {PATIENCE} seconds in vain for {what}."
+        time.sleep(0.05)
+    return value
+
+
+def all_bytes(*folders: Path) -> bytes:
+    """All files below these folders, one after another."""
+    found = []
+    for folder in folders:
+        for file in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # just being replaced
+                if file.is_file():
+                    found.append(file.read_bytes())
+    return b"\n".join(found)
+
+
+# --- what lies in the folders of a server that was used
+
+
+def leave_run(server: PageServer, words: str) -> Run:
+    """A finished run with a file of each kind; `words` are its captions, and every text in it."""
+    pictures = server.temporary.parent / "mine"
+    if not pictures.exists():
+        pictures.mkdir()
+        for number in range(4):
+            make_picture(number, 64, 64).save(pictures / f"{number}.png")
+            (pictures / f"{number}.txt").write_text(words)
+    config = pocket_config(steps=2, name="left", trigger_word=words, preview_prompts=[words])
+    run = finish(create_run(server.runs, config, read_examples(pictures, minimum_side=64)))
+    for step in (1, 2):
+        append_event(
+            run.events_file, StepDone(step=step, loss=0.5, seconds=1.0, peak_memory=0, grad_norm=1.0)
+        )
+        for kind in ("rollout", "samples"):
+            file = f"previews/{kind}-{step}.webp"
+            make_picture(step, 128, 64).save(run.path / file)
+            append_event(run.events_file, PreviewSaved(step, kind, (file,)))
+    checkpoint = run.checkpoints / "2"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text("{}")
+    (checkpoint / "state.pt").write_bytes(b"state of the optimizer")
+    run.log_file.write_text(f"began with {words}\n")
+    drawing = Drawing(server.runs / ".drawings" / "20260101-000000-000000-0123456789ab")
+    drawing.path.mkdir(parents=True, exist_ok=True)
+    replace_file(drawing.path / "request.json", json.dumps(asdict(PictureRequest(run.id, words, 0))))
+    for file in (drawing.base, drawing.lora):
+        make_picture(9, 64, 64).save(file)
+    write_drawing_status(drawing, "done")
+    keep_picture(run, drawing.id)
+    write_status(run, state="finished", step=2)
+    return run
+
+
+def leave_draft(server: PageServer, words: str) -> Draft:
+    """A draft that could be started; `words` are its trigger word and its first caption."""
+    draft = load_example(server.drafts, "zorp")
+    set_settings(draft, trigger_word=words)
+    set_caption(draft, draft.items[0].key, words)
+    return draft

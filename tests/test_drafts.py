@@ -1,0 +1,457 @@
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dopsd_app.catalog import CATALOG
+from dopsd_app.config import ConfigError, load_preset, make_config
+from dopsd_app.draft_file import DraftError
+from dopsd_app.drafts import (
+    check_draft,
+    current_draft,
+    default_drafts_dir,
+    delete_draft,
+    draft_config,
+    draft_dataset,
+    find_draft,
+    list_drafts,
+    new_draft,
+    remove_picture,
+    set_caption,
+    set_settings,
+)
+from dopsd_app.pictures import PicturesError, load_picture, read_examples
+from dopsd_app.runs import create_run
+from dopsd_app.uploads import (
+    EXAMPLES,
+    MAX_FILES,
+    MAX_PICTURE_BYTES,
+    add_pictures,
+    clone_run,
+    list_examples,
+    load_example,
+)
+
+GPS = 0x8825  # the EXIF tag
+
+
+@pytest.fixture
+def draft(tmp_path):
+    return new_draft(tmp_path / "drafts")
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    """Writes files that a person would upload, and returns their paths."""
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+
+    def write(**files):
+        paths = []
+        for name, content in files.items():
+            path = folder / name.replace("_", ".")
+            if isinstance(content, str):
+                path.write_text(content, encoding="utf-8")
+            elif isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                picture(content).save(path)
+            paths.append(path)
+        return paths
+
+    return write
+
+
+def picture(number, size=(64, 64)):
+    """A picture that differs from those of other numbers."""
+    return Image.new("RGB", size, (number % 256, 40, 200))
+
+
+def fill(draft, uploads, count=4):
+    add_pictures(draft, uploads(**{f"p{n}_png": n for n in range(count)}))
+    for item in draft.items:
+        set_caption(draft, item.key, f"zorp {item.name}")
+
+
+def names(draft):
+    return [item.name for item in draft.items]
+
+
+def captions(draft):
+    return {item.name: item.caption for item in draft.items}
+
+
+# Drafts
+
+
+def test_a_new_draft_is_empty_and_asks_for_pictures(draft):
+    assert draft.items == ()
+    assert check_draft(draft) == {"": ("Pictures: 4 to 20 are needed, but this draft has 0. Add more.",)}
+    assert draft_config(draft) == make_config(load_preset("pocket").settings)
+
+
+def test_the_current_draft_is_the_one_changed_last(tmp_path):
+    first = current_draft(tmp_path / "drafts")
+    assert current_draft(tmp_path / "drafts") == first
+    second = new_draft(tmp_path / "drafts")
+    assert current_draft(tmp_path / "drafts") == second
+    set_settings(first, trigger_word="zorp")
+    assert list_drafts(tmp_path / "drafts") == [first, second]
+    assert current_draft(tmp_path / "drafts") == first
+
+
+def test_two_tabs_that_open_at_once_get_the_same_draft(tmp_path):
+    with ThreadPoolExecutor(4) as tabs:
+        drafts = list(tabs.map(lambda _: current_draft(tmp_path / "drafts"), range(4)))
+    assert len(set(drafts)) == 1
+
+
+def test_a_draft_is_found_by_its_id_only(tmp_path, draft):
+    assert find_draft(draft.path.parent, draft.id) == draft
+    (tmp_path / "draft.json").write_text("{}")
+    for wrong in ("", ".", "..", f"../drafts/{draft.id}", str(draft.path), draft.id[:-1]):
+        with pytest.raises(DraftError, match="no longer there"):
+            find_draft(draft.path.parent, wrong)
+
+
+def test_a_deleted_draft_is_gone_and_nothing_brings_it_back(draft, uploads):
+    fill(draft, uploads)
+    key = draft.items[0].key
+    delete_draft(draft)
+    assert list_drafts(draft.path.parent) == []
+    for use in (
+        lambda: draft.items,
+        lambda: set_caption(draft, key, "x"),
+        lambda: set_settings(draft, steps=3),
+    ):
+        with pytest.raises(DraftError, match="no longer there"):
+            use()
+    assert [path.name for path in draft.path.parent.iterdir()] == [".lock"]
+
+
+def test_a_damaged_draft_does_not_hide_the_others(tmp_path, draft):
+    damaged = new_draft(draft.path.parent)
+    (damaged.path / "draft.json").write_text("{half")
+    assert current_draft(draft.path.parent) == draft
+
+
+def test_the_folder_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOPSD_DRAFTS", str(tmp_path / "mine"))
+    assert default_drafts_dir() == tmp_path / "mine"
+    monkeypatch.delenv("DOPSD_DRAFTS")
+    monkeypatch.chdir(tmp_path)
+    assert default_drafts_dir() == tmp_path / "drafts"
+
+
+# Uploads
+
+
+def test_pictures_and_captions_find_each_other_in_any_order(draft, uploads):
+    files = uploads(b_png=1, b_txt="one\ntwo\n", a_txt="waits")
+    added = add_pictures(draft, files)
+    assert added.problems == ()
+    assert added.notes == ()
+    assert (captions(draft), draft.waiting) == ({"b.png": "one\ntwo"}, ("a.txt",))
+    add_pictures(draft, uploads(a_webp=2, c_jpg=3))
+    assert captions(draft) == {"b.png": "one\ntwo", "a.webp": "waits", "c.jpg": ""}
+    assert draft.waiting == ()
+    add_pictures(draft, uploads(C_txt="late"))
+    assert captions(draft)["c.jpg"] == "late"
+
+
+def test_an_uploaded_caption_replaces_a_typed_one_and_says_so(draft, uploads):
+    [key] = add_pictures(draft, uploads(a_png=1)).keys
+    set_caption(draft, key, "typed")
+    assert add_pictures(draft, uploads(a_txt="uploaded")).notes == ("a.txt replaced the caption of a.png.",)
+    assert captions(draft) == {"a.png": "uploaded"}
+    assert add_pictures(draft, uploads(a_txt="uploaded\n")).notes == ()
+
+
+def test_pictures_of_one_upload_are_in_natural_order(draft, uploads):
+    add_pictures(draft, uploads(p10_png=10, p2_png=2, p1_png=1))
+    assert names(draft) == ["p1.png", "p2.png", "p10.png"]
+
+
+def test_pictures_of_one_name_are_told_apart(tmp_path, draft, uploads):
+    add_pictures(draft, uploads(a_png=1))
+    add_pictures(draft, uploads(a_png=2, a_txt="of the second"))
+    assert captions(draft) == {"a.png": "of the second", "a (2).png": ""}
+    add_pictures(draft, uploads(a_txt="of the other"))
+    assert captions(draft) == {"a.png": "of the second", "a (2).png": "of the other"}
+
+
+def test_metadata_gives_captions_to_pictures_wherever_they_were(draft, uploads):
+    lines = [
+        json.dumps({"file_name": "train/a.png", "text": "a\nline"}),
+        json.dumps({"file_name": "b.png", "caption": ["one", "two"]}),
+        "{half",
+        json.dumps({"file_name": "c.png", "text": 5}),
+        json.dumps({"text": "nobody"}),
+    ]
+    added = add_pictures(draft, uploads(a_png=1, b_png=2, metadata_jsonl="\n".join(lines)))
+    assert captions(draft) == {"a.png": "a line", "b.png": "one\ntwo"}
+    assert added.problems == (
+        "metadata.jsonl is not valid JSON in line 3. Its other lines were read.",
+        "Line 4 of metadata.jsonl has no caption that is text.",
+        'Line 5 of metadata.jsonl names no picture. Give its file name as "file_name".',
+    )
+
+
+def test_prompts_become_those_of_the_previews(draft, uploads):
+    add_pictures(draft, uploads(prompts_txt="\n".join(["one", "", "two", *"abcdefghij"])))
+    assert draft_config(draft).preview_prompts == ("one", "two", *"abcdef")
+
+
+def test_what_cannot_be_used_is_refused_by_name(tmp_path, draft, uploads):
+    heavy = tmp_path / "heavy.png"
+    with heavy.open("wb") as file:
+        file.truncate(MAX_PICTURE_BYTES + 1)
+    files = uploads(
+        a_png="I am text", b_pdf=b"%PDF-1.7", c_txt="\udcff".encode(errors="surrogateescape"), d_jpg=4
+    )
+    added = add_pictures(draft, [*files, heavy, tmp_path])
+    assert added.problems == (
+        "heavy.png is larger than 25 MB. Save it as JPEG, or scale it down.",
+        f"{tmp_path.name} is no file.",
+        "b.pdf is neither a picture nor a caption file (.txt). It was left out.",
+        "c.txt is not UTF-8 text. Save it as plain text in UTF-8.",
+        "a.png cannot be read as a picture. Save it again as JPEG or PNG, or remove it.",
+    )
+    assert names(draft) == ["d.jpg"]
+
+
+def test_files_of_the_system_are_passed_over_in_silence(draft, uploads):
+    (added,) = [add_pictures(draft, uploads(Thumbs_db=b"x", desktop_ini=b"x", **{"_DS_Store": b"x"}))]
+    assert (added.problems, added.notes) == ((), ())
+
+
+def test_a_draft_holds_twenty_pictures_and_the_rest_is_refused(draft, uploads):
+    added = add_pictures(draft, uploads(**{f"p{n:02}_png": n for n in range(22)}))
+    assert len(added.keys) == len(draft.items) == 20
+    assert [message.split(" was left out")[0] for message in added.problems] == ["p20.png", "p21.png"]
+    remove_picture(draft, added.keys[0])
+    assert len(add_pictures(draft, uploads(p21_png=21)).keys) == 1
+
+
+def test_too_many_files_at_once_are_cut_off_with_a_word(draft, uploads):
+    files = uploads(**{f"t{n:03}_txt": "x" for n in range(MAX_FILES + 2)})
+    added = add_pictures(draft, files)
+    assert len(draft.waiting) == MAX_FILES
+    assert added.problems == ("t100.txt was left out: 100 files at once are the most.",)
+
+
+def test_the_same_picture_twice_is_refused(draft, uploads):
+    add_pictures(draft, uploads(a_png=1))
+    added = add_pictures(draft, uploads(b_bmp=b"", c_png=1))
+    assert "c.png is the same picture as a.png. It was left out." in added.problems
+    assert names(draft) == ["a.png"]
+    assert len(list(draft.pictures.iterdir())) == len(list(draft.thumbnails.iterdir())) == 1
+
+
+def test_only_pixels_are_kept_upright_and_bounded(tmp_path, draft):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right
+    exif[GPS] = {1: "N", 2: (52.0, 31.0, 0.0)}
+    large = Image.new("RGB", (3000, 2500), "red")
+    large.paste("blue", (0, 0, 3000, 1250))
+    large.save(tmp_path / "a.jpg", exif=exif, comment=b"secret")
+    add_pictures(draft, [tmp_path / "a.jpg"])
+    [item] = draft.items
+    assert item.notes == ("a.jpg was turned upright, as its camera noted.",)
+    with Image.open(draft.pictures / f"{item.key}.png") as kept:
+        assert kept.size == (2048, 2458)  # the shorter side 2500 -> 2048, 3000 x 2048 / 2500 = 2457.6
+        assert (kept.info, dict(kept.getexif())) == ({}, {})
+        assert kept.getpixel((100, 1000))[0] > 200 > 50 > kept.getpixel((2000, 1000))[0]
+    with Image.open(item.thumbnail) as thumbnail:
+        assert (thumbnail.format, max(thumbnail.size), dict(thumbnail.getexif())) == ("WEBP", 512, {})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_hostile_name_stays_a_name(tmp_path, draft):
+    path = tmp_path / "a\n<b>..\\..\\x.png"
+    picture(1).save(path)
+    add_pictures(draft, [path])
+    [item] = draft.items
+    assert "\n" not in item.name
+    assert item.thumbnail.parent == draft.thumbnails
+    assert item.key.isalnum()
+
+
+# Captions, settings, checks
+
+
+def test_captions_are_kept_as_typed(draft, uploads):
+    [key] = add_pictures(draft, uploads(a_png=1)).keys
+    set_caption(draft, key, "one \n\n ein Bär 🐻")
+    assert draft.items[0].caption == "one \n\n ein Bär 🐻"
+    with pytest.raises(DraftError, match="20001 characters"):
+        set_caption(draft, key, "x" * 20_001)
+
+
+def test_keys_are_ours(draft, uploads):
+    fill(draft, uploads)
+    for wrong in ("", "../../x", "p0.png", "p0"):
+        with pytest.raises(DraftError, match="no longer in the draft"):
+            set_caption(draft, wrong, "x")
+        with pytest.raises(DraftError, match="no longer in the draft"):
+            remove_picture(draft, wrong)
+    assert len(draft.items) == 4
+
+
+def test_a_removed_picture_leaves_no_file(draft, uploads):
+    fill(draft, uploads)
+    remove_picture(draft, draft.items[1].key)
+    assert names(draft) == ["p0.png", "p2.png", "p3.png"]
+    assert len(list(draft.pictures.iterdir())) == len(list(draft.thumbnails.iterdir())) == 3
+
+
+def test_problems_are_told_at_their_picture(draft, uploads, tmp_path):
+    fill(draft, uploads)
+    picture(9, (63, 200)).save(tmp_path / "small.png")
+    [key] = add_pictures(draft, [tmp_path / "small.png"]).keys
+    first = draft.items[0].key
+    set_caption(draft, first, "x" * 2001)
+    small = "small.png has 63 x 200 pixels, and each side needs 64 or more. Use a larger picture."
+    assert check_draft(draft) == {
+        first: ("The caption of p0.png has 2001 characters. Shorten it to 2000 at most.",),
+        key: ("The caption of small.png is empty. Write what the picture shows.", small),
+    }
+    item = draft.items[-1]
+    assert item.problems == check_draft(draft)[key]
+    assert item.notes == ("small.png is more than twice as long as it is wide: only its middle is used.",)
+    with pytest.raises(PicturesError) as caught:
+        draft_dataset(draft)
+    assert len(caught.value.problems) == 3
+
+
+def test_the_smallest_side_follows_the_resolution(draft, uploads):
+    fill(draft, uploads)
+    assert check_draft(draft) == {}
+    set_settings(draft, resolution=128)
+    assert len(check_draft(draft)) == 4
+    set_settings(draft, resolution=0)  # cannot work, and is told where the settings are
+    assert "needs 256 or more" in check_draft(draft)[draft.items[0].key][0]
+
+
+def test_settings_are_the_presets_but_for_what_was_changed(draft):
+    set_settings(draft, steps=7, trigger_word="zorp", kind="style")
+    assert draft_config(draft) == replace(
+        make_config(load_preset("pocket").settings), steps=7, trigger_word="zorp"
+    )
+    assert (draft.kind, draft.trigger_word, draft.preset) == ("style", "zorp", "pocket")
+    set_settings(draft, steps=None)
+    assert draft.settings == {"trigger_word": "zorp"}
+
+
+def test_another_preset_drops_what_belonged_to_the_last(draft):
+    set_settings(draft, trigger_word="zorp", rank=8, preset="z-image-subject", base_model="models/z")
+    assert draft_config(draft).rank == 8
+    set_settings(draft, preset="z-image-style")
+    assert draft.settings == {"trigger_word": "zorp", "base_model": "models/z"}
+    set_settings(draft, preset="pocket")
+    assert draft.settings == {"trigger_word": "zorp"}
+
+
+def test_values_are_judged_at_the_end_and_nonsense_at_once(draft):
+    set_settings(draft, steps=0, rank=1.5)
+    with pytest.raises(ConfigError, match=r"`rank` must be a whole number, got 1\.5"):
+        draft_config(draft)
+    for name, value in {
+        "stepz": 1,
+        "name": 5,
+        "preview_prompts": [1],
+        "steps": "many",
+        "trigger_word": "x" * 20_001,
+        "preset": "none",
+        "kind": "mood",
+    }.items():
+        with pytest.raises(ConfigError, match=name if name != "preset" else "no preset"):
+            set_settings(draft, **{name: value})
+    assert draft.settings == {"steps": 0, "rank": 1.5}
+
+
+def test_a_base_models_folder_is_kept_as_a_whole_path(draft, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    set_settings(draft, base_model="some/model")
+    assert draft_config(draft).base_model == str(tmp_path / "some" / "model")
+    set_settings(draft, base_model="z-image-turbo")
+    assert draft_config(draft).base_model in CATALOG
+
+
+def test_writers_at_the_same_time_lose_nothing(draft, uploads):
+    fill(draft, uploads, count=8)
+    keys = [item.key for item in draft.items]
+    more = uploads(**{f"q{n}_png": 100 + n for n in range(8)})
+
+    def write(number):
+        set_caption(draft, keys[number], f"caption {number}")
+        set_settings(
+            draft, **{("steps", "rank", "seed", "name")[number % 4]: "n" if number % 4 == 3 else number}
+        )
+        add_pictures(draft, [more[number]])
+
+    with ThreadPoolExecutor(8) as tabs:
+        list(tabs.map(write, range(8)))
+    assert [item.caption for item in draft.items[:8]] == [f"caption {n}" for n in range(8)]
+    assert sorted(names(draft)[8:]) == [f"q{n}.png" for n in range(8)]
+    assert draft.settings.keys() == {"steps", "rank", "seed", "name"}
+
+
+# Examples and runs
+
+
+@pytest.mark.parametrize("example", list_examples(), ids=lambda example: example.name)
+def test_an_example_is_ready_to_start(tmp_path, example):
+    mine = current_draft(tmp_path / "drafts")
+    draft = load_example(tmp_path / "drafts", example.name)
+    assert draft != mine
+    assert check_draft(draft) == {}
+    config = draft_config(draft)
+    assert config.trigger_word == example.name
+    prompts = (EXAMPLES / example.name / "prompts.txt").read_text(encoding="utf-8").split("\n")
+    assert config.preview_prompts == tuple(filter(None, prompts))
+    original = read_examples(EXAMPLES / example.name, minimum_side=64).examples
+    for mine, theirs in zip(draft_dataset(draft).examples, original, strict=True):
+        assert mine.captions == theirs.captions
+        assert load_picture(mine.image).tobytes() == load_picture(theirs.image).tobytes()
+
+
+def test_an_unknown_example_leaves_nothing_behind(tmp_path):
+    with pytest.raises(DraftError, match="no example"):
+        load_example(tmp_path / "drafts", "../examples/zorp")
+    assert list_drafts(tmp_path / "drafts") == []
+
+
+def test_a_draft_becomes_a_run_and_a_run_a_draft_again(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    set_settings(draft, rank=8, steps=5)
+    set_caption(draft, draft.items[0].key, "zorp at home\nzorp")
+    run = create_run(tmp_path / "runs", draft_config(draft), draft_dataset(draft))
+    clone = clone_run(tmp_path / "drafts", run)
+    assert draft_config(clone) == run.config
+    assert clone.preset == "pocket"
+    assert clone.settings == draft.settings
+    assert [item.caption for item in clone.items] == [item.caption for item in draft.items]
+    assert check_draft(clone) == {}
+
+
+def test_a_run_of_another_base_is_cloned_with_the_nearest_preset(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    config = make_config({**load_preset("z-image-style").settings, "learning_rate": 2e-5})
+    run = create_run(tmp_path / "runs", config, draft_dataset(draft))
+    clone = clone_run(tmp_path / "drafts", run)
+    assert (clone.preset, clone.kind, clone.settings) == ("z-image-style", "style", {"learning_rate": 2e-5})
+
+
+def test_torch_stays_away():
+    command = (
+        "import sys; import dopsd_app.uploads, dopsd_app.captions, dopsd_app.plan;"
+        " assert not {'torch', 'gradio', 'huggingface_hub'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[1], check=True)

@@ -1,0 +1,299 @@
+"""Asking for pictures, and the warm worker that draws them: real processes on the tiny model."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from filelock import Timeout
+from PIL import Image
+
+from dopsd_app import drawing, runs
+from dopsd_app.command_line import main
+from dopsd_app.drawing import CUT_OFF, DIED, CheckRequest, PictureRequest, ask, cancel, read_drawing
+from dopsd_app.generate import explain, serve
+from dopsd_app.runs import RunError
+from dopsd_app.train import train
+from dopsd_app.verdict import read_check, rows_drawn
+from dopsd_app.worker import BUSY
+
+DIES_AT_ONCE = (sys.executable, "-c", "")
+TINY = (
+    "base_model",
+    "steps",
+    "rollout_steps",
+    "num_inference_steps",
+    "batch_size",
+    "rank",
+    "resolution",
+    "optimizer",
+)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+    return value
+
+
+def ended(asked):
+    wait_for(lambda: not asked.status.live)
+    return asked.status
+
+
+def worker_of(runs_dir):
+    return psutil.Process(drawing.read_worker(runs_dir).pid)
+
+
+def log_of(runs_dir):
+    return (runs_dir / ".drawings" / "log.txt").read_text()
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+@contextmanager
+def paused(runs_dir):
+    """The worker stands still, but not in a moment in which it keeps others from deciding."""
+    worker = worker_of(runs_dir)
+    while True:
+        worker.suspend()
+        try:
+            with runs.start_lock(runs_dir).acquire(timeout=0.2):
+                break
+        except Timeout:
+            worker.resume()
+    try:
+        yield
+    finally:
+        worker.resume()
+
+
+@pytest.fixture(scope="module")
+def warm_runs(tmp_path_factory):
+    """A folder of runs whose worker serves one test after the other, and outlives none of them."""
+    runs_dir = tmp_path_factory.mktemp("warm") / "runs"
+    yield runs_dir
+    if drawing.worker_alive(runs_dir):
+        worker_of(runs_dir).kill()
+
+
+@pytest.fixture
+def warm_run(warm_runs, dataset, tiny_config):
+    """A run in that folder with a LoRA and the checkpoints 2 and 4."""
+    if found := runs.list_runs(warm_runs):
+        return found[-1]
+    run = runs.create_run(warm_runs, replace(tiny_config, learning_rate=0.05), dataset)
+    list(train(run))
+    return run
+
+
+@pytest.fixture
+def trained(warm_run, tmp_path):
+    """A copy of that run in a folder of its own, without a worker."""
+    return runs.Run(shutil.copytree(warm_run.path, tmp_path / "runs" / warm_run.id))
+
+
+def picture_of(run, **changes):
+    return PictureRequest(**{"run_id": run.id, "prompt": "my dog", "seed": 1} | changes)
+
+
+# --- asking
+
+
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, trained):
+    runs_dir = trained.runs_dir
+    with pytest.raises(RunError, match=r"no checkpoint of step 3\. Checkpoints there are: 2, 4"):
+        ask(runs_dir, picture_of(trained, checkpoint=3))
+    other = new_run(tiny_config)
+    with pytest.raises(RunError, match=r"no LoRA or checkpoint\. Checkpoints there are: none"):
+        ask(runs_dir, picture_of(other))
+    for stranger in ("../elsewhere", "", ".drawings"):
+        with pytest.raises(RunError, match="no run"):
+            ask(runs_dir, picture_of(trained, run_id=stranger))
+    runs.enqueue(other)
+    with pytest.raises(RunError, match=f"{other.id} waits to be trained"):
+        ask(runs_dir, picture_of(trained))
+    runs.write_status(other, state="training", pid=os.getpid(), pid_started=runs.process_started(os.getpid()))
+    with pytest.raises(RunError, match=f"{other.id} is being trained"):
+        ask(runs_dir, picture_of(trained))
+    runs.write_status(other, state="stopped")
+    with runs.run_lock(runs_dir), pytest.raises(RunError, match="Another job is at work"):
+        ask(runs_dir, picture_of(trained))
+    assert not drawing.worker_alive(runs_dir)
+
+
+def test_a_dead_workers_drawing_has_failed_and_old_drawings_are_swept(trained, monkeypatch):
+    monkeypatch.setattr(drawing, "WORKER", DIES_AT_ONCE)
+    monkeypatch.setattr(drawing, "KEPT", 3)
+    asked = []
+    for seed in range(5):
+        asked.append(ask(trained.runs_dir, picture_of(trained, seed=seed)))
+        assert (ended(asked[-1]).state, asked[-1].status.reason) == ("failed", DIED)
+    assert asked[-1].request == picture_of(trained, seed=4)
+    assert [one.path.exists() for one in asked] == [False, False, True, True, True]
+    with pytest.raises(RunError, match="not kept any more"):
+        read_drawing(trained.runs_dir, asked[0].id)
+    with pytest.raises(RunError, match="not kept any more"):
+        _ = asked[0].status
+    assert read_drawing(trained.runs_dir, asked[2].id) == asked[2]
+
+
+def test_the_page_asks_without_torch(trained, tmp_path):
+    (tmp_path / "asks.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from dopsd_app import drawing, verdict\n"
+        "drawing.WORKER = (sys.executable, '-c', '')\n"
+        "runs_dir = Path(sys.argv[1])\n"
+        "asked = drawing.ask(runs_dir, drawing.PictureRequest(sys.argv[2], 'a dog', 1))\n"
+        "drawing.cancel(asked)\n"
+        "print(asked.status, asked.request, verdict.read_check(asked.path), drawing.ask_to_leave(runs_dir))\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()\n"
+    )
+    arguments = [sys.executable, tmp_path / "asks.py", trained.runs_dir, trained.id]
+    paths = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(arguments, env=os.environ | paths, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- the worker
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "Out of memory. Close"),
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full. Free some space, then draw"),
+        (RunError("It is gone."), "It is gone."),
+        (ZeroDivisionError("by zero\nand more"), "Unexpected error, ZeroDivisionError: by zero. The whole"),
+    ],
+)
+def test_a_failure_is_told_in_a_sentence(error, sentence):
+    assert explain(error).startswith(sentence)
+
+
+def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tiny_config):
+    runs_dir = warm_run.runs_dir
+    first = ask(runs_dir, picture_of(warm_run))
+    assert ended(first).state == "done"
+    worker = worker_of(runs_dir)
+    weak, earlier, again = (
+        ask(runs_dir, picture_of(warm_run, **changes))
+        for changes in ({"strength": 0.0}, {"checkpoint": 2}, {})
+    )
+    nothing_there = ask(runs_dir, CheckRequest(tiny_config, runs_dir / "nothing"))
+    check = ask(runs_dir, CheckRequest(tiny_config, warm_run.dataset))
+    assert [ended(one).state for one in (weak, earlier, again, check)] == ["done"] * 4
+    assert ended(nothing_there).reason.startswith("There is no folder")
+
+    assert np.abs(pixels(first.base) - pixels(first.lora)).max() > 2
+    assert np.array_equal(pixels(first.base), pixels(weak.base))
+    assert np.abs(pixels(weak.base) - pixels(weak.lora)).max() <= 1
+    assert np.abs(pixels(earlier.lora) - pixels(first.lora)).max() > 2
+    assert np.array_equal(pixels(again.lora), pixels(first.lora))
+    assert len(read_check(check.path).rows) == len(rows_drawn(check.path)) == 4
+
+    # What goes wrong unexpectedly is told, traced, and the next is served; the run of a worn LoRA can go.
+    other = runs.Run(shutil.copytree(warm_run.path, runs_dir / "20990101-000000-other-0123456789ab"))
+    good = other.lora_file.read_bytes()
+    other.lora_file.write_bytes(b"nonsense")
+    broken = ask(runs_dir, picture_of(other))
+    assert "Unexpected error" in ended(broken).reason
+    assert "Traceback" in log_of(runs_dir)
+    other.lora_file.write_bytes(good)
+    assert ended(ask(runs_dir, picture_of(other))).state == "done"
+    runs.delete_run(other)
+    with pytest.raises(RunError, match="no run"):
+        ask(runs_dir, picture_of(other))
+    assert ended(ask(runs_dir, picture_of(warm_run))).state == "done"
+    assert worker_of(runs_dir) == worker
+    log = log_of(runs_dir)
+    assert (log.count("begins"), log.count("loads")) == (1, 2)  # once more after what went wrong
+
+
+def test_the_worker_gives_way_to_a_training(warm_run, dataset, tiny_config, capsys):
+    runs_dir = warm_run.runs_dir
+    assert ended(ask(runs_dir, picture_of(warm_run))).state == "done"
+    settings = {**asdict(tiny_config), "steps": 2}
+    settings = [f"{key}={value}" for key, value in settings.items() if key in TINY]
+    folders = ["--images", str(dataset.examples[0].image.parent), "--runs", str(runs_dir)]
+    command = ["train", *folders, "--detach", "--set", *settings]
+    with paused(runs_dir):
+        cut_off = [ask(runs_dir, picture_of(warm_run, seed=seed)) for seed in (2, 3)]
+        taken_back = ask(runs_dir, picture_of(warm_run, seed=4))
+        cancel(taken_back)
+        assert taken_back.status.state == "cancelled"
+        trainer = threading.Thread(target=main, args=(command,))
+        trainer.start()
+        queued = wait_for(lambda: runs.queued_runs(runs_dir))[0]
+        with pytest.raises(RunError, match="waits to be trained"):
+            ask(runs_dir, picture_of(warm_run))
+    trainer.join()
+    assert "It is at work." in capsys.readouterr().out
+    assert [ended(one).reason for one in cut_off] == [CUT_OFF] * 2
+    assert taken_back.status.state == "cancelled"
+    wait_for(lambda: queued.status.state not in ("queued", *runs.LIVE))
+    assert queued.status.state == "finished", queued.log_file.read_text()
+
+
+def test_a_killed_worker_leaves_nothing_locked_and_two_askers_start_one_new(warm_run):
+    runs_dir = warm_run.runs_dir
+    drawing.ask_to_leave(runs_dir)
+    wait_for(lambda: not drawing.worker_alive(runs_dir))
+    begun = log_of(runs_dir).count("begins")
+    asked = ask(runs_dir, picture_of(warm_run))
+    worker = worker_of(runs_dir)
+    wait_for(lambda: asked.status.state == "loading")
+    worker.kill()
+    assert ended(asked).reason == DIED
+    with runs.run_lock(runs_dir).acquire(timeout=0):
+        pass
+
+    both = []
+    askers = [
+        threading.Thread(target=lambda seed=seed: both.append(ask(runs_dir, picture_of(warm_run, seed=seed))))
+        for seed in (5, 6)
+    ]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    wait_for(lambda: any(one.status.state == "loading" for one in both))
+    loading = next(one for one in both if one.status.state == "loading")
+    waiting = next(one for one in both if one != loading)
+    cancel(loading)
+    assert ended(waiting).state == "done"
+    assert loading.status.state == "cancelled"
+    assert not loading.lora.exists()
+    assert asked.status.state == "failed"
+    assert log_of(runs_dir).count("begins") == begun + 2
+
+    # The command line has the worker leave and draws in its own process.
+    assert main(["generate", warm_run.id, "--runs", str(runs_dir), "--prompt", "my dog", "--seed", "6"]) == 0
+    assert not drawing.worker_alive(runs_dir)
+    ours = warm_run.path / "generated" / "1-my-dog_6.png"
+    if waiting.request.seed == 6:
+        assert np.array_equal(pixels(ours), pixels(waiting.lora))
+
+
+def test_a_worker_that_nobody_asks_ends(trained, capsys):
+    (trained.runs_dir / ".drawings").mkdir()
+    assert serve(trained.runs_dir, idle_seconds=0.3) == 0
+    assert "leaves: nobody asks" in capsys.readouterr().out
+    assert not drawing.worker_alive(trained.runs_dir)
+    with runs.run_lock(trained.runs_dir).acquire(timeout=0):
+        assert serve(trained.runs_dir) == BUSY

@@ -1,0 +1,333 @@
+"""A whole job by the endpoints alone: the real server, gradio_client, and an imitation of the Hub."""
+
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from gradio_client import handle_file
+from huggingface_hub import ModelCard
+from imitation_hub import ImitationHub
+from page_server import ROOT, PageServer, all_bytes, wait_for
+from PIL import Image
+
+from dopsd_app.drawing import read_worker, worker_alive
+from dopsd_app.runs import LORA_FILE, Run, replace_file
+from dopsd_app.ui.endpoints import ENDPOINTS
+from dopsd_app.when_finished import Wish
+
+MARK = "marked4Kd93s"
+GIVEN = f"hf_{MARK}OfTheClient"
+TYPED = f"hf_{MARK}Typed"
+AMBIENT = f"hf_{MARK}OfTheComputer"
+ENDED = ("finished", "failed", "stopped", "interrupted")
+QUICK = {"batch_size": 1, "micro_batch": 1, "rank": 4, "preview_prompts": ["a zorp on a hill"]}
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with ImitationHub() as hub:
+        hub.add_account(GIVEN, "Ann")
+        hub.add_account(TYPED, "Bob")
+        hub.add_account(AMBIENT, "computer")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def server(hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "home").mkdir()
+    (folder / "home" / "token").write_text(AMBIENT)  # as `hf auth login` leaves it
+    kept = tmp_path_factory.mktemp("kept")
+    places = {"DOPSD_RUNS": str(kept / "runs"), "DOPSD_DRAFTS": str(kept / "drafts")}
+    with PageServer(folder, hub.environment(folder / "home") | places) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def call(server):
+    """The endpoints, for a client that gives no token."""
+    return server.client()
+
+
+@pytest.fixture(scope="module")
+def job(server, hub, tmp_path_factory):
+    """From uploads to a published LoRA; what each endpoint returned."""
+    call, job = server.client(GIVEN), SimpleNamespace()
+    uploads = tmp_path_factory.mktemp("uploads")
+    for number in range(1, 5):
+        shutil.copy(ROOT / f"assets/examples/zorp/{number}.png", uploads / f"mine {number}.png")
+        (uploads / f"mine {number}.txt").write_text(f"zorp number {number} at home")
+    job.draft = call("begin_draft")["id"]
+    job.added = call("add_pictures", job.draft, [handle_file(file) for file in sorted(uploads.iterdir())])
+    first = job.added["pictures"][0]["key"]
+    job.captioned = call("caption_picture", job.draft, first, "zorp in the sun\nzorp, smiling")
+    settings = {"name": "my zorp", "trigger_word": "zorp", "steps": 4, "checkpoint_every": 2}
+    job.settings = call("change_settings", job.draft, settings | QUICK | {"preview_every": 2})["settings"]
+    job.check = call("check_teacher", job.draft)
+    job.plan = call("make_plan", job.draft)
+    job.run = call("start", job.draft)
+    job.wish = call("wish", job.run, True, "others/zorp", True, False)  # whose member nobody is
+    job.earlier_wish = call("show_wish", job.run)
+    call.client.close()  # nobody looks
+    wait_for(lambda: Run(server.runs / job.run).status.state in ENDED, "the end of the training")
+    call = server.client(GIVEN)
+    job.shown, job.listed = call("show_run", job.run), call("list_all_runs")
+    job.pictures, job.log = call("show_pictures", job.run), call("read_log", job.run)
+    wait_for(lambda: call("show_wish", job.run)["done"], "the push that nobody waits for")
+    job.failed_wish = call("show_wish", job.run)
+    call("wish", job.run, True, "by-itself", True, False)
+    wait_for(lambda: call("show_wish", job.run)["done"], "the push that nobody waits for")
+    job.fulfilled_wish = call("show_wish", job.run)
+    job.drawn = call("draw", job.run, "a zorp at sea", 3)
+    call("keep_for_card", job.run, job.drawn["id"])
+    job.card = call("preview_card", job.run, "my-zorp", False, True)
+    job.link = call("publish_lora", job.run, "my-zorp", False, True)
+    job.download = call("download_lora", job.run)
+    job.folder = server.runs / job.run
+    return job
+
+
+# --- the job
+
+
+def test_uploads_become_a_draft(job):
+    assert job.added["refused"] == [] and job.added["problems"] == []
+    assert [item["name"] for item in job.added["pictures"]] == [f"mine {n}.png" for n in range(1, 5)]
+    assert job.added["pictures"][1]["caption"] == "zorp number 2 at home"
+    assert job.captioned["pictures"][0]["caption"] == "zorp in the sun\nzorp, smiling"
+    assert job.settings["trigger_word"] == "zorp"
+
+
+def test_the_teacher_check_tells_and_shows_what_was_drawn(job):
+    assert job.check["verdict"] in ("sees", "partly", "does not")
+    assert job.check["sentence"] and len(job.check["drawn"]) == 4
+    for row in job.check["drawn"]:
+        for file in row.values():
+            with Image.open(file) as picture:
+                assert picture.size == (64, 64)
+
+
+def test_the_plan_tells_what_is_needed(job):
+    assert job.plan["problems"] == [] and job.plan["steps"] == 4
+    assert job.plan["seconds"] > 0 and job.plan["memory"] > 0 and job.plan["disk"] > 0
+
+
+def test_a_run_is_shown_to_its_end(job):
+    assert (job.shown["state"], job.shown["step"]) == ("finished", 4), job.log
+    assert [step for step, _ in job.shown["loss"]] == [1, 2, 3, 4]
+    assert job.shown["check"].startswith("The LoRA file is good.")
+    assert {"id": job.run, "name": "my-zorp", "state": "finished"}.items() <= job.listed[0].items()
+    assert "Traceback" not in job.log
+    assert {sample["step"] for sample in job.pictures["samples"]} == {2, 4}
+    for kind in ("rollouts", "samples"):
+        for shown in job.pictures[kind]:
+            with Image.open(shown["picture"]) as picture:
+                assert picture.width > 64
+
+
+def test_pictures_are_drawn_and_put_on_the_card(job, hub):
+    with Image.open(job.drawn["base"]) as base, Image.open(job.drawn["lora"]) as lora:
+        assert base.size == lora.size == (64, 64)
+        assert base.tobytes() != lora.tobytes()
+    assert ModelCard(job.card).data.widget[0]["text"] == "a zorp at sea" and "zorp, smiling" in job.card
+    files = hub.repositories["Ann/my-zorp"].files
+    assert "images/picture-1.webp" in files and b"zorp, smiling" in files["README.md"]
+
+
+def test_what_is_published_and_downloaded_is_the_file_of_the_run(job, hub):
+    lora = (job.folder / LORA_FILE).read_bytes()
+    assert job.link == f"{hub.url}/Ann/my-zorp" and not hub.repositories["Ann/my-zorp"].private
+    assert hub.repositories["Ann/my-zorp"].files[LORA_FILE] == lora
+    assert Path(job.download).name == LORA_FILE and Path(job.download).read_bytes() == lora
+
+
+def test_a_wish_is_fulfilled_when_nobody_looks_or_tells_why_not(job, hub):
+    assert job.wish == "It will be published as others/zorp when it has finished."
+    assert (job.earlier_wish["push"], job.earlier_wish["name"]) == (True, "others/zorp")
+    assert "Ann is not a member of others" in job.failed_wish["reason"]
+    assert job.failed_wish["published"] == ""
+    assert (job.fulfilled_wish["done"], job.fulfilled_wish["reason"]) == (True, "")
+    assert job.fulfilled_wish["published"] == f"{hub.url}/Ann/by-itself"
+    assert hub.repositories["Ann/by-itself"].private
+
+
+# --- the other endpoints
+
+
+def test_choices_drafts_and_examples(call, job):
+    choices = call("list_choices")
+    assert {"pocket"} <= choices["presets"].keys() and {"zorp", "mibbit"} <= choices["examples"].keys()
+    draft = call("load_example", "mibbit")
+    assert len(draft["pictures"]) == 6 and draft["problems"] == []
+    assert call("list_all_drafts")[0] == {"id": draft["id"], "trigger_word": "mibbit", "pictures": 6}
+    left = call("remove_from_draft", draft["id"], draft["pictures"][0]["key"])
+    assert left["pictures"] == draft["pictures"][1:]
+    assert call("show_draft", "") == left == call("show_draft", draft["id"])
+    copy = call("clone_run", job.run)
+    assert copy["settings"]["steps"] == 4
+    assert [item["caption"] for item in copy["pictures"]] == [
+        item["caption"] for item in job.captioned["pictures"]
+    ]
+
+
+def test_a_run_is_steered_and_another_one_waits(call, server):
+    draft = call("load_example", "zorp")["id"]
+    call("change_settings", draft, QUICK | {"steps": 5000, "preview_every": 0, "checkpoint_every": 5000})
+    run = call("start", draft)
+    assert call("start", draft) == run  # asked for twice, it is trained once
+    call("change_settings", draft, {"steps": 4000})
+    waiting = call("start", draft)
+    assert call("show_run", waiting)["state"] == "queued"
+    assert "has no LoRA or checkpoint" in call.refused("draw", waiting, "a zorp")
+    call("stop_run", waiting)
+    assert call("show_run", waiting)["state"] == "stopped"
+    assert call("resume_run", waiting) == "Starts from the beginning."
+    assert call("show_run", waiting)["state"] == "queued"
+    call("stop_run", waiting)
+    assert "is deleted" in call("remove_run", waiting)
+    assert "not there any more" in call.refused("show_run", waiting)
+    wait_for(lambda: call("show_run", run)["step"] >= 1, "the first step")
+    assert "Stop it first" in call.refused("remove_run", run)
+    assert "no LoRA file yet" in call.refused("download_lora", run)
+    call("preview_now", run), call("save_now", run)
+    wait_for(lambda: call("show_pictures", run)["samples"], "a preview")
+    wait_for(lambda: list((server.runs / run / "checkpoints").glob("*/manifest.json")), "a checkpoint")
+    call("stop_run", run)
+    wait_for(lambda: call("show_run", run)["state"] == "stopped", "the stop")
+    assert "is not at work" in call.refused("save_now", run)
+    call("remove_run", run)
+    assert not (server.runs / run).exists()
+
+
+def test_drawing_and_checking_can_be_cancelled(call, server, job):
+    drawings = server.runs / ".drawings"
+    # A process that draws, once it is up, would be too quick to be stopped for sure.
+    if worker_alive(server.runs):
+        psutil.Process(read_worker(server.runs).pid).kill()
+    for name, arguments, cancel, target in (
+        ("draw", (job.run, "a zorp", 7), "cancel_drawing", job.run),
+        ("check_teacher", (job.draft,), "cancel_check", job.draft),
+    ):
+        known = set(drawings.glob("[0-9]*"))
+        submitted = call.client.submit(*arguments, api_name=f"/{name}")
+        wait_for(lambda known=known: set(drawings.glob("[0-9]*")) - known, "the drawing")
+        assert call(cancel, target) == "Cancelled."
+        assert "Cancelled." in str(submitted.exception())
+
+
+def test_the_card_can_be_cleared(call, job):
+    assert "widget" in call("preview_card", job.run, "my-zorp", True, False)
+    call("clear_card", job.run)
+    assert "widget" not in call("preview_card", job.run, "my-zorp", True, False)
+    call("keep_for_card", job.run, job.drawn["id"])
+
+
+# --- what goes wrong
+
+
+def test_known_failures_arrive_as_their_sentences(call, job):
+    empty = call("begin_draft")["id"]
+    full = call("load_example", "zorp")["id"]
+    sentences = {
+        ("show_draft", "../x"): "This draft is no longer there.",
+        ("load_example", "nobody"): "There is no example nobody.",
+        ("clone_run", "../x"): "This run is not there any more.",
+        ("caption_picture", full, "../x", "words"): "This picture is no longer in the draft.",
+        ("remove_from_draft", full, "../x"): "This picture is no longer in the draft.",
+        ("start", empty): "4 to 20 are needed, but this draft has 0.",
+        ("check_teacher", empty): "4 to 20 are needed",
+        ("draw", job.run, " "): "Write a prompt first.",
+        ("draw", job.run, "x", -1): "The seed is from 0 to 2**32 - 1",
+        ("draw", job.run, "x", 0, 99.0): "the strength from 0 to 1.5",
+        ("draw", job.run, "x", 0, 1.0, 3): "has no checkpoint of step 3. Checkpoints there are: 2, 4.",
+        ("keep_for_card", job.run, "../x"): "This drawing is not kept any more.",
+        ("resume_run", job.run): "is finished already",
+        ("stop_run", job.run): "is not at work",
+        ("wish", job.run, True, "bad--name", True, False): "cannot be a name on the Hub",
+        ("wish", job.run, False, "x", True, True): "it comes only after a push",
+        ("wish", job.run, True, "x", True, True): "This is not a Space",
+        ("publish_lora", job.run, "others/x", True, False): "computer is not a member of others",
+    }
+    for (name, *values), sentence in sentences.items():
+        assert sentence in call.refused(name, *values), name
+    assert "`steps` must be at least 1, got 0." in call.refused("change_settings", full, {"steps": 0})
+    assert "There is no setting stepps." in call.refused("change_settings", full, {"stepps": 1})
+    assert "There is no preset `x`." in call.refused("change_settings", full, {"preset": "x"})
+    assert "`kind` must be one of" in call.refused("change_settings", full, {"kind": "x"})
+
+
+def test_values_of_another_type_are_refused(call, job):
+    for name, values, sentence in (
+        ("show_draft", [{"a": 1}], "`draft_id` must be text."),
+        ("show_run", [["x"]], "`run_id` must be text."),
+        ("caption_picture", [job.draft, "x", {"a": 1}], "`captions` must be text."),
+        ("change_settings", [job.draft, "steps"], "`settings` must be an object."),
+        ("change_settings", [job.draft, {"steps": "many"}], "`steps` cannot be many."),
+        ("change_settings", [job.draft, {"name": {"a": 1}}], "`name` cannot be"),
+        ("draw", [job.run, "x", "y"], "`seed` must be a whole number."),
+        ("draw", [job.run, "x", 0, "y"], "`strength` must be a number."),
+        ("add_pictures", [job.draft, "x"], "`files` must be a list."),
+        ("publish_lora", [job.run, "x", "yes", False], "`private` must be true or false."),
+    ):
+        assert sentence in call.refused(name, *values)
+
+
+def test_the_unexpected_arrives_as_general_words_and_stays_in_the_servers_output(call, server, job):
+    note = job.folder / "card" / "01.json"
+    good = note.read_text()
+    note.write_text('{"marked3kd8": 1}')
+    try:
+        told = call.refused("preview_card", job.run, "my-zorp", True, False)
+    finally:
+        note.write_text(good)
+    assert told == "Something went wrong here that should not. The server's log tells what."
+    assert "KeyError: 'prompt'" in server.output.read_text()
+
+
+# --- what must never be
+
+
+def test_a_typed_token_is_used_and_the_box_is_emptied(server, hub, job):
+    tab = "atabofbob"
+    server.event(server.entrance, [{"run": job.run, "step": 5}], session=tab)  # as a browser remembers it
+    push = server.numbers("publish")[0]
+    output = server.event(push, [None, "by-hand", True, False, TYPED], session=tab)
+    assert output["data"][1] == ""
+    assert "Bob/by-hand" in output["data"][0] and "Bob/by-hand" in hub.repositories
+    output = server.event(push, [None, "others/x", True, False, TYPED], session=tab)
+    assert "Bob is not a member of others" in output["data"][0] and MARK not in str(output)
+
+
+def test_without_a_token_the_one_of_the_computer_pushes(call, hub, job):
+    assert call("publish_lora", job.run, "from-here", True, False) == f"{hub.url}/computer/from-here"
+
+
+def test_all_of_it_needs_no_torch_and_tokens_stay_nowhere(server, hub, call, job):
+    missing = {function.__name__ for function in ENDPOINTS} - call.used
+    assert not missing, f"These endpoints were not used: {missing}. Run the whole file."
+    heavy = {"torch", "diffusers", "transformers", "peft", "bitsandbytes"}
+    assert not heavy & server.modules()
+    login = server.folder / "home" / "token"
+    login.rename(server.folder.parent / "set-aside")  # the one place where a token belongs
+    kept = all_bytes(server.folder, server.runs, server.drafts)
+    (server.folder.parent / "set-aside").rename(login)
+    assert MARK.encode() not in kept
+    assert MARK.encode() not in b"".join(request.body for request in hub.requests)
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            assert MARK not in " ".join(process.cmdline())
+
+
+def test_after_a_restart_a_wish_is_fulfilled_with_the_token_of_the_computer(server, hub, job):
+    server.kill()
+    wish = Wish(push=True, name="in-the-morning", private=True)
+    replace_file(job.folder / "when_finished.json", json.dumps(asdict(wish)))
+    server.start()
+    call = server.client()
+    wait_for(lambda: call("show_wish", job.run)["done"], "the push that nobody waits for")
+    assert call("show_wish", job.run)["published"] == f"{hub.url}/computer/in-the-morning"

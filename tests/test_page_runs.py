@@ -1,0 +1,261 @@
+"""Runs as the page shows them when tabs close, servers crash, workers die and two people press Start."""
+
+import os
+import shutil
+import signal
+
+import psutil
+import pytest
+from browser import Visit, box, chromium, settled, unfold
+from page_server import PageServer, wait_for
+from playwright.sync_api import expect
+
+from dopsd_app.catalog import CATALOG
+from dopsd_app.drafts import draft_config, draft_dataset, set_settings
+from dopsd_app.runs import create_run, enqueue, latest_checkpoint, list_runs, send_command
+from dopsd_app.uploads import load_example
+
+LONG = 50_000  # steps: more than any test waits for
+QUICK = {"batch_size": 1, "micro_batch": 1, "rollout_steps": 1, "preview_every": 0, "checkpoint_every": 10}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with PageServer(tmp_path_factory.mktemp("page"), {"HF_HUB_OFFLINE": "1"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, server):
+    visit = Visit(browser, server.url)
+    yield visit
+    visit.close()
+
+
+def end_all(server):
+    """Nothing trains and nothing waits."""
+    for run in list_runs(server.runs):
+        if run.status.state == "queued":
+            send_command(run, "stop")
+    for run in list_runs(server.runs):
+        if run.status.live:
+            os.kill(run.status.pid, signal.SIGKILL)
+            wait_for(lambda run=run: not run.status.live, "the end of a worker")
+
+
+@pytest.fixture
+def idle(server):
+    end_all(server)
+
+
+def make_draft(server, **settings):
+    draft = load_example(server.drafts, "zorp")
+    set_settings(draft, steps=LONG, **QUICK, **settings)
+    return draft
+
+
+@pytest.fixture
+def working(server):
+    """A run that trains, with a checkpoint: the one of the test before where that is at work still."""
+    for run in list_runs(server.runs):
+        if run.status.state == "training" and run.config.steps == LONG and latest_checkpoint(run):
+            return run
+    end_all(server)
+    draft = make_draft(server)
+    run = create_run(server.runs, draft_config(draft), draft_dataset(draft))
+    enqueue(run)  # the page's server starts it
+    wait_for(lambda: latest_checkpoint(run), "the first checkpoint")
+    return run
+
+
+def shown_step(page):
+    """The step that the page says the run is at."""
+    words = page.inner_text("#run-progress").split()
+    return int(words[words.index("Step") + 1]) if "Step" in words else 0
+
+
+def moves(page):
+    """Comes back when the page has shown two steps of a run, one after the other."""
+    expect(page.locator("#run-status")).to_contain_text("Training")
+    first = wait_for(lambda: shown_step(page), "a step on the page")
+    wait_for(lambda: shown_step(page) > first, "the next step on the page")
+
+
+# --- one job at a time
+
+
+def at_plan(visit):
+    page = visit.open()
+    page.click("#step-pictures-button")
+    page.click("#to-teacher")
+    page.click("#to-plan")
+    expect(page.locator("#start")).to_be_enabled()
+    return page
+
+
+def chosen(page):
+    """The id of the run that the page shows."""
+    return page.locator("#runs input:checked").get_attribute("value")
+
+
+def test_two_tabs_that_start_the_same_draft_at_once_share_one_run(browser, server, idle):
+    make_draft(server)
+    known = set(list_runs(server.runs))
+    visits = [Visit(browser, server.url) for _ in range(2)]
+    tabs = [at_plan(visit) for visit in visits]
+    for tab in tabs:
+        tab.evaluate("document.querySelector('#start').click()")  # does not wait, as two people do not
+    for tab in tabs:
+        expect(tab.locator("#run-status")).to_contain_text("Training")
+    (run,) = set(list_runs(server.runs)) - known
+    assert [chosen(tab) for tab in tabs] == [run.id, run.id]
+    assert len(trainers(server)) == 1
+    for visit in visits:
+        visit.close()
+
+
+def test_another_draft_that_is_started_waits_until_the_run_at_work_has_ended(visit, server, working):
+    make_draft(server)
+    page = at_plan(visit)
+    page.click("#start")
+    status = page.locator("#run-status")
+    expect(status).to_contain_text("Waiting in the queue")
+    (waiting,) = [run for run in list_runs(server.runs) if run.id == chosen(page)]
+    assert (working.status.state, waiting.status.state) == ("training", "queued")
+    page.check(f"#runs input[value='{working.id}']")
+    moves(page)
+    assert len(trainers(server)) == 1
+    page.click("#stop")
+    expect(status).to_contain_text("Stopped")
+    page.check(f"#runs input[value='{waiting.id}']")
+    moves(page)
+    assert working.status.state == "stopped"
+    assert len(trainers(server)) == 1
+
+
+def trainers(server):
+    """The living processes that train in this folder of runs."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = process.info["cmdline"] or []
+        if "dopsd_app.train" in command and any(str(server.runs) in part for part in command):
+            found.append(process)
+    return [process for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
+
+
+# --- pages and servers come and go
+
+
+def test_training_goes_on_without_a_page_and_the_next_one_finds_it(browser, server, visit, working):
+    page = visit.open()
+    expect(page.locator("#run-status")).to_contain_text("Training")
+    page.close()
+    left = working.status.step
+    wait_for(lambda: working.status.step > left + 1, "steps that nobody watches")
+    moves(visit.open())
+    other = Visit(browser, server.url)  # remembers nothing
+    page = other.open()
+    moves(page)
+    page.reload()
+    moves(settled(page))
+    other.close()
+
+
+def test_a_killed_server_takes_no_run_with_it_and_the_open_page_works_on_when_it_is_back(
+    visit, server, working
+):
+    page = visit.open()
+    expect(page.locator("#run-status")).to_contain_text("Training")
+    pid, left = working.status.pid, working.status.step
+    server.kill()
+    expect(page.get_by_text("Connection to the server was lost")).to_be_visible()
+    wait_for(lambda: working.status.step > left + 1, "steps without a server")
+    server.start()
+    assert working.status.pid == pid
+    shown = shown_step(page)
+    wait_for(lambda: shown_step(page) > max(shown, left + 1), "news on the open page")
+    page.reload()
+    moves(settled(page))
+
+
+def test_nothing_is_drawn_beside_a_training_and_the_page_says_why(visit, working):
+    page = visit.open()
+    page.click("#step-pictures-button")
+    page.click("#to-teacher")
+    page.click("#check")
+    expect(page.get_by_text("one job runs at a time")).to_be_visible()
+    assert working.status.state == "training"
+
+
+# --- how runs end
+
+
+def test_a_killed_worker_is_shown_as_interrupted_and_resume_goes_on_from_its_checkpoint(visit, working):
+    page = visit.open()
+    expect(page.locator("#run-status")).to_contain_text("Training")
+    os.kill(working.status.pid, signal.SIGKILL)
+    status = page.locator("#run-status")
+    expect(status).to_contain_text("Interrupted")
+    expect(status).to_contain_text("Its process ended without saying why")
+    expect(status).not_to_contain_text("Training")
+    expect(page.locator("#runs label").filter(has=page.locator("input:checked"))).to_contain_text(
+        "Interrupted"
+    )
+    expect(page.locator("#stop")).to_be_disabled()
+    page.reload()
+    settled(page)
+    expect(status).to_contain_text("Interrupted")
+    kept = int(latest_checkpoint(working).name)
+    page.click("#resume")
+    moves(page)
+    assert shown_step(page) > kept
+    assert "Resumed" in working.log_file.read_text()
+
+
+def test_a_stopped_run_says_so_keeps_a_checkpoint_and_can_be_resumed(visit, working):
+    page = visit.open()
+    page.click("#stop")
+    expect(page.locator("#run-status")).to_contain_text("Stopped")
+    assert int(latest_checkpoint(working).name) == working.status.step
+    wait_for(lambda: shown_step(page) == working.status.step, "its last step on the page")
+    expect(page.locator("#resume")).to_be_enabled()
+    expect(page.locator("#to-try")).to_be_enabled()
+
+
+def test_a_base_model_that_breaks_is_told_as_a_failure_in_a_sentence(visit, server, idle, tmp_path):
+    base = tmp_path / "my-base"
+    shutil.copytree(CATALOG["pocket-turbo"].folder, base)
+    make_draft(server, base_model=str(base))
+    page = at_plan(visit)
+    weights = next((base / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    page.click("#start")
+    status = page.locator("#run-status")
+    expect(status).to_contain_text("Failed")
+    run = list_runs(server.runs)[0]
+    assert run.status.reason in page.inner_text("#run-status")
+    expect(page.locator("#resume")).to_be_enabled()
+    expect(page.locator("#to-try")).to_be_disabled()
+    unfold(page, "log")
+    wait_for(lambda: "Traceback" in box(page, "log-text").input_value(), "the log")
+
+
+def test_delete_asks_first_and_then_takes_that_run_alone(visit, server):
+    draft = make_draft(server)
+    run = create_run(server.runs, draft_config(draft), draft_dataset(draft))
+    others = set(list_runs(server.runs)) - {run}
+    page = visit.open(f"?run={run.id}")
+    page.click("#delete")
+    page.click("#keep-run")
+    expect(page.locator("#really-delete")).to_be_hidden()
+    assert run.path.exists()
+    page.click("#delete")
+    page.click("#really-delete")
+    expect(page.locator(f"#runs input[value='{run.id}']")).to_have_count(0)
+    assert set(list_runs(server.runs)) == others

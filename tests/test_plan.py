@@ -1,0 +1,314 @@
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dopsd_app import checkpoint, cost
+from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.cost import forward_work, memory, picture_tokens, step_work, teacher_tokens
+from dopsd_app.events import StepDone, append_event
+from dopsd_app.machine import Gpu, Machine
+from dopsd_app.plan import make_plan, words_for_time
+from dopsd_app.runs import create_run
+from dopsd_app.sizes import Z_IMAGE_TURBO, read_sizes
+from dopsd_app.speed import DATA_SHEET, REACHED
+
+GIB = 1024**3
+POCKET = make_config(load_preset("pocket").settings)
+Z_IMAGE = TrainConfig(base_model="z-image-turbo", resolution=512)
+LAPTOP = Machine((), False, 16 * GIB, 12 * GIB, 8)
+NOT_HERE = "Z-Image-Turbo is not on this computer"
+
+
+def with_card(name="NVIDIA GeForce RTX 4090", size=24, free=None):
+    free = size - 0.5 if free is None else free
+    return Machine((Gpu(name, size * GIB, int(free * GIB), "580"),), True, 64 * GIB, 50 * GIB, 16)
+
+
+def plan_for(config, machine=LAPTOP, pictures=6, runs_dir=Path("no-runs")):
+    plan = make_plan(config, pictures=pictures, runs_dir=runs_dir, machine=machine)
+    return replace(plan, problems=tuple(p for p in plan.problems if not p.startswith(NOT_HERE)))
+
+
+def peak(resolution, **changes):
+    return memory(replace(Z_IMAGE, resolution=resolution, **changes), Z_IMAGE_TURBO, on_gpu=True).peak / GIB
+
+
+# What a run costs
+
+
+def test_tokens_are_squares_of_the_picture_and_padded_to_32():
+    assert picture_tokens(Z_IMAGE_TURBO, 1024) == 64**2
+    assert picture_tokens(Z_IMAGE_TURBO, 400) == 640  # 25 x 25 = 625
+    # 64 of the caption, and the picture between 512 and 768 pixels, a token per 32 x 32: 256 to 576
+    assert [teacher_tokens(Z_IMAGE_TURBO, side) for side in (256, 512, 640, 1024)] == [320, 320, 480, 640]
+
+
+def test_the_work_of_a_pass_is_that_of_the_method_notes():
+    """About 14, 32 and 59 TFLOP at 512, 768 and 1024, reckoned there as 2 for every weight and token."""
+    for side, teraflop in ((512, 14), (768, 32), (1024, 59)):
+        tokens = picture_tokens(Z_IMAGE_TURBO, side)
+        assert sum(forward_work(Z_IMAGE_TURBO, tokens, 64)) / 1e12 == pytest.approx(teraflop, rel=0.1)
+
+
+def test_the_work_of_a_step_is_about_16_forwards_an_example():
+    tokens = picture_tokens(Z_IMAGE_TURBO, 512)
+    forwards = step_work(Z_IMAGE, Z_IMAGE_TURBO) / sum(forward_work(Z_IMAGE_TURBO, tokens, 64))
+    assert forwards / Z_IMAGE.batch_size == pytest.approx(16.5, rel=0.07)
+    without = step_work(replace(Z_IMAGE, gradient_checkpointing=False), Z_IMAGE_TURBO)
+    assert step_work(Z_IMAGE, Z_IMAGE_TURBO) / without == pytest.approx(4.3 / 3.3, rel=0.02)
+
+
+def test_memory_agrees_with_what_others_saw_on_a_card_of_16_gb():
+    """D-OPSD of Z-Image on it: 512 pixels work, 768 are at the ceiling, 1024 are out of memory."""
+    assert peak(512) < 15.5
+    assert 15.5 < peak(768) < 16.5
+    assert peak(1024) > 17
+
+
+def test_memory_adds_up_by_hand():
+    sizes, config = Z_IMAGE_TURBO, replace(Z_IMAGE, quantization="nf4", rank=16)
+    weights = 6_016_204_800 * 0.516 + (6_154_908_736 - 6_016_204_800) * 2 + 4 * 83_819_683
+    adapters = 39_690_240 * (4 + 4 + 4 + 2)  # student, teacher, gradient, two moments of a byte
+    activations = (1024 + 64) * 3840 * (32 * 2 + 95 + 16)
+    expected = 640_000_000 + weights + adapters + activations
+    assert memory(config, sizes, on_gpu=True).training == pytest.approx(expected, rel=1e-6)
+    assert memory(config, sizes, on_gpu=True).encoding == 640_000_000 + 2 * (4_022_468_096 + 415_347_712)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization": "nf4"},
+        {"rank": 16},
+        {"resolution": 256},
+        {"teacher": "base"},
+    ],
+)
+def test_what_saves_memory_saves_it(change):
+    assert peak(**{"resolution": 768, **change}) < peak(768)
+    assert peak(768, optimizer="adamw") > peak(768)
+    assert peak(768, gradient_checkpointing=False) > peak(768) + 10
+    assert peak(768, micro_batch=2) > peak(768)
+
+
+def test_memory_of_the_built_in_base_is_what_its_runs_took():
+    """Greatest resident memory of five runs, in MB, measured on a CPU."""
+    sizes = read_sizes(Path(__file__).parents[1] / "assets" / "pocket-turbo")
+    for measured, changes in (
+        (666, {}),
+        (541, {"micro_batch": 1}),
+        (577, {"gradient_checkpointing": True}),
+        (1060, {"batch_size": 16, "micro_batch": 16}),
+        (789, {"batch_size": 16, "micro_batch": 16, "rank": 64, "gradient_checkpointing": True}),
+    ):
+        estimate = memory(replace(POCKET, **changes), sizes, on_gpu=False).peak / 1e6
+        assert 0.82 * measured < estimate < 1.25 * measured, changes
+
+
+def test_the_disk_holds_what_checkpoints_keep():
+    assert (cost.RESUMABLE, cost.KEPT) == (checkpoint.RESUMABLE, checkpoint.KEPT)
+    student = 4 * 158_760_960  # bytes, rank 64
+    config = replace(Z_IMAGE, steps=1000, checkpoint_every=50, preview_every=0)
+    # 11 students, 3 teachers and 3 optimizers of half a student while one more is saved, and the LoRA file
+    assert cost.disk(config, Z_IMAGE_TURBO, 0) == student * (11 + 3 + 1.5 + 1)
+    one = replace(config, steps=50)
+    assert cost.disk(one, Z_IMAGE_TURBO, 0) == student * (2 + 2 + 1 + 1)
+    assert cost.disk(one, Z_IMAGE_TURBO, 20) - cost.disk(one, Z_IMAGE_TURBO, 0) > 20 * 10_000_000
+
+
+# How long it takes
+
+
+@pytest.fixture
+def told_run(tmp_path, dataset):
+    """Makes a run that told of its steps' seconds."""
+
+    def make(config, seconds, peak_memory=0):
+        run = create_run(tmp_path / "runs", config, dataset)
+        for step, each in enumerate(seconds, start=1):
+            append_event(run.events_file, StepDone(step, 0.1, 1.0, each, peak_memory))
+        time.sleep(0.02)  # the next one is to be newer
+        return run
+
+    return make
+
+
+def test_the_pace_of_an_earlier_run_is_taken_and_scaled_by_the_batch(told_run, tmp_path):
+    told_run(replace(POCKET, batch_size=8, micro_batch=4), [9.0, 1.0, 2.0, 4.0])
+    plan = plan_for(POCKET, runs_dir=tmp_path / "runs")
+    assert plan.seconds_per_step == 1.0  # the median without the first step, for half the pictures
+    assert plan.source == "measured in an earlier run here"
+    assert plan.seconds > POCKET.steps * 1.0
+
+
+def test_the_newest_run_that_is_alike_counts(told_run, tmp_path):
+    told_run(POCKET, [1.0] * 4)
+    told_run(POCKET, [3.0] * 4)
+    told_run(replace(POCKET, rollout_steps=2), [7.0] * 4)
+    told_run(POCKET, [9.0] * 3)  # too few steps to tell
+    assert plan_for(POCKET, runs_dir=tmp_path / "runs").seconds_per_step == 3.0
+
+
+def test_other_settings_are_scaled_by_their_work(told_run, tmp_path):
+    told_run(replace(POCKET, rollout_steps=2), [1.0] * 4)
+    plan = plan_for(POCKET, runs_dir=tmp_path / "runs")
+    assert plan.seconds_per_step == pytest.approx(2.0)
+    assert "other settings" in plan.source
+
+
+def test_another_device_or_base_tells_nothing(told_run, tmp_path, z_image_folder):
+    told_run(POCKET, [1.0] * 4, peak_memory=5)  # on a card
+    told_run(replace(POCKET, base_model=str(z_image_folder)), [1.0] * 4)
+    assert "rough estimate" in plan_for(POCKET, runs_dir=tmp_path / "runs").source
+
+
+def test_without_runs_a_card_is_judged_by_its_data_sheet():
+    pace = plan_for(Z_IMAGE, with_card()).seconds_per_step
+    assert pace == pytest.approx(step_work(Z_IMAGE, Z_IMAGE_TURBO) / (165e12 * REACHED))
+    super_card = plan_for(Z_IMAGE, with_card("NVIDIA GeForce RTX 4070 SUPER", 12)).seconds_per_step
+    assert super_card == pytest.approx(pace * DATA_SHEET["RTX 4090"] / DATA_SHEET["RTX 4070 SUPER"])
+    assert plan_for(Z_IMAGE, with_card("NVIDIA A100-SXM4-80GB", 80)).seconds_per_step < pace
+    assert plan_for(Z_IMAGE, with_card("Unheard 1", 24)).seconds_per_step > pace
+
+
+def test_previews_and_loading_are_part_of_the_time():
+    quick = plan_for(replace(POCKET, preview_every=0))
+    shown = plan_for(POCKET)
+    assert POCKET.steps * quick.seconds_per_step + 10 <= quick.seconds < shown.seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.456, "0.46 s"),
+        (40, "about 40 s"),
+        (1500, "about 25 min"),
+        (7200, "about 2 hours"),
+        (30 * 3600, "about 30 hours"),
+        (86400 * 5, "about 5 days"),
+    ],
+)
+def test_times_are_said_as_people_say_them(seconds, words):
+    assert words_for_time(seconds) == words
+
+
+# Whether it can work
+
+
+def test_the_built_in_base_can_start_on_a_laptop():
+    plan = plan_for(POCKET)
+    assert (plan.problems, plan.warnings) == ((), ())
+    assert plan.device == "CPU, 8 cores"
+    assert (plan.steps, plan.pictures_per_step, plan.passes) == (150, 4, 2 * 150 * 4 * 4)
+    assert plan.memory < GIB
+    two_cores = plan_for(POCKET, replace(LAPTOP, cores=2))
+    assert two_cores.seconds == pytest.approx(77, rel=0.25)  # benchmarks/results/first_run.json
+
+
+@pytest.mark.parametrize(("name", "size"), [("z-image-subject", 12), ("z-image-style", 12)])
+def test_the_presets_for_z_image_fit_the_card_that_they_name(name, size):
+    config = make_config(load_preset(name).settings)
+    assert plan_for(config, with_card("NVIDIA GeForce RTX 4070", size)).problems == ()
+    assert not [
+        line
+        for line in plan_for(config, with_card("NVIDIA GeForce RTX 4070", size)).warnings
+        if "memory" in line
+    ]
+
+
+def test_a_base_that_is_not_there_is_a_problem_and_the_plan_still_tells():
+    plan = make_plan(Z_IMAGE, pictures=6, runs_dir=Path("no-runs"), machine=with_card())
+    assert plan.problems[0].startswith(NOT_HERE)
+    assert plan.memory > 12 * GIB
+
+
+def test_an_unknown_base_is_one_problem_and_nothing_is_reckoned(tmp_path):
+    plan = plan_for(replace(POCKET, base_model=str(tmp_path)))
+    assert len(plan.problems) == 1
+    assert plan.memory == 0
+
+
+def test_too_few_pictures_are_a_problem():
+    assert plan_for(POCKET, pictures=3).problems == (
+        "Pictures: 4 to 20 are needed, but the set has 3. Add more.",
+    )
+
+
+def test_a_resolution_that_the_base_cannot_draw_is_a_problem():
+    assert "`resolution` must be 64" in plan_for(replace(POCKET, resolution=128)).problems[0]
+
+
+def test_a_base_of_real_size_needs_a_card():
+    [problem] = plan_for(Z_IMAGE, replace(LAPTOP, memory=128 * GIB)).problems
+    assert "would train for weeks. No NVIDIA card was found here." in problem
+    wrong_torch = replace(with_card(), torch_has_cuda=False, memory=128 * GIB)
+    [problem] = plan_for(Z_IMAGE, wrong_torch).problems
+    assert "installed torch cannot use the NVIDIA GeForce RTX 4090" in problem
+    [problem] = plan_for(replace(Z_IMAGE, device="cpu"), replace(with_card(), memory=128 * GIB)).problems
+    assert "`device` is cpu" in problem
+
+
+def test_cuda_that_is_asked_for_must_be_there():
+    assert "`device` is cuda, and there is none." in plan_for(replace(POCKET, device="cuda")).problems[0]
+    assert plan_for(replace(POCKET, device="cuda"), with_card()).problems == ()
+
+
+def test_too_little_memory_is_a_problem_that_says_what_would_fit():
+    [problem] = plan_for(replace(Z_IMAGE, resolution=1024), with_card(size=12)).problems
+    assert "needs about 17.4 GB of memory, and the card has 12.0 GB" in problem
+    assert problem.endswith("Set `quantization` nf4: about 9.1 GB.")
+    wasteful = replace(Z_IMAGE, micro_batch=4, gradient_checkpointing=False, optimizer="adamw")
+    [problem] = plan_for(wasteful, with_card(size=24)).problems
+    assert problem.endswith("Set `micro_batch` 1 and `gradient_checkpointing` true: about 16.1 GB.")
+    [problem] = plan_for(Z_IMAGE, with_card(size=6)).problems
+    assert problem.endswith("No settings make it small enough.")
+
+
+def test_tight_memory_is_a_warning():
+    plan = plan_for(Z_IMAGE, with_card(size=16))
+    assert plan.problems == ()
+    assert any("it may fail. Set `quantization` nf4" in line for line in plan.warnings)
+
+
+def test_tight_memory_that_nothing_saves_is_told_without_false_hope():
+    smallest = replace(Z_IMAGE, quantization="nf4", rank=16)
+    [warning] = plan_for(smallest, with_card("NVIDIA GeForce RTX 4090", 10)).warnings
+    assert warning.endswith("it may fail. Close all other programs first.")
+
+
+def test_memory_that_other_programs_use_is_a_warning():
+    plan = plan_for(Z_IMAGE, with_card(size=24, free=10))
+    assert plan.problems == ()
+    assert any("10.0 GB are free on the card now. Close other programs" in line for line in plan.warnings)
+
+
+def test_a_card_with_room_is_told_of_the_exact_base():
+    small = replace(Z_IMAGE, quantization="nf4")
+    assert any("`quantization` none" in line for line in plan_for(small, with_card(size=24)).warnings)
+    assert not any("`quantization` none" in line for line in plan_for(small, with_card(size=16)).warnings)
+
+
+def test_little_memory_of_the_computer_is_told_where_the_base_passes_through_it():
+    plan = plan_for(Z_IMAGE, replace(with_card(), memory=8 * GIB))
+    assert any("Loading needs about 12.5 GB of the computer's own memory" in line for line in plan.warnings)
+
+
+def test_a_long_run_is_a_warning():
+    long = replace(Z_IMAGE, resolution=1024)
+    assert any("Fewer steps or a lower resolution" in line for line in plan_for(long, with_card()).warnings)
+
+
+def test_a_full_disk_is_a_problem():
+    huge = replace(Z_IMAGE, rank=10**6)
+    assert any(
+        line.startswith("The run would take up to") for line in plan_for(huge, with_card(size=10**6)).problems
+    )
+
+
+def test_a_missing_package_is_a_problem(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    [problem] = plan_for(replace(POCKET, optimizer="adamw8bit")).problems
+    assert "bitsandbytes is missing: install it, or do without `optimizer` adamw8bit" in problem
+    assert plan_for(POCKET).problems == ()

@@ -1,0 +1,590 @@
+"""What the page's server never gives away, never takes in, and never lets become HTML."""
+
+import asyncio
+import http.client
+import io
+import json
+import random
+import struct
+import tempfile
+import zlib
+from contextlib import closing
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote
+
+import gradio as gr
+import pytest
+from conftest import make_picture
+from imitation_hub import ImitationHub
+from page_server import ROOT, PageServer, all_bytes, leave_draft, leave_run
+from PIL import PngImagePlugin
+
+from dopsd_app.access import Space
+from dopsd_app.drawing import Drawing, drawings_folder, write_drawing_status
+from dopsd_app.events import LoraChecked, Warned, append_event
+from dopsd_app.runs import LORA_FILE, replace_file, write_status
+from dopsd_app.ui import launch_options, pictures, plan, publish, teacher, train, try_it, visitors, words
+from dopsd_app.ui.base_facts import base_facts
+from dopsd_app.uploads import add_pictures
+from dopsd_app.verdict import CheckRow, judge_rows, save_check
+from dopsd_app.when_finished import make_wish
+
+MARK = "marked5Gw71q"
+UPLOAD = {"_type": "gradio.FileData"}
+REFUSED = (400, 403, 404, 405, 422)
+
+
+def used_server(folder: Path, environment: dict[str, str]) -> PageServer:
+    """A server with a run and a draft, on a computer whose person is signed in to the Hub."""
+    server = PageServer(folder, environment)
+    server.run = leave_run(server, f"{MARK} of a run")
+    server.draft = leave_draft(server, f"{MARK} of a draft")
+    (folder / "home").mkdir()
+    (folder / "home" / "token").write_text(f"hf_{MARK}")
+    (folder / "link").symlink_to(server.runs)
+    return server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The usual one: its runs and drafts lie in the folder where it was started."""
+    folder = tmp_path_factory.mktemp("page")
+    with used_server(folder, {"DOPSD_TRUSTED_HOSTS": "studio.lan"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def other_server(tmp_path_factory):
+    """One whose runs and drafts lie in the temporary folder, which Gradio trusts most."""
+    folder = tmp_path_factory.mktemp("other")
+    places = {"DOPSD_RUNS": str(folder / "tmp/runs"), "DOPSD_DRAFTS": str(folder / "tmp/drafts")}
+    with used_server(folder, places) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def call(server):
+    return server.client()
+
+
+class RawRequests:
+    """GET without any of the repairs that good clients make to an address."""
+
+    def __init__(self, server: PageServer):
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+
+    def __enter__(self) -> "RawRequests":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.connection.close()
+
+    def get(self, address: str) -> tuple[int, bytes]:
+        self.connection.putrequest("GET", address, skip_accept_encoding=True)
+        self.connection.endheaders()
+        with self.connection.getresponse() as answer:
+            return answer.status, answer.read()
+
+
+# --- files
+
+
+def addresses(server: PageServer, file: Path):
+    """Ways to ask for a file."""
+    cache = server.temporary / "gradio"
+    served = next(path.parent for path in cache.rglob("*.webp"))
+    up = "/".join([".."] * (len(served.parts) - 1))
+    plain = str(file)
+    forms = [
+        plain,
+        f"file://{plain}",
+        f"{served}/{up}{plain}",
+        f"{cache}/{up}{plain}",
+        plain.replace("/", "\\"),
+        plain.replace("/", "//"),
+        f"{file.parent}/./{file.name}",
+        f"{plain}%00.webp",
+    ]
+    if server.folder in file.parents:  # from the folder where the server was started
+        relative = str(file.relative_to(server.folder))
+        forms += [relative, f"./{relative}", f"../{server.folder.name}/{relative}"]
+    for form in forms:
+        yield f"/gradio_api/file={quote(form, safe='/%:')}"
+    for form in (plain, f"{served}/{up}{plain}"):
+        yield f"/gradio_api/file={quote(form, safe='')}"
+        yield f"/gradio_api/file={quote(quote(form, safe=''), safe='')}"
+    for prefix in ("/file=", "/gradio_api/file/", "/file/", "/static/", "/assets/", "/svelte/"):
+        yield prefix + plain
+        yield f"{prefix}{up}{plain}"
+    yield f"/gradio_api/proxy=file://{plain}"
+    yield f"/gradio_api/custom_component/x/client/component/{up}{plain}"
+    yield f"/gradio_api/stream/x/y/1{plain}"
+
+
+@pytest.mark.parametrize("which", ["server", "other_server"])
+def test_no_file_of_runs_drafts_or_the_computer_can_be_fetched(which, request):
+    server = request.getfixturevalue(which)
+    for endpoint in ("download_lora", "show_pictures"):  # so that there are files that can be fetched
+        server.client()(endpoint, server.run.id)
+    own = [file for folder in (server.runs, server.drafts) for file in folder.rglob("*") if file.is_file()]
+    kinds = {}  # one of each kind is enough
+    for file in own:
+        kinds.setdefault(
+            (file.parent.name.rstrip("0123456789abcdef-"), file.suffix, file.name.strip("0123456789")), file
+        )
+    linked = server.folder / "link" / server.run.id
+    others = [Path("/etc/passwd"), ROOT / "app.py", server.folder / "home" / "token", server.output]
+    others += [linked / "config.json", linked / LORA_FILE, server.runs / ".drawings/../.start.lock"]
+    assert {"config.json", "status.json", "events.jsonl", "log.txt", "draft.json", LORA_FILE, "state.pt"} <= {
+        file.name for file in kinds.values()
+    }
+    with RawRequests(server) as raw:
+        for file in [*kinds.values(), *others]:
+            content = file.read_bytes()
+            for address in addresses(server, file):
+                status, answer = raw.get(address)
+                assert status in REFUSED or content not in answer, address
+
+
+def test_what_is_handed_out_is_a_copy_in_the_cache(server):
+    outputs = [
+        server.event(number, [server.run.id])["data"][0]
+        for number in (function_number(server, "download_lora"), function_number(server, "show_pictures"))
+    ]
+    paths = [outputs[0]["path"], *(shown["picture"]["path"] for shown in outputs[1]["samples"])]
+    for path, original in zip(paths, [LORA_FILE, "previews/samples-1.webp"], strict=False):
+        assert (server.temporary / "gradio").resolve() in Path(path).parents
+        assert server.run.id not in path
+        answer = server.get(f"/gradio_api/file={path}")
+        assert answer.content == (server.run.path / original).read_bytes()
+
+
+def function_number(server, name: str) -> int:
+    return next(d["id"] for d in server.config()["dependencies"] if d["api_name"] == name)
+
+
+def upload(server, *files: tuple[str, bytes]) -> list[str]:
+    answer = server.http.post(f"{server.url}/gradio_api/upload", files=[("files", file) for file in files])
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def png(mark: str, seed: int = 0) -> bytes:
+    """A picture whose file says more than its pixels."""
+    content, notes = io.BytesIO(), PngImagePlugin.PngInfo()
+    notes.add_text("where", mark)
+    make_picture(seed, 64, 64).save(content, format="PNG", pnginfo=notes)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("way", ["endpoint", "page"])
+def test_an_upload_is_gone_when_it_came_into_a_draft(server, call, way):
+    draft = call("begin_draft")["id"]
+    files = [("a.png", png(f"{MARK}-{way}")), ("a.txt", f"{MARK}-{way}".encode()), ("b.png", b"no picture")]
+    paths = upload(server, *files)
+    for path, (_, content) in zip(paths, files, strict=True):
+        assert server.get(f"/gradio_api/file={path}").content == content
+    given = [{"path": path, "meta": UPLOAD} for path in paths]
+    if way == "endpoint":
+        added = server.event(function_number(server, "add_pictures"), [draft, given])["data"][0]
+        assert len(added["pictures"]) == 1 and "cannot be read" in added["refused"][0]
+    else:
+        tab = "atab"
+        server.event(server.entrance, [{}], session=tab)
+        server.event(server.numbers("upload")[0], [None, given], session=tab)
+    shown = call("show_draft", draft)["pictures"]
+    assert [(item["name"], item["caption"]) for item in shown] == [("a.png", f"{MARK}-{way}")]
+    for path in paths:
+        assert server.get(f"/gradio_api/file={path}").status_code == 403
+    assert f"{MARK}-{way}".encode() not in all_bytes(server.temporary / "gradio")
+    assert b"where" not in all_bytes(server.drafts / draft / "pictures")
+
+
+def test_paths_that_a_client_makes_up_are_not_read(server, call):
+    draft = call("begin_draft")["id"]
+    before = all_bytes(server.runs, server.drafts)
+    cache = server.temporary / "gradio"
+    picture = server.run.dataset / "01.png"
+    number, page = function_number(server, "add_pictures"), server.numbers("upload")[0]
+    with ImitationHub() as elsewhere:
+        for path in (
+            str(picture),
+            f"{cache}/../../{picture.relative_to(server.folder)}",
+            f"{cache}/..{picture}",
+            str(picture.relative_to(server.folder)),
+            "/etc/passwd",
+            f"file://{picture}",
+            f"{elsewhere.url}/picture.png",
+            "",
+            None,
+            7,
+            {"path": str(picture)},
+        ):
+            for file in (
+                {"path": path},
+                {"path": path, "meta": UPLOAD},
+                {"path": path, "meta": {**UPLOAD, "more": 1}},
+                {"path": path, "meta": {"_type": "gradio.filedata"}},
+                {"path": "x", "url": path, "meta": UPLOAD},
+            ):
+                output = server.event(number, [draft, [file]])
+                assert "data" not in output, file
+                server.event(page, [None, [file]])
+        assert elsewhere.requests == []
+    assert all_bytes(server.runs, server.drafts) == before
+    assert picture.exists() and Path("/etc/passwd").exists()
+
+
+def test_names_that_a_client_makes_up_lead_nowhere(server):
+    outside = server.folder / "outside"
+    outside.mkdir()
+    for name in ("config.json", "draft.json", "status.json"):
+        (outside / name).write_text((server.run.path / "config.json").read_text())
+    request = (server.runs / ".drawings").glob("2*/request.json").__next__()
+    (outside / "request.json").write_text(request.read_text())
+    make_picture(1).save(outside / "lora.png")
+    (outside / "preset.toml").write_text('label = "x"\ndescription = "y"\nsteps = 3\n')
+    before = all_bytes(server.runs, server.drafts, outside)
+    up = f"../../../{server.folder.name}/outside" if server.runs.parent != server.folder else "../outside"
+    names = [up, str(outside), f"{server.run.id}/../{up}", "..", ".drawings", "\0"]
+    whole = {"run_id": server.run.id, "draft_id": server.draft.id}
+    by_type = {"string": "x", "integer": 1, "number": 1.0, "boolean": False, "object": {}, "array": []}
+    aims = ("run_id", "draft_id", "drawing_id", "picture")
+    numbers = {dependency["api_name"]: dependency["id"] for dependency in server.config()["dependencies"]}
+
+    def refused(endpoint: str, *values) -> str:
+        return server.event(numbers[endpoint], values)["error"]
+
+    endpoints = server.get("/gradio_api/info").json()["named_endpoints"]
+    for name in names:
+        for endpoint, facts in endpoints.items():
+            kinds = {p["parameter_name"]: p["type"]["type"] for p in facts["parameters"]}
+            for aim in kinds.keys() & set(aims):
+                values = {parameter: by_type[kind] for parameter, kind in kinds.items()} | whole
+                told = refused(endpoint[1:], *({**values, aim: name}[parameter] for parameter in kinds))
+                assert "log tells" not in told and MARK not in told, (endpoint, name)
+        for preset in (f"{name}/preset", f"../{name}/preset"):
+            assert "There is no preset" in refused("change_settings", server.draft.id, {"preset": preset})
+        assert "is not kept any more" in refused("keep_for_card", server.run.id, name)
+        assert "There is no example" in refused("load_example", name)
+    assert all_bytes(server.runs, server.drafts, outside) == before
+    shown = server.event(server.entrance, [{"run": up, "step": 5}])["data"]
+    assert "outside" not in json.dumps(shown)
+
+
+# --- hosts and other pages
+
+
+def ask(server, method, path, host, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.putrequest(method, path, skip_host=True)
+    for name, value in ({"Host": host} if host is not None else {}).items():
+        connection.putheader(name, value)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    with closing(connection):
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+WAYS = (
+    ("GET", "/"),
+    ("GET", "/config"),
+    ("GET", "/gradio_api/info"),
+    ("POST", "/gradio_api/queue/join"),
+    ("GET", "/gradio_api/queue/data?session_hash=x"),
+    ("POST", "/gradio_api/call/show_draft"),
+    ("POST", "/gradio_api/run/predict"),
+    ("POST", "/gradio_api/upload"),
+    ("GET", "/gradio_api/heartbeat/x"),
+    ("GET", "/theme.css"),
+)
+
+
+@pytest.mark.parametrize(("method", "path"), WAYS)
+def test_under_a_foreign_name_nothing_is_answered(server, method, path):
+    port = server.port
+    for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "127.0.0.1.nip.io", ""):
+        assert ask(server, method, path, host) == (400, b"Invalid host header"), host
+    assert ask(server, method, path, "evil.example", X_Forwarded_Host="localhost")[0] == 400
+    assert ask(server, method, path, None)[0] == 400
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
+    key = "dGhlIHNhbXBsZSBub25jZQ=="
+    assert ask(server, "GET", path, "evil.example", **upgrade, Sec_WebSocket_Key=key)[0] in (400, 403)
+
+
+def test_under_the_names_of_this_computer_and_added_ones_the_page_is_there(server):
+    for host in (
+        "localhost",
+        f"LOCALHOST:{server.port}",
+        f"127.0.0.1:{server.port}",
+        "[::1]",
+        "studio.lan:80",
+    ):
+        assert ask(server, "GET", "/config", host)[0] == 200, host
+
+
+def test_another_sites_page_can_start_nothing(server, call):
+    number, known = function_number(server, "begin_draft"), len(call("list_all_drafts"))
+    body = json.dumps({"data": [], "fn_index": number, "session_hash": "x"})
+    for kind in ("text/plain", "multipart/form-data", "application/json"):
+        for path in ("queue/join", "run/predict", "call/begin_draft", "call/v2/begin_draft", "upload"):
+            headers = {"Origin": "http://evil.example", "Content-Type": kind}
+            answer = server.http.post(f"{server.url}/gradio_api/{path}", content=body, headers=headers)
+            assert answer.status_code == 403, (kind, path)
+            # A browser that names no origin does not send JSON for another site without asking first.
+            if kind != "application/json":
+                answer = server.http.post(
+                    f"{server.url}/gradio_api/{path}", content=body, headers={"Content-Type": kind}
+                )
+                assert answer.status_code in (400, 422), (kind, path)
+    asked = server.http.options(
+        f"{server.url}/gradio_api/queue/join",
+        headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"},
+    )
+    assert "access-control-allow-origin" not in asked.headers
+    assert len(call("list_all_drafts")) == known
+
+
+# --- what comes in
+
+
+def test_a_file_above_the_limit_is_refused_by_the_server(server):
+    large = ("large.png", bytes(26 * 1024 * 1024))
+    answer = server.http.post(f"{server.url}/gradio_api/upload", files={"files": large})
+    assert answer.status_code == 413
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG file of very many black pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_too_many_pictures_bombs_and_hostile_names_are_refused_by_name(server, call):
+    draft = call("begin_draft")["id"]
+    add = function_number(server, "add_pictures")
+
+    def added(*files):
+        given = [{"path": path, "meta": UPLOAD} for path in upload(server, *files)]
+        return server.event(add, [draft, given])["data"][0]
+
+    told = added(
+        ("bomb.png", bomb(30_000, 30_000)), ("page.html", b"<script>"), ("../../up.png", png("x", 99))
+    )
+    assert "bomb.png has more than 89 million pixels" in "".join(told["refused"])
+    assert "page.html is neither a picture nor a caption file" in "".join(told["refused"])
+    assert [item["name"] for item in told["pictures"]] == ["up.png"]
+    told = added(*((f"{number}.png", png("x", number)) for number in range(20)))
+    assert len(told["pictures"]) == 20
+    assert told["refused"] == ["19.png was left out: 20 pictures are the most. Remove one first."]
+
+
+# --- what goes out
+
+
+def test_the_page_is_served_without_history_tracking_or_open_folders():
+    options = launch_options()
+    assert options["run_history"] is False and options["show_error"] is False
+    assert options["enable_monitoring"] is False and options["max_file_size"] == "25mb"
+    assert "allowed_paths" not in options and "share" not in options and "auth" not in options
+
+
+def test_what_the_browser_builds_the_page_from_holds_nothing_of_a_persons(server):
+    config = server.config()
+    assert config["analytics_enabled"] is False
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/openapi.json"):
+        text = server.get(path).text
+        for secret in (MARK, server.run.id, server.draft.id, str(server.folder), str(Path.home()), str(ROOT)):
+            assert secret not in text, (path, secret)
+    assert server.get("/runs").status_code == 404
+    assert server.get("/gradio_api/run-history/records").status_code == 404
+
+
+# --- HTML of hostile texts
+
+
+class Balanced(HTMLParser):
+    """Accepts the tags and attributes that the page writes, closed in their order, and nothing else."""
+
+    ATTRIBUTES: ClassVar[set[str]] = {
+        *(
+            "class",
+            "role",
+            "href",
+            "target",
+            "rel",
+            "src",
+            "alt",
+            "width",
+            "height",
+            "value",
+            "max",
+            "tabindex",
+        ),
+        *("aria-label", "aria-live", "style", "id"),
+    }
+    TAGS: ClassVar[set[str]] = {
+        *(
+            "p",
+            "div",
+            "span",
+            "b",
+            "code",
+            "a",
+            "h2",
+            "h3",
+            "small",
+            "dl",
+            "dt",
+            "dd",
+            "figure",
+            "figcaption",
+        ),
+        *("progress", "img", "br", "summary", "details", "ul", "li"),
+    }
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open = []
+        self.feed(html)
+        self.close()
+        assert not self.open, html
+
+    def handle_starttag(self, tag, attributes):
+        assert tag in self.TAGS, tag
+        for name, value in attributes:
+            assert name in self.ATTRIBUTES, name
+            if name in ("href", "src"):
+                assert value.startswith(("https://", "data:image/webp;base64,")), value
+        if tag not in ("img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_comment(self, content):
+        raise AssertionError(content)
+
+    handle_decl = handle_pi = unknown_decl = handle_comment
+
+
+PIECES = (
+    "<zz-1 onzz='1'>",
+    "\" onzz=1 '",
+    "'onzz=1 ",
+    "</p></span></div></b>",
+    "<!-- ",
+    "<![CDATA[",
+    "<?zz ",
+    "&lt;zz&gt;&#60;zz&#62;",
+    "<script>zz</script>",
+    "javascript:zz",
+    "https://x/'><zz>",
+    "--> ]]> ",
+    "<zz ",
+    "\n",
+    "zorp",
+)
+
+
+@pytest.fixture
+def page_of(tmp_path, monkeypatch):
+    """A function that tells the HTML of all steps for a draft and a run whose texts all are the given one."""
+    places = {"DOPSD_RUNS": str(tmp_path / "runs"), "DOPSD_DRAFTS": str(tmp_path / "drafts")}
+    for name, value in places.items() | {("HF_TOKEN", "hf_x")}:
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    server = PageServer(tmp_path / "page", places)
+    run, draft = leave_run(server, "zorp"), leave_draft(server, "zorp")
+    make_picture(3, 40, 40).save(tmp_path / "small.png")  # so that there is a problem to tell
+    add_pictures(draft, [tmp_path / "small.png"])
+    make_wish(run, push=True, name="x", private=True, pause=False, token=None)
+    checked = tmp_path / "checked"
+    checked.mkdir()
+    drawing = Drawing(drawings_folder(run.runs_dir) / "20260101-000000-000000-aaaaaaaaaaaa")
+    drawing.path.mkdir()
+    replace_file(drawing.path / "request.json", json.dumps({"config": {}, "folder": str(checked)}))
+    replace_file(draft.path / "check", drawing.id)
+    for who in ("crop", "student", "teacher"):
+        make_picture(1).save(drawing.path / f"0_{who}.webp")
+    parts = (pictures.pictures_step, plan.plan_step, teacher.teacher_step, train.train_step)
+
+    async def lay_out() -> list:  # where no event loop runs, `gr.Blocks` leaves some of its own behind
+        with gr.Blocks():
+            return [part() for part in (*parts, try_it.try_step, publish.publish_step)]
+
+    steps = asyncio.run(lay_out())
+
+    def change(file: Path, **changes) -> None:
+        replace_file(file, json.dumps(json.loads(file.read_bytes()) | changes))
+
+    def html(text: str) -> list[str]:
+        change(run.path / "config.json", trigger_word=text, preview_prompts=[text], base_model=text)
+        change(run.path / "card" / "01.json", prompt=text)
+        change(run.path / "when_finished.json", name=text, reason=text)
+        replace_file(run.path / "published.json", json.dumps({"link": f"https://hub/{text}"}))
+        append_event(run.events_file, Warned(2, text))
+        append_event(run.events_file, LoraChecked(2, False, text))
+        write_status(run, reason=text)
+        state = json.loads((draft.path / "draft.json").read_bytes())
+        items = [item | {"name": text, "caption": text, "remarks": [text]} for item in state["items"]]
+        settings = {"trigger_word": text, "name": text, "optimizer": text}
+        change(draft.path / "draft.json", items=items, settings=settings, waiting={"x": [text, text]})
+        replace_file(checked / "01.txt", f"a {text}")
+        write_drawing_status(drawing, "failed", reason=text)
+        save_check(replace(judge_rows((CheckRow(0, 1, 0),), ""), sentence=text), drawing.path)
+        first, third, second, fourth, fifth, last = steps
+        space = Space(id=text, owner=text, zero_gpu=False, sign_in=False)
+        filled = [
+            *zip(first.shown, pictures.show(draft), strict=True),
+            *zip(third.shown, plan.show(draft), strict=True),
+            *zip(second.watched, teacher.look(draft.id, {}), strict=True),
+            *zip(fourth.watched, train.look(run.id, {}), strict=True),
+            *zip(fourth.wish, train.show_wish(run.id), strict=True),
+            *zip(fifth.of_run, try_it.show(run.id), strict=True),
+            *zip(last.of_run, publish.show(run.id), strict=True),
+        ]
+        values = [value for component, value in filled if isinstance(component, gr.HTML)]
+        return [
+            *(value if isinstance(value, str) else value.value for value in values),
+            base_facts("z-image-turbo", text, ask_hub=False),
+            publish.link(f"https://hub/{text}"),
+            visitors.welcome(space, ""),
+            visitors.welcome(space, text),
+            words.text(text),
+            words.lines([text], "note"),
+            words.image(run.path / "card" / "01.png", text),
+        ]
+
+    return html
+
+
+def test_no_text_becomes_html(page_of):
+    shown = page_of("zorp <zz>")
+    assert sum("&lt;zz&gt;" in html for html in shown) > 15  # it is looked at where texts are shown
+    for html in shown:
+        Balanced(html)
+    draw = random.Random(0)
+    for _ in range(25):
+        text = "".join(draw.choice(PIECES) for _ in range(draw.randint(1, 5)))
+        for html in page_of(f"z{text}"):
+            Balanced(html)
+
+
+def test_what_a_person_is_told_has_no_tags(server, call):
+    told = call.refused("change_settings", server.draft.id, {"<img src=http://evil.example>": 1})
+    assert "img src=http://evil.example" in told and not set(told) & {"<", ">"}
