@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -209,6 +210,34 @@ def test_an_empty_caption_is_said_beside_its_picture(page, files):
     box(page, "caption-3").blur()
     expect(page.locator("#said-3 .problem")).to_contain_text("empty")
     expect(page.locator("#to-teacher")).to_be_disabled()
+
+
+@contextmanager
+def on_its_way(page, server, component):
+    """Meanwhile what is typed into this component is sent, and arrives at the end."""
+    typed = server.numbers(component)[0]
+    held = []
+
+    def hold(route):
+        if route.request.post_data_json["fn_index"] == typed:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/run/predict*", hold)
+    yield
+    assert held
+    for route in held:
+        route.continue_()
+    page.unroute("**/run/predict*")
+
+
+def test_the_last_words_count_though_they_are_still_on_their_way(page, server, files):
+    upload(page, files(4), 4)
+    with on_its_way(page, server, "caption-3"):
+        box(page, "caption-3").fill("")
+        box(page, "caption-3").blur()
+        expect(page.locator("#said-3 .problem")).to_contain_text("empty")
 
 
 # --- one whole job
@@ -547,11 +576,12 @@ def test_the_keyboard_alone_leads_from_an_example_to_a_started_run(visit, server
     page.keyboard.press("Enter")
     expect(page.locator("#start")).to_be_enabled()
     tab_to(page, "set-steps")
-    page.keyboard.press("ControlOrMeta+a")
-    page.keyboard.type("3")
-    tab_to(page, "start")
-    page.keyboard.press("Enter")
-    expect(page.locator("#run-status .status")).to_be_visible()
+    with on_its_way(page, server, "set-steps"):
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type("3")
+        tab_to(page, "start")
+        page.keyboard.press("Enter")
+        expect(page.locator("#run-status .status")).to_be_visible()
     (run,) = set(list_runs(server.runs)) - known
     assert run.config.steps == 3
     assert "mibbit in a garden" in [file.read_text().strip() for file in run.dataset.glob("*.txt")]

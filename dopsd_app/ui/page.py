@@ -209,11 +209,17 @@ def _connect_pictures(page: Page) -> None:
     step.trigger.change(guarded(pictures.write_trigger), [draft, step.trigger], None, **LATEST)
     step.kind.input(guarded(pictures.choose_kind), [draft, step.kind], said, **QUIET)
     for number, slot in enumerate(step.slots):
-        write, remove = _on_slot(number)
-        slot.caption.change(guarded(write), [draft, step.keys, slot.caption], None, **LATEST)
-        slot.caption.blur(guarded(pictures.say), draft, said, queue=False, **QUIET)
+        write, leave, remove = _on_slot(number)
+        typed = [draft, step.keys, slot.caption]
+        slot.caption.change(guarded(write), typed, None, **LATEST)
+        slot.caption.blur(guarded(leave), typed, said, queue=False, **QUIET)
         slot.remove.click(guarded(remove), [draft, step.keys], step.shown, **SHOWN)
-    step.trigger.blur(guarded(pictures.say), draft, said, queue=False, **QUIET)
+
+    def leave_trigger(draft_id: str, word: str) -> list:
+        pictures.write_trigger(draft_id, word)
+        return pictures.say(draft_id)
+
+    step.trigger.blur(guarded(leave_trigger), [draft, step.trigger], said, queue=False, **QUIET)
 
     def to_teacher(draft_id: str) -> list:
         return [gr.Walkthrough(selected=TEACHER), TEACHER, *teacher.look(draft_id, {})]
@@ -233,10 +239,14 @@ def _on_slot(number: int):
     def write(draft_id: str, keys: list, text: str) -> None:
         pictures.write_caption(draft_id, keys, number, text)
 
+    def leave(draft_id: str, keys: list, text: str) -> list:
+        write(draft_id, keys, text)  # the last `write` may still be on its way
+        return pictures.say(draft_id)
+
     def remove(draft_id: str, keys: list) -> list:
         return pictures.remove(draft_id, keys, number)
 
-    return write, remove
+    return write, leave, remove
 
 
 # --- the second step
@@ -276,27 +286,34 @@ def _connect_plan(page: Page) -> None:
         set_settings(chosen, preset=preset)
         return plan.show(chosen)
 
-    def change(values: dict) -> list:
+    def keep(values: dict) -> Draft | None:
         chosen = pictures.the_draft(values[draft])
         if chosen.preset != values[step.preset]:
-            return [gr.skip(), gr.skip()]  # said before another preset was chosen
+            return None  # said before another preset was chosen
         plan.keep_settings(chosen, {name: values[control] for name, control in step.controls.items()})
-        return plan.show_needs(chosen)
+        return chosen
 
-    def start(draft_id: str) -> list:
-        run_id = plan.start(draft_id)
+    def change(values: dict) -> list:
+        chosen = keep(values)
+        return plan.show_needs(chosen) if chosen else [gr.skip(), gr.skip()]
+
+    def start(values: dict) -> list:
+        if keep(values) is None:  # what is trained is what this page shows: the last `change` may be late
+            raise KnownFailure("Another preset was chosen meanwhile. Reload the page to see it.")
+        run_id = plan.start(values[draft])
         return [gr.Walkthrough(selected=TRAIN), TRAIN, run_id, *train.look(run_id, {})]
 
+    shown = {draft, step.preset, *step.controls.values()}
     step.preset.input(guarded(choose_preset), [draft, step.preset], step.shown, **SHOWN)
     gr.on(
         [_changed(control) for control in step.controls.values()],
         guarded(change),
-        {draft, step.preset, *step.controls.values()},
+        shown,
         [step.needs, step.start],
         **LATEST,
     )
     outputs = [page.walk, page.place, page.train.run_id, *page.train.watched]
-    step.start.click(guarded(start), draft, outputs, trigger_mode="once", **SHOWN)
+    step.start.click(guarded(start), shown, outputs, trigger_mode="once", **SHOWN)
 
 
 def _changed(control: gr.components.Component):
