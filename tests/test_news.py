@@ -13,7 +13,8 @@ def test_what_a_tab_has_already_is_skipped():
     assert again == [gr.skip()] * 3
     seen, *updates = only_new({**values, "step": (4, lambda: "C")}, seen)
     assert updates == [gr.skip(), "C"]
-    assert seen == {"state": repr("training"), "step": repr(4)}
+    assert seen.keys() == {"state", "step"}
+    assert len(str(seen)) < 80  # it travels with every look
 
 
 def test_what_is_not_new_is_not_even_made():

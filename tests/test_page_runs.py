@@ -228,6 +228,37 @@ def test_a_stopped_run_says_so_keeps_a_checkpoint_and_can_be_resumed(visit, work
     expect(page.locator("#to-try")).to_be_enabled()
 
 
+def test_a_look_that_arrives_late_is_put_right_by_the_next(visit, working):
+    page = visit.open()
+    status = page.locator("#run-status")
+    expect(status).to_contain_text("Training")
+    looks = []
+
+    def hold(route):
+        if (
+            len(route.request.post_data_json["data"]) != 2 or looks
+        ):  # a timer sends what it looks at, and marks
+            route.continue_()
+        else:
+            looks.append((route, route.fetch()))
+
+    page.route("**/run/predict*", hold)
+    while not looks:
+        page.wait_for_timeout(200)
+    page.click("#stop")
+    wait_for(lambda: working.status.state == "stopped", "the end of the run")
+    page.click("#to-runs")  # looks as well
+    expect(status).to_contain_text("Stopped")
+    late, answer = looks[0]
+    with page.expect_response("**/run/predict*"):
+        late.fulfill(response=answer)
+    page.unroute("**/run/predict*")
+    for _ in range(2):
+        page.wait_for_event("requestfinished", lambda request: "run/predict" in request.url)
+    expect(status).to_contain_text("Stopped")
+    wait_for(lambda: shown_step(page) == working.status.step, "its last step on the page")
+
+
 def test_a_base_model_that_breaks_is_told_as_a_failure_in_a_sentence(visit, server, idle, tmp_path):
     base = tmp_path / "my-base"
     shutil.copytree(CATALOG["pocket-turbo"].folder, base)

@@ -1,8 +1,18 @@
 """Polling that sends only what is new: what a person is just looking at or using is left alone."""
 
+import hashlib
 from collections.abc import Callable
 
 import gradio as gr
+
+
+def seen_marks() -> gr.JSON:
+    """Holds what `only_new` returned last, in the tab itself.
+
+    Not a `gr.State`: that lives in the server, and when two answers overtake each other it would say that the
+    tab has what the tab has just lost. In one answer the marks and what they stand for arrive together.
+    """
+    return gr.JSON({}, visible=False)
 
 
 def only_new(values: dict[str, tuple[object, Callable]], seen: dict | None) -> list:
@@ -10,7 +20,11 @@ def only_new(values: dict[str, tuple[object, Callable]], seen: dict | None) -> l
 
     A value is a mark, which tells whether it is another one than before, and what makes the update.
     """
-    marks = {name: repr(mark) for name, (mark, _) in values.items()}
+    marks = {name: _digest(mark) for name, (mark, _) in values.items()}
     known = seen or {}
     updates = [make() if marks[name] != known.get(name) else gr.skip() for name, (_, make) in values.items()]
     return [marks if marks != known else gr.skip(), *updates]
+
+
+def _digest(mark: object) -> str:
+    return hashlib.blake2b(repr(mark).encode(), digest_size=8).hexdigest()

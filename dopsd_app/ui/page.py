@@ -10,6 +10,7 @@ from dopsd_app.events import KnownFailure
 from dopsd_app.runs import default_runs_dir, list_runs
 from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, train, try_it
 from dopsd_app.ui.guard import guarded
+from dopsd_app.ui.typing_order import STAMP, moment
 from dopsd_app.ui.visitors import describe_machine, header, limits, welcome
 
 NOWHERE, PICTURES, TEACHER, PLAN, TRAIN, TRY = 0, 1, 2, 3, 4, 5
@@ -206,20 +207,25 @@ def _connect_pictures(page: Page) -> None:
     )
     step.really.click(guarded(pictures.throw_away), draft, step.shown, **SHOWN)
     step.earlier.input(guarded(pictures.go_back_to), step.earlier, step.shown, **SHOWN)
-    step.trigger.change(guarded(pictures.write_trigger), [draft, step.trigger], None, **LATEST)
     step.kind.input(guarded(pictures.choose_kind), [draft, step.kind], said, **QUIET)
-    for number, slot in enumerate(step.slots):
-        write, leave, remove = _on_slot(number)
-        typed = [draft, step.keys, slot.caption]
-        slot.caption.change(guarded(write), typed, None, **LATEST)
-        slot.caption.blur(guarded(leave), typed, said, queue=False, **QUIET)
-        slot.remove.click(guarded(remove), [draft, step.keys], step.shown, **SHOWN)
+    now = moment()
 
-    def leave_trigger(draft_id: str, word: str) -> list:
-        pictures.write_trigger(draft_id, word)
+    def write_trigger(draft_id: str, word: str, moment: float, request: gr.Request) -> None:
+        pictures.write_trigger(request.session_hash, moment, draft_id, word)
+
+    def leave_trigger(draft_id: str, word: str, moment: float, request: gr.Request) -> list:
+        write_trigger(draft_id, word, moment, request)  # the last one may still be on its way
         return pictures.say(draft_id)
 
-    step.trigger.blur(guarded(leave_trigger), [draft, step.trigger], said, queue=False, **QUIET)
+    typed = [draft, step.trigger, now]
+    step.trigger.change(guarded(write_trigger), typed, None, js=STAMP, **LATEST)
+    step.trigger.blur(guarded(leave_trigger), typed, said, js=STAMP, queue=False, **QUIET)
+    for number, slot in enumerate(step.slots):
+        write, leave, remove = _on_slot(number)
+        typed = [draft, step.keys, slot.caption, now]
+        slot.caption.change(guarded(write), typed, None, js=STAMP, **LATEST)
+        slot.caption.blur(guarded(leave), typed, said, js=STAMP, queue=False, **QUIET)
+        slot.remove.click(guarded(remove), [draft, step.keys], step.shown, **SHOWN)
 
     def to_teacher(draft_id: str) -> list:
         return [gr.Walkthrough(selected=TEACHER), TEACHER, *teacher.look(draft_id, {})]
@@ -236,11 +242,11 @@ def _example(name: str):
 
 
 def _on_slot(number: int):
-    def write(draft_id: str, keys: list, text: str) -> None:
-        pictures.write_caption(draft_id, keys, number, text)
+    def write(draft_id: str, keys: list, text: str, moment: float, request: gr.Request) -> None:
+        pictures.write_caption(request.session_hash, moment, draft_id, keys, number, text)
 
-    def leave(draft_id: str, keys: list, text: str) -> list:
-        write(draft_id, keys, text)  # the last `write` may still be on its way
+    def leave(draft_id: str, keys: list, text: str, moment: float, request: gr.Request) -> list:
+        write(draft_id, keys, text, moment, request)  # the last one may still be on its way
         return pictures.say(draft_id)
 
     def remove(draft_id: str, keys: list) -> list:
@@ -286,34 +292,39 @@ def _connect_plan(page: Page) -> None:
         set_settings(chosen, preset=preset)
         return plan.show(chosen)
 
-    def keep(values: dict) -> Draft | None:
+    now = moment()
+    shown = {draft, step.preset, *step.controls.values(), now}  # sent in the order they were made: `now` last
+
+    def keep(values: dict, tab: str) -> Draft | None:
+        """Keeps the settings as this tab shows them; not where another preset was chosen meanwhile."""
         chosen = pictures.the_draft(values[draft])
         if chosen.preset != values[step.preset]:
-            return None  # said before another preset was chosen
-        plan.keep_settings(chosen, {name: values[control] for name, control in step.controls.items()})
+            return None
+        settings = {name: values[control] for name, control in step.controls.items()}
+        plan.keep_settings(tab, values[now], chosen, settings)
         return chosen
 
-    def change(values: dict) -> list:
-        chosen = keep(values)
+    def change(values: dict, request: gr.Request) -> list:
+        chosen = keep(values, request.session_hash)
         return plan.show_needs(chosen) if chosen else [gr.skip(), gr.skip()]
 
-    def start(values: dict) -> list:
-        if keep(values) is None:  # what is trained is what this page shows: the last `change` may be late
+    def start(values: dict, request: gr.Request) -> list:
+        if keep(values, request.session_hash) is None:  # kept here too: the last `change` may be on its way
             raise KnownFailure("Another preset was chosen meanwhile. Reload the page to see it.")
         run_id = plan.start(values[draft])
         return [gr.Walkthrough(selected=TRAIN), TRAIN, run_id, *train.look(run_id, {})]
 
-    shown = {draft, step.preset, *step.controls.values()}
     step.preset.input(guarded(choose_preset), [draft, step.preset], step.shown, **SHOWN)
     gr.on(
         [_changed(control) for control in step.controls.values()],
         guarded(change),
         shown,
         [step.needs, step.start],
+        js=STAMP,
         **LATEST,
     )
     outputs = [page.walk, page.place, page.train.run_id, *page.train.watched]
-    step.start.click(guarded(start), shown, outputs, trigger_mode="once", **SHOWN)
+    step.start.click(guarded(start), shown, outputs, js=STAMP, trigger_mode="once", **SHOWN)
 
 
 def _changed(control: gr.components.Component):

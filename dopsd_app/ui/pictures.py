@@ -1,6 +1,7 @@
 """The first step: the base model, the pictures and what is said of them."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -27,8 +28,10 @@ from dopsd_app.pictures import MAX_PICTURES
 from dopsd_app.ui import words
 from dopsd_app.ui.base_facts import base_facts
 from dopsd_app.ui.run_actions import the_run
+from dopsd_app.ui.typing_order import TypingOrder
 from dopsd_app.uploads import add_pictures, clone_run, list_examples, load_example
 
+typing_order = TypingOrder()
 SAID = 9  # where in `PicturesStep.shown` the set's messages are
 
 
@@ -254,10 +257,11 @@ def add_files(draft_id: str, files: list[str] | None) -> list:
     return [None, *values]
 
 
-def write_caption(draft_id: str, keys: list[str], number: int, text: str) -> None:
-    """Keeps the caption in a slot as it is being typed."""
+def write_caption(tab: str, moment: float, draft_id: str, keys: list[str], number: int, text: str) -> None:
+    """Keeps the caption in a slot as it was typed in this tab until this moment."""
     if number < len(keys):  # else the picture was just removed
-        set_caption(the_draft(draft_id), keys[number], text)
+        draft, key = the_draft(draft_id), keys[number]
+        typing_order.keep(tab, key, moment, lambda: set_caption(draft, key, text))
 
 
 def remove(draft_id: str, keys: list[str], number: int) -> list:
@@ -335,9 +339,11 @@ def choose_kind(draft_id: str, kind: str) -> list:
     return show_messages(draft)
 
 
-def write_trigger(draft_id: str, word: str) -> None:
-    """Keeps the trigger word as it is being typed."""
-    set_settings(the_draft(draft_id), trigger_word=word.strip() or None)
+def write_trigger(tab: str, moment: float, draft_id: str, word: str) -> None:
+    """Keeps the trigger word as it was typed in this tab until this moment."""
+    draft = the_draft(draft_id)
+    keep = partial(set_settings, draft, trigger_word=word.strip() or None)
+    typing_order.keep(tab, f"{draft.id} trigger", moment, keep)
 
 
 def base_of(draft: Draft) -> str:

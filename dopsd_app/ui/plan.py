@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import gradio as gr
 from filelock import FileLock
@@ -25,7 +26,7 @@ from dopsd_app.runs import (
     start_next,
 )
 from dopsd_app.ui import words
-from dopsd_app.ui.pictures import the_draft
+from dopsd_app.ui.pictures import the_draft, typing_order
 
 STARTED = "started.json"  # in the draft's folder: which run was started from it
 MAIN = ("name", "steps", "resolution", "rank", "preview_prompts")
@@ -197,8 +198,11 @@ def tell(draft: Draft) -> dict:
     return asdict(plan_draft(draft))
 
 
-def keep_settings(draft: Draft, values: dict) -> None:
-    """Keeps what differs from the preset, by setting; an empty field goes back to the preset's value."""
+def keep_settings(tab: str, moment: float, draft: Draft, values: dict) -> None:
+    """Keeps what differs from the preset, by setting, as it stood in this tab at this moment.
+
+    An empty field goes back to the preset's value.
+    """
     usual = {**asdict(TrainConfig()), **load_preset(draft.preset).settings}
     changes = {}
     for name, value in values.items():
@@ -206,7 +210,7 @@ def keep_settings(draft: Draft, values: dict) -> None:
             value = [line.strip() for line in (value or "").splitlines() if line.strip()]
         same = value is None or value == usual[name] or (isinstance(value, list) and not value)
         changes[name] = None if same else value
-    set_settings(draft, **changes)
+    typing_order.keep(tab, f"{draft.id} plan", moment, partial(set_settings, draft, **changes))
 
 
 def start(draft_id: str) -> str:

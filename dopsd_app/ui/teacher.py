@@ -12,7 +12,7 @@ from dopsd_app.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
 from dopsd_app.pictures import copy_examples
 from dopsd_app.runs import RunError, default_runs_dir, replace_file
 from dopsd_app.ui import words
-from dopsd_app.ui.news import only_new
+from dopsd_app.ui.news import only_new, seen_marks
 from dopsd_app.ui.pictures import the_draft
 from dopsd_app.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 
@@ -41,7 +41,7 @@ class TeacherStep:
     verdict: gr.HTML
     rows: gr.HTML
     timer: gr.Timer
-    seen: gr.State
+    seen: gr.JSON
 
     @property
     def watched(self) -> list:
@@ -59,7 +59,7 @@ def teacher_step() -> TeacherStep:
     status = gr.HTML(elem_id="check-status")
     verdict = gr.HTML(elem_id="verdict")
     rows = gr.HTML(INTRODUCTION, elem_id="check-rows")
-    return TeacherStep(check, cancel_button, go, status, verdict, rows, gr.Timer(RESTING), gr.State({}))
+    return TeacherStep(check, cancel_button, go, status, verdict, rows, gr.Timer(RESTING), seen_marks())
 
 
 # --- actions

@@ -11,7 +11,7 @@ from dopsd_app.hub import suggest_name
 from dopsd_app.runs import Run, Status
 from dopsd_app.ui import words
 from dopsd_app.ui.guard import guarded
-from dopsd_app.ui.news import only_new
+from dopsd_app.ui.news import only_new, seen_marks
 from dopsd_app.ui.plan import plainly
 from dopsd_app.ui.run_actions import can_try, read_log, run_name, statuses, the_run, watcher, wish
 from dopsd_app.watch import Preview, RunView
@@ -32,7 +32,7 @@ class TrainStep:
     run_id: gr.State
     runs: gr.Radio
     timer: gr.Timer
-    seen: gr.State
+    seen: gr.JSON
     status: gr.HTML
     progress: gr.HTML
     rollout: gr.HTML
@@ -98,7 +98,7 @@ def train_step() -> TrainStep:
                 keep = gr.Button("Keep it", size="sm", elem_id="keep-run")
             with gr.Accordion("When finished", open=False, elem_id="when-finished"):
                 wish, ask = _wish_parts()
-    run_id, seen = gr.State(""), gr.State({})
+    run_id, seen = gr.State(""), seen_marks()
     timer = gr.Timer(RESTING)
     log.expand(guarded(read_log), run_id, log_text, api_visibility="private", show_progress="hidden")
     return TrainStep(

@@ -1,0 +1,39 @@
+"""Requests of one tab that overtake each other."""
+
+import pytest
+
+from dopsd_app.ui import pictures
+from dopsd_app.ui.plan import keep_settings
+from dopsd_app.uploads import load_example
+
+
+@pytest.fixture
+def draft(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOPSD_DRAFTS", str(tmp_path))
+    return load_example(tmp_path, "zorp")
+
+
+def test_older_words_of_a_tab_replace_no_newer_ones(draft):
+    keys = [item.key for item in draft.items]
+
+    def write(tab, moment, text, number=0):
+        pictures.write_caption(tab, moment, draft.id, keys, number, text)
+
+    write("tab", 2.0, "zorp asleep")
+    write("tab", 1.0, "zorp asl")
+    assert draft.items[0].caption == "zorp asleep"
+    write("tab", 1.5, "zorp awake", number=1)  # another box
+    assert draft.items[1].caption == "zorp awake"
+    write("tab", 2.5, "")
+    assert draft.items[0].caption == ""
+    write("other", 0.5, "by a computer whose clock is late")
+    assert draft.items[0].caption == "by a computer whose clock is late"
+
+
+def test_older_settings_and_trigger_words_neither(draft):
+    keep_settings("tab", 2.0, draft, {"steps": 30})
+    keep_settings("tab", 1.0, draft, {"steps": 3})
+    assert draft.settings["steps"] == 30
+    pictures.write_trigger("tab", 2.0, draft.id, "zorp")
+    pictures.write_trigger("tab", 1.0, draft.id, "zor")
+    assert draft.trigger_word == "zorp"
