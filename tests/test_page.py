@@ -212,6 +212,20 @@ def test_an_empty_caption_is_said_beside_its_picture(page, files):
     expect(page.locator("#to-teacher")).to_be_disabled()
 
 
+def test_passing_the_list_of_earlier_drafts_changes_nothing(page, server, files):
+    upload(page, files(4), 4)
+    page.click("#example-zorp")  # so that there is an earlier draft with pictures
+    expect(page.locator(".slot:visible")).to_have_count(6)
+    box(page, "earlier").focus()
+    with page.expect_response("**/queue/join*"):
+        page.keyboard.press("Tab")
+    box(page, "caption-1").fill("typed at once")
+    page.wait_for_timeout(1500)
+    expect(box(page, "caption-1")).to_have_value("typed at once")
+    output = server.event(server.numbers("earlier")[0], [None])
+    assert all(value in (None, {"__type__": "update"}) for value in output["data"])
+
+
 @contextmanager
 def on_its_way(page, server, component):
     """Meanwhile what is typed into this component is sent, and arrives at the end."""

@@ -22,13 +22,18 @@ NAME_STEPS = """() => {
     for (const [id, name] of Object.entries(names))
         document.getElementById(`step-${id}-button`)?.setAttribute("aria-label", name);
 }"""
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+# At every event, Gradio's script touches all that may show progress: so name little of it, or nothing.
+QUIET = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
 LATEST = {
     "trigger_mode": "always_last",
     "queue": False,
     **QUIET,
 }  # while somebody types: the last word counts
-SHOWN = {"api_visibility": "private", "show_progress": "minimal"}
+
+
+def shown_on(component: gr.components.Component) -> dict:
+    """Options of an event that a person waits for, seen on this component."""
+    return {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": [component]}
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,9 @@ def _connect_entrance(page: Page, app: gr.Blocks) -> None:
 
 
 def _contents(page: Page, draft: Draft, run_id: str, place: int) -> list:
-    """What the steps show that can be reached from the one that is open."""
+    """What the steps of a new page show that can be reached from the one that is open."""
     return [
-        *pictures.show(draft),
+        *pictures.show(draft, as_built=True),
         *(plan.show(draft) if place >= PLAN else _skips(page.plan.shown)),
         *train.look(run_id, {}),
         *teacher.look(draft.id, {}),
@@ -189,13 +194,15 @@ def _connect_pictures(page: Page) -> None:
     draft = step.draft_id
     said = [*step.messages, *(slot.said for slot in step.slots)]
     of_base = [step.folder, step.facts, *said]
-    step.base.input(guarded(pictures.choose_base), [draft, step.base], of_base, **SHOWN)
-    step.folder.submit(guarded(pictures.choose_folder), [draft, step.folder], of_base, **SHOWN)
-    step.folder.blur(guarded(pictures.choose_folder), [draft, step.folder], of_base, **SHOWN)
-    step.upload.upload(guarded(pictures.add_files), [draft, step.upload], [step.upload, *step.shown], **SHOWN)
+    step.base.input(guarded(pictures.choose_base), [draft, step.base], of_base, **shown_on(step.facts))
+    step.folder.submit(guarded(pictures.choose_folder), [draft, step.folder], of_base, **shown_on(step.facts))
+    step.folder.blur(guarded(pictures.choose_folder), [draft, step.folder], of_base, **shown_on(step.facts))
+    step.upload.upload(
+        guarded(pictures.add_files), [draft, step.upload], [step.upload, *step.shown], **shown_on(step.upload)
+    )
     for name, button in step.examples.items():
-        button.click(guarded(_example(name)), None, step.shown, **SHOWN)
-    step.fresh.click(guarded(pictures.start_afresh), None, step.shown, **SHOWN)
+        button.click(guarded(_example(name)), None, step.shown, **shown_on(step.said))
+    step.fresh.click(guarded(pictures.start_afresh), None, step.shown, **shown_on(step.said))
     step.throw_away.click(lambda: gr.Row(visible=True), None, step.sure, queue=False, **QUIET)
     gr.on(
         [step.keep.click, step.really.click],
@@ -205,8 +212,13 @@ def _connect_pictures(page: Page) -> None:
         queue=False,
         **QUIET,
     )
-    step.really.click(guarded(pictures.throw_away), draft, step.shown, **SHOWN)
-    step.earlier.input(guarded(pictures.go_back_to), step.earlier, step.shown, **SHOWN)
+    step.really.click(guarded(pictures.throw_away), draft, step.shown, **shown_on(step.said))
+
+    def go_back_to(draft_id: str | None) -> list:
+        # Leaving the list without a choice is an `input` too: what is being typed then must stay.
+        return pictures.go_back_to(draft_id) if draft_id else _skips(step.shown)
+
+    step.earlier.input(guarded(go_back_to), step.earlier, step.shown, **shown_on(step.said))
     step.kind.input(guarded(pictures.choose_kind), [draft, step.kind], said, **QUIET)
     now = moment()
 
@@ -225,7 +237,7 @@ def _connect_pictures(page: Page) -> None:
         typed = [draft, step.keys, slot.caption, now]
         slot.caption.change(guarded(write), typed, None, js=STAMP, **LATEST)
         slot.caption.blur(guarded(leave), typed, said, js=STAMP, queue=False, **QUIET)
-        slot.remove.click(guarded(remove), [draft, step.keys], step.shown, **SHOWN)
+        slot.remove.click(guarded(remove), [draft, step.keys], step.shown, **shown_on(step.said))
 
     def to_teacher(draft_id: str) -> list:
         return [gr.Walkthrough(selected=TEACHER), TEACHER, *teacher.look(draft_id, {})]
@@ -278,7 +290,9 @@ def _connect_teacher(page: Page) -> None:
     def to_plan(draft_id: str) -> list:
         return [gr.Walkthrough(selected=PLAN), PLAN, *plan.show(pictures.the_draft(draft_id))]
 
-    step.go.click(guarded(to_plan), draft, [page.walk, page.place, *page.plan.shown], **SHOWN)
+    step.go.click(
+        guarded(to_plan), draft, [page.walk, page.place, *page.plan.shown], **shown_on(page.plan.needs)
+    )
 
 
 # --- the third step
@@ -314,7 +328,7 @@ def _connect_plan(page: Page) -> None:
         run_id = plan.start(values[draft])
         return [gr.Walkthrough(selected=TRAIN), TRAIN, run_id, *train.look(run_id, {})]
 
-    step.preset.input(guarded(choose_preset), [draft, step.preset], step.shown, **SHOWN)
+    step.preset.input(guarded(choose_preset), [draft, step.preset], step.shown, **shown_on(step.needs))
     gr.on(
         [_changed(control) for control in step.controls.values()],
         guarded(change),
@@ -324,7 +338,7 @@ def _connect_plan(page: Page) -> None:
         **LATEST,
     )
     outputs = [page.walk, page.place, page.train.run_id, *page.train.watched]
-    step.start.click(guarded(start), shown, outputs, js=STAMP, trigger_mode="once", **SHOWN)
+    step.start.click(guarded(start), shown, outputs, js=STAMP, trigger_mode="once", **shown_on(step.needs))
 
 
 def _changed(control: gr.components.Component):
@@ -377,7 +391,7 @@ def _connect_train(page: Page) -> None:
         return [gr.Walkthrough(selected=PLAN), PLAN, *values, *plan.show(pictures.the_draft(""))]
 
     outputs = [page.walk, page.place, *page.pictures.shown, *page.plan.shown]
-    step.clone.click(guarded(again), step.run_id, outputs, **SHOWN)
+    step.clone.click(guarded(again), step.run_id, outputs, **shown_on(page.plan.needs))
 
     def to_runs(draft_id: str, run_id: str) -> list:
         chosen = run_id or next((run.id for run in list_runs(default_runs_dir())), "")
@@ -390,8 +404,12 @@ def _connect_train(page: Page) -> None:
     def to_try(run_id: str) -> list:
         return [gr.Walkthrough(selected=TRY), TRY, *show_run(run_id)]
 
-    step.to_try.click(guarded(to_try), step.run_id, [page.walk, page.place, *page.of_run], **SHOWN)
-    step.ask.click(guarded(train.keep_wish), [step.run_id, *step.wish[:-1]], step.wish[-1], **SHOWN)
+    step.to_try.click(
+        guarded(to_try), step.run_id, [page.walk, page.place, *page.of_run], **shown_on(page.trying.title)
+    )
+    step.ask.click(
+        guarded(train.keep_wish), [step.run_id, *step.wish[:-1]], step.wish[-1], **shown_on(step.wish[-1])
+    )
 
 
 # --- the last step
@@ -422,7 +440,7 @@ def _connect_try(page: Page) -> None:
     def preview(run_id: str, name: str, private: bool, captions: bool) -> object:
         return gr.Textbox(publish.preview_card(run_id, name, private, captions), visible=True)
 
-    card.preview.click(guarded(preview), [run_id, *card.settings], card.card, **SHOWN)
+    card.preview.click(guarded(preview), [run_id, *card.settings], card.card, **shown_on(card.card))
     card.publish.click(
         guarded(publish.push),
         [run_id, *card.settings, card.token],

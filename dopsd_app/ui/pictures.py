@@ -127,6 +127,7 @@ def pictures_step() -> PicturesStep:
             earlier = gr.Dropdown([], label="Earlier drafts", visible=False, elem_id="earlier")
     with gr.Row(equal_height=False):
         trigger = gr.Textbox(
+            "",
             label="Trigger word",
             max_length=100,
             elem_id="trigger",
@@ -153,6 +154,7 @@ def _slot(number: int) -> Slot:
     with gr.Column(visible=False, min_width=150, elem_classes="slot", elem_id=f"slot-{number}") as box:
         picture = gr.HTML(elem_classes="pic", elem_id=f"picture-{number}")
         caption = gr.Textbox(
+            "",
             label=f"Caption of picture {number}",
             lines=2,
             max_lines=5,
@@ -167,8 +169,8 @@ def _slot(number: int) -> Slot:
 # --- what the step shows
 
 
-def show(draft: Draft) -> list:
-    """New values for the whole step."""
+def show(draft: Draft, *, as_built: bool = False) -> list:
+    """New values for the whole step; `as_built`: the page is new, and its slots are empty and hidden."""
     items, base = draft.items, base_of(draft)
     built_in = not CATALOG[base].repository
     folder = draft.settings.get("base_model", "")
@@ -180,10 +182,10 @@ def show(draft: Draft) -> list:
             gr.Textbox(value=item.caption),
         ]
         slots.append("")
-    hidden = [gr.Column(visible=False), "", gr.Textbox(value=""), ""]
+    hidden = [gr.skip()] * 4 if as_built else [gr.Column(visible=False), "", gr.Textbox(value=""), ""]
     slots += hidden * (MAX_PICTURES - len(items))
     messages = show_messages(draft)
-    slots[3::4] = messages[3:]
+    slots[3 : 4 * len(items) : 4] = messages[3 : 3 + len(items)]
     return [
         draft.id,
         [item.key for item in items],
