@@ -20,6 +20,7 @@ from dopsd_app.access import find_token
 from dopsd_app.card_pictures import card_pictures
 from dopsd_app.catalog import CATALOG, check_resolution, find_base_model
 from dopsd_app.config import (
+    DEFAULT_PRESET,
     ConfigError,
     TrainConfig,
     list_presets,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from dopsd_app.pictures import Dataset
 
 T = TypeVar("T")
-DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
 
 EXAMPLES = """examples:
   python -m dopsd_app preview --images photos/my-cat

@@ -14,6 +14,15 @@ from pathlib import Path
 from dopsd_app.events import KnownFailure
 
 PRESETS = Path(__file__).parent.parent / "presets"
+DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
+MEMORY_LEVERS = {  # what saves memory, by what it costs: first what changes only the time
+    "micro_batch": 1,
+    "gradient_checkpointing": True,
+    "optimizer": "adamw8bit",
+    "quantization": "nf4",
+    "resolution": 512,
+    "rank": 16,
+}
 
 
 class ConfigError(KnownFailure):
@@ -179,6 +188,17 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def load_config(path: Path) -> TrainConfig:
     """Reads what `save_config` wrote."""
     return make_config(json.loads(path.read_text(encoding="utf-8")))
+
+
+def memory_levers(config: TrainConfig) -> list[tuple[str, object]]:
+    """The settings that would save memory, in the order of MEMORY_LEVERS."""
+    levers = []
+    for name, value in MEMORY_LEVERS.items():
+        now = getattr(config, name)
+        at_most = isinstance(value, int) and not isinstance(value, bool)
+        if now > value if at_most else now != value:
+            levers.append((name, value))
+    return levers
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from pathlib import Path
 
 from dopsd_app.caption_file import MAX_CAPTION, clean_captions
 from dopsd_app.catalog import CATALOG
-from dopsd_app.config import ConfigError, TrainConfig, load_preset, make_config
+from dopsd_app.config import DEFAULT_PRESET, ConfigError, TrainConfig, load_preset, make_config
 from dopsd_app.draft_file import DraftError, changing, draft_lock, read_state
 from dopsd_app.picture_file import PicturesError
 from dopsd_app.pictures import Dataset, Example, Note, Problem, Seen, check_count, check_set
 from dopsd_app.runs import insist, replace_file
 
-DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
 DRAFT_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")  # as `new_draft` makes it
 KINDS = ("subject", "style")
 MAX_CAPTION_TEXT = 10 * MAX_CAPTION  # characters in one caption box

@@ -69,13 +69,6 @@ def who_is(token: str | None) -> Account:
         )
 
 
-def local_token() -> str | None:
-    """The token of the person signed in on this computer; none on a Space, where it would be its owner's."""
-    from huggingface_hub import get_token
-
-    return None if os.environ.get("SYSTEM") == "spaces" else get_token()
-
-
 def pause_space(token: str | None) -> None:
     """Pauses the Space that we run on: this process ends, and nothing more is billed."""
     from huggingface_hub import HfApi

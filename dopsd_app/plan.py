@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dopsd_app.catalog import BaseModelError, check_resolution, find_base_model, find_facts
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.cost import REAL_SIZE, disk, memory, preview_work, step_work
 from dopsd_app.machine import Machine, free_disk
 from dopsd_app.pictures import check_count
@@ -18,14 +18,6 @@ ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
 LONG = 12 * 3600  # seconds
 START = 10  # seconds until torch and diffusers are imported
 READING = 5e8  # bytes of weights per second, from disk to where they are used
-LEVERS = (  # what saves memory, by what it costs: first what changes only the time
-    ("micro_batch", 1),
-    ("gradient_checkpointing", True),
-    ("optimizer", "adamw8bit"),
-    ("quantization", "nf4"),
-    ("resolution", 512),
-    ("rank", 16),
-)
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -
 def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> str:
     """The first settings, lever after lever, with which the run would fit; "" where there are none."""
     changed = []
-    for name, value in LEVERS:
+    for name, value in memory_levers(config):
         smaller = replace(config, **{name: value})
         if memory(smaller, sizes, on_gpu).peak >= memory(config, sizes, on_gpu).peak:
             continue

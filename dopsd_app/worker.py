@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, suppress
 
 from filelock import FileLock, Timeout
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.events import (
     Event,
     Failed,
@@ -187,18 +187,11 @@ def unexpected(error: Exception) -> str:
 
 
 def _smaller(config: TrainConfig) -> str:
-    """What would need less memory, by what it costs: settings that change only the time come first."""
-    savings = [
-        (config.micro_batch > 1, "`micro_batch` 1"),
-        (not config.gradient_checkpointing, "`gradient_checkpointing` true"),
-        (config.optimizer == "adamw", "`optimizer` adamw8bit"),
-        (config.quantization == "none", "`quantization` nf4"),
-        (config.resolution > 512, "`resolution` 512"),
-        (config.rank > 16, "`rank` 16"),
-    ]
-    left = [words for helps, words in savings if helps]
+    """What would need less memory."""
     others = "Close other programs that use memory"
-    return f"{others}, or start a run with {left[0]}." if left else f"{others}, then resume the run."
+    for name, value in memory_levers(config):
+        return f"{others}, or start a run with `{name}` {str(value).lower()}."
+    return f"{others}, then resume the run."
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -488,11 +488,6 @@ def test_who_is_tells_name_organisations_and_role(hub, process):
     assert "cannot be read" in process.answer("who_is", token=TOKEN)["error"]
 
 
-def test_the_computers_token_is_not_used_on_a_space(process):
-    assert process.call("local_token", environment={"SYSTEM": ""}) == AMBIENT
-    assert process.call("local_token", environment={"SYSTEM": "spaces"}) is None
-
-
 def test_a_space_pauses_itself(hub, process):
     process.call("pause_space", token=TOKEN, environment={"SPACE_ID": "Ann/trainer"})
     assert hub.paused == ["Ann/trainer"]
