@@ -104,6 +104,8 @@ class TrainConfig:
             for name in ("learning_rate", "max_grad_norm")
             if not getattr(self, name) > 0
         ]
+        if self.seed >= 2**32:
+            problems.append(f"`seed` must be less than 2**32, got {self.seed}.")
         if self.ema_decay > 1:
             problems.append(f"`ema_decay` must be between 0 and 1, got {self.ema_decay}.")
         if self.rollout_steps >= 1 and self.num_inference_steps % self.rollout_steps:

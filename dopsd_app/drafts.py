@@ -24,6 +24,7 @@ from dopsd_app.runs import insist, replace_file
 
 DRAFT_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")  # as `new_draft` makes it
 KINDS = ("subject", "style")
+NEW = {"preset": DEFAULT_PRESET, "settings": {}, "kind": KINDS[0], "items": [], "waiting": {}}
 MAX_CAPTION_TEXT = 10 * MAX_CAPTION  # characters in one caption box
 KEPT_SETTINGS = ("name", "trigger_word", "preview_prompts", "device")  # they do not depend on the preset
 
@@ -96,13 +97,17 @@ def default_drafts_dir() -> Path:
 
 def new_draft(drafts_dir: Path) -> Draft:
     """An empty draft with the settings of the default preset."""
-    state = {"preset": DEFAULT_PRESET, "settings": {}, "kind": "subject", "items": [], "waiting": {}}
     # The last part keeps others from guessing the folder's name.
     draft = Draft(drafts_dir.absolute() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}")
     draft.pictures.mkdir(parents=True)
     draft.thumbnails.mkdir()
-    replace_file(draft.path / "draft.json", json.dumps(state))
+    replace_file(draft.path / "draft.json", json.dumps(NEW))
     return draft
+
+
+def is_new(draft: Draft) -> bool:
+    """Whether nothing was put into the draft or changed in it."""
+    return read_state(draft.path) == NEW
 
 
 def list_drafts(drafts_dir: Path) -> list[Draft]:

@@ -59,6 +59,12 @@ def test_not_a_number_is_refused(name):
         make_config({name: math.nan})
 
 
+def test_a_seed_that_no_generator_takes_is_refused():
+    TrainConfig(seed=2**32 - 1)
+    with pytest.raises(ConfigError, match=r"`seed` must be less than 2\*\*32, got 4294967296"):
+        TrainConfig(seed=2**32)
+
+
 def test_a_roll_out_visits_only_sigmas_of_the_inference():
     TrainConfig(num_inference_steps=8, rollout_steps=4)
     with pytest.raises(ConfigError, match=r"`rollout_steps` must divide `num_inference_steps` \(8\)"):

@@ -20,6 +20,7 @@ from dopsd_app.drafts import (
     draft_config,
     draft_dataset,
     find_draft,
+    is_new,
     list_drafts,
     new_draft,
     remove_picture,
@@ -94,6 +95,16 @@ def test_a_new_draft_is_empty_and_asks_for_pictures(draft):
     assert draft.items == ()
     assert check_draft(draft) == {"": ("Pictures: 4 to 20 are needed, but this draft has 0. Add more.",)}
     assert draft_config(draft) == make_config(load_preset("pocket").settings)
+
+
+def test_a_draft_is_new_until_anything_is_put_into_it(draft, uploads):
+    assert is_new(draft)
+    set_settings(draft, trigger_word="zorp")
+    assert not is_new(draft)
+    set_settings(draft, trigger_word=None)
+    assert is_new(draft)
+    set_settings(draft, kind="style")
+    assert not is_new(draft)
 
 
 def test_the_current_draft_is_the_one_changed_last(tmp_path):

@@ -112,6 +112,18 @@ def test_the_teacher_check_tells_and_shows_what_was_drawn(job):
                 assert picture.size == (64, 64)
 
 
+def test_a_check_of_other_captions_says_so(call, server):
+    draft = call("load_example", "zorp")["id"]
+    call("change_settings", draft, QUICK)
+    assert not call("check_teacher", draft)["outdated"]
+    picture = call("show_draft", draft)["pictures"][0]
+    call("caption_picture", draft, picture["key"], "a zorp, asleep")
+    tab = {"session": "outdated"}
+    server.event(server.entrance, [{}], **tab)
+    shown = str(server.event(server.numbers("to-teacher")[0], [None], **tab)["data"])
+    assert "seen in other pictures or captions" in shown
+
+
 def test_the_plan_tells_what_is_needed(job):
     assert job.plan["problems"] == [] and job.plan["steps"] == 4
     assert job.plan["seconds"] > 0 and job.plan["memory"] > 0 and job.plan["disk"] > 0

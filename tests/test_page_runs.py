@@ -277,6 +277,34 @@ def test_a_base_model_that_breaks_is_told_as_a_failure_in_a_sentence(visit, serv
     wait_for(lambda: "Traceback" in box(page, "log-text").input_value(), "the log")
 
 
+def test_delete_takes_the_run_that_was_asked_about(server):
+    draft = make_draft(server)
+    asked, other = (create_run(server.runs, draft_config(draft), draft_dataset(draft)) for _ in range(2))
+    tab = {"session": "hesitates"}
+    server.event(server.entrance, [{"run": asked.id, "step": 4}], **tab)
+    server.event(server.numbers("delete")[0], [None], **tab)
+    server.event(server.numbers("runs")[0], [other.id, {}], **tab)
+    server.event(server.numbers("really-delete")[0], [None, None, {}], **tab)
+    assert not asked.path.exists()
+    assert other.path.exists()
+
+
+def test_a_stale_tab_starts_nothing_twice_and_keeps_what_another_one_changed(browser, server, idle):
+    make_draft(server)
+    known = set(list_runs(server.runs))
+    first, second = (Visit(browser, server.url) for _ in range(2))
+    stale, tab = at_plan(first), at_plan(second)
+    box(tab, "set-steps").fill("40000")
+    tab.click("#start")
+    expect(tab.locator("#run-status")).to_contain_text("Training")
+    stale.click("#start")
+    expect(stale.locator("#run-status")).to_contain_text("Training")
+    (run,) = set(list_runs(server.runs)) - known
+    assert run.config.steps == 40000
+    first.close()
+    second.close()
+
+
 def test_delete_asks_first_and_then_takes_that_run_alone(visit, server):
     draft = make_draft(server)
     run = create_run(server.runs, draft_config(draft), draft_dataset(draft))

@@ -518,7 +518,7 @@ def page_of(tmp_path, monkeypatch):
     drawing = Drawing(drawings_folder(run.runs_dir) / "20260101-000000-000000-aaaaaaaaaaaa")
     drawing.path.mkdir()
     replace_file(drawing.path / "request.json", json.dumps({"config": {}, "folder": str(checked)}))
-    replace_file(draft.path / "check", drawing.id)
+    replace_file(draft.path / "check", json.dumps({"drawing": drawing.id, "of": "what was there before"}))
     for who in ("crop", "student", "teacher"):
         make_picture(1).save(drawing.path / f"0_{who}.webp")
     parts = (pictures.pictures_step, plan.plan_step, teacher.teacher_step, train.train_step)
@@ -554,7 +554,7 @@ def page_of(tmp_path, monkeypatch):
             *zip(third.shown, plan.show(draft), strict=True),
             *zip(second.watched, teacher.look(draft.id, {}), strict=True),
             *zip(fourth.watched, train.look(run.id, {}), strict=True),
-            *zip(fourth.wish, train.show_wish(run.id), strict=True),
+            *zip(fourth.wish[:-1], train.show_wish(run.id), strict=True),
             *zip(fifth.of_run, try_it.show(run.id), strict=True),
             *zip(last.of_run, publish.show(run.id), strict=True),
         ]

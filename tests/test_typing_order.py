@@ -30,6 +30,17 @@ def test_older_words_of_a_tab_replace_no_newer_ones(draft):
     assert draft.items[0].caption == "by a computer whose clock is late"
 
 
+def test_a_box_that_is_only_left_takes_nothing_back(draft):
+    keys = [item.key for item in draft.items]
+    shown = draft.items[0].caption
+    pictures.write_caption("tab", 1.0, draft.id, keys, 0, shown)  # as a page does when it is filled
+    pictures.write_caption("other", 2.0, draft.id, keys, 0, "better words from another tab")
+    pictures.write_caption("tab", 3.0, draft.id, keys, 0, shown)  # only left
+    assert draft.items[0].caption == "better words from another tab"
+    pictures.write_caption("tab", 4.0, draft.id, keys, 0, "typed now")
+    assert draft.items[0].caption == "typed now"
+
+
 def test_older_settings_and_trigger_words_neither(draft):
     keep_settings("tab", 2.0, draft, {"steps": 30})
     keep_settings("tab", 1.0, draft, {"steps": 3})

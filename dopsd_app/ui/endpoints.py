@@ -44,7 +44,6 @@ TYPES = {
     dict: "an object",
     list: "a list",
 }
-MAX_STRENGTH = 1.5  # of the LoRA in a picture
 
 
 def add_endpoints() -> None:

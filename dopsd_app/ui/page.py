@@ -203,7 +203,14 @@ def _connect_pictures(page: Page) -> None:
     for name, button in step.examples.items():
         button.click(guarded(_example(name)), None, step.shown, **shown_on(step.said))
     step.fresh.click(guarded(pictures.start_afresh), None, step.shown, **shown_on(step.said))
-    step.throw_away.click(lambda: gr.Row(visible=True), None, step.sure, queue=False, **QUIET)
+    asked_about = gr.State("")  # another draft may be shown by the time the answer comes
+
+    def ask(draft_id: str) -> list:
+        asked = pictures.the_draft(draft_id)
+        whose = f" of {asked.trigger_word}" if asked.trigger_word else ""
+        return [asked.id, gr.Row(visible=True), gr.Button(f"Delete the {len(asked.items)} pictures{whose}")]
+
+    step.throw_away.click(guarded(ask), draft, [asked_about, step.sure, step.really], **QUIET)
     gr.on(
         [step.keep.click, step.really.click],
         lambda: gr.Row(visible=False),
@@ -212,7 +219,12 @@ def _connect_pictures(page: Page) -> None:
         queue=False,
         **QUIET,
     )
-    step.really.click(guarded(pictures.throw_away), draft, step.shown, **shown_on(step.said))
+
+    def throw_away(asked: str, draft_id: str) -> list:
+        pictures.throw_away(asked)
+        return pictures.show(pictures.the_draft("" if draft_id == asked else draft_id))
+
+    step.really.click(guarded(throw_away), [asked_about, draft], step.shown, **shown_on(step.said))
 
     def go_back_to(draft_id: str | None) -> list:
         # Leaving the list without a choice is an `input` too: what is being typed then must stay.
@@ -307,20 +319,25 @@ def _connect_plan(page: Page) -> None:
         return plan.show(chosen)
 
     now = moment()
-    shown = {draft, step.preset, *step.controls.values(), now}  # sent in the order they were made: `now` last
+    # Gradio sends a set in the order of making: `now` is the last, as STAMP wants it.
+    shown = {draft, step.preset, *step.controls.values(), step.sent, now}
 
-    def keep(values: dict, tab: str) -> Draft | None:
-        """Keeps the settings as this tab shows them; not where another preset was chosen meanwhile."""
+    def keep(values: dict, tab: str) -> dict | None:
+        """Keeps what was changed in this tab, and returns all it shows; None: another preset was chosen."""
         chosen = pictures.the_draft(values[draft])
         if chosen.preset != values[step.preset]:
             return None
         settings = {name: values[control] for name, control in step.controls.items()}
-        plan.keep_settings(tab, values[now], chosen, settings)
-        return chosen
+        sent = values[step.sent] or {}
+        changed = {name: value for name, value in settings.items() if value != sent.get(name)}
+        plan.keep_settings(tab, values[now], chosen, changed)
+        return settings
 
     def change(values: dict, request: gr.Request) -> list:
-        chosen = keep(values, request.session_hash)
-        return plan.show_needs(chosen) if chosen else [gr.skip(), gr.skip()]
+        settings = keep(values, request.session_hash)
+        if settings is None:
+            return _skips([step.sent, step.needs, step.start])
+        return [settings, *plan.show_needs(pictures.the_draft(values[draft]))]
 
     def start(values: dict, request: gr.Request) -> list:
         if keep(values, request.session_hash) is None:  # kept here too: the last `change` may be on its way
@@ -333,7 +350,7 @@ def _connect_plan(page: Page) -> None:
         [_changed(control) for control in step.controls.values()],
         guarded(change),
         shown,
-        [step.needs, step.start],
+        [step.sent, step.needs, step.start],
         js=STAMP,
         **LATEST,
     )
@@ -373,18 +390,20 @@ def _connect_train(page: Page) -> None:
     # Whatever chose another run: what was open for the last one is not left beside it.
     step.run_id.change(guarded(train.show_beside, silent=True), step.run_id, step.beside, **QUIET)
 
-    def delete(run_id: str, seen: dict) -> list:
-        gr.Info(run_actions.remove_run(run_id), duration=4)
-        left = next((run.id for run in list_runs(default_runs_dir())), "")
+    asked_about = gr.State("")  # another run may be shown by the time the answer comes
+
+    def delete(asked: str, run_id: str, seen: dict) -> list:
+        gr.Info(run_actions.remove_run(asked), duration=4)
+        left = next((run.id for run in list_runs(default_runs_dir())), "") if run_id == asked else run_id
         return [left, gr.Row(visible=False), *train.look(left, seen)]
 
     def ask(run_id: str) -> list:
         name = run_actions.run_name(run_actions.the_run(run_id))
-        return [gr.Row(visible=True), gr.Button(f"Delete {name} for good")]
+        return [run_id, gr.Row(visible=True), gr.Button(f"Delete {name} for good")]
 
-    step.delete.click(guarded(ask), step.run_id, [step.sure, step.really], **QUIET)
+    step.delete.click(guarded(ask), step.run_id, [asked_about, step.sure, step.really], **QUIET)
     step.keep.click(lambda: gr.Row(visible=False), None, step.sure, queue=False, **QUIET)
-    step.really.click(guarded(delete), at, [step.run_id, step.sure, *watched], **QUIET)
+    step.really.click(guarded(delete), [asked_about, *at], [step.run_id, step.sure, *watched], **QUIET)
 
     def again(run_id: str) -> list:
         values = pictures.start_from_run(run_id)
@@ -402,6 +421,7 @@ def _connect_train(page: Page) -> None:
     page.to_runs.click(guarded(to_runs), [page.pictures.draft_id, step.run_id], outputs, **QUIET)
 
     def to_try(run_id: str) -> list:
+        try_it.cancel_others(run_id)
         return [gr.Walkthrough(selected=TRY), TRY, *show_run(run_id)]
 
     step.to_try.click(

@@ -17,6 +17,7 @@ from dopsd_app.drafts import (
     default_drafts_dir,
     delete_draft,
     find_draft,
+    is_new,
     list_drafts,
     make_current,
     new_draft,
@@ -28,10 +29,9 @@ from dopsd_app.pictures import MAX_PICTURES
 from dopsd_app.ui import words
 from dopsd_app.ui.base_facts import base_facts
 from dopsd_app.ui.run_actions import the_run
-from dopsd_app.ui.typing_order import TypingOrder
+from dopsd_app.ui.typing_order import typing_order
 from dopsd_app.uploads import add_pictures, clone_run, list_examples, load_example
 
-typing_order = TypingOrder()
 SAID = 9  # where in `PicturesStep.shown` the set's messages are
 
 
@@ -263,7 +263,7 @@ def write_caption(tab: str, moment: float, draft_id: str, keys: list[str], numbe
     """Keeps the caption in a slot as it was typed in this tab until this moment."""
     if number < len(keys):  # else the picture was just removed
         draft, key = the_draft(draft_id), keys[number]
-        typing_order.keep(tab, key, moment, lambda: set_caption(draft, key, text))
+        typing_order.keep(tab, key, moment, text, lambda: set_caption(draft, key, text))
 
 
 def remove(draft_id: str, keys: list[str], number: int) -> list:
@@ -299,13 +299,12 @@ def start_from_run(run_id: str) -> list:
 def start_afresh() -> list:
     """A new, empty draft."""
     draft = the_draft("")
-    return show(new_draft(default_drafts_dir()) if draft.items else draft)
+    return show(draft if is_new(draft) else new_draft(default_drafts_dir()))
 
 
-def throw_away(draft_id: str) -> list:
-    """Deletes a draft with its pictures for good, and shows the one before it."""
-    delete_draft(the_draft(draft_id))
-    return show(the_draft(""))
+def throw_away(draft_id: str) -> None:
+    """Deletes a draft with its pictures for good."""
+    delete_draft(find_draft(default_drafts_dir(), draft_id))
 
 
 def choose_base(draft_id: str, base: str) -> list:
@@ -345,7 +344,7 @@ def write_trigger(tab: str, moment: float, draft_id: str, word: str) -> None:
     """Keeps the trigger word as it was typed in this tab until this moment."""
     draft = the_draft(draft_id)
     keep = partial(set_settings, draft, trigger_word=word.strip() or None)
-    typing_order.keep(tab, f"{draft.id} trigger", moment, keep)
+    typing_order.keep(tab, f"{draft.id} trigger", moment, word, keep)
 
 
 def base_of(draft: Draft) -> str:

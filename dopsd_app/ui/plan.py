@@ -26,7 +26,8 @@ from dopsd_app.runs import (
     start_next,
 )
 from dopsd_app.ui import words
-from dopsd_app.ui.pictures import the_draft, typing_order
+from dopsd_app.ui.pictures import the_draft
+from dopsd_app.ui.typing_order import typing_order
 
 STARTED = "started.json"  # in the draft's folder: which run was started from it
 MAIN = ("name", "steps", "resolution", "rank", "preview_prompts")
@@ -72,13 +73,14 @@ class PlanStep:
     preset: gr.Radio
     about: gr.HTML
     controls: dict[str, gr.components.Component]  # by setting
+    sent: gr.JSON  # the controls' values, as this tab was sent them or has sent them itself
     needs: gr.HTML
     start: gr.Button
 
     @property
     def shown(self) -> list:
         """What `show` fills, in its order."""
-        return [self.preset, self.about, *self.controls.values(), self.needs, self.start]
+        return [self.preset, self.about, *self.controls.values(), self.sent, self.needs, self.start]
 
 
 def plan_step() -> PlanStep:
@@ -94,7 +96,7 @@ def plan_step() -> PlanStep:
             start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
     with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_classes="more"):
         controls |= {name: _control(name) for name in LABELS if name not in MAIN}
-    return PlanStep(preset, about, controls, needs, start)
+    return PlanStep(preset, about, controls, gr.JSON({}, visible=False), needs, start)
 
 
 def _control(name: str) -> gr.components.Component:
@@ -126,6 +128,7 @@ def show(draft: Draft) -> list:
         gr.Radio(choices=[(preset.label, preset.name) for preset in presets], value=chosen.name),
         f"<p class='hint'>{words.text(chosen.description)}</p>",
         *values,
+        dict(zip(_order(), values, strict=True)),
         *show_needs(draft),
     ]
 
@@ -199,7 +202,7 @@ def tell(draft: Draft) -> dict:
 
 
 def keep_settings(tab: str, moment: float, draft: Draft, values: dict) -> None:
-    """Keeps what differs from the preset, by setting, as it stood in this tab at this moment.
+    """Keeps these settings, as they stood in this tab at this moment, where they differ from the preset.
 
     An empty field goes back to the preset's value.
     """
@@ -210,7 +213,7 @@ def keep_settings(tab: str, moment: float, draft: Draft, values: dict) -> None:
             value = [line.strip() for line in (value or "").splitlines() if line.strip()]
         same = value is None or value == usual[name] or (isinstance(value, list) and not value)
         changes[name] = None if same else value
-    typing_order.keep(tab, f"{draft.id} plan", moment, partial(set_settings, draft, **changes))
+    typing_order.keep(tab, f"{draft.id} plan", moment, changes, partial(set_settings, draft, **changes))
 
 
 def start(draft_id: str) -> str:

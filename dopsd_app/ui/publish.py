@@ -32,7 +32,7 @@ class PublishStep:
     @property
     def of_run(self) -> list:
         """What `show` fills, in its order."""
-        return [self.name, self.pictures, self.clear, self.card, self.result]
+        return [self.name, self.private, self.captions, self.pictures, self.clear, self.card, self.result]
 
     @property
     def settings(self) -> list:
@@ -74,6 +74,8 @@ def show(run_id: str) -> list:
     run = the_run(run_id)
     return [
         gr.Textbox(value=hub.suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"),
+        True,  # what was chosen for another run holds for that one
+        False,
         *_shown_pictures(run),
         gr.Textbox(visible=False),
         _link(hub.published(run)),

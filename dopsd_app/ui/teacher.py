@@ -1,5 +1,8 @@
 """The second step: what the teacher sees in the pictures, before an hour is spent on training."""
 
+import hashlib
+import json
+import secrets
 import shutil
 from dataclasses import asdict, dataclass, replace
 
@@ -7,6 +10,8 @@ import gradio as gr
 from filelock import FileLock
 
 from dopsd_app.caption_file import clean_captions
+from dopsd_app.config import load_preset
+from dopsd_app.draft_file import read_state
 from dopsd_app.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
 from dopsd_app.pictures import copy_examples
@@ -72,11 +77,18 @@ def start_check(draft_id: str) -> Drawing:
         if (earlier := draft_check(draft)) and earlier.status.live:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
         config, dataset = draft_config(draft), draft_dataset(draft)
-        checked = draft.path / "checked"
-        shutil.rmtree(checked, ignore_errors=True)
+        mark = _mark(draft)
+        checked = draft.path / f"checked-{secrets.token_hex(6)}"
         copy_examples(replace(dataset, examples=dataset.examples[:CHECKED]), checked)
-        drawing = ask(default_runs_dir(), CheckRequest(config, checked))
-        replace_file(_file(draft), drawing.id)
+        try:
+            drawing = ask(default_runs_dir(), CheckRequest(config, checked))
+        except RunError:
+            shutil.rmtree(checked)
+            raise
+        replace_file(_file(draft), json.dumps({"drawing": drawing.id, "of": mark}))
+        # Only now: had this check been refused, the last one would still be shown.
+        for old in set(draft.path.glob("checked-*")) - {checked}:
+            shutil.rmtree(old, ignore_errors=True)
     return drawing
 
 
@@ -90,9 +102,22 @@ def cancel_check(draft_id: str) -> str:
 def draft_check(draft: Draft) -> Drawing | None:
     """The check that was last asked for with this draft, while it is kept."""
     try:
-        return read_drawing(default_runs_dir(), _file(draft).read_text(encoding="utf-8"))
+        return read_drawing(default_runs_dir(), json.loads(_file(draft).read_bytes())["drawing"])
     except (FileNotFoundError, RunError):
         return None
+
+
+def is_outdated(draft: Draft) -> bool:
+    """Whether the draft's last check saw other pictures or captions, or another base model."""
+    return json.loads(_file(draft).read_bytes())["of"] != _mark(draft)
+
+
+def _mark(draft: Draft) -> str:
+    state = read_state(draft.path)
+    settings = load_preset(state["preset"]).settings | state["settings"]  # which may not be whole just now
+    pictures = [(item["key"], item["caption"]) for item in state["items"][:CHECKED]]
+    seen = [pictures, settings.get("base_model"), settings.get("resolution")]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def _file(draft: Draft):
@@ -101,9 +126,10 @@ def _file(draft: Draft):
 
 def show_check(draft_id: str) -> dict:
     """The score and the sentence of the draft's finished check; empty without one."""
-    drawing = draft_check(the_draft(draft_id))
+    draft = the_draft(draft_id)
+    drawing = draft_check(draft)
     check = read_check(drawing.path) if drawing else None
-    return asdict(check) if check else {}
+    return asdict(check) | {"outdated": is_outdated(draft)} if check else {}
 
 
 # --- the page
@@ -111,17 +137,19 @@ def show_check(draft_id: str) -> dict:
 
 def look(draft_id: str, seen: dict) -> list:
     """New values for all that shows the check; what this tab has already is left as it is."""
-    drawing = draft_check(the_draft(draft_id)) if draft_id else None
+    draft = the_draft(draft_id) if draft_id else None
+    drawing = draft_check(draft) if draft else None
     status = drawing.status if drawing else None
     live = bool(status and status.live)
     rows = rows_drawn(drawing.path) if drawing else []
     check = read_check(drawing.path) if drawing else None
+    outdated = bool(check) and is_outdated(draft)
     values = {
         "status": (
             status and (status.state, status.done, status.total, status.reason),
             lambda: _status(status),
         ),
-        "verdict": ((drawing and drawing.id, bool(check)), lambda: _verdict(check)),
+        "verdict": ((drawing and drawing.id, bool(check), outdated), lambda: _verdict(check, outdated)),
         "rows": ((drawing and drawing.id, len(rows)), lambda: _rows(drawing, rows)),
         "check": ((live, bool(rows)), lambda: _check_button(live, bool(rows))),
         "cancel": (live, lambda: gr.Button(interactive=live)),
@@ -156,10 +184,11 @@ def _status(status) -> str:
     )
 
 
-def _verdict(check: TeacherCheck | None) -> str:
+def _verdict(check: TeacherCheck | None, outdated: bool) -> str:
     if check is None:
         return ""
-    return (
+    old = "This was seen in other pictures or captions, or by another base model. Look again."
+    return words.lines([old] if outdated else [], "advice") + (
         f"<div class='verdict {MARKS[check.verdict]}' role='status'>"
         f"<p class='word'>{WORDS[check.verdict]}</p>"
         f"<p>{words.text(check.sentence)}</p>"

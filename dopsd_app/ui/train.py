@@ -21,6 +21,7 @@ WATCHING, RESTING = 1.0, 5.0  # seconds between two looks: while a run is at wor
 EMPTY = (
     "<div class='empty'><p>No run yet. Choose pictures, look at the plan and press <b>Start</b>.</p></div>"
 )
+NONE_CHOSEN = "<div class='empty'><p>Choose one of the runs to see how it stands.</p></div>"
 
 GOOD = "The LoRA file was loaded back into the base model and draws what was trained."
 
@@ -55,14 +56,14 @@ class TrainStep:
     @property
     def beside(self) -> list:
         """What `show_beside` fills, in its order."""
-        return [self.log, *self.wish]
+        return [self.log, *self.wish[:-1]]
 
     @property
     def watched(self) -> list:
         """What `look` fills, in its order."""
         buttons = [self.stop, self.resume, self.preview, self.save, self.clone, self.delete, self.to_try]
         shown = [self.status, self.progress, self.rollout, self.samples, self.curve]
-        return [self.seen, self.runs, *shown, *buttons, self.timer]
+        return [self.seen, self.runs, *shown, *buttons, self.wish[-1], self.timer]
 
 
 def train_step() -> TrainStep:
@@ -124,10 +125,10 @@ def _wish_parts() -> tuple[list, gr.Button]:
 def show_wish(run_id: str) -> list:
     """What is to happen when the run has finished, and what became of it."""
     if not run_id:
-        return [False, "", True, False, ""]
+        return [False, "", True, False]
     run = the_run(run_id)
     asked = read_wish(run)
-    return [asked.push, asked.name or suggest_name(run.config), asked.private, asked.pause, _told(run)]
+    return [asked.push, asked.name or suggest_name(run.config), asked.private, asked.pause]
 
 
 def show_beside(run_id: str) -> list:
@@ -165,8 +166,9 @@ def look(run_id: str, seen: dict) -> list:
     chosen = run.id if run else None
     values = {
         "runs": ((choices, chosen), lambda: gr.Radio(choices=choices, value=chosen)),
-        **_pictures_of_run(view),
+        **_pictures_of_run(view, NONE_CHOSEN if known else EMPTY),
         **_buttons(run, view),
+        "wish": (told := _told(run) if view else "", lambda: told),
         "timer": (busy, lambda: gr.Timer(WATCHING if busy else RESTING)),
     }
     return only_new(values, seen)
@@ -188,11 +190,11 @@ def _label(run: Run, status: Status) -> str:
     return f"{run_name(run)} · {state} · {made:%d %b %H:%M}"
 
 
-def _pictures_of_run(view: RunView | None) -> dict:
+def _pictures_of_run(view: RunView | None, otherwise: str) -> dict:
     """A mark and a maker for each part that shows the chosen run."""
     if view is None:
         return {
-            "status": (None, lambda: EMPTY),
+            "status": (otherwise, lambda: otherwise),
             **{key: (None, lambda: "") for key in ("progress", "rollout", "samples")},
             "curve": (None, lambda: gr.LinePlot(visible=False)),
         }

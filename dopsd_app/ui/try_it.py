@@ -14,7 +14,7 @@ from PIL import Image
 from dopsd_app.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
 from dopsd_app.events import KnownFailure
 from dopsd_app.model_card import make_snippet
-from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints
+from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
 from dopsd_app.ui import words
 from dopsd_app.ui.run_actions import run_name, the_run
 
@@ -158,6 +158,13 @@ def cancel_drawing(run_id: str) -> str:
         if getattr(drawing.request, "run_id", "") == run.id:
             cancel(drawing)
     return "Cancelled."
+
+
+def cancel_others(run_id: str) -> None:
+    """Stops all drawing for other runs: their pictures would arrive beside this one's name."""
+    for drawing in unfinished_drawings(default_runs_dir()):
+        if getattr(drawing.request, "run_id", run_id) != run_id:
+            cancel(drawing)
 
 
 def _step(checkpoint: str | None) -> int:

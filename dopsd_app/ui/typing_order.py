@@ -1,4 +1,7 @@
-"""What a person types, in the order in which it was typed: requests of one tab may overtake each other."""
+"""What a person types, in the order in which it was typed: requests of one tab may overtake each other.
+
+Gradio sends a box's words when they change, and a second request may leave before the first is answered.
+"""
 
 import threading
 from collections import OrderedDict
@@ -25,15 +28,23 @@ class TypingOrder:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._moments: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._last: OrderedDict[tuple[str, str], tuple[float, object]] = OrderedDict()
 
-    def keep(self, tab: str, place: str, moment: float, write: Callable[[], None]) -> None:
-        """Calls `write`, unless words of a later moment were written; one at a time."""
+    def keep(self, tab: str, place: str, moment: float, words: object, write: Callable[[], None]) -> None:
+        """Calls `write`, unless later words were written, or the tab says again what it said last.
+
+        What it says again, another tab may have changed meanwhile.
+        """
         with self._lock:
-            if moment < self._moments.get((tab, place), 0):
+            before, last = self._last.get((tab, place), (0, None))
+            if moment < before:
                 return
-            write()
-            self._moments[tab, place] = moment
-            self._moments.move_to_end((tab, place))
-            if len(self._moments) > KEPT:
-                self._moments.popitem(last=False)
+            if words != last:
+                write()
+            self._last[tab, place] = moment, words
+            self._last.move_to_end((tab, place))
+            if len(self._last) > KEPT:
+                self._last.popitem(last=False)
+
+
+typing_order = TypingOrder()
