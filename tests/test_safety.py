@@ -209,6 +209,8 @@ def test_paths_that_a_client_makes_up_are_not_read(server, call):
     cache = server.temporary / "gradio"
     picture = server.run.dataset / "01.png"
     number, page = function_number(server, "add_pictures"), server.numbers("upload")[0]
+    tab = "makes up paths"
+    server.event(server.entrance, [{}], session=tab)
     with ImitationHub() as elsewhere:
         for path in (
             str(picture),
@@ -232,7 +234,7 @@ def test_paths_that_a_client_makes_up_are_not_read(server, call):
             ):
                 output = server.event(number, [draft, [file]])
                 assert "data" not in output, file
-                server.event(page, [None, [file]])
+                server.event(page, [None, [file]], session=tab)
         assert elsewhere.requests == []
     assert all_bytes(server.runs, server.drafts) == before
     assert picture.exists() and Path("/etc/passwd").exists()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dopsd_app.events import KnownFailure
 from dopsd_app.ui import pictures
 from dopsd_app.ui.plan import keep_settings
 from dopsd_app.uploads import load_example
@@ -39,6 +40,21 @@ def test_a_box_that_is_only_left_takes_nothing_back(draft):
     assert draft.items[0].caption == "better words from another tab"
     pictures.write_caption("tab", 4.0, draft.id, keys, 0, "typed now")
     assert draft.items[0].caption == "typed now"
+
+
+def test_a_page_that_the_server_forgot_changes_no_draft(draft):
+    before = draft.items
+    keys = [item.key for item in before]
+    for act in (
+        lambda: pictures.write_caption("tab", 1.0, "", keys, 0, "words"),
+        lambda: pictures.write_caption("tab", 1.0, "", [], 0, "words"),
+        lambda: pictures.write_trigger("tab", 1.0, "", "word"),
+        lambda: pictures.remove("", keys, 0),
+        lambda: pictures.choose_kind("", "style"),
+    ):
+        with pytest.raises(KnownFailure, match="Reload it"):
+            act()
+    assert draft.items == before and draft.kind == "subject"
 
 
 def test_older_settings_and_trigger_words_neither(draft):

@@ -206,7 +206,7 @@ def _connect_pictures(page: Page) -> None:
     asked_about = gr.State("")  # another draft may be shown by the time the answer comes
 
     def ask(draft_id: str) -> list:
-        asked = pictures.the_draft(draft_id)
+        asked = pictures.shown_draft(draft_id)
         whose = f" of {asked.trigger_word}" if asked.trigger_word else ""
         return [asked.id, gr.Row(visible=True), gr.Button(f"Delete the {len(asked.items)} pictures{whose}")]
 
@@ -314,7 +314,7 @@ def _connect_plan(page: Page) -> None:
     step, draft = page.plan, page.pictures.draft_id
 
     def choose_preset(draft_id: str, preset: str) -> list:
-        chosen = pictures.the_draft(draft_id)
+        chosen = pictures.shown_draft(draft_id)
         set_settings(chosen, preset=preset)
         return plan.show(chosen)
 
@@ -324,7 +324,7 @@ def _connect_plan(page: Page) -> None:
 
     def keep(values: dict, tab: str) -> dict | None:
         """Keeps what was changed in this tab, and returns all it shows; None: another preset was chosen."""
-        chosen = pictures.the_draft(values[draft])
+        chosen = pictures.shown_draft(values[draft])
         if chosen.preset != values[step.preset]:
             return None
         settings = {name: values[control] for name, control in step.controls.items()}

@@ -25,6 +25,7 @@ from dopsd_app.drafts import (
     set_caption,
     set_settings,
 )
+from dopsd_app.events import KnownFailure
 from dopsd_app.pictures import MAX_PICTURES
 from dopsd_app.ui import words
 from dopsd_app.ui.base_facts import base_facts
@@ -246,9 +247,20 @@ def the_draft(draft_id: str) -> Draft:
     return find_draft(drafts_dir, draft_id) if draft_id else current_draft(drafts_dir)
 
 
+def shown_draft(draft_id: str) -> Draft:
+    """The draft that a page shows, by its id.
+
+    The server forgets it an hour after it lost sight of the page, as when a laptop slept. Nothing may be
+    done then to whatever draft was changed last.
+    """
+    if not draft_id:
+        raise KnownFailure("The connection to this page was lost for long. Reload it, and go on.")
+    return the_draft(draft_id)
+
+
 def add_files(draft_id: str, files: list[str] | None) -> list:
     """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
-    draft = the_draft(draft_id)
+    draft = shown_draft(draft_id)
     try:
         added = add_pictures(draft, files or [])
     finally:
@@ -261,14 +273,15 @@ def add_files(draft_id: str, files: list[str] | None) -> list:
 
 def write_caption(tab: str, moment: float, draft_id: str, keys: list[str], number: int, text: str) -> None:
     """Keeps the caption in a slot as it was typed in this tab until this moment."""
+    draft = shown_draft(draft_id)
     if number < len(keys):  # else the picture was just removed
-        draft, key = the_draft(draft_id), keys[number]
+        key = keys[number]
         typing_order.keep(tab, key, moment, text, lambda: set_caption(draft, key, text))
 
 
 def remove(draft_id: str, keys: list[str], number: int) -> list:
     """Removes the picture in a slot."""
-    draft = the_draft(draft_id)
+    draft = shown_draft(draft_id)
     if number < len(keys):
         remove_picture(draft, keys[number])
     return show(draft)
@@ -276,14 +289,14 @@ def remove(draft_id: str, keys: list[str], number: int) -> list:
 
 def go_back_to(draft_id: str) -> list:
     """An earlier draft, which becomes the current one."""
-    draft = the_draft(draft_id)
+    draft = shown_draft(draft_id)
     make_current(draft)
     return show(draft)
 
 
 def say(draft_id: str) -> list:
     """What there is to say of the draft now."""
-    return show_messages(the_draft(draft_id))
+    return show_messages(shown_draft(draft_id))
 
 
 def start_from_example(name: str) -> list:
@@ -309,7 +322,7 @@ def throw_away(draft_id: str) -> None:
 
 def choose_base(draft_id: str, base: str) -> list:
     """Takes another base model, with the preset that was made for it."""
-    draft = the_draft(draft_id)
+    draft = shown_draft(draft_id)
     if base != base_of(draft):
         set_settings(draft, preset=_preset_for(base, draft.kind), base_model=None)
     return _show_base(draft)
@@ -317,7 +330,7 @@ def choose_base(draft_id: str, base: str) -> list:
 
 def choose_folder(draft_id: str, folder: str) -> list:
     """Takes the base model from a folder of this computer; empty goes back to the catalog's."""
-    draft = the_draft(draft_id)
+    draft = shown_draft(draft_id)
     set_settings(draft, base_model=folder.strip() or None)
     return _show_base(draft)
 
@@ -332,7 +345,7 @@ def _show_base(draft: Draft) -> list:
 
 def choose_kind(draft_id: str, kind: str) -> list:
     """Says whether a subject or a style is taught."""
-    draft = the_draft(draft_id)
+    draft = shown_draft(draft_id)
     set_settings(draft, kind=kind)
     suited = _preset_for(base_of(draft), kind)
     if draft.preset.endswith(KINDS) and suited.endswith(kind):  # the other kind's preset gives way
@@ -342,7 +355,7 @@ def choose_kind(draft_id: str, kind: str) -> list:
 
 def write_trigger(tab: str, moment: float, draft_id: str, word: str) -> None:
     """Keeps the trigger word as it was typed in this tab until this moment."""
-    draft = the_draft(draft_id)
+    draft = shown_draft(draft_id)
     keep = partial(set_settings, draft, trigger_word=word.strip() or None)
     typing_order.keep(tab, f"{draft.id} trigger", moment, word, keep)
 
