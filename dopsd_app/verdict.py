@@ -8,14 +8,14 @@ from dopsd_app.runs import replace_file
 
 CHECKED = 4  # pictures in a check
 # Scores from which on the verdict is that. On the built-in base they part teachers that show at least half an
-# attribute more than the student, of a creature's six, and at least one and a half: see
-# benchmarks/results/teacher_check.json, with the table of where the verdicts are wrong.
-PARTLY, SEES = 0.1, 0.3
+# attribute more than the student, of a creature's six, and at least one and a half: fitted to 24 creatures in
+# benchmarks/results/teacher_check.json, which tells of 24 others where the verdicts are wrong.
+PARTLY, SEES = 0.2, 0.45
 CALIBRATED = "pocket-turbo"
 
 SENTENCES = {
-    "sees": "The teacher sees it: with your picture in view it draws what makes your subject, and that can be"
-    " learned. Go on and train.",
+    "sees": "The teacher sees it: with your picture in view it draws much of what makes your subject."
+    " Training can teach what its pictures here show, and no more. If that is enough, go on and train.",
     "partly": "The teacher sees it only partly. You can train, but expect colours rather than details;"
     " clearer pictures may help.",
     "does not": "The teacher does not see it: your pictures change little of what it draws, so it has nothing"

@@ -224,6 +224,20 @@ def test_passing_the_list_of_earlier_drafts_changes_nothing(page, files):
     expect(box(page, "caption-1")).to_have_value("typed at once")
 
 
+def test_an_earlier_draft_comes_back_when_it_is_chosen(page, files, server):
+    upload(page, files(4), 4)
+    page.click("#example-zorp")
+    expect(page.locator(".slot:visible")).to_have_count(6)
+    box(page, "earlier").click()
+    page.locator("[role=option]", has_text="4 pictures").first.click()
+    expect(page.locator(".slot:visible")).to_have_count(4)
+    expect(box(page, "caption-1")).to_have_value("zorp, number 1")
+    box(page, "caption-1").fill("typed at once")
+    page.wait_for_timeout(1500)
+    expect(box(page, "caption-1")).to_have_value("typed at once")
+    assert "not in the list of choices" not in server.output.read_text()
+
+
 @contextmanager
 def on_its_way(page, server, component):
     """Meanwhile what is typed into this component is sent, and arrives at the end."""

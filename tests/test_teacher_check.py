@@ -79,7 +79,7 @@ def test_the_verdict_says_what_to_do_and_how_far_to_trust_it():
     def check(teacher, base_model="pocket-turbo"):
         return judge_rows((CheckRow(student=0.2, teacher=teacher, control=0.1),) * 4, base_model)
 
-    assert [check(teacher).verdict for teacher in (0.1, 0.2, 0.36, 0.9)] == [
+    assert [check(teacher).verdict for teacher in (0.1, 0.2, 0.4, 0.9)] == [
         "does not",
         "does not",
         "partly",

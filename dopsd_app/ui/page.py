@@ -226,11 +226,11 @@ def _connect_pictures(page: Page) -> None:
 
     step.really.click(guarded(throw_away), [asked_about, draft], step.shown, **shown_on(step.said))
 
-    def go_back_to(draft_id: str | None) -> list:
-        # Leaving the list without a choice is an `input` too: what is being typed then must stay.
-        return pictures.go_back_to(draft_id) if draft_id else _skips(step.shown)
+    def go_back_to(chosen: str | None, draft_id: str) -> list:
+        # Leaving the list is an `input` too, without a choice or with the last one: what is typed must stay.
+        return pictures.go_back_to(chosen) if chosen and chosen != draft_id else _skips(step.shown)
 
-    step.earlier.input(guarded(go_back_to), step.earlier, step.shown, **shown_on(step.said))
+    step.earlier.input(guarded(go_back_to), [step.earlier, draft], step.shown, **shown_on(step.said))
     step.kind.input(guarded(pictures.choose_kind), [draft, step.kind], said, **QUIET)
     now = moment()
 

@@ -125,7 +125,15 @@ def pictures_step() -> PicturesStep:
             with gr.Row(visible=False, elem_classes="buttons") as sure:
                 really = gr.Button("Delete its pictures", variant="stop", size="sm", elem_id="really-draft")
                 keep = gr.Button("Keep them", size="sm", elem_id="keep-draft")
-            earlier = gr.Dropdown([], label="Earlier drafts", visible=False, elem_id="earlier")
+            # It may send its last choice once more when its list is another one already: no error then.
+            earlier = gr.Dropdown(
+                [],
+                label="Earlier drafts",
+                visible=False,
+                filterable=False,
+                allow_custom_value=True,
+                elem_id="earlier",
+            )
     with gr.Row(equal_height=False):
         trigger = gr.Textbox(
             "",
