@@ -130,7 +130,6 @@ def pictures_step() -> PicturesStep:
                 [],
                 label="Earlier drafts",
                 visible=False,
-                filterable=False,
                 allow_custom_value=True,
                 elem_id="earlier",
             )
