@@ -2,6 +2,7 @@
 
 import pytest
 
+from dopsd_app.drafts import set_settings
 from dopsd_app.events import KnownFailure
 from dopsd_app.ui import pictures
 from dopsd_app.ui.plan import keep_settings
@@ -55,6 +56,15 @@ def test_a_page_that_the_server_forgot_changes_no_draft(draft):
         with pytest.raises(KnownFailure, match="Reload it"):
             act()
     assert draft.items == before and draft.kind == "subject"
+
+
+def test_a_setting_that_another_preset_dropped_can_be_set_again(draft):
+    keep_settings("tab", 1.0, draft, {"steps": 30})
+    set_settings(draft, preset="z-image-subject")
+    set_settings(draft, preset="pocket")
+    assert "steps" not in draft.settings
+    keep_settings("tab", 2.0, draft, {"steps": 30})
+    assert draft.settings["steps"] == 30
 
 
 def test_older_settings_and_trigger_words_neither(draft):

@@ -283,7 +283,7 @@ def write_caption(tab: str, moment: float, draft_id: str, keys: list[str], numbe
     draft = shown_draft(draft_id)
     if number < len(keys):  # else the picture was just removed
         key = keys[number]
-        typing_order.keep(tab, key, moment, text, lambda: set_caption(draft, key, text))
+        typing_order.keep(tab, key, moment, lambda: set_caption(draft, key, text), text)
 
 
 def remove(draft_id: str, keys: list[str], number: int) -> list:
@@ -364,7 +364,7 @@ def write_trigger(tab: str, moment: float, draft_id: str, word: str) -> None:
     """Keeps the trigger word as it was typed in this tab until this moment."""
     draft = shown_draft(draft_id)
     keep = partial(set_settings, draft, trigger_word=word.strip() or None)
-    typing_order.keep(tab, f"{draft.id} trigger", moment, word, keep)
+    typing_order.keep(tab, f"{draft.id} trigger", moment, keep, word)
 
 
 def base_of(draft: Draft) -> str:

@@ -213,7 +213,7 @@ def keep_settings(tab: str, moment: float, draft: Draft, values: dict) -> None:
             value = [line.strip() for line in (value or "").splitlines() if line.strip()]
         same = value is None or value == usual[name] or (isinstance(value, list) and not value)
         changes[name] = None if same else value
-    typing_order.keep(tab, f"{draft.id} plan", moment, changes, partial(set_settings, draft, **changes))
+    typing_order.keep(tab, f"{draft.id} plan", moment, partial(set_settings, draft, **changes))
 
 
 def start(draft_id: str) -> str:

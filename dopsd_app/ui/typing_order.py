@@ -28,18 +28,20 @@ class TypingOrder:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._last: OrderedDict[tuple[str, str], tuple[float, object]] = OrderedDict()
+        self._last: OrderedDict[tuple[str, str], tuple[float, str | None]] = OrderedDict()
 
-    def keep(self, tab: str, place: str, moment: float, words: object, write: Callable[[], None]) -> None:
-        """Calls `write`, unless later words were written, or the tab says again what it said last.
+    def keep(
+        self, tab: str, place: str, moment: float, write: Callable[[], None], words: str | None = None
+    ) -> None:
+        """Calls `write`, unless later words were written, or the tab says again the words that it said last.
 
-        What it says again, another tab may have changed meanwhile.
+        What it says again, another tab may have changed meanwhile. Without `words` only the order counts.
         """
         with self._lock:
             before, last = self._last.get((tab, place), (0, None))
             if moment < before:
                 return
-            if words != last:
+            if words is None or words != last:
                 write()
             self._last[tab, place] = moment, words
             self._last.move_to_end((tab, place))
