@@ -262,6 +262,8 @@ def read_status(run: Run) -> Status:
         status = _stored_status(run)  # it may have had its last word between the two looks
         if status.live and not is_alive(status):
             return replace(status, state="interrupted", reason=_last_words(run))
+    if status.live and (run.commands / "stop").exists():  # asked for, and the step at hand may be long
+        return replace(status, state="stopping")
     return status
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 PATIENCE = 120_000  # milliseconds that anything may take: cores may be shared
 
@@ -32,9 +32,24 @@ class Visit:
         self.errors: list[str] = []  # that no script of the page caught
         self.context: BrowserContext = browser.new_context(viewport={"width": width, "height": height})
         self.context.set_default_timeout(PATIENCE)
-        self.context.on("request", lambda request: self.asked.append(request.url))
+        self.loading: set[Request] = set()  # files of the page itself that have not come yet
+        self.context.on("request", self._note)
+        self.context.on("requestfinished", self.loading.discard)
+        self.context.on("requestfailed", self.loading.discard)
         self.context.on("weberror", lambda error: self.errors.append(str(error.error)))
         self.context.on("page", self._watch)
+
+    def _note(self, request: Request) -> None:
+        self.asked.append(request.url)
+        if "/assets/" in request.url:
+            self.loading.add(request)
+
+    def wait_for_files(self, page: Page) -> None:
+        """Until the page has all its scripts and styles: Gradio fetches some long after it can be used."""
+        quiet = 0
+        while quiet < 5:
+            page.wait_for_timeout(200)  # milliseconds
+            quiet = 0 if self.loading else quiet + 1
 
     def _watch(self, page: Page) -> None:
         page.on("websocket", lambda socket: self.asked.append(socket.url))
@@ -61,8 +76,8 @@ class Visit:
         """Closes all tabs; nobody else was asked for anything, and no text of a person did anything."""
         hits = [page.evaluate("window.hit") for page in self.context.pages]
         self.context.close()
-        assert (self.foreign, self.dialogs, self.errors) == ([], [], [])
-        assert not any(hits)
+        found = {"foreign": self.foreign, "dialogs": self.dialogs, "errors": self.errors, "hits": hits}
+        assert not any(self.foreign + self.dialogs + self.errors + hits), found
 
 
 def settled(page: Page) -> Page:

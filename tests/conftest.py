@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from browser import Visit, chromium
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -164,3 +165,18 @@ def dataset(tmp_path):
 @pytest.fixture
 def new_run(tmp_path, dataset):
     return lambda config: create_run(tmp_path / "runs", config, dataset)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; for one module, since its event loop would be in the way of other modules' own."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, server):
+    """One person at the page of the module's `server`."""
+    visit = Visit(browser, server.url)
+    yield visit
+    visit.close()

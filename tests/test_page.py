@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import Visit, box, chromium, settled, unfold
+from browser import Visit, box, settled, unfold
 from conftest import make_picture
 from huggingface_hub import ModelCard
 from imitation_hub import ImitationHub, Repository
@@ -45,19 +45,6 @@ def server(hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     with PageServer(folder, hub.environment(folder / "home")) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(browser, server):
-    visit = Visit(browser, server.url)
-    yield visit
-    visit.close()
 
 
 # --- pictures and captions

@@ -6,7 +6,7 @@ import signal
 
 import psutil
 import pytest
-from browser import Visit, box, chromium, settled, unfold
+from browser import Visit, box, settled, unfold
 from page_server import PageServer, wait_for
 from playwright.sync_api import expect
 
@@ -23,19 +23,6 @@ QUICK = {"batch_size": 1, "micro_batch": 1, "rollout_steps": 1, "preview_every":
 def server(tmp_path_factory):
     with PageServer(tmp_path_factory.mktemp("page"), {"HF_HUB_OFFLINE": "1"}) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(browser, server):
-    visit = Visit(browser, server.url)
-    yield visit
-    visit.close()
 
 
 def end_all(server):
@@ -172,6 +159,7 @@ def test_a_killed_server_takes_no_run_with_it_and_the_open_page_works_on_when_it
 ):
     page = visit.open()
     expect(page.locator("#run-status")).to_contain_text("Training")
+    visit.wait_for_files(page)
     pid, left = working.status.pid, working.status.step
     server.kill()
     expect(page.get_by_text("Connection to the server was lost")).to_be_visible()

@@ -249,6 +249,7 @@ def test_commands_are_taken_once_and_unknown_ones_refused(runs_dir):
     assert runs.take_commands(run) == set()
     assert run.status.state == "training"
     runs.send_command(run, "stop")
+    assert run.status.state == "stopping"  # at once, however long its step
     assert runs.take_commands(run) == {"stop"}
     assert run.status.state == "stopping"
     with pytest.raises(ValueError, match="`command` must be one of stop"):

@@ -36,12 +36,12 @@ CHOICES = {
     "loss": [("Denoised picture", "denoised"), ("Velocity", "velocity")],
     "teacher": [("Slow copy of the student", "ema"), ("The base model", "base")],
     "precision": [("Automatic", "auto"), ("32 bits", "float32"), ("16 bits", "bfloat16")],
-    "quantization": [("None", "none"), ("4 bits: less memory", "nf4")],
+    "quantization": [("As they are", "none"), ("4 bits: less memory", "nf4")],
     "device": [("Automatic", "auto"), ("Processor", "cpu"), ("NVIDIA card", "cuda")],
 }
 LABELS = {
     "name": ("Name", "Names the run and the LoRA"),
-    "steps": ("Steps", "Optimizer steps"),
+    "steps": ("Steps", "How often the LoRA is changed a little"),
     "resolution": ("Resolution", "Pixels: pictures are cropped to about this, squared"),
     "rank": ("Rank", "The size of the LoRA: higher holds more, and needs more"),
     "preview_prompts": ("Preview prompts", "One per line, drawn while it trains; empty: the first captions"),
