@@ -34,8 +34,8 @@ class Visit:
         self.context.set_default_timeout(PATIENCE)
         self.loading: set[Request] = set()  # files of the page itself that have not come yet
         self.context.on("request", self._note)
-        self.context.on("requestfinished", self.loading.discard)
-        self.context.on("requestfailed", self.loading.discard)
+        self.context.on("requestfinished", lambda request: self.loading.discard(request))
+        self.context.on("requestfailed", lambda request: self.loading.discard(request))
         self.context.on("weberror", lambda error: self.errors.append(str(error.error)))
         self.context.on("page", self._watch)
 

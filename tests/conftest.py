@@ -36,6 +36,13 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+LONGEST = ("test_page.py", "test_train.py", "test_page_runs.py", "test_endpoints.py", "test_method.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: at the end no core waits long for the other."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte, and Qwen3's special tokens."""
