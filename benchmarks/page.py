@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 EMPTY = (
     "import gradio as gr\nwith gr.Blocks() as app:\n    gr.Button('Hello', elem_id='ready')\napp.launch()\n"
 )
-STARTS, LOOKS = 7, 100
+STARTS, LOOKS = 15, 100
 STEPS, PREVIEWS, OTHER_RUNS = 10_000, 24, 20
 
 
