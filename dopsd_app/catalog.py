@@ -29,7 +29,6 @@ class BaseModelFacts:
     licence_name: str
     licence_link: str
     resolutions: tuple[int, int] | None  # pixels: the least and the greatest that it can draw, where known
-    native_steps: int | None  # the few steps it was made for, where known
     folder: Path  # a diffusers pipeline folder, with the teacher's vision_tower beside its parts
     sizes: Sizes
 
@@ -37,11 +36,6 @@ class BaseModelFacts:
     def gpu_memory(self) -> int:
         """Bytes that a card must have, at least, to train it; 0 where no card is needed. An estimate."""
         return least_gpu_memory(self.sizes)
-
-    @property
-    def ready(self) -> bool:
-        """Whether all its parts are in its folder."""
-        return _problem(self.label, self.folder) is None
 
 
 def _pocket_turbo() -> BaseModelFacts:
@@ -53,7 +47,6 @@ def _pocket_turbo() -> BaseModelFacts:
         licence_name="Apache 2.0",
         licence_link="https://www.apache.org/licenses/LICENSE-2.0",
         resolutions=(64, 64),
-        native_steps=4,
         folder=ASSETS / "pocket-turbo",
         sizes=read_sizes(ASSETS / "pocket-turbo"),
     )
@@ -68,7 +61,6 @@ def _z_image_turbo() -> BaseModelFacts:
         licence_name="Apache 2.0",
         licence_link="https://www.apache.org/licenses/LICENSE-2.0",
         resolutions=(256, 1536),
-        native_steps=8,
         folder=ROOT / "models" / "z-image-turbo",
         sizes=Z_IMAGE_TURBO,
     )

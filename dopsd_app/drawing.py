@@ -24,6 +24,7 @@ from dopsd_app.runs import (
     complete_checkpoints,
     insist,
     is_alive,
+    known_run,
     list_runs,
     process_started,
     replace_file,
@@ -188,14 +189,6 @@ def find_lora(run: Run, checkpoint: int | None) -> Path:
         steps = ", ".join(map(str, folders)) or "none"
         raise RunError(f"{run.id} has no {missing}. Checkpoints there are: {steps}.")
     return folders[wanted]
-
-
-def known_run(runs_dir: Path, run_id: str) -> Run:
-    """The run of this very id; `RunError` when it is gone."""
-    run = Run(runs_dir / run_id)
-    if run not in list_runs(runs_dir):
-        raise RunError(f"There is no run {run_id} any more. Choose another one.")
-    return run
 
 
 def refuse_beside_training(runs_dir: Path) -> None:

@@ -15,12 +15,12 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.drawing import CheckRequest, Drawing, find_lora, known_run, write_drawing_status
+from dopsd_app.drawing import CheckRequest, Drawing, find_lora, write_drawing_status
 from dopsd_app.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
 from dopsd_app.events import KnownFailure, PhaseProgress
 from dopsd_app.pictures import read_examples
 from dopsd_app.previews import save_picture
-from dopsd_app.runs import Run, run_lock, start_next
+from dopsd_app.runs import Run, known_run, run_lock, start_next
 from dopsd_app.studio import Studio
 from dopsd_app.teacher_check import teacher_check
 from dopsd_app.worker import BUSY, is_disk_full, is_out_of_memory, unexpected

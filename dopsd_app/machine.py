@@ -23,7 +23,6 @@ class Gpu:
     name: str
     memory: int  # bytes
     free_memory: int
-    driver: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def free_disk(folder: Path) -> int:
 @functools.lru_cache(maxsize=1)
 def _gpus(moment: int) -> tuple[Gpu, ...]:
     """The cards that nvidia-smi lists; none where it is missing or fails. `moment` makes the memory short."""
-    query = ["--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+    query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -66,10 +65,10 @@ def _gpus(moment: int) -> tuple[Gpu, ...]:
         return ()
     cards = []
     for line in answer.stdout.splitlines():
-        card = re.fullmatch(r"(.+), *(\d+), *(\d+), *(.+)", line.strip())
+        card = re.fullmatch(r"(.+), *(\d+), *(\d+)", line.strip())
         if card:  # memory that is shared with the computer is "[N/A]"
-            name, total, free, driver = card.groups()
-            cards.append(Gpu(name, int(total) * 1024**2, int(free) * 1024**2, driver))
+            name, total, free = card.groups()
+            cards.append(Gpu(name, int(total) * 1024**2, int(free) * 1024**2))
     return tuple(cards)
 
 

@@ -27,7 +27,6 @@ class Plan:
     device: str  # for the person: "NVIDIA GeForce RTX 4070", "CPU, 2 cores"
     steps: int  # optimizer steps
     pictures_per_step: int
-    passes: int  # forward passes of student and teacher over one picture each, in the whole run
     memory_total: int  # bytes, of the device that trains
     memory_free: int
     disk_free: int
@@ -49,7 +48,6 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         device=device.name if on_gpu else f"CPU, {machine.cores} cores",
         steps=config.steps,
         pictures_per_step=config.batch_size,
-        passes=2 * config.steps * config.batch_size * config.rollout_steps,
         memory_total=device.memory,
         memory_free=device.free_memory,
         disk_free=free_disk(runs_dir),

@@ -211,6 +211,14 @@ def list_runs(runs_dir: Path) -> list[Run]:
     return sorted(made, key=made.get, reverse=True)
 
 
+def known_run(runs_dir: Path, run_id: str) -> Run:
+    """The run of exactly this id, never a path that somebody made up; `RunError` when there is none."""
+    for run in list_runs(runs_dir):
+        if run.id == run_id:
+            return run
+    raise RunError("This run is not there any more. Choose another one from the list.")
+
+
 def find_run(runs_dir: Path, text: str) -> Run:
     """The run that a person means: "latest", a run's id or folder, or a beginning of either end of an id."""
     runs = list_runs(runs_dir)

@@ -23,8 +23,7 @@ def parameters(model):
 
 def test_the_built_in_base_is_ready_and_needs_no_card():
     facts = CATALOG["pocket-turbo"]
-    assert facts.ready
-    assert (facts.repository, facts.gpu_memory, facts.native_steps) == ("", 0, 4)
+    assert (facts.repository, facts.gpu_memory) == ("", 0)
     assert find_base_model("pocket-turbo") == facts.folder
 
 
@@ -40,7 +39,6 @@ def test_z_image_turbo_is_told_of_before_it_is_there():
     assert facts.repository == "Tongyi-MAI/Z-Image-Turbo"
     assert 8 * GIB < facts.gpu_memory < 12 * GIB  # its text encoder alone takes 8 GB
     if not facts.folder.exists():
-        assert not facts.ready
         with pytest.raises(BaseModelError, match=r"not on this computer.*path of its diffusers folder"):
             find_base_model("z-image-turbo")
 
@@ -71,7 +69,6 @@ def test_sizes_of_a_folder_are_read_from_its_files():
 
 def test_a_folder_of_ones_own_is_known_by_its_files(z_image_folder):
     facts = find_facts(str(z_image_folder))
-    assert facts.ready
     assert (facts.label, facts.licence, facts.resolutions) == (z_image_folder.name, "", None)
     assert facts.sizes.dim == 32
 

@@ -23,7 +23,7 @@ NOT_HERE = "Z-Image-Turbo is not on this computer"
 
 def with_card(name="NVIDIA GeForce RTX 4090", size=24, free=None):
     free = size - 0.5 if free is None else free
-    return Machine((Gpu(name, size * GIB, int(free * GIB), "580"),), True, 64 * GIB, 50 * GIB, 16)
+    return Machine((Gpu(name, size * GIB, int(free * GIB)),), True, 64 * GIB, 50 * GIB, 16)
 
 
 def plan_for(config, machine=LAPTOP, pictures=6, runs_dir=Path("no-runs")):
@@ -201,7 +201,7 @@ def test_the_built_in_base_can_start_on_a_laptop():
     plan = plan_for(POCKET)
     assert (plan.problems, plan.warnings) == ((), ())
     assert plan.device == "CPU, 8 cores"
-    assert (plan.steps, plan.pictures_per_step, plan.passes) == (150, 4, 2 * 150 * 4 * 4)
+    assert (plan.steps, plan.pictures_per_step) == (150, 4)
     assert plan.memory < GIB
     two_cores = plan_for(POCKET, replace(LAPTOP, cores=2))
     assert two_cores.seconds == pytest.approx(77, rel=0.25)  # benchmarks/results/first_run.json

@@ -25,9 +25,10 @@ from PIL import PngImagePlugin
 from dopsd_app.access import Space
 from dopsd_app.drawing import Drawing, drawings_folder, write_drawing_status
 from dopsd_app.events import LoraChecked, Warned, append_event
-from dopsd_app.runs import LORA_FILE, replace_file, write_status
+from dopsd_app.runs import LORA_FILE, Run, replace_file, write_status
 from dopsd_app.ui import launch_options, pictures, plan, publish, teacher, train, try_it, visitors, words
 from dopsd_app.ui.base_facts import base_facts
+from dopsd_app.ui.lora_copies import drop_copies, lora_copy
 from dopsd_app.uploads import add_pictures
 from dopsd_app.verdict import CheckRow, judge_rows, save_check
 from dopsd_app.when_finished import make_wish
@@ -590,3 +591,15 @@ def test_no_text_becomes_html(page_of):
 def test_what_a_person_is_told_has_no_tags(server, call):
     told = call.refused("change_settings", server.draft.id, {"<img src=http://evil.example>": 1})
     assert "img src=http://evil.example" in told and not set(told) & {"<", ">"}
+
+
+def test_a_deleted_runs_lora_is_not_offered_any_more(tmp_path):
+    copies = []
+    for name in ("20261121-100000-mine-aa", "20261121-100000-mine-bb"):
+        run = Run(tmp_path / name)
+        run.path.mkdir()
+        run.lora_file.write_bytes(name.encode())
+        copies.append(Path(lora_copy(run)))
+    assert [copy.read_bytes()[-2:] for copy in copies] == [b"aa", b"bb"]
+    drop_copies(Run(tmp_path / "20261121-100000-mine-aa"))
+    assert [copy.exists() for copy in copies] == [False, True]

@@ -2,16 +2,17 @@
 
 from dopsd_app.runs import (
     Run,
-    RunError,
     Status,
     default_runs_dir,
     delete_run,
+    known_run,
     latest_checkpoint,
     list_runs,
     resume,
     send_command,
     start_next,
 )
+from dopsd_app.ui.lora_copies import drop_copies
 from dopsd_app.watch import RunWatcher
 from dopsd_app.when_finished import make_wish
 
@@ -22,11 +23,8 @@ watcher = RunWatcher()
 
 
 def the_run(run_id: str) -> Run:
-    """The run of exactly this id, as the page knows it; `RunError` when there is none (any more)."""
-    for run in list_runs(default_runs_dir()):
-        if run.id == run_id:
-            return run
-    raise RunError("This run is not there any more. Choose another one from the list.")
+    """The page's run of exactly this id; `RunError` when there is none (any more)."""
+    return known_run(default_runs_dir(), run_id)
 
 
 def run_name(run: Run) -> str:
@@ -66,6 +64,7 @@ def remove_run(run_id: str) -> str:
     """Deletes a run with its pictures, checkpoints and LoRA for good."""
     run = the_run(run_id)
     delete_run(run)
+    drop_copies(run)
     return f"{run_name(run)} is deleted."
 
 

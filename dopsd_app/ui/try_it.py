@@ -1,8 +1,5 @@
 """The fifth step, its first half: pictures of a LoRA beside the base model's, and the file itself."""
 
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from dopsd_app.events import KnownFailure
 from dopsd_app.model_card import make_snippet
 from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
 from dopsd_app.ui import words
+from dopsd_app.ui.lora_copies import lora_copy
 from dopsd_app.ui.run_actions import run_name, the_run
 
 FINISHED = "Final"
@@ -23,8 +21,6 @@ PROGRESS = gr.Progress()
 MAX_STRENGTH = 1.5  # twice what was trained ruins any picture
 LOOK = 0.1  # seconds between two looks at a drawing
 SMALL = 512  # pixels: smaller pictures are shown enlarged, so that something is to be seen
-
-_copies = tempfile.TemporaryDirectory(prefix="dopsd-", ignore_cleanup_errors=True)
 
 
 @dataclass(frozen=True)
@@ -189,22 +185,6 @@ def offer_lora(run_id: str) -> object:
     if not run.lora_file.exists():
         return gr.DownloadButton(value=None, interactive=False)
     return gr.DownloadButton(value=lora_copy(run), interactive=True)
-
-
-def lora_copy(run: Run) -> str:
-    """The run's LoRA file in a folder where browsers may fetch it, under its own name.
-
-    The run's folder itself is never opened to browsers: pictures and captions lie in it.
-    """
-    folder = Path(_copies.name) / f"{run.id}-{run.lora_file.stat().st_mtime_ns}"
-    folder.mkdir(exist_ok=True)
-    copy = folder / LORA_FILE
-    if not copy.exists():
-        try:
-            os.link(run.lora_file, copy)  # takes no room
-        except OSError:  # another disk, or a file system without links
-            shutil.copyfile(run.lora_file, copy)
-    return str(copy)
 
 
 def _comfyui(run: Run) -> str:
