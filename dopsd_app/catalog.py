@@ -82,7 +82,17 @@ def find_facts(name: str) -> BaseModelFacts:
     except (OSError, KeyError, ValueError) as error:
         raise BaseModelError(f"The base model `{name}` is damaged: {error}. Fetch it again.") from error
     description = "A folder of your own. Mind the licence of the model in it."
-    return BaseModelFacts(folder.name, description, "", "", "", "", None, None, folder, sizes)
+    return BaseModelFacts(
+        label=folder.name,
+        description=description,
+        repository="",
+        licence="",
+        licence_name="",
+        licence_link="",
+        resolutions=None,
+        folder=folder,
+        sizes=sizes,
+    )
 
 
 def find_base_model(name: str) -> Path:

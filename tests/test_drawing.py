@@ -122,7 +122,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
     with pytest.raises(RunError, match=r"no LoRA or checkpoint\. Checkpoints there are: none"):
         ask(runs_dir, picture_of(other))
     for stranger in ("../elsewhere", "", ".drawings"):
-        with pytest.raises(RunError, match="no run"):
+        with pytest.raises(RunError, match="not there any more"):
             ask(runs_dir, picture_of(trained, run_id=stranger))
     runs.enqueue(other)
     with pytest.raises(RunError, match=f"{other.id} waits to be trained"):
@@ -217,7 +217,7 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     other.lora_file.write_bytes(good)
     assert ended(ask(runs_dir, picture_of(other))).state == "done"
     runs.delete_run(other)
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="not there any more"):
         ask(runs_dir, picture_of(other))
     assert ended(ask(runs_dir, picture_of(warm_run))).state == "done"
     assert worker_of(runs_dir) == worker
