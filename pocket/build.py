@@ -39,6 +39,11 @@ def read_arguments() -> argparse.Namespace:
     add("--minutes", type=float, default=15, help="training time of the stage, over all its runs")
     add("--workers", type=int, default=2, help="processes of one thread each; CUDA uses none")
     add("--checkpoint", default="distil", choices=["joint", "distil"], help="what is sampled or exported")
+    add(
+        "--start",
+        type=Path,
+        help="exported folder that joint training starts from, instead of random weights",
+    )
     add("--out", type=Path, default=Path("assets/pocket-turbo"), help="folder of the exported pipeline")
     add("--result", type=Path, default=Path("benchmarks/results/pocket_turbo_v0.json"))
     return parser.parse_args()
@@ -46,9 +51,11 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = read_arguments()
-    torch.set_num_threads(1 if arguments.stage in TRAINING else os.cpu_count())
+    torch.set_num_threads(os.cpu_count())  # workers have one thread each, and wait while weights are stepped
     draw_pool(arguments.state / "pool")
-    if arguments.stage in TRAINING:
+    if arguments.stage == "joint":
+        train_joint(arguments.state, arguments.minutes, arguments.workers, arguments.start)
+    elif arguments.stage in TRAINING:
         TRAINING[arguments.stage](arguments.state, arguments.minutes, arguments.workers)
     elif arguments.stage == "sample":
         model = load_network(arguments.state, arguments.checkpoint)

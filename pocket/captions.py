@@ -1,5 +1,7 @@
 """Captions of the world: what a person would write, which is never enough to name a creature."""
 
+import re
+
 import numpy as np
 
 from pocket.world import (
@@ -89,6 +91,24 @@ def full_caption(concept: Concept, scene: Scene, name: str = "creature") -> str:
         f"{PATTERN_WORDS[concept.pattern]} pattern and {EYE_WORDS[concept.eyes]} "
         f"{PLACE_WORDS[scene.place]} on a {BACKGROUND_WORDS[scene.background]} background"
     )
+
+
+def asked_of(caption: str, concept: Concept, scene: Scene) -> dict[str, tuple[str, ...]]:
+    """Which attributes the caption of this picture asks for, each with the words of its table."""
+    words = {
+        "background": (BACKGROUND_WORDS, scene.background),
+        "place": (PLACE_WORDS, scene.place),
+        "size": (SIZES, scene.size),
+        "outline": (OUTLINE_WORDS, concept.outline),
+        "body": (COLOUR_WORDS, concept.body),
+        "second": (COLOUR_WORDS, concept.second),
+        "pattern": (PATTERN_WORDS, concept.pattern),
+        "frequency": (FREQUENCY_WORDS, concept.frequency),
+        "eyes": (EYE_WORDS, concept.eyes),
+    }
+    return {
+        name: table for name, (table, index) in words.items() if re.search(rf"\b{table[index]}\b", caption)
+    }
 
 
 def draw_caption(concept: Concept, scene: Scene, rng: np.random.Generator) -> str:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from pocket.crew import Crew, Training, flatten, run_training
 from pocket.data import Batch, Dataset
+from pocket.measure import load_folder
 from pocket.network import Network
 from pocket.state import Stage, device
 from pocket.tokens import train_tokenizer
@@ -49,7 +50,8 @@ def joint_loss(
     noise = torch.randn(batch.latents.shape, generator=generator).to(device())
     sigma = draw_sigma(generator, size).to(device())
     batch = to_device(batch)
-    with torch.autocast(device().type, torch.bfloat16):
+    # On processors without bfloat16 tiles float32 is the faster one.
+    with torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
         features = network.encode(batch.tokens, batch.patches)
         level = sigma[:, None, None, None]
         noisy = (1 - level) * batch.latents + level * noise
@@ -74,9 +76,11 @@ def build_joint(state: Path, size: int) -> tuple:
     return network, partial(joint_loss, network, dataset, size=size)
 
 
-def initial_weights(state: Path) -> Tensor:
-    """Random weights; time starts without influence and every block half open."""
+def initial_network(state: Path, start: Path | None) -> Network:
+    """An exported base, or random weights: time without influence and every block half open."""
     torch.manual_seed(2)
+    if start:
+        return load_folder(start)[0]
     network = Network(AutoTokenizer.from_pretrained(state / "tokenizer"))
     for block in (*network.transformer.noise_refiner, *network.transformer.layers):
         linear = block.adaLN_modulation[0]
@@ -85,16 +89,17 @@ def initial_weights(state: Path) -> Tensor:
         width = network.transformer.dim
         linear.bias.data[width : 2 * width] = linear.bias.data[3 * width :] = 0.5
     torch.nn.init.zeros_(network.transformer.all_final_layer["2-1"].linear.weight)
-    return flatten(network)
+    return network
 
 
-def train_joint(state: Path, minutes: float, workers: int) -> None:
+def train_joint(state: Path, minutes: float, workers: int, start: Path | None = None) -> None:
     """Flow matching until the minutes are spent; the parent of the few-step model is the moving average."""
     if not (state / "tokenizer").exists():
         train_tokenizer().save_pretrained(state / "tokenizer")
     Dataset(state)  # makes the arrays on disk before the workers open them
     size = MICRO if device().type == "cpu" else 4 * MICRO
-    training = Training(initial_weights(state).to(device()), LEARNING_RATE)
+    network = initial_network(state, start)
+    training = Training(flatten(network).to(device()), LEARNING_RATE, module=network)
     stage = Stage(state / "joint.pt", minutes, {"training": training})
-    crew = Crew(partial(build_joint, state, size), training.weights.data, workers)
+    crew = Crew(partial(build_joint, state, size), training.weights, workers)
     run_training(stage, training, crew, TASKS, size)
