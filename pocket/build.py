@@ -15,7 +15,7 @@ from pocket.distil import train_distil
 from pocket.examples import write_examples
 from pocket.export import export
 from pocket.joint import train_joint
-from pocket.measure import load_network, measure, save_samples
+from pocket.measure import load_network, measure, save_parent, save_samples
 from pocket.pool import draw_pool
 from pocket.train_judge import train_judge
 
@@ -28,7 +28,7 @@ TRAINING = {
     "joint": train_joint,
     "distil": train_distil,
 }
-OTHERS = ("sample", "export", "measure", "examples")
+OTHERS = ("parent", "sample", "export", "measure", "examples")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -39,11 +39,6 @@ def read_arguments() -> argparse.Namespace:
     add("--minutes", type=float, default=15, help="training time of the stage, over all its runs")
     add("--workers", type=int, default=2, help="processes of one thread each; CUDA uses none")
     add("--checkpoint", default="distil", choices=["joint", "distil"], help="what is sampled or exported")
-    add(
-        "--start",
-        type=Path,
-        help="exported folder that joint training starts from, instead of random weights",
-    )
     add("--out", type=Path, default=Path("assets/pocket-turbo"), help="folder of the exported pipeline")
     add("--result", type=Path, default=Path("benchmarks/results/pocket_turbo_v0.json"))
     return parser.parse_args()
@@ -53,10 +48,10 @@ def main() -> None:
     arguments = read_arguments()
     torch.set_num_threads(os.cpu_count())  # workers have one thread each, and wait while weights are stepped
     draw_pool(arguments.state / "pool")
-    if arguments.stage == "joint":
-        train_joint(arguments.state, arguments.minutes, arguments.workers, arguments.start)
-    elif arguments.stage in TRAINING:
+    if arguments.stage in TRAINING:
         TRAINING[arguments.stage](arguments.state, arguments.minutes, arguments.workers)
+    elif arguments.stage == "parent":
+        save_parent(arguments.state)
     elif arguments.stage == "sample":
         model = load_network(arguments.state, arguments.checkpoint)
         save_samples(model, arguments.state / f"samples_{arguments.checkpoint}.png")

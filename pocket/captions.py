@@ -112,8 +112,8 @@ def asked_of(caption: str, concept: Concept, scene: Scene) -> dict[str, tuple[st
 
 
 def draw_caption(concept: Concept, scene: Scene, rng: np.random.Generator) -> str:
-    """The mixture of training: mostly usual captions, some full, some empty (guidance needs those)."""
+    """The mixture of training: mostly usual captions, a third full, some empty (guidance needs those)."""
     kind = rng.random()
     if kind < 0.08:
         return ""
-    return full_caption(concept, scene) if kind < 0.25 else usual_caption(concept, scene, rng)
+    return full_caption(concept, scene) if kind < 0.4 else usual_caption(concept, scene, rng)

@@ -1,5 +1,6 @@
 """Stage 2: encoder and transformer together, by flow matching; half of the batches see a picture."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from transformers import AutoTokenizer
 
 from pocket.crew import Crew, Training, flatten, run_training
 from pocket.data import Batch, Dataset
-from pocket.measure import load_folder
+from pocket.measure import PARENT, SHIPPED, load_parent
 from pocket.network import Network
-from pocket.state import Stage, device
+from pocket.state import Stage, autocast, device
 from pocket.tokens import train_tokenizer
 
 MICRO = 16  # pictures per task
@@ -50,8 +51,7 @@ def joint_loss(
     noise = torch.randn(batch.latents.shape, generator=generator).to(device())
     sigma = draw_sigma(generator, size).to(device())
     batch = to_device(batch)
-    # On processors without bfloat16 tiles float32 is the faster one.
-    with torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
+    with autocast():
         features = network.encode(batch.tokens, batch.patches)
         level = sigma[:, None, None, None]
         noisy = (1 - level) * batch.latents + level * noise
@@ -76,12 +76,13 @@ def build_joint(state: Path, size: int) -> tuple:
     return network, partial(joint_loss, network, dataset, size=size)
 
 
-def initial_network(state: Path, start: Path | None) -> Network:
-    """An exported base, or random weights: time without influence and every block half open."""
+def initial_network(state: Path) -> Network:
+    """The shipped parent; without one, random weights: time without influence and every block half open."""
     torch.manual_seed(2)
-    if start:
-        return load_folder(start)[0]
-    network = Network(AutoTokenizer.from_pretrained(state / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(state / "tokenizer")
+    if PARENT.exists():
+        return load_parent(tokenizer)
+    network = Network(tokenizer)
     for block in (*network.transformer.noise_refiner, *network.transformer.layers):
         linear = block.adaLN_modulation[0]
         torch.nn.init.zeros_(linear.weight)
@@ -92,13 +93,15 @@ def initial_network(state: Path, start: Path | None) -> Network:
     return network
 
 
-def train_joint(state: Path, minutes: float, workers: int, start: Path | None = None) -> None:
+def train_joint(state: Path, minutes: float, workers: int) -> None:
     """Flow matching until the minutes are spent; the parent of the few-step model is the moving average."""
     if not (state / "tokenizer").exists():
         train_tokenizer().save_pretrained(state / "tokenizer")
+    if not (state / "vae").exists():  # that stage was not run here: the shipped parent knows these latents
+        shutil.copytree(SHIPPED / "vae", state / "vae")
     Dataset(state)  # makes the arrays on disk before the workers open them
     size = MICRO if device().type == "cpu" else 4 * MICRO
-    network = initial_network(state, start)
+    network = initial_network(state)
     training = Training(flatten(network).to(device()), LEARNING_RATE, module=network)
     stage = Stage(state / "joint.pt", minutes, {"training": training})
     crew = Crew(partial(build_joint, state, size), training.weights, workers)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -22,18 +22,36 @@ from pocket.network import Network
 from pocket.sampling import sample, save_grid
 from pocket.world import Concept, Scene, draw, random_concept, random_scene
 
+PARENT = Path(__file__).with_name("parent.safetensors")
+SHIPPED = Path(__file__).parent.parent / "assets" / "pocket-turbo"
+
 Model = tuple[Network, PreTrainedTokenizerBase, AutoencoderKL]
 
 
 def load_network(state: Path, checkpoint: str) -> Model:
-    """The moving averages of a stage: joint; distil replaces its transformer."""
+    """The moving averages of a stage: joint is the parent; distil replaces its transformer."""
     tokenizer = AutoTokenizer.from_pretrained(state / "tokenizer")
-    network = Network(tokenizer).eval()
-    view_parameters(network, torch.load(state / "joint.pt", weights_only=True)["training"]["ema"])
+    network = load_parent(tokenizer, state)
     if checkpoint == "distil":
         saved = torch.load(state / "distil.pt", weights_only=True)
         view_parameters(network.transformer, saved["training"]["ema"])
     return network, tokenizer, AutoencoderKL.from_pretrained(state / "vae").eval()
+
+
+def load_parent(tokenizer: PreTrainedTokenizerBase, state: Path | None = None) -> Network:
+    """The many-step parent as this state has it, or where it has none, as it is shipped."""
+    network = Network(tokenizer).eval()
+    if state and (state / "joint.pt").exists():
+        view_parameters(network, torch.load(state / "joint.pt", weights_only=True)["training"]["ema"])
+    else:
+        network.load_state_dict({name: weight.float() for name, weight in load_file(PARENT).items()})
+    return network
+
+
+def save_parent(state: Path) -> None:
+    """Ships the state's parent, encoder and reader too, in float16: from there joint training can go on."""
+    network, _, _ = load_network(state, "joint")
+    save_file({name: weight.half().contiguous() for name, weight in network.state_dict().items()}, PARENT)
 
 
 def load_folder(folder: Path) -> Model:
