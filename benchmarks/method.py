@@ -2,7 +2,8 @@
 
     python -m benchmarks.method sweep    # every method's learning rates and lengths, on development concepts
     python -m benchmarks.method test     # each with its best settings, on test concepts and several seeds
-    python -m benchmarks.method table    # the table, from what was measured
+    python -m benchmarks.method levers   # D-OPSD with one thing changed, on development concepts
+    python -m benchmarks.method table    # both tables, from what was measured
 
 Every run is a line of results/method.jsonl; what stands there is not run again.
 """
@@ -14,7 +15,7 @@ import multiprocessing
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
+from benchmarks.levers import LEVERS, RECIPE
 from benchmarks.methods import METHODS, Training, train
 from benchmarks.record import RESULTS, save_result
 from benchmarks.scores import (
@@ -46,6 +48,7 @@ from pocket.measure import PARENT
 ROWS = RESULTS / "method.jsonl"
 FEATURES = RESULTS / "method_features"  # of pictures of the test, for distances over all; not in git
 BUDGETS = (1200, 2400, 4800)  # transformer passes; the paper's recipe makes 32 of them in a step
+LEVER_BUDGETS = (300, 600, *BUDGETS)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = 4
 UNTRAINED = ("base", "teacher")
@@ -141,7 +144,7 @@ def trained(
     if job.method in UNTRAINED:
         yield base_model, {"passes": 0, "steps": 0, "seconds": 0.0}
         return
-    method = METHODS[job.method]
+    method = (METHODS | LEVERS)[job.method]
     config = replace(config, **dict(method.settings))
     learner = load_parent(config) if method.on_parent else base_model
     if method.on_parent:
@@ -192,17 +195,17 @@ def read_rows() -> list[dict]:
     return [row for row in rows if row["base"] == base_mark()]
 
 
-def sweep_jobs(methods: list[str]) -> list[Job]:
+def sweep_jobs(methods: Iterable[str], budgets: tuple[int, ...]) -> list[Job]:
     """Every method at every learning rate; the lengths are looked at on the way."""
     return [
-        Job("development", method, concept, 0, rate, BUDGETS)
+        Job("development", method, concept, 0, rate, budgets)
         for method in methods
         for rate in LEARNING_RATES
         for concept in range(len(concepts_of("development")))
     ]
 
 
-def test_jobs(methods: list[str]) -> list[Job]:
+def test_jobs(methods: Iterable[str]) -> list[Job]:
     """Every method with its best settings, and the untrained base and teacher."""
     chosen = {method: best_settings(method) for method in methods}
     settings = {**dict.fromkeys(UNTRAINED, (0.0, 0)), **chosen}
@@ -214,17 +217,23 @@ def test_jobs(methods: list[str]) -> list[Job]:
     ]
 
 
-def best_settings(method: str) -> tuple[float, int]:
-    """Learning rate and passes with the highest mean product of fidelity, following and quality."""
+def mean_products(method: str, budgets: tuple[int, ...]) -> dict[tuple[float, int], float]:
+    """The mean product over the development concepts, for each learning rate and number of passes."""
     products = defaultdict(list)
     for row in read_rows():
         job = row["job"]
-        if job["part"] == "development" and job["method"] == method:
-            budget = min(job["budgets"], key=lambda budget: abs(budget - row["passes"]))
+        if (job["part"], job["method"], tuple(job["budgets"])) == ("development", method, budgets):
+            budget = min(budgets, key=lambda budget: abs(budget - row["passes"]))
             products[job["learning_rate"], budget].append(product(row["scores"]))
     if not products:
-        raise SystemExit(f"No sweep of {method} was measured on this base yet: run `sweep` first.")
-    return max(products, key=lambda settings: np.mean(products[settings]))
+        raise SystemExit(f"{method} was not measured on this base's development concepts yet.")
+    return {settings: float(np.mean(values)) for settings, values in products.items()}
+
+
+def best_settings(method: str) -> tuple[float, int]:
+    """Learning rate and passes with the highest mean product of fidelity, following and quality."""
+    products = mean_products(method, BUDGETS)
+    return max(products, key=products.get)
 
 
 def product(scores: dict) -> float:
@@ -257,6 +266,21 @@ def make_table() -> dict:
     return table
 
 
+def make_levers_table() -> dict:
+    """For each lever at its best learning rate: scores by passes, and passes to the recipe's score."""
+    table, best = {}, {}
+    for lever in LEVERS:
+        products = mean_products(lever, LEVER_BUDGETS)
+        rate = max(products, key=lambda key: (key[1], products[key]))[0]  # best at the end
+        best[lever] = {budget: products[rate, budget] for budget in LEVER_BUDGETS}
+        table[lever] = {"learning_rate": rate, "score": {b: round(s, 4) for b, s in best[lever].items()}}
+    wanted = best[RECIPE][LEVER_BUDGETS[-1]]
+    for lever, row in table.items():
+        reached = [budget for budget, score in best[lever].items() if score >= wanted]
+        row["passes_to_recipes_score"] = min(reached, default=None)
+    return table
+
+
 def _distance(files: list[Callable[[int], Path]], steps: int) -> float:
     seen = torch.cat([torch.from_numpy(np.load(file(steps))).float() for file in files])
     return round(frechet_distance(seen, reference().features), 2)
@@ -270,16 +294,20 @@ def _interval(values: list[float]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "test", "table"))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("part", choices=("sweep", "test", "levers", "table"))
+    parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if arguments.part == "table":
-        table = make_table()
-        print(f"Saved {save_result('method', {'base': base_mark(), 'methods': table}).name}")
+        save_result("method", {"base": base_mark(), "methods": make_table()})
+        save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
         return
-    jobs = (sweep_jobs if arguments.part == "sweep" else test_jobs)(arguments.methods)
-    run_jobs(jobs, arguments.processes)
+    jobs = {
+        "sweep": lambda: sweep_jobs(arguments.only or METHODS, BUDGETS),
+        "test": lambda: test_jobs(arguments.only or METHODS),
+        "levers": lambda: sweep_jobs(arguments.only or LEVERS, LEVER_BUDGETS),
+    }
+    run_jobs(jobs[arguments.part](), arguments.processes)
 
 
 if __name__ == "__main__":

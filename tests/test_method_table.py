@@ -8,8 +8,9 @@ import torch
 
 from benchmarks import method, scores
 from benchmarks.concepts import NeutralData, concepts_of, encode_concept, encode_neutral
+from benchmarks.levers import LEVERS, walk
 from benchmarks.method import Job, best_settings, make_table, product
-from benchmarks.methods import METHODS, Training, train
+from benchmarks.methods import METHODS, Method, Training, train
 from dopsd_app.adapters import adapter_weights
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import load_preset, make_config
@@ -40,7 +41,7 @@ def test_copying_is_one_for_the_training_pictures_and_zero_for_new_ones():
     assert scores.copying(torch.tensor([[0.0, 1.0], [10.0, 2.0]]), real, training) == 0.5
 
 
-def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(100, 200)):
+def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(1200, 2400, 4800)):
     job = Job(part, name, concept, seed, rate, budgets)
     values = {"fidelity": fidelity, "following": 0.5, "quality": 1.0}
     line = {"base": "b", "job": vars(job), "passes": passes, "steps": 1, "seconds": 2.0, "scores": values}
@@ -55,23 +56,24 @@ def rows(tmp_path, monkeypatch):
 
 
 def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_count(rows):
-    lines = [row("development", "sft", concept, 1e-3, 104, 0.4) for concept in range(2)]
+    lines = [row("development", "sft", concept, 1e-3, 1204, 0.4) for concept in range(2)]
     lines += [
-        row("development", "sft", concept, 1e-3, 204, fidelity) for concept, fidelity in enumerate((0.9, 0.1))
+        row("development", "sft", concept, 1e-3, 2404, fidelity)
+        for concept, fidelity in enumerate((0.9, 0.1))
     ]
-    lines += [row("development", "sft", concept, 3e-3, 104, 0.45) for concept in range(2)]
-    lines += [row("development", "sft", 0, 3e-3, 204, 1.0).replace('"base": "b"', '"base": "other"')]
-    lines += [row("test", "sft", 0, 1e-4, 104, 1.0)]
+    lines += [row("development", "sft", concept, 3e-3, 1204, 0.45) for concept in range(2)]
+    lines += [row("development", "sft", 0, 3e-3, 2404, 1.0).replace('"base": "b"', '"base": "other"')]
+    lines += [row("test", "sft", 0, 1e-4, 1204, 1.0)]
     rows.write_text("".join(lines))
-    assert best_settings("sft") == (1e-3, 200)
+    assert best_settings("sft") == (1e-3, 2400)
     assert product({"fidelity": 0.5, "following": 0.5, "quality": 0.5, "drift": 9.0}) == 0.125
 
 
 def test_the_table_means_over_concepts_and_its_interval_draws_concepts(rows, monkeypatch):
     monkeypatch.setattr(method, "_distance", lambda files, steps: len(files))
-    lines = [row("development", "sft", 0, 1e-3, 200, 1.0)]
-    lines += [row("test", "sft", 0, 1e-3, 200, fidelity, seed) for seed, fidelity in enumerate((0.2, 0.4))]
-    lines += [row("test", "sft", 1, 1e-3, 200, fidelity, seed) for seed, fidelity in enumerate((0.8, 1.0))]
+    lines = [row("development", "sft", 0, 1e-3, 2400, 1.0)]
+    lines += [row("test", "sft", 0, 1e-3, 2400, fidelity, seed) for seed, fidelity in enumerate((0.2, 0.4))]
+    lines += [row("test", "sft", 1, 1e-3, 2400, fidelity, seed) for seed, fidelity in enumerate((0.8, 1.0))]
     rows.write_text("".join(lines))
     table = make_table()["sft"]
     assert table["runs"] == 4
@@ -115,3 +117,61 @@ def test_every_method_trains_the_lora_within_its_passes(world, name):
     assert training.passes == made + 64
     after = adapter_weights(base_model.transformer, "student")
     assert any(not weight.equal(after[key]) for key, weight in before.items())
+
+
+def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(rows, monkeypatch):
+    monkeypatch.setattr(method, "LEVERS", dict.fromkeys(("dopsd_ema", "fast", "never")))
+    scores = {
+        "dopsd_ema": {3e-4: (0, 0, 0, 0.1, 0.2), 1e-3: (0, 0, 0.2, 0.3, 0.6)},
+        "fast": {1e-3: (0.1, 0.2, 0.4, 0.6, 0.8), 3e-3: (0.9, 0.9, 0.9, 0.9, 0.1)},
+        "never": {1e-3: (0.5, 0.5, 0.5, 0.5, 0.5)},
+    }
+    lines = [
+        row("development", name, 0, rate, budget, fidelity, budgets=method.LEVER_BUDGETS)
+        for name, rates in scores.items()
+        for rate, values in rates.items()
+        for budget, fidelity in zip(method.LEVER_BUDGETS, values, strict=True)
+    ]
+    rows.write_text("".join(lines))
+    table = method.make_levers_table()
+    assert {name: line["learning_rate"] for name, line in table.items()} == dict.fromkeys(table, 1e-3)
+    assert {name: line["passes_to_recipes_score"] for name, line in table.items()} == {
+        "dopsd_ema": 4800,
+        "fast": 2400,
+        "never": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("lever", "passes"),
+    [
+        ("1 of 4 states", 4 * (4 + 1)),  # a batch of 4: four of the student's passes, one of the teacher's
+        ("2 of 4 states", 4 * (4 + 2)),
+        ("K = 1", 4 * 2),
+        ("random 2 of the grid", 4 * 4),
+        ("two other pictures as context", 4 * 4 * 3),
+        ("extrapolation 1", 4 * 4 * 3),
+        ("batch 1", 8),
+    ],
+)
+def test_a_levers_step_costs_what_it_says(world, lever, passes):
+    config, data, neutral = world
+    config = replace(config, **dict(LEVERS[lever].settings))
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    training = Training(base_model, config, data, neutral)
+    assert list(train(LEVERS[lever], training, (1,))) == [1]
+    assert training.passes == passes
+
+
+def test_the_levers_walk_without_a_lever_is_the_products_step(world):
+    config, data, neutral = world
+    trained = []
+    for chosen in (METHODS["dopsd_ema"], Method(walk)):
+        base_model = load_base_model(config)
+        base_model.load_transformer()
+        training = Training(base_model, config, data, neutral)
+        assert list(train(chosen, training, (64,))) == [2]
+        trained.append(adapter_weights(base_model.transformer, "student"))
+    for key, weight in trained[0].items():
+        assert torch.allclose(weight, trained[1][key], atol=1e-6)
