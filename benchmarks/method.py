@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, RECIPE
@@ -37,10 +38,11 @@ from benchmarks.scores import (
     neutral_scores,
     reference,
 )
-from dopsd_app.adapters import adapter_weights, load_adapter_weights
+from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, load_base_model
 from dopsd_app.catalog import find_base_model
 from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.health import health_of
 from dopsd_app.train import prepare
 from pocket.judge import frechet_distance
 from pocket.measure import PARENT
@@ -51,6 +53,7 @@ BUDGETS = (1200, 2400, 4800)  # transformer passes; the paper's recipe makes 32 
 LEVER_BUDGETS = (300, 600, *BUDGETS)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = 4
+LOOKED_AT = 4  # pictures that a person's own run would have for its health
 UNTRAINED = ("base", "teacher")
 CHOSEN_BY = ("fidelity", "following", "quality")
 
@@ -129,10 +132,32 @@ def run_job(job: Job) -> list[dict]:
             many = draw_pictures(base_model, prompts[::2], MANY_STEPS, job.seed)
             slow = concept_scores(many, replace(data, scenes=data.scenes[::2]))
             scores |= {"fidelity_32_steps": slow["fidelity"], "quality_32_steps": slow["quality"]}
-            for pictures, steps in ((few, config.num_inference_steps), (many, MANY_STEPS)):
-                np.save(job.features(steps), features_of(pictures).half().numpy())
-        rows.append({"job": asdict(job), **facts, "scores": {k: round(v, 4) for k, v in scores.items()}})
+            for drawn, count in ((few, steps), (many, MANY_STEPS)):
+                np.save(job.features(count), features_of(drawn).half().numpy())
+        row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
+        if job.method not in UNTRAINED:
+            with as_base(base_model.transformer):
+                base = draw_pictures(base_model, prompts[:LOOKED_AT], config.num_inference_steps, job.seed)
+            sets = (list(data.pictures), base, few[:LOOKED_AT], before[:LOOKED_AT], pictures[:LOOKED_AT])
+            row["health"] = {
+                name: _rounded(asdict(health_of(*map(eyes, sets))))
+                for name, eyes in eyes_of(base_model).items()
+            }
+        rows.append(row)
     return rows
+
+
+def eyes_of(base_model: BaseModel) -> dict[str, Callable[[list[Image.Image]], Tensor]]:
+    """What health can be seen with: the judge, or the vision tower that every base model has."""
+
+    def vision(pictures: list[Image.Image]) -> Tensor:
+        return torch.stack([base_model.picture_features(picture) for picture in pictures])
+
+    return {"judge": features_of, "vision": vision}
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
 
 
 def trained(
