@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import method, scores
-from benchmarks.concepts import NeutralData, concepts_of, encode_concept, encode_neutral
+from benchmarks.concepts import concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, walk
 from benchmarks.method import Job, best_settings, make_table, product
 from benchmarks.methods import METHODS, Method, Training, train
@@ -95,26 +95,23 @@ def world():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_the_lora_within_its_passes(world, name):
+def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch):
+    monkeypatch.setattr("benchmarks.methods.PRIORS", 2)
     config, data, neutral = world
-    few = NeutralData(neutral.captions[:4], neutral.concepts[:4], neutral.scenes[:4], neutral.prompts[:4])
     chosen = METHODS[name]
-    config = replace(config, **dict(chosen.settings))
+    config = replace(config, batch_size=1, micro_batch=1, **dict(chosen.settings))
     base_model = load_base_model(config)
     base_model.load_transformer()
-    training = Training(base_model, config, data, few)
-    made = 4 * (4 if chosen.make and "priors" in chosen.make.__name__ else 48 if chosen.make else 0)
-    done = train(chosen, training, (made + 32, made + 64))
+    training = Training(base_model, config, data, neutral)
+    made = 2 * 4 if chosen.make else 0  # two pictures of four steps
+    done = train(chosen, training, (made + 8, made + 16))
     first = next(done)
-    before = {
-        key: weight.clone() for key, weight in adapter_weights(base_model.transformer, "student").items()
-    }
+    before = {k: weight.clone() for k, weight in adapter_weights(base_model.transformer, "student").items()}
     base_model.predict_velocity(
         data.latents[:1], torch.tensor(0.5), [data.prompts[0]]
-    )  # a look is not counted
-    second = next(done)
-    assert second == 2 * first
-    assert training.passes == made + 64
+    )
+    assert next(done) == 2 * first
+    assert training.passes == made + 16
     after = adapter_weights(base_model.transformer, "student")
     assert any(not weight.equal(after[key]) for key, weight in before.items())
 
@@ -166,12 +163,13 @@ def test_a_levers_step_costs_what_it_says(world, lever, passes):
 
 def test_the_levers_walk_without_a_lever_is_the_products_step(world):
     config, data, neutral = world
+    config = replace(config, batch_size=1, micro_batch=1)
     trained = []
     for chosen in (METHODS["dopsd_ema"], Method(walk)):
         base_model = load_base_model(config)
         base_model.load_transformer()
         training = Training(base_model, config, data, neutral)
-        assert list(train(chosen, training, (64,))) == [2]
+        assert list(train(chosen, training, (16,))) == [2]
         trained.append(adapter_weights(base_model.transformer, "student"))
     for key, weight in trained[0].items():
         assert torch.allclose(weight, trained[1][key], atol=1e-6)
