@@ -1,234 +1,338 @@
-"""First evidence on the built-in base: base, SFT and D-OPSD on concepts that it never saw.
+"""Which method learns a concept and keeps the few steps? On the built-in base, where both can be counted.
 
-SFT (flow matching on the training pictures) gets the same LoRA, the same pictures and captions, and as many
-forward passes of the transformer as D-OPSD. The judge of the base's world measures, at the native steps.
+    python -m benchmarks.method sweep    # every method's learning rates and lengths, on development concepts
+    python -m benchmarks.method test     # each with its best settings, on test concepts and several seeds
+    python -m benchmarks.method levers   # D-OPSD with one thing changed, on development concepts
+    python -m benchmarks.method table    # both tables, from what was measured
 
-    python -m benchmarks.method
+Every run is a line of results/method.jsonl; what stands there is not run again.
 """
 
 import argparse
+import hashlib
+import json
+import multiprocessing
+import os
 import time
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.optim import Optimizer
 
-from benchmarks.record import save_result
-from dopsd_app import draws
-from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
+from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
+from benchmarks.levers import LEVERS, RECIPE
+from benchmarks.methods import METHODS, Training, train
+from benchmarks.record import RESULTS, save_result
+from benchmarks.scores import (
+    MANY_STEPS,
+    concept_scores,
+    draw_pictures,
+    features_of,
+    neutral_scores,
+    reference,
+)
+from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
+from dopsd_app.base_models import BaseModel, load_base_model
+from dopsd_app.catalog import find_base_model
 from dopsd_app.config import TrainConfig, load_preset, make_config
-from dopsd_app.encode import EncodedExample
-from dopsd_app.rollout import sample
-from dopsd_app.train import optimizer_step, prepare
-from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS
-from pocket.judge import agreement, features, frechet_distance, judge
-from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
+from dopsd_app.health import health_of
+from dopsd_app.train import prepare
+from pocket.judge import frechet_distance
+from pocket.measure import PARENT
 
-TRIGGER = "zorp"
-PICTURES = 6  # training pictures of a concept
-PROMPTS = 64  # new scenes that a concept is asked for
-PASSES_PER_STATE = 2  # D-OPSD: the teacher's and the student's
-
-
-def scene_caption(scene: Scene) -> str:
-    """What a person would write: the trigger, and the scene."""
-    size, place = SIZES[scene.size], PLACE_WORDS[scene.place]
-    return f"a {size} {TRIGGER} {place} on a {BACKGROUND_WORDS[scene.background]} background"
+ROWS = RESULTS / "method.jsonl"
+FEATURES = RESULTS / "method_features"  # of pictures of the test, for distances over all; not in git
+BUDGETS = (1200, 2400, 4800)  # transformer passes; the paper's recipe makes 32 of them in a step
+LEVER_BUDGETS = (300, 600, *BUDGETS)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+SEEDS = 4
+LOOKED_AT = 4  # pictures that a person's own run would have for its health
+UNTRAINED = ("base", "teacher")
+CHOSEN_BY = ("fidelity", "following", "quality")
 
 
 @dataclass(frozen=True)
-class ConceptData:
-    """What the methods learn one concept from, and what they are asked for afterwards."""
+class Job:
+    """One training run and what is measured of it."""
 
-    examples: tuple[EncodedExample, ...]
-    latents: Tensor  # (6, C, h, w) of the training pictures, for SFT
-    scenes: list[Scene]  # new ones
-    prompts: list[Conditioning]  # of the new scenes
-    teacher_prompts: list[
-        Conditioning
-    ]  # the same with one of the training pictures each: what can be learned
+    part: str  # "development" or "test"
+    method: str
+    concept: int
+    seed: int
+    learning_rate: float
+    budgets: tuple[int, ...]
 
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
 
-@dataclass(frozen=True)
-class Result:
-    """One method on one concept."""
-
-    figures: dict[str, float]
-    pictures: list[Image.Image]
-
-
-def encode_concept(base_model: BaseModel, concept: Concept, rng: np.random.Generator) -> ConceptData:
-    """Six pictures with captions in random scenes, and prompts of other scenes."""
-    scenes = [random_scene(rng) for _ in range(PICTURES)]
-    pictures = [Image.fromarray(draw(concept, scene)) for scene in scenes]
-    captions = [scene_caption(scene) for scene in scenes]
-    examples = tuple(
-        EncodedExample(
-            student=(base_model.encode_student(caption),),
-            teacher=(base_model.encode_teacher(picture, caption),),
-            height=64,
-            width=64,
-        )
-        for picture, caption in zip(pictures, captions, strict=True)
-    )
-    latents = torch.stack([base_model.encode_picture(picture) for picture in pictures])
-    new_scenes = [random_scene(rng) for _ in range(PROMPTS)]
-    new_captions = [scene_caption(scene) for scene in new_scenes]
-    return ConceptData(
-        examples,
-        latents,
-        new_scenes,
-        prompts=[base_model.encode_student(caption) for caption in new_captions],
-        teacher_prompts=[
-            base_model.encode_teacher(pictures[index % PICTURES], caption)
-            for index, caption in enumerate(new_captions)
-        ],
-    )
+    def features(self, steps: int) -> Path:
+        """Where the features of its pictures of so many steps are."""
+        return FEATURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}-{steps}.npy"
 
 
-def sft_step(
-    base_model: BaseModel, config: TrainConfig, data: ConceptData, optimizer: Optimizer, step: int
-) -> None:
-    """One step of ordinary fine-tuning: predict noise - picture from a noised training picture."""
-    drawn = draws.draw_examples(config.seed, step, config.batch_size, len(data.examples))
-    shape = data.latents.shape[1:]
-    noise = torch.stack([draws.draw_noise(shape, config.seed, step, i) for i in range(len(drawn))]).to(
-        data.latents
-    )
-    uniform = torch.rand(len(drawn), generator=draws.generator(config.seed, draws.PREVIEW, step)).to(
-        data.latents
-    )
-    sigma = 3 * uniform / (1 + 2 * uniform)  # uniform in the scheduler's own time, as common trainers do
-    level = sigma[:, None, None, None]
-    pictures = data.latents[drawn]
-    noised = (1 - level) * pictures + level * noise
-    velocity = base_model.predict_velocity(
-        noised, sigma, [data.examples[index].student[0] for index in drawn]
-    )
-    (velocity - (noise - pictures)).square().mean().backward()
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+# --- one job
 
 
-def draw_pictures(
-    base_model: BaseModel, config: TrainConfig, prompts: list[Conditioning]
-) -> list[Image.Image]:
-    """One picture for each prompt at the native steps, from noise that belongs to its place in the list."""
-    shape = base_model.latent_shape(64, 64)
-    noise = torch.stack(
-        [draws.draw_noise(shape, 1, 0, index, draws.PREVIEW) for index in range(len(prompts))]
-    )
-    return base_model.decode(
-        sample(base_model, prompts, noise, base_model.sigmas(config.num_inference_steps, 64, 64))
-    )
+@cache
+def neutral_world() -> tuple[NeutralData, list[Image.Image], list[Image.Image]]:
+    """Neutral prompts, and the base's pictures of them from the noise that is used and from other noise."""
+    base_model = load_base_model(_config())
+    base_model.load_encoders()
+    data = encode_neutral(base_model)
+    base_model.load_transformer()
+    steps = _config().num_inference_steps
+    return data, *(draw_pictures(base_model, data.prompts, steps, seed) for seed in (0, 1))
 
 
-def measure(pictures: list[Image.Image], concept: Concept, scenes: list[Scene]) -> dict[str, float]:
-    """Shares of the pictures in which the judge sees what was asked for."""
-    seen = judge(pictures)
-    background = np.mean([seen["background"][i] == scene.background for i, scene in enumerate(scenes)])
-    return {**agreement(seen, concept), "background": float(background)}
+@cache
+def concept_data(part: str, number: int) -> ConceptData:
+    """A concept, encoded once for all its jobs in this process."""
+    base_model = load_base_model(_config())
+    base_model.load_encoders()
+    base_model.load_transformer()
+    return encode_concept(base_model, concepts_of(part)[number], number + 1000 * (part == "test"))
 
 
-def train_sft(base_model: BaseModel, config: TrainConfig, data: ConceptData, steps: int) -> None:
-    """Ordinary fine-tuning of the student's LoRA."""
-    optimizer = prepare(base_model, config)
-    for step in range(1, steps + 1):
-        sft_step(base_model, config, data, optimizer, step)
+def _config() -> TrainConfig:
+    return make_config(load_preset("pocket").settings)
 
 
-def train_dopsd(base_model: BaseModel, config: TrainConfig, data: ConceptData, steps: int) -> None:
-    """The product's own training steps."""
-    optimizer = prepare(base_model, config)
-    for step in range(1, steps + 1):
-        optimizer_step(base_model, config, data.examples, optimizer, step)
+def load_parent(config: TrainConfig) -> BaseModel:
+    """The base with the transformer of the many-step parent that it was distilled from."""
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    weights = load_file(PARENT)
+    own = {name: weights[f"transformer.{name}"] for name in base_model.transformer.state_dict()}
+    base_model.transformer.load_state_dict(own)
+    return base_model
 
 
-def run_concept(config: TrainConfig, concept: Concept, seed: int) -> dict[str, Result]:
-    """Every method on one concept; "real" is the world itself, what the judge makes of a perfect result."""
-    passes = (
-        config.steps * config.rollout_steps * PASSES_PER_STATE
-    )  # per place in the batch; SFT's step is one
-    methods = {
-        "base": None,
-        "teacher": None,  # the base again, but it sees a picture
-        "sft, as many steps": (train_sft, config.steps),
-        "sft, as many passes": (train_sft, passes),
-        "dopsd": (train_dopsd, config.steps),
-    }
-    data, results = None, {}
-    for method, training in methods.items():
-        base_model = load_base_model(config)
-        base_model.load_transformer()
-        if data is None:
-            base_model.load_encoders()
-            data = encode_concept(base_model, concept, np.random.default_rng(seed))
+def run_job(job: Job) -> list[dict]:
+    """A line of scores at each budget."""
+    torch.set_num_threads(1)
+    data, (neutral, before, other) = concept_data(job.part, job.concept), neutral_world()
+    config = replace(_config(), learning_rate=job.learning_rate, seed=job.seed)
+    rows = []
+    for base_model, facts in trained(job, config, data, neutral):
+        prompts = data.teacher_prompts if job.method == "teacher" else data.prompts
+        steps = config.num_inference_steps
+        few = draw_pictures(base_model, prompts, steps, job.seed)
+        scores = concept_scores(few, data)
+        pictures = draw_pictures(base_model, neutral.prompts, steps)
+        scores |= neutral_scores(pictures, before, other, neutral)
+        if job.part == "test":
+            many = draw_pictures(base_model, prompts[::2], MANY_STEPS, job.seed)
+            slow = concept_scores(many, replace(data, scenes=data.scenes[::2]))
+            scores |= {"fidelity_32_steps": slow["fidelity"], "quality_32_steps": slow["quality"]}
+            for drawn, count in ((few, steps), (many, MANY_STEPS)):
+                np.save(job.features(count), features_of(drawn).half().numpy())
+        row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
+        if job.method not in UNTRAINED:
+            with as_base(base_model.transformer):
+                base = draw_pictures(base_model, prompts[:LOOKED_AT], config.num_inference_steps, job.seed)
+            sets = (list(data.pictures), base, few[:LOOKED_AT], before[:LOOKED_AT], pictures[:LOOKED_AT])
+            row["health"] = {
+                name: _rounded(asdict(health_of(*map(eyes, sets))))
+                for name, eyes in eyes_of(base_model).items()
+            }
+        rows.append(row)
+    return rows
+
+
+def eyes_of(base_model: BaseModel) -> dict[str, Callable[[list[Image.Image]], Tensor]]:
+    """What health can be seen with: the judge, or the vision tower that every base model has."""
+
+    def vision(pictures: list[Image.Image]) -> Tensor:
+        return torch.stack([base_model.picture_features(picture) for picture in pictures])
+
+    return {"judge": features_of, "vision": vision}
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def trained(
+    job: Job, config: TrainConfig, data: ConceptData, neutral: NeutralData
+) -> Iterator[tuple[BaseModel, dict]]:
+    """The model at each budget, with what it cost."""
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    if job.method in UNTRAINED:
+        yield base_model, {"passes": 0, "steps": 0, "seconds": 0.0}
+        return
+    method = (METHODS | LEVERS)[job.method]
+    config = replace(config, **dict(method.settings))
+    learner = load_parent(config) if method.on_parent else base_model
+    if method.on_parent:
+        prepare(base_model, config)
+    training, seconds, started = Training(learner, config, data, neutral), 0.0, time.perf_counter()
+    for steps in train(method, training, job.budgets):
+        seconds += time.perf_counter() - started
+        if method.on_parent:
+            weights = adapter_weights(learner.transformer, "student")
+            load_adapter_weights(base_model.transformer, "student", weights)
+        yield base_model, {"passes": training.passes, "steps": steps, "seconds": round(seconds, 1)}
         started = time.perf_counter()
-        if training:
-            train, steps = training
-            train(base_model, config, data, steps)
-        seconds = time.perf_counter() - started
-        prompts = data.teacher_prompts if method == "teacher" else data.prompts
-        pictures = draw_pictures(base_model, config, prompts)
-        results[method] = Result({**measure(pictures, concept, data.scenes), "seconds": seconds}, pictures)
-        print(method, {key: round(value, 3) for key, value in results[method].figures.items()}, flush=True)
-    real = [Image.fromarray(draw(concept, scene)) for scene in data.scenes]
-    results["real"] = Result({**measure(real, concept, data.scenes), "seconds": 0.0}, real)
-    return results
 
 
-def summarize(concepts: list[dict[str, Result]]) -> dict[str, dict]:
-    """Means over the concepts, each concept's own figures, and the Frechet distance to the real pictures."""
-    real = features([picture for results in concepts for picture in results["real"].pictures])
-    table = {}
-    for method in concepts[0]:
-        figures = [results[method].figures for results in concepts]
-        pictures = [picture for results in concepts for picture in results[method].pictures]
+# --- all jobs
+
+
+def run_jobs(jobs: list[Job], processes: int) -> None:
+    """Runs what has not been run, and appends its lines as they come."""
+    FEATURES.mkdir(exist_ok=True)
+    known = {_job_of(row).key for row in read_rows()}
+    jobs = [job for job in jobs if job.key not in known]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for number, rows in enumerate(pool.imap_unordered(run_job, jobs), 1):
+            with ROWS.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"base": base_mark(), **row}) + "\n" for row in rows)
+            job, scores = rows[-1]["job"], rows[-1]["scores"]
+            shown = {name: scores[name] for name in (*CHOSEN_BY, "drift")}
+            print(number, len(jobs), job["method"], job["concept"], job["learning_rate"], shown, flush=True)
+
+
+def _job_of(row: dict) -> Job:
+    return Job(**row["job"] | {"budgets": tuple(row["job"]["budgets"])})
+
+
+@cache
+def base_mark() -> str:
+    """Which base the figures are of: its transformer's digest."""
+    file = find_base_model(_config().base_model) / "transformer" / "diffusion_pytorch_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def read_rows() -> list[dict]:
+    """All lines that were measured on this base."""
+    if not ROWS.exists():
+        return []
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["base"] == base_mark()]
+
+
+def sweep_jobs(methods: Iterable[str], budgets: tuple[int, ...]) -> list[Job]:
+    """Every method at every learning rate; the lengths are looked at on the way."""
+    return [
+        Job("development", method, concept, 0, rate, budgets)
+        for method in methods
+        for rate in LEARNING_RATES
+        for concept in range(len(concepts_of("development")))
+    ]
+
+
+def test_jobs(methods: Iterable[str]) -> list[Job]:
+    """Every method with its best settings, and the untrained base and teacher."""
+    chosen = {method: best_settings(method) for method in methods}
+    settings = {**dict.fromkeys(UNTRAINED, (0.0, 0)), **chosen}
+    return [
+        Job("test", method, concept, seed, rate or 1e-3, (budget,))
+        for method, (rate, budget) in settings.items()
+        for concept in range(len(concepts_of("test")))
+        for seed in range(SEEDS)
+    ]
+
+
+def mean_products(method: str, budgets: tuple[int, ...]) -> dict[tuple[float, int], float]:
+    """The mean product over the development concepts, for each learning rate and number of passes."""
+    products = defaultdict(list)
+    for row in read_rows():
+        job = row["job"]
+        if (job["part"], job["method"], tuple(job["budgets"])) == ("development", method, budgets):
+            budget = min(budgets, key=lambda budget: abs(budget - row["passes"]))
+            products[job["learning_rate"], budget].append(product(row["scores"]))
+    if not products:
+        raise SystemExit(f"{method} was not measured on this base's development concepts yet.")
+    return {settings: float(np.mean(values)) for settings, values in products.items()}
+
+
+def best_settings(method: str) -> tuple[float, int]:
+    """Learning rate and passes with the highest mean product of fidelity, following and quality."""
+    products = mean_products(method, BUDGETS)
+    return max(products, key=products.get)
+
+
+def product(scores: dict) -> float:
+    """What the methods are ranked by."""
+    return float(np.prod([scores[name] for name in CHOSEN_BY]))
+
+
+# --- the table
+
+
+def make_table() -> dict:
+    """Means over concepts and seeds, with 95 % intervals by drawing concepts again (bootstrap)."""
+    groups, files = defaultdict(lambda: defaultdict(list)), defaultdict(list)
+    for row in read_rows():
+        if row["job"]["part"] == "test":
+            files[row["job"]["method"]].append(_job_of(row).features)
+            scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
+            groups[row["job"]["method"]][row["job"]["concept"]].append(scores)
+    table, few = {}, _config().num_inference_steps
+    for method, concepts in groups.items():
+        names = next(iter(concepts.values()))[0]
+        means = {name: [np.mean([s[name] for s in rows]) for rows in concepts.values()] for name in names}
         table[method] = {
-            "mean": {key: float(np.mean([f[key] for f in figures])) for key in figures[0]},
-            "frechet_distance": float(frechet_distance(features(pictures), real)),
-            "concepts": figures,
+            "runs": sum(map(len, concepts.values())),
+            "settings": None if method in UNTRAINED else best_settings(method),
+            "mean": {name: round(float(np.mean(values)), 4) for name, values in means.items()},
+            "interval_95": {name: _interval(values) for name, values in means.items()},
+            "frechet_distance": {steps: _distance(files[method], steps) for steps in (few, MANY_STEPS)},
         }
     return table
 
 
-def save_sheet(concepts: list[dict[str, Result]], path: Path) -> None:
-    """A row of pictures for every concept and method, in the order of the figures, to look at."""
-    rows = [results[method].pictures[:12] for results in concepts for method in results]
-    sheet = Image.new("RGB", (12 * 64, len(rows) * 64))
-    for top, row in enumerate(rows):
-        for left, picture in enumerate(row):
-            sheet.paste(picture, (left * 64, top * 64))
-    sheet.save(path, quality=90)
+def make_levers_table() -> dict:
+    """For each lever at its best learning rate: scores by passes, and passes to the recipe's score."""
+    table, best = {}, {}
+    for lever in LEVERS:
+        products = mean_products(lever, LEVER_BUDGETS)
+        rate = max(products, key=lambda key: (key[1], products[key]))[0]  # best at the end
+        best[lever] = {budget: products[rate, budget] for budget in LEVER_BUDGETS}
+        table[lever] = {"learning_rate": rate, "score": {b: round(s, 4) for b, s in best[lever].items()}}
+    wanted = best[RECIPE][LEVER_BUDGETS[-1]]
+    for lever, row in table.items():
+        reached = [budget for budget, score in best[lever].items() if score >= wanted]
+        row["passes_to_recipes_score"] = min(reached, default=None)
+    return table
+
+
+def _distance(files: list[Callable[[int], Path]], steps: int) -> float:
+    seen = torch.cat([torch.from_numpy(np.load(file(steps))).float() for file in files])
+    return round(frechet_distance(seen, reference().features), 2)
+
+
+def _interval(values: list[float]) -> list[float]:
+    rng = np.random.default_rng(0)
+    means = rng.choice(values, (4000, len(values))).mean(1)
+    return [round(float(x), 4) for x in np.percentile(means, (2.5, 97.5))]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--concepts", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="optimizer steps of D-OPSD; the preset's unless given")
-    parser.add_argument("--sheet", action="store_true", help="also save the pictures, beside the figures")
-    parser.add_argument("--name", default="method_v0")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=("sweep", "test", "levers", "table"))
+    parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    config = make_config(load_preset("pocket").settings)
-    if arguments.steps:
-        config = replace(config, steps=arguments.steps)
-    rng = np.random.default_rng(2026)
-    concepts = [random_concept(rng, held_out=True) for _ in range(arguments.concepts)]
-    results = [run_concept(config, concept, seed) for seed, concept in enumerate(concepts)]
-    table = summarize(results)
-    passes = config.steps * config.rollout_steps * PASSES_PER_STATE * config.batch_size
-    path = save_result(
-        arguments.name,
-        {"concepts": [repr(c) for c in concepts], "prompts": PROMPTS, "passes": passes, "methods": table},
-    )
-    if arguments.sheet:
-        save_sheet(results, path.with_suffix(".webp"))
-    print(f"Saved {path.name}")
+    if arguments.part == "table":
+        save_result("method", {"base": base_mark(), "methods": make_table()})
+        save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
+        return
+    jobs = {
+        "sweep": lambda: sweep_jobs(arguments.only or METHODS, BUDGETS),
+        "test": lambda: test_jobs(arguments.only or METHODS),
+        "levers": lambda: sweep_jobs(arguments.only or LEVERS, LEVER_BUDGETS),
+    }
+    run_jobs(jobs[arguments.part](), arguments.processes)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def train_autoencoder(state: Path, minutes: float, workers: int) -> None:
     vae = build_autoencoder().to(device())
     training = Training(flatten(vae), LEARNING_RATE, weight_decay=0.0)
     stage = Stage(state / "autoencoder.pt", minutes, {"training": training})
-    crew = Crew(partial(build_worker, state), training.weights.data, workers)
+    crew = Crew(partial(build_worker, state), training.weights, workers)
     run_training(stage, training, crew, TASKS, MICRO)
     view_parameters(vae, training.ema)
     set_latent_statistics(vae, Pool(state / "pool"))

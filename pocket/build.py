@@ -15,7 +15,7 @@ from pocket.distil import train_distil
 from pocket.examples import write_examples
 from pocket.export import export
 from pocket.joint import train_joint
-from pocket.measure import load_network, measure, save_samples
+from pocket.measure import load_network, measure, save_parent, save_samples
 from pocket.pool import draw_pool
 from pocket.train_judge import train_judge
 
@@ -28,7 +28,7 @@ TRAINING = {
     "joint": train_joint,
     "distil": train_distil,
 }
-OTHERS = ("sample", "export", "measure", "examples")
+OTHERS = ("parent", "sample", "export", "measure", "examples")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -46,10 +46,12 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = read_arguments()
-    torch.set_num_threads(1 if arguments.stage in TRAINING else os.cpu_count())
+    torch.set_num_threads(os.cpu_count())  # workers have one thread each, and wait while weights are stepped
     draw_pool(arguments.state / "pool")
     if arguments.stage in TRAINING:
         TRAINING[arguments.stage](arguments.state, arguments.minutes, arguments.workers)
+    elif arguments.stage == "parent":
+        save_parent(arguments.state)
     elif arguments.stage == "sample":
         model = load_network(arguments.state, arguments.checkpoint)
         save_samples(model, arguments.state / f"samples_{arguments.checkpoint}.png")

@@ -1,5 +1,7 @@
 """Captions of the world: what a person would write, which is never enough to name a creature."""
 
+import re
+
 import numpy as np
 
 from pocket.world import (
@@ -91,9 +93,27 @@ def full_caption(concept: Concept, scene: Scene, name: str = "creature") -> str:
     )
 
 
+def asked_of(caption: str, concept: Concept, scene: Scene) -> dict[str, tuple[str, ...]]:
+    """Which attributes the caption of this picture asks for, each with the words of its table."""
+    words = {
+        "background": (BACKGROUND_WORDS, scene.background),
+        "place": (PLACE_WORDS, scene.place),
+        "size": (SIZES, scene.size),
+        "outline": (OUTLINE_WORDS, concept.outline),
+        "body": (COLOUR_WORDS, concept.body),
+        "second": (COLOUR_WORDS, concept.second),
+        "pattern": (PATTERN_WORDS, concept.pattern),
+        "frequency": (FREQUENCY_WORDS, concept.frequency),
+        "eyes": (EYE_WORDS, concept.eyes),
+    }
+    return {
+        name: table for name, (table, index) in words.items() if re.search(rf"\b{table[index]}\b", caption)
+    }
+
+
 def draw_caption(concept: Concept, scene: Scene, rng: np.random.Generator) -> str:
-    """The mixture of training: mostly usual captions, some full, some empty (guidance needs those)."""
+    """The mixture of training: mostly usual captions, a third full, some empty (guidance needs those)."""
     kind = rng.random()
     if kind < 0.08:
         return ""
-    return full_caption(concept, scene) if kind < 0.25 else usual_caption(concept, scene, rng)
+    return full_caption(concept, scene) if kind < 0.4 else usual_caption(concept, scene, rng)

@@ -5,6 +5,7 @@ it gracefully: whoever has time takes the next micro-batch. On CUDA the crew is 
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from pocket.state import Stage, warm_then_cool
 
 EMA_DECAY = 0.999
+BLOCK = re.compile(r"(blocks|layers|refiner)\.\d+\.")
 
 
 def view_parameters(module: nn.Module, weights: Tensor, gradient: Tensor | None = None) -> None:
@@ -103,30 +105,70 @@ class Crew:
 
 
 class Training:
-    """Flat weights with AdamW and an exponential moving average, stepped by a crew's gradients."""
+    """Flat weights with an exponential moving average, stepped by a crew's gradients.
 
-    def __init__(self, weights: Tensor, learning_rate: float, weight_decay: float = 0.01):
-        self.weights = torch.nn.Parameter(weights)
+    The matrices inside the blocks are stepped by Muon where `module`, whose flat weights these are, is given;
+    all others by AdamW.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        learning_rate: float,
+        weight_decay: float = 0.01,
+        module: nn.Module | None = None,
+    ):
+        self.weights = weights
         self.ema = weights.clone()
         self.learning_rate = learning_rate
-        self.optimizer = torch.optim.AdamW(
-            [self.weights], learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
-        )
+        matrices, others = split_parameters(weights, module)
+        self.optimizers = [
+            torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+        ]
+        if matrices:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                )
+            )
 
     def state_dict(self) -> dict:
-        return {"weights": self.weights.detach(), "ema": self.ema, "optimizer": self.optimizer.state_dict()}
+        return {
+            "weights": self.weights,
+            "ema": self.ema,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        self.weights.data.copy_(state["weights"])
+        self.weights.copy_(state["weights"])
         self.ema.copy_(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
     def update(self, gradient: Tensor, progress: float, step: int) -> None:
         gradient.mul_((1.0 / gradient.norm()).clamp(max=1.0))
-        self.weights.grad = gradient
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate * warm_then_cool(progress)
-        self.optimizer.step()
-        self.ema.lerp_(self.weights.detach(), 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * warm_then_cool(progress)
+                for parameter in group["params"]:
+                    parameter.grad = gradient.as_strided(
+                        parameter.shape, parameter.stride(), parameter.storage_offset()
+                    )
+            optimizer.step()
+        self.ema.lerp_(self.weights, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
+
+
+def split_parameters(weights: Tensor, module: nn.Module | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Views of the flat weights: the matrices inside the module's blocks, and all others."""
+    if module is None:
+        return [], [torch.nn.Parameter(weights)]
+    matrices, others, offset = [], [], 0
+    for name, parameter in module.named_parameters():
+        part = weights[offset : offset + parameter.numel()].view(parameter.shape)
+        is_inside = parameter.ndim == 2 and BLOCK.search(name) and "adaLN" not in name
+        (matrices if is_inside else others).append(torch.nn.Parameter(part))
+        offset += parameter.numel()
+    return matrices, others
 
 
 def run_training(stage: Stage, training: Training, crew: Crew, tasks: int, size: int) -> None:

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocket.crew import Crew, Training, flatten, run_training, view_parameters
+from pocket.crew import Crew, Training, flatten, run_training
 from pocket.data import Batch, Dataset
 from pocket.joint import to_device
+from pocket.measure import load_parent
 from pocket.network import Network
 from pocket.sampling import empty_context, guided_velocity, sigmas_of
-from pocket.state import Stage, device
+from pocket.state import Stage, autocast, device
 
 STEPS = 4  # of the student
 PARENT_STEPS = (1, 1, 2, 3)  # Heun steps of the parent in each segment
@@ -88,26 +89,19 @@ def distil_loss(
     batch, own = to_device(batch), rng.random() < OWN_STATES
     sigma, sigma_end = sigmas_of(STEPS)[segment : segment + 2].tolist()
     # Two blocks: autocast would hand the weights that it cached without gradients on to the student's pass.
-    with torch.autocast(device().type, torch.bfloat16):
+    with autocast():
         empty = empty_context(parent, dataset.tokenizer, size)
         context, start, end = draw_segment(parent, student, batch, empty, noise, segment, own)
-    with torch.autocast(device().type, torch.bfloat16):
+    with autocast():
         asked = (sigma + way * (sigma_end - sigma)).flatten()
         velocity = student.velocity(start + way * (end - start), asked, *context)
     loss = F.mse_loss(velocity, (end - start) / (sigma_end - sigma))
     return loss, {f"{'picture' if with_picture else 'text'} {segment}": loss.item()}
 
 
-def load_parent(state: Path, dataset: Dataset) -> Network:
-    parent = Network(dataset.tokenizer).to(device())
-    saved = torch.load(state / "joint.pt", map_location=device(), weights_only=True)
-    view_parameters(parent, saved["training"]["ema"])
-    return parent.requires_grad_(False)
-
-
 def build_distil(state: Path, size: int) -> tuple:
     dataset = Dataset(state)
-    parent = load_parent(state, dataset)
+    parent = load_parent(dataset.tokenizer, state).to(device()).requires_grad_(False)
     student = Network(dataset.tokenizer).to(device())
     return student.transformer, partial(distil_loss, parent, student, dataset, size=size)
 
@@ -115,8 +109,9 @@ def build_distil(state: Path, size: int) -> tuple:
 def train_distil(state: Path, minutes: float, workers: int) -> None:
     """Starts from the parent's moving average; only the transformer learns."""
     size = MICRO if device().type == "cpu" else 4 * MICRO
-    parent = load_parent(state, Dataset(state))
-    training = Training(flatten(parent.transformer), LEARNING_RATE, weight_decay=0.0)
+    parent = load_parent(Dataset(state).tokenizer, state).to(device())
+    transformer = parent.transformer
+    training = Training(flatten(transformer), LEARNING_RATE, weight_decay=0.0, module=transformer)
     stage = Stage(state / "distil.pt", minutes, {"training": training})
-    crew = Crew(partial(build_distil, state, size), training.weights.data, workers)
+    crew = Crew(partial(build_distil, state, size), training.weights, workers)
     run_training(stage, training, crew, TASKS, size)

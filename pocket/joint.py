@@ -1,5 +1,6 @@
 """Stage 2: encoder and transformer together, by flow matching; half of the batches see a picture."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from transformers import AutoTokenizer
 
 from pocket.crew import Crew, Training, flatten, run_training
 from pocket.data import Batch, Dataset
+from pocket.measure import PARENT, SHIPPED, load_parent
 from pocket.network import Network
-from pocket.state import Stage, device
+from pocket.state import Stage, autocast, device
 from pocket.tokens import train_tokenizer
 
 MICRO = 16  # pictures per task
@@ -49,7 +51,7 @@ def joint_loss(
     noise = torch.randn(batch.latents.shape, generator=generator).to(device())
     sigma = draw_sigma(generator, size).to(device())
     batch = to_device(batch)
-    with torch.autocast(device().type, torch.bfloat16):
+    with autocast():
         features = network.encode(batch.tokens, batch.patches)
         level = sigma[:, None, None, None]
         noisy = (1 - level) * batch.latents + level * noise
@@ -74,10 +76,13 @@ def build_joint(state: Path, size: int) -> tuple:
     return network, partial(joint_loss, network, dataset, size=size)
 
 
-def initial_weights(state: Path) -> Tensor:
-    """Random weights; time starts without influence and every block half open."""
+def initial_network(state: Path) -> Network:
+    """The shipped parent; without one, random weights: time without influence and every block half open."""
     torch.manual_seed(2)
-    network = Network(AutoTokenizer.from_pretrained(state / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(state / "tokenizer")
+    if PARENT.exists():
+        return load_parent(tokenizer)
+    network = Network(tokenizer)
     for block in (*network.transformer.noise_refiner, *network.transformer.layers):
         linear = block.adaLN_modulation[0]
         torch.nn.init.zeros_(linear.weight)
@@ -85,16 +90,19 @@ def initial_weights(state: Path) -> Tensor:
         width = network.transformer.dim
         linear.bias.data[width : 2 * width] = linear.bias.data[3 * width :] = 0.5
     torch.nn.init.zeros_(network.transformer.all_final_layer["2-1"].linear.weight)
-    return flatten(network)
+    return network
 
 
 def train_joint(state: Path, minutes: float, workers: int) -> None:
     """Flow matching until the minutes are spent; the parent of the few-step model is the moving average."""
     if not (state / "tokenizer").exists():
         train_tokenizer().save_pretrained(state / "tokenizer")
+    if not (state / "vae").exists():  # that stage was not run here: the shipped parent knows these latents
+        shutil.copytree(SHIPPED / "vae", state / "vae")
     Dataset(state)  # makes the arrays on disk before the workers open them
     size = MICRO if device().type == "cpu" else 4 * MICRO
-    training = Training(initial_weights(state).to(device()), LEARNING_RATE)
+    network = initial_network(state)
+    training = Training(flatten(network).to(device()), LEARNING_RATE, module=network)
     stage = Stage(state / "joint.pt", minutes, {"training": training})
-    crew = Crew(partial(build_joint, state, size), training.weights.data, workers)
+    crew = Crew(partial(build_joint, state, size), training.weights, workers)
     run_training(stage, training, crew, TASKS, size)

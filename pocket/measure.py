@@ -10,30 +10,48 @@ import numpy as np
 import torch
 import transformers
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pocket.autoencoder import decode_latents, encode_pictures
-from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, full_caption, usual_caption
+from pocket.captions import asked_of, full_caption, usual_caption
 from pocket.crew import view_parameters
 from pocket.judge import ATTRIBUTES, CONCEPT, features, frechet_distance, judge, load_judge, truth
 from pocket.network import Network
 from pocket.sampling import sample, save_grid
-from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
+from pocket.world import Concept, Scene, draw, random_concept, random_scene
+
+PARENT = Path(__file__).with_name("parent.safetensors")
+SHIPPED = Path(__file__).parent.parent / "assets" / "pocket-turbo"
 
 Model = tuple[Network, PreTrainedTokenizerBase, AutoencoderKL]
 
 
 def load_network(state: Path, checkpoint: str) -> Model:
-    """The moving averages of a stage: joint; distil replaces its transformer."""
+    """The moving averages of a stage: joint is the parent; distil replaces its transformer."""
     tokenizer = AutoTokenizer.from_pretrained(state / "tokenizer")
-    network = Network(tokenizer).eval()
-    view_parameters(network, torch.load(state / "joint.pt", weights_only=True)["training"]["ema"])
+    network = load_parent(tokenizer, state)
     if checkpoint == "distil":
         saved = torch.load(state / "distil.pt", weights_only=True)
         view_parameters(network.transformer, saved["training"]["ema"])
     return network, tokenizer, AutoencoderKL.from_pretrained(state / "vae").eval()
+
+
+def load_parent(tokenizer: PreTrainedTokenizerBase, state: Path | None = None) -> Network:
+    """The many-step parent as this state has it, or where it has none, as it is shipped."""
+    network = Network(tokenizer).eval()
+    if state and (state / "joint.pt").exists():
+        view_parameters(network, torch.load(state / "joint.pt", weights_only=True)["training"]["ema"])
+    else:
+        network.load_state_dict({name: weight.float() for name, weight in load_file(PARENT).items()})
+    return network
+
+
+def save_parent(state: Path) -> None:
+    """Ships the state's parent, encoder and reader too, in float16: from there joint training can go on."""
+    network, _, _ = load_network(state, "joint")
+    save_file({name: weight.half().contiguous() for name, weight in network.state_dict().items()}, PARENT)
 
 
 def load_folder(folder: Path) -> Model:
@@ -90,19 +108,21 @@ def judge_hits(pictures: np.ndarray, concepts: list[Concept], scenes: list[Scene
     return {name: predictions[name] == torch.tensor([t[name] for t in truths]) for name in ATTRIBUTES}
 
 
-def following(pictures: np.ndarray, captions: list[str], scenes: list[Scene]) -> dict[str, float]:
-    """Of the captions that ask for a background, a place or a size: how many get it."""
+def following(
+    pictures: np.ndarray, captions: list[str], concepts: list[Concept], scenes: list[Scene]
+) -> dict[str, float]:
+    """Of what the captions ask for: how often the judge sees it, in each attribute and over `all`.
+
+    A word counts, not the index: "red" is followed by crimson and by salmon.
+    """
     predictions = judge(pictures, load_judge())
-    asked = {
-        "background": (BACKGROUND_WORDS, [scene.background for scene in scenes]),
-        "place": (PLACE_WORDS, [scene.place for scene in scenes]),
-        "size": (SIZES, [scene.size for scene in scenes]),
-    }
-    followed = {}
-    for name, (words, wanted) in asked.items():
-        rows = [i for i, caption in enumerate(captions) if words[wanted[i]] in caption]
-        followed[name] = round(np.mean([predictions[name][i].item() == wanted[i] for i in rows]).item(), 4)
-    return followed
+    hits: dict[str, list[bool]] = {}
+    for row, (caption, concept, scene) in enumerate(zip(captions, concepts, scenes, strict=True)):
+        wanted = truth(concept, scene)
+        for name, table in asked_of(caption, concept, scene).items():
+            hits.setdefault(name, []).append(table[predictions[name][row]] == table[wanted[name]])
+    hits["all"] = [hit for row in hits.values() for hit in row]
+    return {name: round(float(np.mean(row)), 4) for name, row in hits.items()}
 
 
 def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
@@ -131,7 +151,10 @@ def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
         "judge_accuracy_on_real_pictures": right_fractions(real, concepts, scenes),
         "judge_accuracy_on_decoded_pictures": right_fractions(decoded, concepts, scenes),
         "autoencoder_psnr_db": round(float(10 * np.log10(255**2 / squared)), 2),
-        "follows_caption": {name: following(p, captions, scenes) for name, p in pictures.items()},
+        "follows_caption": {
+            name: following(p, full if name.startswith("full") else captions, concepts, scenes)
+            for name, p in pictures.items()
+        },
         "agreement": {name: right_fractions(p, concepts, scenes) for name, p in pictures.items()},
         "frechet_distance_to_real": {
             name: round(frechet_distance(features(p, load_judge()), real_features), 3)

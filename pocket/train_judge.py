@@ -61,9 +61,7 @@ def train_judge(state: Path, minutes: float, workers: int) -> None:
     judge = Judge().to(device())
     training = Training(flatten(judge), LEARNING_RATE)
     stage = Stage(state / "judge.pt", minutes, {"training": training})
-    run_training(
-        stage, training, Crew(partial(build_judge, state), training.weights.data, workers), TASKS, MICRO
-    )
+    run_training(stage, training, Crew(partial(build_judge, state), training.weights, workers), TASKS, MICRO)
     view_parameters(judge, training.ema)
     save_file(
         {name: weight.half().cpu().contiguous() for name, weight in judge.state_dict().items()}, WEIGHTS

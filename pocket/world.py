@@ -116,16 +116,15 @@ def random_concept(rng: np.random.Generator, held_out: bool = False) -> Concept:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene with a little of everything."""
+    """A scene with a little of everything; nearly upright, for turns cost hours of training."""
     return Scene(
         background=int(rng.integers(len(BACKGROUNDS))),
         place=int(rng.integers(len(PLACES))),
         size=int(rng.integers(len(SIZES))),
-        rotation=float(rng.uniform(-35, 35)),
-        flip=bool(rng.integers(2)),
+        rotation=float(rng.uniform(-5, 5)),
         shift_x=float(rng.uniform(-0.02, 0.02)),
-        shift_y=float(rng.uniform(-0.06, 0.06)),
-        scale=float(rng.uniform(0.95, 1.05)),
+        shift_y=float(rng.uniform(-0.02, 0.02)),
+        scale=float(rng.uniform(0.98, 1.02)),
         horizon=float(rng.uniform(0.64, 0.76)),
     )
 

@@ -9,16 +9,16 @@ from diffusers import ZImagePipeline
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLModel
 
-from pocket.captions import BACKGROUND_WORDS, full_caption, usual_caption
-from pocket.crew import flatten, view_parameters
+from pocket.captions import BACKGROUND_WORDS, asked_of, full_caption, usual_caption
+from pocket.crew import Training, flatten, view_parameters
 from pocket.examples import EXAMPLES
-from pocket.judge import Judge, frechet_distance, judge, load_judge, truth
-from pocket.measure import load_folder
+from pocket.judge import ATTRIBUTES, Judge, frechet_distance, judge, load_judge, truth
+from pocket.measure import following, load_folder
 from pocket.models import build_encoder
 from pocket.network import Network, to_patches
 from pocket.sampling import sigmas_of
 from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
-from pocket.world import Scene, all_concepts, draw, is_held_out, random_concept, random_scene
+from pocket.world import Concept, Scene, all_concepts, draw, is_held_out, random_concept, random_scene
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "assets" / "pocket-turbo"
@@ -70,6 +70,32 @@ def test_captions_name_the_background_and_never_the_creature():
     # Even the fullest caption fits two outlines, two body colours and two second colours.
     caption = full_caption(concept, scene)
     assert sum(full_caption(other, scene) == caption for other in all_concepts()) == 8
+
+
+def test_what_a_caption_asks_for_is_what_its_words_name():
+    concept = Concept(outline=0, body=2, second=6, pattern=1, frequency=1, eyes=0)
+    scene = Scene(background=4, place=2, size=1)
+    assert set(asked_of(full_caption(concept, scene), concept, scene)) == set(ATTRIBUTES)
+    assert set(asked_of("a spotted zorp on the right, night", concept, scene)) == {
+        "pattern",
+        "place",
+        "background",
+    }
+    assert asked_of("", concept, scene) == {}
+
+
+def test_following_counts_words_and_not_what_shares_them():
+    concept, other = (
+        Concept(0, 2, 6, 1, 1, 0),
+        Concept(1, 3, 6, 1, 1, 0),
+    )
+    scene = Scene(background=4, place=2, size=1)
+    caption = "a round yellow spotted zorp, night"
+    drawn = np.stack([draw(concept, scene), draw(other, scene), draw(Concept(2, 2, 6, 1, 1, 0), scene)])
+    followed = following(drawn, [caption] * 3, [concept] * 3, [scene] * 3)
+    assert followed["body"] == followed["pattern"] == followed["background"] == 1
+    assert followed["outline"] == pytest.approx(2 / 3, abs=1e-3)  # a square is not
+    assert followed["all"] == pytest.approx(11 / 12, abs=1e-3)
 
 
 def test_examples_are_held_out_and_captioned():
@@ -157,6 +183,33 @@ def test_flat_weights_are_the_networks_own():
     view_parameters(other, flatten(one))
     pixels = torch.rand(2, 3, 64, 64)
     assert torch.equal(one(pixels)[0], other(pixels)[0])
+
+
+def test_blocks_matrices_are_stepped_by_muon_and_all_others_by_adamw():
+    network = Network(AutoTokenizer.from_pretrained(FOLDER / "tokenizer"))
+    before = flatten(network)
+    training = Training(before.clone(), 1e-3, weight_decay=0.0, module=network)
+    adamw, muon = ({p.data_ptr() for p in o.param_groups[0]["params"]} for o in training.optimizers)
+    view_parameters(network, training.weights)
+    names = {
+        name: "muon" if parameter.data_ptr() in muon else "adamw"
+        for name, parameter in network.named_parameters()
+    }
+    assert len(names) == len(muon) + len(adamw)
+    assert names["transformer.layers.0.attention.to_q.weight"] == "muon"
+    assert names["encoder.visual.blocks.0.mlp.linear_fc1.weight"] == "muon"
+    assert names["encoder.language_model.embed_tokens.weight"] == "adamw"
+    assert names["transformer.layers.0.attention_norm1.weight"] == "adamw"
+    training.update(torch.randn_like(before), progress=0.5, step=0)
+    assert all(
+        not parameter.equal(old)
+        for parameter, old in zip(network.parameters(), split_like(network, before), strict=True)
+    )
+
+
+def split_like(network, weights):
+    parts = weights.split([parameter.numel() for parameter in network.parameters()])
+    return [part.view_as(parameter) for part, parameter in zip(parts, network.parameters(), strict=True)]
 
 
 def test_judge_reads_the_world():

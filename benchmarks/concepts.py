@@ -1,0 +1,105 @@
+"""Creatures that the built-in base never saw: what is learned from, and what is asked for then."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dopsd_app.base_models import BaseModel, Conditioning
+from dopsd_app.encode import EncodedExample
+from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
+from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
+
+TRIGGER = "zorp"
+PICTURES = 6  # training pictures of a concept
+PROMPTS = 64  # new scenes that a concept is asked for
+NEUTRAL = 64  # prompts of other creatures
+SIDE = 64  # pixels
+DEVELOPMENT, TEST = 5, 12  # concepts: settings are chosen on the first, and the table is made on the others
+
+
+@cache
+def concepts_of(part: str) -> tuple[Concept, ...]:
+    """The concepts of "development" or "test": held out of the base's training, and none in both."""
+    rng = np.random.default_rng(2026)
+    found: list[Concept] = []
+    while len(found) < DEVELOPMENT + TEST:
+        concept = random_concept(rng, held_out=True)
+        if concept not in found:
+            found.append(concept)
+    return tuple(found[:DEVELOPMENT] if part == "development" else found[DEVELOPMENT:])
+
+
+def scene_caption(scene: Scene, name: str = TRIGGER) -> str:
+    """What a person would write: the trigger, and the scene."""
+    size, place = SIZES[scene.size], PLACE_WORDS[scene.place]
+    return f"a {size} {name} {place} on a {BACKGROUND_WORDS[scene.background]} background"
+
+
+@dataclass(frozen=True)
+class ConceptData:
+    """One concept as a training run has it, and prompts of scenes that are not among its pictures."""
+
+    concept: Concept
+    pictures: tuple[Image.Image, ...]
+    examples: tuple[EncodedExample, ...]
+    seen: tuple[tuple[Conditioning, ...], ...]  # [caption][picture]: the teacher's, also with other pictures
+    latents: Tensor  # (6, C, h, w) of the pictures
+    scenes: tuple[Scene, ...]  # of the prompts
+    prompts: tuple[Conditioning, ...]
+    teacher_prompts: tuple[Conditioning, ...]  # the prompts, each with one of the training pictures
+
+
+@dataclass(frozen=True)
+class NeutralData:
+    """Prompts that have nothing to do with any concept: a LoRA should leave their pictures alone."""
+
+    captions: tuple[str, ...]
+    concepts: tuple[Concept, ...]  # what the captions were written for; they name a part of it at most
+    scenes: tuple[Scene, ...]
+    prompts: tuple[Conditioning, ...]
+
+
+def encode_concept(base_model: BaseModel, concept: Concept, seed: int) -> ConceptData:
+    """Six pictures with captions in random scenes, and prompts of other scenes; the encoders are loaded."""
+    rng = np.random.default_rng((2027, seed))
+    scenes = [random_scene(rng) for _ in range(PICTURES)]
+    pictures = tuple(Image.fromarray(draw(concept, scene)) for scene in scenes)
+    captions = [scene_caption(scene) for scene in scenes]
+    seen = tuple(
+        tuple(base_model.encode_teacher(picture, caption) for picture in pictures) for caption in captions
+    )
+    examples = tuple(
+        EncodedExample((base_model.encode_student(caption),), (seen[index][index],), SIDE, SIDE)
+        for index, caption in enumerate(captions)
+    )
+    new_scenes = tuple(random_scene(rng) for _ in range(PROMPTS))
+    new_captions = [scene_caption(scene) for scene in new_scenes]
+    return ConceptData(
+        concept,
+        pictures,
+        examples,
+        seen,
+        torch.stack([base_model.encode_picture(picture) for picture in pictures]),
+        new_scenes,
+        tuple(base_model.encode_student(caption) for caption in new_captions),
+        tuple(
+            base_model.encode_teacher(pictures[index % PICTURES], caption)
+            for index, caption in enumerate(new_captions)
+        ),
+    )
+
+
+def encode_neutral(base_model: BaseModel) -> NeutralData:
+    """Usual captions of held-out creatures, under names other than the trigger."""
+    rng = np.random.default_rng(2028)
+    concepts = tuple(random_concept(rng, held_out=True) for _ in range(NEUTRAL))
+    scenes = tuple(random_scene(rng) for _ in concepts)
+    captions = tuple(
+        usual_caption(concept, scene, rng, name="creature")
+        for concept, scene in zip(concepts, scenes, strict=True)
+    )
+    return NeutralData(captions, concepts, scenes, tuple(base_model.encode_student(c) for c in captions))

@@ -1,0 +1,232 @@
+"""D-OPSD's rivals, on the product's own adapters: one optimizer step of each is a function.
+
+All see the same pictures and captions and train the same LoRA. What they cost is counted in transformer
+passes: one example through the transformer once, with or without gradient.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.concepts import SIDE, ConceptData, NeutralData
+from dopsd_app import draws
+from dopsd_app.adapters import as_base, as_teacher, update_teacher
+from dopsd_app.base_models import BaseModel, Conditioning
+from dopsd_app.config import TrainConfig
+from dopsd_app.rollout import sample
+from dopsd_app.train import optimizer_step, prepare
+
+PSO_STRENGTH = 50.0  # beta of the preference loss, on mean squared velocity errors
+PRIORS = 48  # DreamBooth's pictures of what is not the concept; also the number of teacher's samples
+SIGMA, CHOICE, MADE, STATE = range(10, 14)  # purposes of draws, beside the product's own
+
+
+@dataclass(frozen=True)
+class Made:
+    """Pictures that a method made before it started: latents (N, C, h, w), and their prompts."""
+
+    latents: Tensor
+    prompts: tuple[Conditioning, ...]
+
+
+@dataclass
+class Training:
+    """One method on one concept."""
+
+    base_model: BaseModel
+    config: TrainConfig
+    data: ConceptData
+    neutral: NeutralData
+    passes: int = 0
+    made: Made | None = None
+
+    def count(self) -> None:
+        """From now on, every example that goes through the transformer is counted."""
+        predict = self.base_model.predict_velocity
+
+        def counted(latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
+            self.passes += len(latents)
+            return predict(latents, sigma, conditionings)
+
+        self.base_model.predict_velocity = counted
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The few steps of the roll-out (K + 1)."""
+        return self.base_model.sigmas(self.config.rollout_steps, SIDE, SIDE)
+
+    def drawn(self, step: int) -> list[int]:
+        """Which examples make the batch of a step."""
+        return draws.draw_examples(self.config.seed, step, self.config.batch_size, len(self.data.examples))
+
+    def noise(self, step: int, count: int, purpose: int = draws.NOISE) -> Tensor:
+        """Fresh noise (count, C, h, w)."""
+        shape = self.data.latents.shape[1:]
+        rows = [draws.draw_noise(shape, self.config.seed, step, i, purpose) for i in range(count)]
+        return torch.stack(rows).to(self.data.latents)
+
+    def uniform(self, step: int, count: int, purpose: int) -> Tensor:
+        """Numbers (count,) in [0, 1)."""
+        return torch.rand(count, generator=draws.generator(self.config.seed, purpose, step)).to(
+            self.data.latents
+        )
+
+
+def flow_loss(
+    training: Training, latents: Tensor, prompts: list[Conditioning], step: int, purpose: int = SIGMA
+) -> Tensor:
+    """Flow matching on pictures (B, C, h, w): ordinary fine-tuning's mean squared velocity error."""
+    uniform = training.uniform(step, len(latents), purpose)
+    sigma = 3 * uniform / (1 + 2 * uniform)  # uniform in the scheduler's own time, as common trainers do
+    noise = training.noise(step, len(latents), purpose)
+    level = sigma[:, None, None, None]
+    velocity = training.base_model.predict_velocity((1 - level) * latents + level * noise, sigma, prompts)
+    return F.mse_loss(velocity, noise - latents)
+
+
+def students_prompts(training: Training, drawn: list[int]) -> list[Conditioning]:
+    return [training.data.examples[index].student[0] for index in drawn]
+
+
+# --- one step's loss of each method; the teacher's adapter is the student's slow copy
+
+
+def sft(training: Training, step: int) -> Tensor:
+    """Ordinary fine-tuning on the training pictures."""
+    drawn = training.drawn(step)
+    return flow_loss(training, training.data.latents[drawn], students_prompts(training, drawn), step)
+
+
+def dreambooth(training: Training, step: int) -> Tensor:
+    """The same, and as much on pictures that the base made of neutral prompts (arXiv 2208.12242)."""
+    count = training.config.batch_size
+    chosen = (training.uniform(step, count, CHOICE) * len(training.made.prompts)).long().tolist()
+    prior = flow_loss(
+        training,
+        training.made.latents[chosen],
+        [training.made.prompts[index] for index in chosen],
+        step,
+        CHOICE,
+    )
+    return sft(training, step) + prior
+
+
+def sft_on_samples(training: Training, step: int) -> Tensor:
+    """Ordinary fine-tuning on what the teacher drew, instead of on the pictures."""
+    count = training.config.batch_size
+    chosen = (training.uniform(step, count, CHOICE) * len(training.made.prompts)).long().tolist()
+    prompts = [training.made.prompts[index] for index in chosen]
+    return flow_loss(training, training.made.latents[chosen], prompts, step)
+
+
+def pso(training: Training, step: int) -> Tensor:
+    """Pairwise sample optimization (arXiv 2410.03190): the training picture is preferred to an own sample.
+
+    At a sigma of the few steps, the student's error is to fall below the base's on the picture, and to rise
+    above it on what the student itself draws from the same caption.
+    """
+    base_model, drawn = training.base_model, training.drawn(step)
+    prompts = students_prompts(training, drawn)
+    own = sample(base_model, prompts, training.noise(step, len(drawn)), training.sigmas)
+    pictures = torch.cat([training.data.latents[drawn], own])
+    noise = training.noise(step, len(drawn), STATE).repeat(2, 1, 1, 1)
+    place = int(training.uniform(step, 1, SIGMA) * training.config.rollout_steps)
+    sigma = training.sigmas[place].to(pictures)
+    noised = (1 - sigma) * pictures + sigma * noise
+
+    def errors(context) -> Tensor:
+        with context:
+            velocity = base_model.predict_velocity(noised, sigma, prompts * 2)
+        return (velocity - (noise - pictures)).square().flatten(1).mean(1)
+
+    student, base = errors(nullcontext()), errors(as_base(base_model.transformer))
+    better, worse = (student - base).chunk(2)
+    return -F.logsigmoid(-PSO_STRENGTH * (better - worse)).mean()
+
+
+def off_policy(training: Training, step: int) -> Tensor:
+    """Distillation on the states of the teacher's own walk."""
+    base_model, drawn = training.base_model, training.drawn(step)
+    teacher = [training.data.examples[index].teacher[0] for index in drawn]
+    latents, losses = training.noise(step, len(drawn)), []
+    for sigma, sigma_next in pairwise(training.sigmas):
+        with as_teacher(base_model.transformer):
+            target = base_model.predict_velocity(latents, sigma, teacher)
+        velocity = base_model.predict_velocity(latents, sigma, students_prompts(training, drawn))
+        losses.append((sigma * (velocity - target)).square().mean())  # the denoised pictures' distance
+        latents = latents + (sigma_next - sigma) * target
+    return torch.stack(losses).mean()
+
+
+# --- what is made before the first step
+
+
+def make_priors(training: Training) -> Made:
+    """The base's own few-step pictures of neutral prompts."""
+    prompts = training.neutral.prompts[:PRIORS]
+    noise = training.noise(0, len(prompts), MADE)
+    return Made(sample(training.base_model, list(prompts), noise, training.sigmas), prompts)
+
+
+def make_samples(training: Training) -> Made:
+    """The teacher's few-step pictures of the training captions, each told to the student by its caption."""
+    drawn = [index % len(training.data.examples) for index in range(PRIORS)]
+    seen = [training.data.examples[index].teacher[0] for index in drawn]
+    latents = sample(training.base_model, seen, training.noise(0, PRIORS, MADE), training.sigmas)
+    return Made(latents, tuple(students_prompts(training, drawn)))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table."""
+
+    loss: Callable[[Training, int], Tensor] | None  # None: the product's own step
+    make: Callable[[Training], Made] | None = None
+    settings: tuple[tuple[str, object], ...] = ()  # of TrainConfig, fixed for the method
+    on_parent: bool = False  # trained on the many-step parent, and moved over
+
+
+METHODS = {
+    "sft": Method(sft),
+    "sft_on_parent": Method(sft, on_parent=True),
+    "dreambooth": Method(dreambooth, make_priors),
+    "pso": Method(pso),
+    "dopsd_live": Method(None, settings=(("ema_decay", 0.0),)),
+    "dopsd_base": Method(None, settings=(("teacher", "base"),)),
+    "dopsd_ema": Method(None),
+    "off_policy": Method(off_policy),
+    "sft_on_samples": Method(sft_on_samples, make_samples),
+}
+
+
+def train(method: Method, training: Training, budgets: Sequence[int]) -> Iterator[int]:
+    """Optimizer steps until so many transformer passes are spent; yields their number at each budget.
+
+    What is drawn between two budgets, to see how it stands, is not counted.
+    """
+    base_model, config = training.base_model, training.config
+    optimizer = prepare(base_model, config)
+    student = optimizer.param_groups[0]["params"]
+    training.count()
+    if method.make:
+        training.made = method.make(training)
+    step = 0
+    for budget in budgets:
+        while training.passes < budget:
+            step += 1
+            if method.loss is None:
+                optimizer_step(base_model, config, training.data.examples, optimizer, step)
+                continue
+            method.loss(training, step).backward()
+            torch.nn.utils.clip_grad_norm_(student, config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            update_teacher(base_model.transformer, config.ema_decay)
+        spent = training.passes
+        yield step
+        training.passes = spent

@@ -1,0 +1,112 @@
+"""The columns of the methods' table: what the judge of the base's world sees in a method's pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.concepts import SIDE, ConceptData, NeutralData
+from dopsd_app import draws
+from dopsd_app.base_models import BaseModel, Conditioning
+from dopsd_app.rollout import sample
+from pocket.judge import agreement, features, judge, load_judge
+from pocket.measure import following
+from pocket.world import draw, random_concept, random_scene
+
+REAL = 2048  # pictures of the world that quality is measured against
+NEIGHBOURS = 3  # as in the paper on precision and recall, arXiv 1904.06991
+BATCH = 32
+MANY_STEPS = 32
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real pictures of the world, as the judge's features see them."""
+
+    features: Tensor  # (REAL, D)
+    radii: Tensor  # (REAL,): distance to the third nearest other one
+
+
+@cache
+def reference() -> Reference:
+    """Held-out creatures in random scenes."""
+    rng = np.random.default_rng(2029)
+    pictures = np.stack([draw(random_concept(rng, held_out=True), random_scene(rng)) for _ in range(REAL)])
+    seen = features_of(pictures)
+    distances = torch.cdist(seen, seen)
+    return Reference(seen, distances.kthvalue(NEIGHBOURS + 1, dim=1).values)  # the nearest is itself
+
+
+def features_of(pictures: Sequence[Image.Image] | np.ndarray) -> Tensor:
+    """The judge's features (N, 192)."""
+    return features(pictures if isinstance(pictures, np.ndarray) else list(pictures), load_judge())
+
+
+def draw_pictures(
+    base_model: BaseModel, prompts: Sequence[Conditioning], steps: int, seed: int = 0
+) -> list[Image.Image]:
+    """One picture for each prompt by the active weights, from noise that belongs to its place in the list."""
+    shape = base_model.latent_shape(SIDE, SIDE)
+    pictures = []
+    for start in range(0, len(prompts), BATCH):
+        part = list(prompts[start : start + BATCH])
+        noise = torch.stack(
+            [draws.draw_noise(shape, seed, 0, start + index, draws.PREVIEW) for index in range(len(part))]
+        ).to(base_model.device)
+        latents = sample(base_model, part, noise, base_model.sigmas(steps, SIDE, SIDE))
+        pictures += base_model.decode(latents)
+    return pictures
+
+
+def precision(seen: Tensor) -> float:
+    """Share of pictures (N, D) that lie among the real ones: quality, with no say in what they show."""
+    real = reference()
+    return (torch.cdist(seen, real.features) <= real.radii).any(1).float().mean().item()
+
+
+def copying(seen: Tensor, real: Tensor, training: Tensor) -> float:
+    """How much nearer to training pictures these are than real pictures of the same scenes; all (N, D).
+
+    0: no nearer; 1: they are training pictures.
+    """
+    near, usual = (torch.cdist(rows, training).amin(1).mean() for rows in (seen, real))
+    return (1 - near / usual).item()
+
+
+def concept_scores(pictures: list[Image.Image], data: ConceptData) -> dict[str, float]:
+    """What became of the concept on new prompts: fidelity, following, copying and quality, all 0 to 1."""
+    seen = judge(pictures, load_judge())
+    wanted = {
+        name: [getattr(scene, name) for scene in data.scenes] for name in ("background", "place", "size")
+    }
+    follows = [np.mean(np.array(values) == seen[name].numpy()) for name, values in wanted.items()]
+    shown = features_of(pictures)
+    real = features_of(np.stack([draw(data.concept, scene) for scene in data.scenes]))
+    alike = agreement(seen, data.concept)
+    return {
+        "fidelity": alike["all"],
+        **{name: value for name, value in alike.items() if name != "all"},
+        "following": float(np.mean(follows)),
+        "copying": copying(shown, real, features_of(data.pictures)),
+        "quality": precision(shown),
+    }
+
+
+def neutral_scores(
+    pictures: list[Image.Image], before: list[Image.Image], other: list[Image.Image], data: NeutralData
+) -> dict[str, float]:
+    """What became of neutral prompts: drift from the base's pictures of the same noise, following, quality.
+
+    Drift 0: the same pictures; 1: as far from them as the base's own pictures of `other` noise.
+    """
+    shown, base, unlike = (features_of(rows) for rows in (pictures, before, other))
+    distance = (shown - base).norm(dim=1).mean() / (unlike - base).norm(dim=1).mean()
+    return {
+        "drift": distance.item(),
+        "neutral_following": following(pictures, data.captions, data.concepts, data.scenes)["all"],
+        "neutral_quality": precision(shown),
+    }

@@ -1,0 +1,175 @@
+"""The methods' table: what its columns mean, how settings are chosen, and that rivals do what they say."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import method, scores
+from benchmarks.concepts import concepts_of, encode_concept, encode_neutral
+from benchmarks.levers import LEVERS, walk
+from benchmarks.method import Job, best_settings, make_table, product
+from benchmarks.methods import METHODS, Method, Training, train
+from dopsd_app.adapters import adapter_weights
+from dopsd_app.base_models import load_base_model
+from dopsd_app.config import load_preset, make_config
+from pocket.world import is_held_out
+
+
+def test_development_and_test_concepts_are_held_out_and_apart():
+    development, test = concepts_of("development"), concepts_of("test")
+    assert (len(development), len(test)) == (5, 12)
+    assert not set(development) & set(test)
+    assert all(is_held_out(concept) for concept in development + test)
+
+
+def test_precision_is_the_share_that_lies_among_real_pictures(monkeypatch):
+    real = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    monkeypatch.setattr(scores, "reference", lambda: scores.Reference(real, torch.tensor([0.5, 0.5, 2.0])))
+    drawn = torch.tensor([[0.4, 0.0], [5.0, 5.0], [1.0, 0.51], [0.0, 3.0]])
+    assert (
+        scores.precision(drawn) == 0.75
+    )  # (5, 5) is far from all; the last one is just in the widest circle
+
+
+def test_copying_is_one_for_the_training_pictures_and_zero_for_new_ones():
+    training = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    real = torch.tensor([[0.0, 4.0], [10.0, 2.0]])  # 3 away on the mean
+    assert scores.copying(training, real, training) == 1
+    assert scores.copying(real, real, training) == 0
+    assert scores.copying(torch.tensor([[0.0, 1.0], [10.0, 2.0]]), real, training) == 0.5
+
+
+def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(1200, 2400, 4800)):
+    job = Job(part, name, concept, seed, rate, budgets)
+    values = {"fidelity": fidelity, "following": 0.5, "quality": 1.0}
+    line = {"base": "b", "job": vars(job), "passes": passes, "steps": 1, "seconds": 2.0, "scores": values}
+    return json.dumps(line) + "\n"
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(method, "ROWS", tmp_path / "rows.jsonl")
+    monkeypatch.setattr(method, "base_mark", lambda: "b")
+    return method.ROWS
+
+
+def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_count(rows):
+    lines = [row("development", "sft", concept, 1e-3, 1204, 0.4) for concept in range(2)]
+    lines += [
+        row("development", "sft", concept, 1e-3, 2404, fidelity)
+        for concept, fidelity in enumerate((0.9, 0.1))
+    ]
+    lines += [row("development", "sft", concept, 3e-3, 1204, 0.45) for concept in range(2)]
+    lines += [row("development", "sft", 0, 3e-3, 2404, 1.0).replace('"base": "b"', '"base": "other"')]
+    lines += [row("test", "sft", 0, 1e-4, 1204, 1.0)]
+    rows.write_text("".join(lines))
+    assert best_settings("sft") == (1e-3, 2400)
+    assert product({"fidelity": 0.5, "following": 0.5, "quality": 0.5, "drift": 9.0}) == 0.125
+
+
+def test_the_table_means_over_concepts_and_its_interval_draws_concepts(rows, monkeypatch):
+    monkeypatch.setattr(method, "_distance", lambda files, steps: len(files))
+    lines = [row("development", "sft", 0, 1e-3, 2400, 1.0)]
+    lines += [row("test", "sft", 0, 1e-3, 2400, fidelity, seed) for seed, fidelity in enumerate((0.2, 0.4))]
+    lines += [row("test", "sft", 1, 1e-3, 2400, fidelity, seed) for seed, fidelity in enumerate((0.8, 1.0))]
+    rows.write_text("".join(lines))
+    table = make_table()["sft"]
+    assert table["runs"] == 4
+    assert table["mean"]["fidelity"] == pytest.approx(0.6)
+    assert table["mean"]["product"] == pytest.approx(0.3)
+    # Two concepts: in one of four draws both are the first, in one of four both are the second.
+    assert table["interval_95"]["fidelity"] == [pytest.approx(0.3), pytest.approx(0.9)]
+    assert table["frechet_distance"] == {4: 4, 32: 4}
+
+
+@pytest.fixture(scope="module")
+def world():
+    config = replace(make_config(load_preset("pocket").settings), rank=4)
+    base_model = load_base_model(config)
+    base_model.load_encoders()
+    base_model.load_transformer()
+    neutral = encode_neutral(base_model)
+    return config, encode_concept(base_model, concepts_of("test")[0], 0), neutral
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch):
+    monkeypatch.setattr("benchmarks.methods.PRIORS", 2)
+    config, data, neutral = world
+    chosen = METHODS[name]
+    config = replace(config, batch_size=1, micro_batch=1, **dict(chosen.settings))
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    training = Training(base_model, config, data, neutral)
+    made = 2 * 4 if chosen.make else 0  # two pictures of four steps
+    done = train(chosen, training, (made + 8, made + 16))
+    first = next(done)
+    before = {k: weight.clone() for k, weight in adapter_weights(base_model.transformer, "student").items()}
+    base_model.predict_velocity(
+        data.latents[:1], torch.tensor(0.5), [data.prompts[0]]
+    )
+    assert next(done) == 2 * first
+    assert training.passes == made + 16
+    after = adapter_weights(base_model.transformer, "student")
+    assert any(not weight.equal(after[key]) for key, weight in before.items())
+
+
+def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(rows, monkeypatch):
+    monkeypatch.setattr(method, "LEVERS", dict.fromkeys(("dopsd_ema", "fast", "never")))
+    scores = {
+        "dopsd_ema": {3e-4: (0, 0, 0, 0.1, 0.2), 1e-3: (0, 0, 0.2, 0.3, 0.6)},
+        "fast": {1e-3: (0.1, 0.2, 0.4, 0.6, 0.8), 3e-3: (0.9, 0.9, 0.9, 0.9, 0.1)},
+        "never": {1e-3: (0.5, 0.5, 0.5, 0.5, 0.5)},
+    }
+    lines = [
+        row("development", name, 0, rate, budget, fidelity, budgets=method.LEVER_BUDGETS)
+        for name, rates in scores.items()
+        for rate, values in rates.items()
+        for budget, fidelity in zip(method.LEVER_BUDGETS, values, strict=True)
+    ]
+    rows.write_text("".join(lines))
+    table = method.make_levers_table()
+    assert {name: line["learning_rate"] for name, line in table.items()} == dict.fromkeys(table, 1e-3)
+    assert {name: line["passes_to_recipes_score"] for name, line in table.items()} == {
+        "dopsd_ema": 4800,
+        "fast": 2400,
+        "never": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("lever", "passes"),
+    [
+        ("1 of 4 states", 4 * (4 + 1)),  # a batch of 4: four of the student's passes, one of the teacher's
+        ("2 of 4 states", 4 * (4 + 2)),
+        ("K = 1", 4 * 2),
+        ("random 2 of the grid", 4 * 4),
+        ("two other pictures as context", 4 * 4 * 3),
+        ("extrapolation 1", 4 * 4 * 3),
+        ("batch 1", 8),
+    ],
+)
+def test_a_levers_step_costs_what_it_says(world, lever, passes):
+    config, data, neutral = world
+    config = replace(config, **dict(LEVERS[lever].settings))
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    training = Training(base_model, config, data, neutral)
+    assert list(train(LEVERS[lever], training, (1,))) == [1]
+    assert training.passes == passes
+
+
+def test_the_levers_walk_without_a_lever_is_the_products_step(world):
+    config, data, neutral = world
+    config = replace(config, batch_size=1, micro_batch=1)
+    trained = []
+    for chosen in (METHODS["dopsd_ema"], Method(walk)):
+        base_model = load_base_model(config)
+        base_model.load_transformer()
+        training = Training(base_model, config, data, neutral)
+        assert list(train(chosen, training, (16,))) == [2]
+        trained.append(adapter_weights(base_model.transformer, "student"))
+    for key, weight in trained[0].items():
+        assert torch.allclose(weight, trained[1][key], atol=1e-6)
