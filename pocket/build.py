@@ -1,7 +1,9 @@
 """Builds the built-in base, stage by stage: python -m pocket.build STAGE [--minutes N] [--state DIR].
 
 Version 0 was made on two CPU cores by `autoencoder --minutes 21`, `judge --minutes 43`, `joint --minutes 53`,
-then `distil --minutes 12`, `export` and `measure`. Any stage can be stopped and run on.
+then `distil --minutes 12`, `export` and `measure`, in a world whose creatures were turned and mirrored, with
+AdamW alone. Any stage can be stopped and run on. The next parent is in training: `joint` goes on from what
+`parent` kept in pocket/parent.safetensors, also on a machine that has none of the state.
 """
 
 import argparse

@@ -107,9 +107,7 @@ def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch
     done = train(chosen, training, (made + 8, made + 16))
     first = next(done)
     before = {k: weight.clone() for k, weight in adapter_weights(base_model.transformer, "student").items()}
-    base_model.predict_velocity(
-        data.latents[:1], torch.tensor(0.5), [data.prompts[0]]
-    )
+    base_model.predict_velocity(data.latents[:1], torch.tensor(0.5), [data.prompts[0]])
     assert next(done) == 2 * first
     assert training.passes == made + 16
     after = adapter_weights(base_model.transformer, "student")
