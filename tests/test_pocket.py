@@ -5,15 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import ZImagePipeline
+from diffusers import AutoencoderKL, ZImagePipeline
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLModel
 
+from pocket.autoencoder import encode_pictures
 from pocket.captions import BACKGROUND_WORDS, asked_of, full_caption, usual_caption
 from pocket.crew import Training, flatten, view_parameters
+from pocket.data import pad_rows
 from pocket.examples import EXAMPLES
 from pocket.judge import ATTRIBUTES, Judge, frechet_distance, judge, load_judge, truth
-from pocket.measure import following, load_folder
+from pocket.measure import following, load_folder, load_parent
 from pocket.models import build_encoder
 from pocket.network import Network, to_patches
 from pocket.sampling import sigmas_of
@@ -210,6 +212,23 @@ def test_blocks_matrices_are_stepped_by_muon_and_all_others_by_adamw():
 def split_like(network, weights):
     parts = weights.split([parameter.numel() for parameter in network.parameters()])
     return [part.view_as(parameter) for part, parameter in zip(parts, network.parameters(), strict=True)]
+
+
+def test_the_shipped_parent_predicts_better_than_no_picture_at_all():
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
+    parent, vae = load_parent(tokenizer), AutoencoderKL.from_pretrained(FOLDER / "vae")
+    rng = np.random.default_rng(4)
+    concepts = [random_concept(rng, held_out=True) for _ in range(8)]
+    pictures = np.stack([draw(concept, random_scene(rng)) for concept in concepts])
+    latents, noise = encode_pictures(vae, pictures), torch.randn(8, 8, 16, 16)
+    row = message_tokens(tokenizer, "creature", picture=True)
+    tokens, lengths = pad_rows([row] * 8, tokenizer, 32)
+    sigma = torch.full((8,), 0.5)
+    with torch.no_grad():
+        features = parent.encode(tokens, to_patches(torch.from_numpy(pictures)))
+        velocity = parent.velocity((latents + noise) / 2, sigma, features, lengths)
+    # A parent that knew nothing would predict the mean: an error of noise's and latents' variance together.
+    assert (velocity - (noise - latents)).square().mean() < 0.25 * (noise - latents).var()
 
 
 def test_judge_reads_the_world():
