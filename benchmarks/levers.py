@@ -15,7 +15,7 @@ from dopsd_app.losses import distillation_loss
 from dopsd_app.rollout import RolloutStep
 
 RECIPE = "dopsd_ema"  # what every lever is one change away from
-STATES, GRID, CONTEXT, SIZE = range(20, 24)  # purposes of draws
+STATES, GRID, CONTEXT = range(20, 23)  # purposes of draws
 SMALL = 12  # latents a side of 48-pixel pictures
 
 

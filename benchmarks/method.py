@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
+from benchmarks.health import health_of
 from benchmarks.levers import LEVERS, RECIPE
 from benchmarks.methods import METHODS, Training, train
 from benchmarks.record import RESULTS, save_result
@@ -42,7 +43,6 @@ from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, load_base_model
 from dopsd_app.catalog import find_base_model
 from dopsd_app.config import TrainConfig, load_preset, make_config
-from dopsd_app.health import health_of
 from dopsd_app.train import prepare
 from pocket.judge import frechet_distance
 from pocket.measure import PARENT

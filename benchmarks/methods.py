@@ -23,7 +23,7 @@ from dopsd_app.train import optimizer_step, prepare
 
 PSO_STRENGTH = 50.0  # beta of the preference loss, on mean squared velocity errors
 PRIORS = 48  # DreamBooth's pictures of what is not the concept; also the number of teacher's samples
-SIGMA, CHOICE, MADE, STATE = range(10, 14)  # purposes of draws, beside the product's own
+SIGMA, CHOICE, PRIOR, MADE, STATE = range(10, 15)  # purposes of draws, beside the product's own
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def dreambooth(training: Training, step: int) -> Tensor:
         training.made.latents[chosen],
         [training.made.prompts[index] for index in chosen],
         step,
-        CHOICE,
+        PRIOR,  # with CHOICE again, each picture would always have the same sigma
     )
     return sft(training, step) + prior
 

@@ -169,9 +169,11 @@ def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
 
 
 def training_cost(state: Path) -> dict[str, dict]:
-    """Seconds, steps and pictures of every stage so far, from its checkpoint."""
+    """Seconds, steps and pictures of every stage that this state has a checkpoint of."""
     costs = {}
     for name in ("autoencoder", "joint", "distil", "judge"):
+        if not (state / f"{name}.pt").exists():  # its result is the shipped one
+            continue
         saved = torch.load(state / f"{name}.pt", map_location="cpu", weights_only=True)
         costs[name] = {"seconds": round(saved["seconds"])} | {key: saved[key] for key in ("step", "pictures")}
     return costs

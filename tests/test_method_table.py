@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from benchmarks import method, scores
 from benchmarks.concepts import concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, walk
 from benchmarks.method import Job, best_settings, make_table, product
-from benchmarks.methods import METHODS, Method, Training, train
+from benchmarks.methods import METHODS, Made, Method, Training, train
 from dopsd_app.adapters import adapter_weights
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import load_preset, make_config
@@ -112,6 +113,28 @@ def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch
     assert training.passes == made + 16
     after = adapter_weights(base_model.transformer, "student")
     assert any(not weight.equal(after[key]) for key, weight in before.items())
+
+
+def test_a_prior_picture_is_not_tied_to_one_sigma(world):
+    config, data, neutral = world
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    prior = Made(torch.zeros(48, *data.latents.shape[1:]), neutral.prompts[:48])
+    training = Training(base_model, config, data, neutral, made=prior)
+    told, predict = [], base_model.predict_velocity
+
+    def listen(latents, sigma, prompts):
+        told.extend(zip([id(prompt) for prompt in prompts], sigma.tolist(), strict=True))
+        return predict(latents, sigma, prompts)
+
+    base_model.predict_velocity = listen
+    with torch.no_grad():
+        for step in range(1, 13):
+            METHODS["dreambooth"].loss(training, step)
+    places = {id(prompt): place for place, prompt in enumerate(prior.prompts)}
+    pairs = np.array([(places[prompt], sigma) for prompt, sigma in told if prompt in places])
+    assert len(pairs) == 48
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.5
 
 
 def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(rows, monkeypatch):

@@ -261,7 +261,7 @@ def _example(name: str):
 
 
 def _connect_slots(step: pictures.PicturesStep, now: gr.Number) -> None:
-    """One event for all slots alike: with one for each, a page takes half a second longer to open."""
+    """One event for all slots alike: a page that describes sixty more opens more slowly."""
     draft = step.draft_id
     # By their names: Gradio makes a component anew, with another `_id`, when it changes.
     numbers = {
