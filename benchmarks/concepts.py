@@ -11,11 +11,10 @@ from torch import Tensor
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.encode import EncodedExample
 from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
-from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
+from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept, random_scene
 
 TRIGGER = "zorp"
 PICTURES = 6  # training pictures of a concept
-PROMPTS = 64  # new scenes that a concept is asked for
 NEUTRAL = 64  # prompts of other creatures
 SIDE = 64  # pixels
 DEVELOPMENT, TEST = 5, 12  # concepts: settings are chosen on the first, and the table is made on the others
@@ -64,9 +63,10 @@ class NeutralData:
 
 
 def encode_concept(base_model: BaseModel, concept: Concept, seed: int) -> ConceptData:
-    """Six pictures with captions in random scenes, and prompts of other scenes; the encoders are loaded."""
+    """Six pictures with captions in random scenes, and prompts of all others; the encoders are loaded."""
     rng = np.random.default_rng((2027, seed))
-    scenes = [random_scene(rng) for _ in range(PICTURES)]
+    shuffled = [all_scenes()[index] for index in rng.permutation(len(all_scenes()))]
+    scenes, new_scenes = shuffled[:PICTURES], tuple(shuffled[PICTURES:])
     pictures = tuple(Image.fromarray(draw(concept, scene)) for scene in scenes)
     captions = [scene_caption(scene) for scene in scenes]
     seen = tuple(
@@ -76,7 +76,6 @@ def encode_concept(base_model: BaseModel, concept: Concept, seed: int) -> Concep
         EncodedExample((base_model.encode_student(caption),), (seen[index][index],), SIDE, SIDE)
         for index, caption in enumerate(captions)
     )
-    new_scenes = tuple(random_scene(rng) for _ in range(PROMPTS))
     new_captions = [scene_caption(scene) for scene in new_scenes]
     return ConceptData(
         concept,

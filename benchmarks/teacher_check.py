@@ -13,7 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +120,7 @@ def make_case(lab: Lab, concept: Concept, rng: np.random.Generator) -> Case:
     name, backgrounds = nonsense_name(rng), rng.permutation(len(BACKGROUND_WORDS))
     crops, captions = [], []
     for number in range(CHECKED):
-        scene = replace(
-            random_scene(rng), background=int(backgrounds[number]), place=number % 3, size=number % 2
-        )
+        scene = Scene(background=int(backgrounds[number]), place=number % 3, size=number % 2)
         crops.append(Image.fromarray(draw(concept, scene)))
         captions.append(_caption(name, scene, number))
     student = lab.draw([lab.base_model.encode_student(caption) for caption in captions], NOISES)

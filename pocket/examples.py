@@ -33,9 +33,6 @@ def write_examples(folder: Path) -> None:
                 background=int(backgrounds[number]),
                 place=int((number + seed) % 3),
                 size=number % 2,
-                rotation=float(rng.uniform(-30, 30)),
-                flip=bool(number % 2),
-                shift_y=float(rng.uniform(-0.05, 0.05)),
             )
             Image.fromarray(draw(concept, scene, SIDE)).save(folder / name / f"{number + 1}.png")
             thing = f"{SIZES[scene.size]} {name}" if number % 3 == 1 else name

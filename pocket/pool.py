@@ -21,10 +21,7 @@ class Pool:
         self.views = views
         self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
         self.concepts = [Concept(*map(int, row)) for row in np.load(folder / "concepts.npy")]
-        self.scenes = [
-            Scene(*map(int, row[:3]), row[3], bool(row[4]), *row[5:])
-            for row in np.load(folder / "scenes.npy")
-        ]
+        self.scenes = [Scene(*map(int, row)) for row in np.load(folder / "scenes.npy")]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -34,11 +31,11 @@ class Pool:
 
 
 def draw_concept(number: int, concept: Concept, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """All views of one concept: pictures (VIEWS, 64, 64, 3) and their scenes as rows."""
+    """All views of one concept: pictures (VIEWS, 64, 64, 3) and their scenes (VIEWS, 3)."""
     rng = np.random.default_rng((seed, number))
     scenes = [random_scene(rng) for _ in range(VIEWS)]
     return np.stack([draw(concept, scene, SIDE) for scene in scenes]), np.array(
-        [astuple(s) for s in scenes], np.float64
+        [astuple(scene) for scene in scenes]
     )
 
 
@@ -50,7 +47,7 @@ def draw_pool(folder: Path, seed: int = 0) -> Pool:
         concepts = [concepts[i] for i in np.random.default_rng(seed).permutation(len(concepts))]
         shape = (len(concepts) * VIEWS, SIDE, SIDE, 3)
         pictures = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, shape)
-        scenes = np.zeros((shape[0], len(astuple(Scene(0, 0, 0)))))
+        scenes = np.zeros((shape[0], 3), np.int64)
         with ProcessPoolExecutor(2) as workers:
             numbers = range(len(concepts))
             drawn = workers.map(draw_concept, numbers, concepts, repeat(seed), chunksize=64)

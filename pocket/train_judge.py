@@ -12,7 +12,7 @@ from torch import Tensor
 from pocket.autoencoder import to_tensor
 from pocket.crew import Crew, Training, flatten, run_training, view_parameters
 from pocket.data import Dataset
-from pocket.judge import ATTRIBUTES, WEIGHTS, Judge, truth
+from pocket.judge import ATTRIBUTES, WEIGHTS, Judge, load_judge, truth
 from pocket.state import Stage, device
 
 MICRO = 32
@@ -56,9 +56,11 @@ def build_judge(state: Path) -> tuple:
 
 
 def train_judge(state: Path, minutes: float, workers: int) -> None:
-    """Cross-entropy on all attributes at once; the moving average becomes pocket/judge.safetensors."""
-    torch.manual_seed(3)
-    judge = Judge().to(device())
+    """Cross-entropy on all attributes at once; the moving average becomes pocket/judge.safetensors.
+
+    It starts from the shipped judge, which an earlier world taught.
+    """
+    judge = load_judge().to(device())
     training = Training(flatten(judge), LEARNING_RATE)
     stage = Stage(state / "judge.pt", minutes, {"training": training})
     run_training(stage, training, Crew(partial(build_judge, state), training.weights, workers), TASKS, MICRO)

@@ -20,7 +20,16 @@ from pocket.models import build_encoder
 from pocket.network import Network, to_patches
 from pocket.sampling import sigmas_of
 from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
-from pocket.world import Concept, Scene, all_concepts, draw, is_held_out, random_concept, random_scene
+from pocket.world import (
+    Concept,
+    Scene,
+    all_concepts,
+    all_scenes,
+    draw,
+    is_held_out,
+    random_concept,
+    random_scene,
+)
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "assets" / "pocket-turbo"
@@ -52,6 +61,8 @@ def test_world_is_a_function_of_its_numbers():
     assert scene == random_scene(np.random.default_rng(2))
     assert np.array_equal(draw(concept, scene), draw(concept, scene))
     assert draw(concept, scene, side=96).shape == (96, 96, 3)
+    assert len(set(all_scenes())) == 8 * 3 * 2
+    assert scene in all_scenes()
 
 
 def test_held_out_concepts_are_never_drawn_for_training():
