@@ -27,7 +27,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
-from benchmarks.health import health_of
 from benchmarks.levers import LEVERS, RECIPE
 from benchmarks.methods import METHODS, Training, train
 from benchmarks.record import RESULTS, save_result
@@ -43,6 +42,7 @@ from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, load_base_model
 from dopsd_app.catalog import find_base_model
 from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.health import health_of
 from dopsd_app.train import prepare
 from pocket.judge import frechet_distance
 from pocket.measure import PARENT
@@ -136,15 +136,32 @@ def run_job(job: Job) -> list[dict]:
                 np.save(job.features(count), features_of(drawn).half().numpy())
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
         if job.method not in UNTRAINED:
-            with as_base(base_model.transformer):
-                base = draw_pictures(base_model, prompts[:LOOKED_AT], config.num_inference_steps, job.seed)
-            sets = (list(data.pictures), base, few[:LOOKED_AT], before[:LOOKED_AT], pictures[:LOOKED_AT])
-            row["health"] = {
-                name: _rounded(asdict(health_of(*map(eyes, sets))))
-                for name, eyes in eyes_of(base_model).items()
-            }
+            row["health"] = measure_health(base_model, config, data, neutral)
         rows.append(row)
     return rows
+
+
+def measure_health(
+    base_model: BaseModel, config: TrainConfig, data: ConceptData, neutral: NeutralData
+) -> dict[str, dict]:
+    """What a person's own run would see of its health, with each pair of eyes."""
+
+    def look() -> tuple[list[Image.Image], ...]:
+        asked = (data.prompts[:LOOKED_AT], neutral.prompts[:LOOKED_AT])
+        return tuple(
+            draw_pictures(base_model, prompts, config.num_inference_steps, config.seed, one_noise=True)
+            for prompts in asked
+        )
+
+    with as_base(base_model.transformer):
+        base, base_neutral = look()
+    lora, lora_neutral = look()
+    return {
+        name: _rounded(
+            asdict(health_of(*map(eyes, (list(data.pictures), base, lora, base_neutral, lora_neutral))))
+        )
+        for name, eyes in eyes_of(base_model).items()
+    }
 
 
 def eyes_of(base_model: BaseModel) -> dict[str, Callable[[list[Image.Image]], Tensor]]:

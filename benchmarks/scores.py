@@ -47,15 +47,22 @@ def features_of(pictures: Sequence[Image.Image] | np.ndarray) -> Tensor:
 
 
 def draw_pictures(
-    base_model: BaseModel, prompts: Sequence[Conditioning], steps: int, seed: int = 0
+    base_model: BaseModel,
+    prompts: Sequence[Conditioning],
+    steps: int,
+    seed: int = 0,
+    one_noise: bool = False,
 ) -> list[Image.Image]:
-    """One picture for each prompt by the active weights, from noise that belongs to its place in the list."""
+    """One picture for each prompt by the active weights, from `one_noise` or each from noise of its own."""
     shape = base_model.latent_shape(SIDE, SIDE)
     pictures = []
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
         noise = torch.stack(
-            [draws.draw_noise(shape, seed, 0, start + index, draws.PREVIEW) for index in range(len(part))]
+            [
+                draws.draw_noise(shape, seed, 0, 0 if one_noise else start + index, draws.PREVIEW)
+                for index in range(len(part))
+            ]
         ).to(base_model.device)
         latents = sample(base_model, part, noise, base_model.sigmas(steps, SIDE, SIDE))
         pictures += base_model.decode(latents)

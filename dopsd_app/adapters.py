@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -53,6 +54,12 @@ def adapter_weights(transformer: torch.nn.Module, adapter: str) -> dict[str, Par
             weights[f"{name}.lora_A.weight"] = module.lora_A[adapter].weight
             weights[f"{name}.lora_B.weight"] = module.lora_B[adapter].weight
     return weights
+
+
+def adapter_arrays(transformer: torch.nn.Module, adapter: str) -> dict[str, np.ndarray]:
+    """The same as float32 arrays, for files that are written without torch."""
+    weights = adapter_weights(transformer, adapter)
+    return {name: weight.detach().cpu().numpy() for name, weight in weights.items()}
 
 
 def load_adapter_weights(transformer: torch.nn.Module, adapter: str, weights: dict[str, Tensor]) -> None:

@@ -18,6 +18,14 @@ class BaseModelError(KnownFailure):
     """A base model that is not there or cannot be used; the message says which and what to do."""
 
 
+NEUTRAL_PROMPTS = (
+    "a bowl of fruit on a wooden table",
+    "a red bicycle leaning against a brick wall",
+    "an elderly man reading in a garden",
+    "a mountain lake at sunrise",
+)
+
+
 @dataclass(frozen=True)
 class BaseModelFacts:
     """What a person should know before choosing a base model."""
@@ -31,6 +39,8 @@ class BaseModelFacts:
     resolutions: tuple[int, int] | None  # pixels: the least and the greatest that it can draw, where known
     folder: Path  # a diffusers pipeline folder, with the teacher's vision_tower beside its parts
     sizes: Sizes
+    neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
+    has_judge: bool = False  # whether there is a judge of its pictures; others are seen by their vision tower
 
     @property
     def gpu_memory(self) -> int:
@@ -49,6 +59,13 @@ def _pocket_turbo() -> BaseModelFacts:
         resolutions=(64, 64),
         folder=ASSETS / "pocket-turbo",
         sizes=read_sizes(ASSETS / "pocket-turbo"),
+        neutral_prompts=(
+            "creature on a mint background",
+            "a big creature in a meadow scene",
+            "creature on the left in front of sea",
+            "the creature in a night scene",
+        ),
+        has_judge=True,
     )
 
 

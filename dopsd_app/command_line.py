@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "--name", metavar="[OWNER/]NAME", help="on the Hub; default: made from the run's name"
     )
     publish.add_argument("--public", action="store_true", help="for everybody to see; without it, private")
+    _add_checkpoint(publish)
     add("presets", _presets, "List the presets and what they set.")
     return parser
 
@@ -163,12 +164,16 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prompt", action="append", required=True, help="can be given more than once")
     command.add_argument("--seed", type=int, default=0, help="of the first picture; default: %(default)s")
     command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt")
-    command.add_argument(
-        "--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA, or the newest checkpoint"
-    )
+    _add_checkpoint(command)
     command.add_argument("--strength", type=float, default=1.0, help="of the LoRA; default: %(default)s")
     command.add_argument("--base-too", action="store_true", help="the same pictures without the LoRA, too")
     command.add_argument("--out", type=Path, metavar="DIR", help="default: `generated` in the run's folder")
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA, or the newest checkpoint"
+    )
 
 
 # --- commands
@@ -279,7 +284,15 @@ def _publish(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     name = options.name or suggest_name(run.config)
     token = find_token("", None)
-    print(push(run, token=token, name=name, private=not options.public, pictures=card_pictures(run)))
+    link = push(
+        run,
+        token=token,
+        name=name,
+        private=not options.public,
+        pictures=card_pictures(run),
+        checkpoint=options.checkpoint,
+    )
+    print(link)
     return 0
 
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from filelock import Timeout
 
 from dopsd_app.config import TrainConfig, make_config
+from dopsd_app.lora_file import find_lora
 from dopsd_app.runs import (
-    Run,
     RunError,
     Status,
-    complete_checkpoints,
     insist,
     is_alive,
     known_run,
@@ -173,22 +172,6 @@ def ask_to_leave(runs_dir: Path) -> bool:
 def worker_alive(runs_dir: Path) -> bool:
     """Whether a warm worker is there, or on its way."""
     return is_alive(read_worker(runs_dir))
-
-
-def find_lora(run: Run, checkpoint: int | None) -> Path:
-    """The finished LoRA's file, or the folder of a complete checkpoint; None takes what is newest.
-
-    Raises `RunError` where there is none.
-    """
-    if checkpoint is None and run.lora_file.exists():
-        return run.lora_file
-    folders = {int(folder.name): folder for folder in complete_checkpoints(run)}
-    wanted = max(folders, default=None) if checkpoint is None else checkpoint
-    if wanted not in folders:
-        missing = "LoRA or checkpoint" if checkpoint is None else f"checkpoint of step {checkpoint}"
-        steps = ", ".join(map(str, folders)) or "none"
-        raise RunError(f"{run.id} has no {missing}. Checkpoints there are: {steps}.")
-    return folders[wanted]
 
 
 def refuse_beside_training(runs_dir: Path) -> None:

@@ -34,6 +34,7 @@ class Encoded:
 
     examples: tuple[EncodedExample, ...]
     prompts: tuple[Conditioning, ...]  # of the preview prompts, as the student sees them
+    neutral: tuple[Conditioning, ...]  # of the base's neutral prompts, likewise
 
 
 def crop_example(example: Example, config: TrainConfig, base_model: BaseModel) -> Image.Image:
@@ -47,6 +48,7 @@ def encode_examples(
     config: TrainConfig,
     examples: tuple[Example, ...],
     prompts: tuple[str, ...],
+    neutral: tuple[str, ...],
     cache: Path,
 ) -> Generator[PhaseProgress, None, Encoded]:
     """Encodes examples and prompts; the encoders are loaded only for what `cache` does not hold yet.
@@ -66,7 +68,8 @@ def encode_examples(
                 " learned. Check the vision tower of the base model's folder."
             )
         encoded.append(EncodedExample(student, teacher, picture.height, picture.width))
-    result = Encoded(tuple(encoded), tuple(encoder.student(prompt) for prompt in prompts))
+    told = (tuple(encoder.student(prompt) for prompt in group) for group in (prompts, neutral))
+    result = Encoded(tuple(encoded), *told)
     encoder.free()
     yield PhaseProgress("encoding", total, total)
     return result

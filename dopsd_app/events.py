@@ -48,6 +48,16 @@ class PreviewSaved:
 
 
 @dataclass(frozen=True)
+class HealthMeasured:
+    """How the LoRA stands, as `health` scores it; step 0 is the base model itself, the zero line."""
+
+    step: int
+    concept: float  # likeness to the training pictures, -1 to 1
+    following: float | None  # how far prompts still count; None where there is but one
+    drift: float  # of neutral prompts' pictures from the base's, 0 to 2
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A checkpoint is complete in this folder, relative to the run folder."""
 
@@ -100,6 +110,7 @@ Event = (
     | Resumed
     | StepDone
     | PreviewSaved
+    | HealthMeasured
     | CheckpointSaved
     | LoraChecked
     | Warned

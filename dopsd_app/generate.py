@@ -15,9 +15,10 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.drawing import CheckRequest, Drawing, find_lora, write_drawing_status
+from dopsd_app.drawing import CheckRequest, Drawing, write_drawing_status
 from dopsd_app.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
 from dopsd_app.events import KnownFailure, PhaseProgress
+from dopsd_app.lora_file import find_lora
 from dopsd_app.pictures import read_examples
 from dopsd_app.previews import save_picture
 from dopsd_app.runs import Run, known_run, run_lock, start_next
@@ -49,9 +50,9 @@ def generate(
     studio = Studio(config)
     conditionings = studio.encode(prompts)
     studio.load_transformer()
-    studio.wear(lora, config, strength)
+    studio.wear(lora, strength)
     out.mkdir(parents=True, exist_ok=True)
-    variant = f"_step{int(lora.name)}" if lora.is_dir() else ""
+    variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
     variant += f"_strength{strength:g}" if strength != 1 else ""
     for number, (prompt, conditioning) in enumerate(zip(prompts, conditionings, strict=True), start=1):
         for seed in seeds:
@@ -146,7 +147,7 @@ class Desk:
         yield PhaseProgress("loading", 1, 3)
         studio.load_transformer()
         yield PhaseProgress("loading", 2, 3)
-        studio.wear(lora, config, request.strength)
+        studio.wear(lora, request.strength)
         yield PhaseProgress("drawing", 0, 2)
         key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
         if self.base_drawn is None or self.base_drawn[0] != key:  # another strength leaves it as it is

@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 from dopsd_app.config import TrainConfig
 from dopsd_app.events import KnownFailure
 from dopsd_app.hub_client import HubError, check_token, hub_errors, status_sentence
+from dopsd_app.lora_file import find_lora
 from dopsd_app.model_card import Picture, base_name, make_card, picture_name
-from dopsd_app.runs import LORA_FILE, Run, replace_file
+from dopsd_app.runs import LORA_FILE, Run, RunError, replace_file
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -133,16 +134,18 @@ def push(
     private: bool = True,
     pictures: Sequence[Picture] = (),
     with_captions: bool = False,
-    lora_file: Path | None = None,
+    checkpoint: int | None = None,
 ) -> str:
     """Publishes a run's LoRA with a model card and returns its link; `name` may begin with an `owner/`.
 
     `pictures` are up to 5 generated ones; training pictures are never published, and captions only if asked
-    for. `lora_file` is another than the finished one. Raises `HubError`; pushing again then begins anew.
+    for. `checkpoint` is the step of one that is pushed instead of the finished LoRA. Raises `HubError`;
+    pushing again then begins anew.
     """
-    lora_file = lora_file or run.lora_file
-    if not lora_file.is_file():
-        raise HubError(f"{run.id} has no LoRA file yet: there is one to push when the training is finished.")
+    try:
+        lora_file = find_lora(run, checkpoint)
+    except RunError as error:
+        raise HubError(str(error)) from None
     try:
         token = check_token(token)
         with FileLock(run.path / ".publish.lock").acquire(timeout=0):

@@ -1,5 +1,6 @@
 """What a run shows while it trains: its own roll-out, and pictures of fixed prompts and seeds."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from dopsd_app.runs import Run, replace_file
 LONGEST_SIDE = 512  # pixels, of one picture in a preview
 GAP = 4  # pixels between pictures
 
+Pair = tuple[Image.Image, Image.Image]  # the base's picture and the student's
+
 
 def first_of(step: RolloutStep) -> tuple[Tensor, Tensor]:
     """What student and teacher saw from one state: denoised latents (1, C, h, w) of the first example."""
@@ -31,24 +34,33 @@ def save_rollout(
     return PreviewSaved(step, "rollout", (_save(run, f"{step:06d}_rollout.webp", strips),))
 
 
-def save_samples(
+def draw_pairs(
     run: Run,
-    step: int,
     base_model: BaseModel,
     config: TrainConfig,
     prompts: tuple[Conditioning, ...],
     size: tuple[int, int],
-) -> PreviewSaved:
-    """A row for every prompt, the base's picture beside the student's: one noise, the native steps."""
-    rows = []
+    kind: str = "base",
+) -> list[Pair]:
+    """For every prompt the base's picture and the student's, at the native steps.
+
+    All are drawn from one noise: two of them differ by what their prompts say, and by nothing else.
+    The base's never change: they are drawn once, and kept as `<kind>_<index>.png`.
+    """
+    pairs = []
     for index, prompt in enumerate(prompts):
-        base = run.previews / f"base_{index}.png"  # it never changes, so that it is drawn once
+        base = run.previews / f"{kind}_{index}.png"
         if not base.exists():
             with as_base(base_model.transformer):
-                save_picture(draw(base_model, config, prompt, index, size), base)
+                save_picture(draw(base_model, config, prompt, 0, size), base)
         with Image.open(base) as picture:
-            rows.append([picture.convert("RGB"), draw(base_model, config, prompt, index, size)])
-    return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", rows),))
+            pairs.append((picture.convert("RGB"), draw(base_model, config, prompt, 0, size)))
+    return pairs
+
+
+def save_samples(run: Run, step: int, pairs: list[Pair]) -> PreviewSaved:
+    """A row for every prompt: the base's picture beside the student's."""
+    return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", pairs),))
 
 
 def draw(
@@ -74,13 +86,16 @@ def grid(rows: list[list[Image.Image]]) -> Image.Image:
     return sheet
 
 
-def _save(run: Run, name: str, rows: list[list[Image.Image]]) -> str:
+def _save(run: Run, name: str, rows: Sequence[Sequence[Image.Image]]) -> str:
     """Thumbnails in a grid, as a file in the previews folder; returns its path in the run folder."""
-    for row in rows:
-        for picture in row:
-            picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    save_picture(grid(rows), run.previews / name)
+    save_picture(grid([[_thumbnail(picture) for picture in row] for row in rows]), run.previews / name)
     return f"{run.previews.name}/{name}"
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return small
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

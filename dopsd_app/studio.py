@@ -1,19 +1,16 @@
 """A base model that stays loaded, with the prompts that it has encoded and the LoRA that it wears."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers.training_utils import free_memory
 from PIL import Image
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.config import TrainConfig
-from dopsd_app.lora_file import save_lora
 from dopsd_app.pictures import bucket
-from dopsd_app.runs import LORA_FILE
 
 PROMPTS = 64  # encoded prompts to keep: some megabytes each on a real base
 DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of them the autoencoder's
@@ -88,12 +85,13 @@ class Studio:
             del self.encoded[prompt]
         return conditionings
 
-    def wear(self, lora: Path, config: TrainConfig, strength: float) -> None:
-        """Puts a LoRA on, a file or a checkpoint's folder; only one that is not worn yet is read."""
-        key = (lora, (lora / "student.safetensors" if lora.is_dir() else lora).stat().st_mtime_ns)
+    def wear(self, lora: Path, strength: float) -> None:
+        """Puts a LoRA file on; only one that is not worn yet is read."""
+        key = (lora, lora.stat().st_mtime_ns)
         if key != self.worn:
             self.take_off()
-            self.pipeline.load_lora_weights(_read_lora(lora, config), adapter_name="lora")
+            # Read whole, not mapped: while it is worn, the run can be deleted, on Windows too.
+            self.pipeline.load_lora_weights(load(lora.read_bytes()), adapter_name="lora")
             self.worn = key
         self.pipeline.set_adapters("lora", strength)
 
@@ -126,16 +124,3 @@ class Studio:
 
 def _base_of(config: TrainConfig) -> tuple:
     return (config.base_model, config.revision, config.precision, config.quantization, config.device)
-
-
-def _read_lora(lora: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The tensors of a finished LoRA file, or of one as it would be made from a checkpoint.
-
-    Read whole, not mapped: while it is worn, the run can be deleted, on Windows too.
-    """
-    if lora.is_file():
-        return load(lora.read_bytes())
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        file = Path(folder) / LORA_FILE
-        save_lora(file, load_file(lora / "student.safetensors"), config, int(lora.name))
-        return load(file.read_bytes())

@@ -4,23 +4,26 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dopsd_app import draws, previews
-from dopsd_app.adapters import adapter_weights, add_adapters, update_teacher
+from dopsd_app import draws
+from dopsd_app.adapters import adapter_arrays, adapter_weights, add_adapters, update_teacher
 from dopsd_app.base_models import BaseModel, load_base_model
+from dopsd_app.catalog import find_facts
 from dopsd_app.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.config import TrainConfig
-from dopsd_app.encode import Encoded, EncodedExample, encode_examples
+from dopsd_app.encode import EncodedExample, crop_example, encode_examples
 from dopsd_app.events import (
     CheckpointSaved,
     Event,
     Finished,
+    HealthMeasured,
     KnownFailure,
     LoraChecked,
     PhaseProgress,
@@ -30,10 +33,13 @@ from dopsd_app.events import (
     Stopped,
     Warned,
 )
-from dopsd_app.lora_file import check_lora, save_lora
+from dopsd_app.health import PROMPTS, HealthMeter
+from dopsd_app.lora_check import check_lora
+from dopsd_app.lora_file import save_lora
 from dopsd_app.losses import distillation_loss
 from dopsd_app.memory import enable_gradient_checkpointing
-from dopsd_app.pictures import read_examples
+from dopsd_app.pictures import Example, read_examples
+from dopsd_app.previews import Pair, draw_pairs, first_of, save_rollout, save_samples
 from dopsd_app.rollout import rollout
 from dopsd_app.runs import Run, take_commands
 from dopsd_app.worker import work
@@ -44,9 +50,12 @@ def train(run: Run) -> Iterator[Event]:
     config = run.config
     base_model = load_base_model(config)
     examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
-    prompts = config.preview_prompts or tuple(example.captions[0] for example in examples[:2])
+    prompts, shown = _prompts(config, examples)
+    neutral = find_facts(config.base_model).neutral_prompts
     yield PhaseProgress("loading", 0, 2)
-    encoded = yield from encode_examples(base_model, config, examples, prompts, run.path.parent / ".cache")
+    encoded = yield from encode_examples(
+        base_model, config, examples, prompts, neutral, run.path.parent / ".cache"
+    )
     yield PhaseProgress("loading", 1, 2)
     base_model.load_transformer()
     optimizer = prepare(base_model, config)
@@ -54,6 +63,9 @@ def train(run: Run) -> Iterator[Event]:
         torch.cuda.reset_peak_memory_stats(base_model.device)  # the encoders' memory is given back
     yield PhaseProgress("loading", 2, 2)
 
+    size = (encoded.examples[0].height, encoded.examples[0].width)
+    crops = [crop_example(example, config, base_model) for example in examples]
+    meter = HealthMeter(run, base_model, crops, encoded.neutral, size)
     step = load_checkpoint(run, base_model.transformer, optimizer)
     yield Resumed(step)
     while step < config.steps:
@@ -62,7 +74,8 @@ def train(run: Run) -> Iterator[Event]:
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
         commands = take_commands(run)
         if "preview-now" in commands or (config.preview_every and step % config.preview_every == 0):
-            yield from _save_previews(run, step, base_model, encoded, done.film)
+            pairs = partial(draw_pairs, run, base_model, config, encoded.prompts, size)
+            yield from _save_previews(run, step, base_model, done.film, pairs, shown, meter)
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
             folder = save_checkpoint(run, step, base_model.transformer, optimizer)
             yield CheckpointSaved(step, folder.relative_to(run.path).as_posix())
@@ -115,7 +128,7 @@ def optimizer_step(
             share.backward()  # at once: one state's graph is alive at a time, and the gradient is the same
             loss += share.item()
             if 0 in batch:
-                film.append(previews.first_of(visited))
+                film.append(first_of(visited))
     student_weights = optimizer.param_groups[0]["params"]
     grad_norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm).item()
     if not math.isfinite(grad_norm):  # one such step would spoil student, teacher and every later checkpoint
@@ -157,13 +170,28 @@ def _draw_batch(base_model: BaseModel, config: TrainConfig, examples, step: int,
     return student, teacher, torch.stack(noise).to(base_model.device), (example.height, example.width)
 
 
+def _prompts(config: TrainConfig, examples: Sequence[Example]) -> tuple[tuple[str, ...], int]:
+    """What is drawn at a preview, and how many of them are shown: the others are for the health alone."""
+    captions = tuple(example.captions[0] for example in examples)
+    shown = tuple(dict.fromkeys(config.preview_prompts or captions[:2]))  # the same twice would tell nothing
+    more = [caption for caption in dict.fromkeys(captions) if caption not in shown]
+    return (*shown, *more[: max(0, PROMPTS - len(shown))]), len(shown)
+
+
 def _save_previews(
-    run: Run, step: int, base_model: BaseModel, encoded: Encoded, film: list[tuple[Tensor, Tensor]]
-) -> Iterator[PreviewSaved | Warned]:
-    size = (encoded.examples[0].height, encoded.examples[0].width)
+    run: Run,
+    step: int,
+    base_model: BaseModel,
+    film: list[tuple[Tensor, Tensor]],
+    draw_samples: Callable[[], list[Pair]],
+    shown: int,
+    meter: HealthMeter,
+) -> Iterator[PreviewSaved | HealthMeasured | Warned]:
     try:
-        yield previews.save_rollout(run, step, base_model, film)
-        yield previews.save_samples(run, step, base_model, run.config, encoded.prompts, size)
+        yield save_rollout(run, step, base_model, film)
+        pairs = draw_samples()
+        yield save_samples(run, step, pairs[:shown])
+        yield from meter.measure(step, pairs)
     except Exception as error:  # whatever it is, most of all out of memory: the training is worth more
         if base_model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -172,7 +200,7 @@ def _save_previews(
 
 def _finish(run: Run, base_model: BaseModel, example: EncodedExample) -> Iterator[Event]:
     config = run.config
-    save_lora(run.lora_file, adapter_weights(base_model.transformer, "student"), config, config.steps)
+    save_lora(run.lora_file, adapter_arrays(base_model.transformer, "student"), config, config.steps)
     check = check_lora(run.lora_file, base_model, config, example.student[0], example.height, example.width)
     check.save(run.check_file)
     if check.problems:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from dopsd_app.events import Event, EventReader, LoraChecked, PreviewSaved, StepDone, Warned
+from dopsd_app.events import Event, EventReader, HealthMeasured, LoraChecked, PreviewSaved, StepDone, Warned
 from dopsd_app.runs import Run, Status
 
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
@@ -35,6 +35,7 @@ class RunView:
     memory: int  # bytes: the peak on the GPU, or on a CPU what the worker uses now; 0 when it is gone
     rollouts: tuple[Preview, ...]  # student above teacher, oldest first, the last SHOWN_PREVIEWS
     samples: tuple[Preview, ...]  # rows of base beside LoRA, as above
+    health: tuple[HealthMeasured, ...]  # by step; that of step 0 is the base's, the zero line
     warnings: tuple[str, ...]
     check: str  # what the check of the LoRA file found; empty before it
     passed: bool  # whether that was good
@@ -79,6 +80,7 @@ def _memory_of(status: Status) -> int:
 def _summary(run: Run, events: list[Event]) -> dict:
     steps = [event for event in events if isinstance(event, StepDone)]
     previews = [event for event in events if isinstance(event, PreviewSaved)]
+    health = {event.step: event for event in events if isinstance(event, HealthMeasured)}
     check = next((event for event in reversed(events) if isinstance(event, LoraChecked)), None)
     return {
         "curve": decimate([(step.step, step.loss) for step in steps]),
@@ -86,6 +88,7 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "peak_memory": steps[-1].peak_memory if steps else 0,
         "rollouts": _files(run, previews, "rollout"),
         "samples": _files(run, previews, "samples"),
+        "health": tuple(health[step] for step in sorted(health)),
         "warnings": tuple(event.message for event in events if isinstance(event, Warned)),
         "check": check.summary if check else "",
         "passed": bool(check and check.passed),

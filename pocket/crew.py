@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pocket.state import Stage, warm_then_cool
 
-EMA_DECAY = 0.999
+EMA_DECAY = 0.995
 BLOCK = re.compile(r"(blocks|layers|refiner)\.\d+\.")
 
 
@@ -104,6 +104,48 @@ class Crew:
             process.join()
 
 
+class BatchedMuon(torch.optim.Muon):
+    """Muon, with matrices of one shape orthogonalized together and in float32.
+
+    On a CPU that is more than twice as fast as one by one in bfloat16, which made a third of a step's time.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in by_shape.values():
+                self._step_alike(parameters, group)
+
+    def _step_alike(self, parameters: list[Tensor], group: dict) -> None:
+        updates = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+            updates.append(parameter.grad.lerp(momentum, group["momentum"]))
+        rows, columns = parameters[0].shape
+        length = group["lr"] * 0.2 * max(rows, columns) ** 0.5  # root mean square of AdamW's steps
+        directions = orthogonalize(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=length)
+
+
+def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Newton-Schulz iterations towards the nearest orthogonal matrices; (N, rows, columns)."""
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalize(matrices.mT, coefficients, steps).mT
+    a, b, c = coefficients
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
 class Training:
     """Flat weights with an exponential moving average, stepped by a crew's gradients.
 
@@ -126,11 +168,7 @@ class Training:
             torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
         ]
         if matrices:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-                )
-            )
+            self.optimizers.append(BatchedMuon(matrices, learning_rate, weight_decay=weight_decay))
 
     def state_dict(self) -> dict:
         return {

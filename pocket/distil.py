@@ -30,7 +30,6 @@ TASKS = 4  # per optimizer step: each segment, with and without pictures in turn
 LEARNING_RATE = 5e-4
 GUIDANCE = 1.7  # of the parent, away from the empty caption; the student needs none
 OWN_STATES = 0.5  # how often a segment starts on the student's own walk
-AT_START = 0.6  # how often the student is asked at the segment's start, where a four-step walk asks it
 
 
 @torch.no_grad()
@@ -81,11 +80,13 @@ def distil_loss(
 ) -> tuple[Tensor, dict]:
     """Squared distance between the student's velocity and the chord of the parent's path."""
     rng, generator = np.random.default_rng((4, step, task)), torch.Generator().manual_seed(step * 64 + task)
-    segment, with_picture = task % STEPS, (step + task // STEPS) % 2 == 1
+    segment, with_picture = STEPS - 1 - task % STEPS, (step + task // STEPS) % 2 == 1  # the longest first
     batch = dataset.draw(rng, size, with_picture)
     noise = torch.randn(batch.latents.shape, generator=generator).to(device())
-    way = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) >= AT_START)
-    way = way.to(device())[:, None, None, None]  # 0 at the segment's start, 1 at its end
+    # Each solved segment is asked for twice, for the parent's steps cost most: at its start (0), where a
+    # four-step walk asks it, and somewhere on the way to its end (1).
+    way = torch.cat([torch.zeros(size), torch.rand(size, generator=generator)])
+    way = way.to(device())[:, None, None, None]
     batch, own = to_device(batch), rng.random() < OWN_STATES
     sigma, sigma_end = sigmas_of(STEPS)[segment : segment + 2].tolist()
     # Two blocks: autocast would hand the weights that it cached without gradients on to the student's pass.
@@ -93,6 +94,7 @@ def distil_loss(
         empty = empty_context(parent, dataset.tokenizer, size)
         context, start, end = draw_segment(parent, student, batch, empty, noise, segment, own)
     with autocast():
+        start, end, *context = (torch.cat([rows, rows]) for rows in (start, end, *context))
         asked = (sigma + way * (sigma_end - sigma)).flatten()
         velocity = student.velocity(start + way * (end - start), asked, *context)
     loss = F.mse_loss(velocity, (end - start) / (sigma_end - sigma))

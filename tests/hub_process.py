@@ -27,9 +27,8 @@ def call(name: str, arguments: dict):
         return close_session()
     if name == "push":
         pictures = [(Path(path), prompt) for path, prompt in arguments.pop("pictures", ())]
-        lora_file = Path(arguments.pop("lora_file")) if "lora_file" in arguments else None
         run = Run(Path(arguments.pop("run")))
-        return hub.push(run, pictures=pictures, lora_file=lora_file, **arguments)
+        return hub.push(run, pictures=pictures, **arguments)
     if name == "who_is":
         return asdict(hub.who_is(**arguments))
     os.environ.pop("SPACE_ID", None)

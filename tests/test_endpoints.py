@@ -205,7 +205,7 @@ def test_a_run_is_steered_and_another_one_waits(call, server):
     assert "not there any more" in call.refused("show_run", waiting)
     wait_for(lambda: call("show_run", run)["step"] >= 1, "the first step")
     assert "Stop it first" in call.refused("remove_run", run)
-    assert "no LoRA file yet" in call.refused("download_lora", run)
+    assert "has no LoRA or checkpoint" in call.refused("download_lora", run)
     call("preview_now", run), call("save_now", run)
     wait_for(lambda: call("show_pictures", run)["samples"], "a preview")
     wait_for(lambda: list((server.runs / run / "checkpoints").glob("*/manifest.json")), "a checkpoint")

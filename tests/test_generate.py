@@ -70,7 +70,7 @@ def test_a_studio_draws_the_same_after_it_made_room(finished, tiny_config):
     small = Studio(tiny_config)
     first = small.encode(["a dog"])[0]
     small.load_transformer()
-    small.wear(finished.lora_file, tiny_config, 1.0)
+    small.wear(finished.lora_file, 1.0)
     before = small.draw(first, tiny_config, seed=1)
     small.drop_transformer()
     small.free_encoders()
@@ -78,7 +78,7 @@ def test_a_studio_draws_the_same_after_it_made_room(finished, tiny_config):
     assert small.encode(["a dog"])[0] is first
     small.load_transformer()
     bare = small.draw(first, tiny_config, seed=1)
-    small.wear(finished.lora_file, tiny_config, 1.0)
+    small.wear(finished.lora_file, 1.0)
     assert small.draw(first, tiny_config, seed=1) == before
     assert small.draw(first, tiny_config, seed=1, with_lora=False) == bare != before
 

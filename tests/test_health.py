@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.health import health_of
+from dopsd_app.health import health_of
 
 TRAINING = torch.tensor([[4.0, 0.0, 1.0], [4.0, 0.0, -1.0]])
 BASE = torch.tensor([[-4.0, 0.0, 3.0], [-4.0, 0.0, -3.0]])  # two prompts: they differ in the third feature

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -20,16 +21,17 @@ from huggingface_hub import ModelCard
 from imitation_hub import ImitationHub, Repository
 from markdown_it import MarkdownIt
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save_file
 
 from dopsd_app import catalog
-from dopsd_app.adapters import adapter_weights, add_adapters
+from dopsd_app.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import make_config
 from dopsd_app.events import LoraChecked, append_event
 from dopsd_app.hub import Account, check_name, published, suggest_name
 from dopsd_app.hub_client import HubError, check_token
-from dopsd_app.lora_file import LoraCheck, save_lora
+from dopsd_app.lora_check import LoraCheck
+from dopsd_app.lora_file import save_lora
 from dopsd_app.model_card import make_card
 from dopsd_app.runs import LORA_FILE
 
@@ -108,9 +110,9 @@ def hub(imitation):
 def finish(run, weights=None):
     """Leaves in the run folder what a finished training leaves."""
     if weights is None:
-        generator = torch.Generator().manual_seed(0)
+        rng = np.random.default_rng(0)
         shapes = {"layers.0.w.lora_A.weight": (4, 8), "layers.0.w.lora_B.weight": (8, 4)}
-        weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     save_lora(run.lora_file, weights, run.config, run.config.steps)
     check = LoraCheck(modules=1, strength=(1.0, 1.0), exact=True)
     check.save(run.check_file)
@@ -271,12 +273,15 @@ def test_an_organisation_where_one_may_write_gets_it_under_its_own_spelling(hub,
     assert set(hub.repositories) == {"makers/zorp"}
 
 
-def test_a_lora_made_from_a_checkpoint_is_pushed_with_its_own_steps(hub, process, run, tmp_path):
-    other = tmp_path / "step6" / LORA_FILE
-    other.parent.mkdir()
-    save_lora(other, {"layers.0.w.lora_A.weight": torch.ones(4, 8)}, run.config, 6)
-    process.push(run, lora_file=other)
-    assert sent_files(hub)[LORA_FILE] == other.read_bytes()
+def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run, tmp_path):
+    folder = run.checkpoints / "000006"
+    folder.mkdir()
+    save_file({"layers.0.w.lora_B.weight": torch.ones(4, 8)}, folder / "student.safetensors")
+    (folder / "manifest.json").write_text("{}")
+    process.push(run, checkpoint=6)
+    sent = load(sent_files(hub)[LORA_FILE])
+    assert list(sent) == ["transformer.layers.0.w.lora_B.weight"]
+    assert (sent["transformer.layers.0.w.lora_B.weight"] == run.config.strength).all()
     text = pushed_card(hub, tmp_path).text
     assert "6 optimizer steps" in text and "check after saving" not in text
 
@@ -330,7 +335,7 @@ def test_what_cannot_be_published_is_refused_before_anything_is_created(hub, pro
     assert not hub.repositories and not (run.path / ".publish").exists()
     unfinished = new_run(pocket_config())
     sentence = process.refused_push(unfinished)
-    assert sentence.endswith("has no LoRA file yet: there is one to push when the training is finished.")
+    assert sentence.endswith("has no LoRA or checkpoint. Checkpoints there are: none.")
 
 
 def test_one_push_of_a_run_at_a_time(hub, process, run):
@@ -345,7 +350,7 @@ def test_one_push_of_a_run_at_a_time(hub, process, run):
 def test_a_repository_that_holds_something_else_is_left_alone(hub, process, run, new_run):
     process.push(run)
     other = new_run(pocket_config(trigger_word="mibbit"))
-    finish(other, {"layers.0.w.lora_A.weight": torch.ones(4, 8)})
+    finish(other, {"layers.0.w.lora_A.weight": np.ones((4, 8), np.float32)})
     before = sent_files(hub)
     sentence = process.refused_push(other)
     assert sentence == f"Ann/zorp is there already and holds something else: choose another name. {KEPT}"
@@ -726,11 +731,10 @@ def test_the_programme_of_the_card_draws(new_run, tiny_config, tmp_path, monkeyp
     base_model = load_base_model(run.config)
     base_model.load_transformer()
     add_adapters(base_model.transformer, base_model.lora_targets, run.config)
-    weights = adapter_weights(base_model.transformer, "student")
     with torch.no_grad():
-        for weight in weights.values():
+        for weight in adapter_weights(base_model.transformer, "student").values():
             weight += 0.01
-    finish(run, weights)
+    finish(run, adapter_arrays(base_model.transformer, "student"))
     # The Hub's names as folders: the loaders take either.
     (tmp_path / "Ann" / "zorp").mkdir(parents=True)
     (tmp_path / "Ann" / "zorp" / LORA_FILE).write_bytes(run.lora_file.read_bytes())

@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_method import make_example, trained
 
-from dopsd_app.adapters import adapter_weights, add_adapters
+from dopsd_app.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.base_models import load_base_model
-from dopsd_app.lora_file import check_lora, save_lora
+from dopsd_app.lora_check import check_lora
+from dopsd_app.lora_file import save_lora
 from dopsd_app.runs import LORA_FILE
 
 
@@ -27,7 +28,7 @@ def save_trained(base_model, config, path, size=0.05):
     example = make_example(base_model, 0, "a dog")
     add_adapters(base_model.transformer, base_model.lora_targets, config)
     trained(base_model, size)
-    save_lora(path, adapter_weights(base_model.transformer, "student"), config, steps=7)
+    save_lora(path, adapter_arrays(base_model.transformer, "student"), config, steps=7)
     return example.student[0]
 
 

@@ -1,6 +1,7 @@
 """The page in a browser, from pictures to a published LoRA: real server, real workers, the built-in base."""
 
 import hashlib
+import json
 import os
 import re
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from huggingface_hub import ModelCard
 from imitation_hub import ImitationHub, Repository
 from page_server import PageServer, all_bytes, wait_for
 from playwright.sync_api import expect
+from safetensors import safe_open
 
 from dopsd_app.drafts import current_draft
 from dopsd_app.drawing import read_worker
 from dopsd_app.events import LoraChecked, read_events
-from dopsd_app.runs import Run, list_runs
+from dopsd_app.runs import Run, complete_checkpoints, list_runs
 
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
 MARK = "marked7Qx41k"
@@ -496,6 +498,16 @@ def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying):
         page.click("#download")
     assert Path(download.value.path()).read_bytes() == trying.run.lora_file.read_bytes()
     assert download.value.suggested_filename == trying.run.lora_file.name
+    first = complete_checkpoints(trying.run)[0]
+    page.click("#checkpoint input")
+    page.get_by_role("option", name=f"Step {int(first.name)}", exact=True).click()
+    expect(page.locator("#download")).to_be_hidden()  # the file of that step is made when it is asked for
+    unfold(page, "use")
+    expect(page.locator("#download")).to_be_enabled()
+    with page.expect_download() as download:
+        page.click("#download")
+    with safe_open(download.value.path(), framework="np") as file:
+        assert json.loads(file.metadata()["dopsd"])["steps"] == int(first.name)
 
 
 # --- for everybody

@@ -599,7 +599,7 @@ def test_a_deleted_runs_lora_is_not_offered_any_more(tmp_path):
         run = Run(tmp_path / name)
         run.path.mkdir()
         run.lora_file.write_bytes(name.encode())
-        copies.append(Path(lora_copy(run)))
+        copies.append(Path(lora_copy(run, run.lora_file)))
     assert [copy.read_bytes()[-2:] for copy in copies] == [b"aa", b"bb"]
     drop_copies(Run(tmp_path / "20261121-100000-mine-aa"))
     assert [copy.exists() for copy in copies] == [False, True]

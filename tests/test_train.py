@@ -22,6 +22,7 @@ from dopsd_app.base_models.z_image import ZImage
 from dopsd_app.events import (
     CheckpointSaved,
     Finished,
+    HealthMeasured,
     LoraChecked,
     PhaseProgress,
     PreviewSaved,
@@ -31,6 +32,7 @@ from dopsd_app.events import (
     Warned,
     read_events,
 )
+from dopsd_app.health import PROMPTS
 from dopsd_app.runs import write_status
 from dopsd_app.train import train
 from dopsd_app.worker import work
@@ -100,6 +102,31 @@ def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):
     # Student above teacher, K = 2 states, gaps of 4; the first example of step 2 is square or wide.
     assert size_of(run.path / saved[0].files[0]) in ((2 * 32 + 4, 2 * 32 + 4), (2 * 48 + 4, 2 * 16 + 4))
     assert size_of(run.path / saved[1].files[0]) == (2 * 32 + 4, 32)  # base beside LoRA, one prompt
+
+
+def test_each_preview_measures_the_loras_health_beside_the_bases_own(new_run, tiny_config):
+    run = new_run(replace(tiny_config, preview_every=2, preview_prompts=("a dog on the moon",)))
+    measured = [event for event in train(run) if isinstance(event, HealthMeasured)]
+    assert [event.step for event in measured] == [0, 2, 4]
+    zero, *learned = measured
+    assert (zero.following, zero.drift) == pytest.approx((1, 0), abs=1e-6)
+    assert all(-1 <= event.concept <= 1 and 0 < event.drift <= 2 for event in learned)
+    # More than the one that is shown, so that following can be seen; and four of what nobody trains.
+    assert len(list(run.previews.glob("base_*.png"))) == PROMPTS == 4
+    assert len(list(run.previews.glob("neutral_*.png"))) == 4
+
+
+def test_the_bases_pictures_are_drawn_once_also_over_a_resume(new_run, tiny_config):
+    run = new_run(replace(tiny_config, steps=4, preview_every=2, checkpoint_every=2))
+    events = []
+    for event in train(run):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 2:
+            (run.commands / "stop").touch()
+    drawn = {file: file.stat().st_mtime_ns for file in run.previews.glob("*.png")}
+    events += train(run)
+    assert [event.step for event in events if isinstance(event, HealthMeasured)] == [0, 2, 0, 4]
+    assert {file: file.stat().st_mtime_ns for file in run.previews.glob("*.png")} == drawn
 
 
 def test_a_preview_that_fails_warns_and_the_run_goes_on(new_run, tiny_config):

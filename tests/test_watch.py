@@ -1,7 +1,15 @@
 """What the page sees of a run."""
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.events import LoraChecked, PreviewSaved, Resumed, StepDone, Warned, append_event
+from dopsd_app.events import (
+    HealthMeasured,
+    LoraChecked,
+    PreviewSaved,
+    Resumed,
+    StepDone,
+    Warned,
+    append_event,
+)
 from dopsd_app.runs import write_status
 from dopsd_app.watch import CURVE_POINTS, RunWatcher, decimate
 
@@ -27,6 +35,9 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
         append_event(run.events_file, StepDone(step, 0.5, 1.0, 9.0 if step <= 20 else 2.0, 3 * 10**9))
     append_event(run.events_file, PreviewSaved(20, "rollout", ("previews/000020_rollout.webp",)))
     append_event(run.events_file, PreviewSaved(40, "samples", ("previews/000040_samples.webp",)))
+    for measured in (HealthMeasured(0, 0.1, 1, 0), HealthMeasured(40, 0.5, 0.9, 0.2)):
+        append_event(run.events_file, measured)
+        append_event(run.events_file, HealthMeasured(0, 0.1, 1, 0))  # a resumed run measures the base again
     append_event(run.events_file, Warned(40, "Something small."))
     write_status(run, state="queued", step=40)
     watcher = RunWatcher()
@@ -35,6 +46,7 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
     assert view.seconds_left is None  # it does not train now
     assert view.memory == 3 * 10**9
     assert [p.step for p in view.rollouts] == [20] and [p.step for p in view.samples] == [40]
+    assert [health.step for health in view.health] == [0, 40]
     assert view.warnings == ("Something small.",) and view.check == ""
 
     append_event(run.events_file, LoraChecked(40, True, "The LoRA file is good."))

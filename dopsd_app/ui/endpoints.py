@@ -26,6 +26,7 @@ from dopsd_app.drafts import (
 )
 from dopsd_app.events import KnownFailure
 from dopsd_app.hub import published
+from dopsd_app.lora_file import find_lora
 from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it
 from dopsd_app.ui.guard import guarded
 from dopsd_app.uploads import add_pictures as add_to_draft
@@ -199,17 +200,29 @@ def clear_card(run_id: str) -> None:
     clear_pictures(run_actions.the_run(run_id))
 
 
-def download_lora(run_id: str) -> dict:
-    """The LoRA file of a finished run."""
-    run = run_actions.the_run(run_id)
-    if not run.lora_file.exists():
-        raise KnownFailure("This run has no LoRA file yet: it is written when the last step is done.")
-    return _copy(run.lora_file)
+def download_lora(run_id: str, step: int = 0) -> dict:
+    """The LoRA file of a run; `step` 0 takes the finished one."""
+    return _copy(find_lora(run_actions.the_run(run_id), step or None))
 
 
-def publish_lora(run_id: str, name: str, private: bool, with_captions: bool, oauth_token: str | None) -> str:
-    """Publishes a run's LoRA with the client's token, or the one of `hf auth login`; returns the link."""
-    return publish.publish(run_id, name, private, with_captions, "", oauth_token)
+def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int = 0) -> str:
+    """The text of the model card as it would be published; `step` 0 takes the finished LoRA."""
+    return publish.preview_card(run_id, name, private, with_captions, step or None)
+
+
+def publish_lora(
+    run_id: str,
+    name: str,
+    private: bool,
+    with_captions: bool,
+    step: int = 0,
+    oauth_token: str | None = None,
+) -> str:
+    """Publishes a run's LoRA with the client's token, or the one of `hf auth login`; returns the link.
+
+    `step` 0 takes the finished LoRA.
+    """
+    return publish.publish(run_id, name, private, with_captions, step or None, "", oauth_token)
 
 
 def _no_bar(*arguments, **names) -> None:
@@ -265,6 +278,6 @@ ENDPOINTS: tuple[Callable, ...] = (
     download_lora,
     keep_for_card,
     clear_card,
-    publish.preview_card,
+    preview_card,
     publish_lora,
 )

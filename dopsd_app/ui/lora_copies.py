@@ -10,16 +10,16 @@ from dopsd_app.runs import LORA_FILE, Run
 _copies = tempfile.TemporaryDirectory(prefix="dopsd-", ignore_cleanup_errors=True)
 
 
-def lora_copy(run: Run) -> str:
-    """The run's LoRA file, under its own name, where browsers may fetch it."""
-    folder = Path(_copies.name) / f"{run.id}-{run.lora_file.stat().st_mtime_ns}"
+def lora_copy(run: Run, file: Path) -> str:
+    """A LoRA file of the run, under its own name, where browsers may fetch it."""
+    folder = Path(_copies.name) / f"{run.id}-{file.stat().st_mtime_ns}"
     folder.mkdir(exist_ok=True)
     copy = folder / LORA_FILE
     if not copy.exists():
         try:
-            os.link(run.lora_file, copy)  # takes no room
+            os.link(file, copy)  # takes no room
         except OSError:  # another disk, or a file system without links
-            shutil.copyfile(run.lora_file, copy)
+            shutil.copyfile(file, copy)
     return str(copy)
 
 

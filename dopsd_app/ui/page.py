@@ -459,7 +459,8 @@ def _connect_try(page: Page) -> None:
         trigger_mode="once",
     )
     drawn.success(lambda: gr.Button(interactive=True), None, step.keep, queue=False, **QUIET)
-    step.use.expand(guarded(try_it.offer_lora), run_id, step.download, **QUIET)
+    step.use.expand(guarded(try_it.offer_lora), [run_id, step.checkpoint], step.download, **QUIET)
+    step.checkpoint.input(guarded(try_it.withdraw_lora), None, [step.use, step.download], **QUIET)
     step.cancel.click(guarded(try_it.cancel_drawing), run_id, None, **QUIET)
     card = page.publishing
 
@@ -471,13 +472,15 @@ def _connect_try(page: Page) -> None:
     step.keep.click(guarded(keep), step.drawn, [card.pictures, card.clear], **QUIET)
     card.clear.click(guarded(publish.clear), run_id, [card.pictures, card.clear], **QUIET)
 
-    def preview(run_id: str, name: str, private: bool, captions: bool) -> object:
-        return gr.Textbox(publish.preview_card(run_id, name, private, captions), visible=True)
+    def preview(run_id: str, name: str, private: bool, captions: bool, checkpoint: str) -> object:
+        text = publish.preview_card(run_id, name, private, captions, try_it.chosen_step(checkpoint))
+        return gr.Textbox(text, visible=True)
 
-    card.preview.click(guarded(preview), [run_id, *card.settings], card.card, **shown_on(card.card))
+    settings = [run_id, *card.settings, step.checkpoint]
+    card.preview.click(guarded(preview), settings, card.card, **shown_on(card.card))
     card.publish.click(
         guarded(publish.push),
-        [run_id, *card.settings, card.token],
+        [*settings, card.token],
         [card.result, card.token],
         trigger_mode="once",
         api_visibility="private",

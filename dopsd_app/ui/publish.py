@@ -9,9 +9,11 @@ from dopsd_app.access import find_token, this_space
 from dopsd_app.card_pictures import card_pictures, clear_pictures, keep_picture
 from dopsd_app.catalog import CATALOG
 from dopsd_app.events import KnownFailure
+from dopsd_app.lora_file import find_lora
 from dopsd_app.runs import Run
 from dopsd_app.ui import words
 from dopsd_app.ui.run_actions import the_run
+from dopsd_app.ui.try_it import chosen_step
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class PublishStep:
 
     @property
     def settings(self) -> list:
-        """What `publish` and `preview_card` take after the run's id, in their order."""
+        """What `push` and `preview_card` take after the run's id, in their order; then comes the step."""
         return [self.name, self.private, self.captions]
 
 
@@ -120,26 +122,47 @@ def clear(run_id: str) -> list:
 
 
 def push(
-    run_id: str, name: str, private: bool, with_captions: bool, token: str, oauth_token: str | None
+    run_id: str,
+    name: str,
+    private: bool,
+    with_captions: bool,
+    checkpoint: str,
+    token: str,
+    oauth_token: str | None,
 ) -> list:
     """Publishes, and says on the page how it went; the token's box is empty after a success."""
     try:
-        return [link(publish(run_id, name, private, with_captions, token, oauth_token)), ""]
+        step = chosen_step(checkpoint)
+        return [link(publish(run_id, name, private, with_captions, step, token, oauth_token)), ""]
     except KnownFailure as error:
         return [f"<p class='problem' role='alert'>{words.text(str(error))}</p>", gr.skip()]
 
 
-def preview_card(run_id: str, name: str, private: bool, with_captions: bool) -> str:
-    """The text of the model card as it would be published."""
+def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int | None) -> str:
+    """The text of the model card as it would be published with the finished LoRA, or with that of a step."""
     run = the_run(run_id)
-    card = hub.make_card(run, repo_id=name.strip(), pictures=card_pictures(run), with_captions=with_captions)
+    card = hub.make_card(
+        run,
+        repo_id=name.strip(),
+        pictures=card_pictures(run),
+        with_captions=with_captions,
+        lora_file=find_lora(run, step),
+    )
     return str(card)
 
 
 def publish(
-    run_id: str, name: str, private: bool, with_captions: bool, token: str, oauth_token: str | None
+    run_id: str,
+    name: str,
+    private: bool,
+    with_captions: bool,
+    step: int | None,
+    token: str,
+    oauth_token: str | None,
 ) -> str:
-    """Publishes the run's LoRA with its card and returns the link; private unless asked otherwise.
+    """Publishes the run's LoRA, finished or of a step, with its card; private unless asked otherwise.
+
+    Returns the link.
 
     The token is the given one, the sign-in of the Space, or the one that `hf auth login` stored.
     """
@@ -151,6 +174,7 @@ def publish(
         private=private,
         pictures=card_pictures(run),
         with_captions=with_captions,
+        checkpoint=step,
     )
 
 

@@ -1,5 +1,7 @@
 """What can be done with runs: plain functions of plain values, for the page and for its endpoints."""
 
+from dataclasses import asdict
+
 from dopsd_app.runs import (
     Run,
     Status,
@@ -77,7 +79,7 @@ def list_all_runs() -> list[dict]:
 
 
 def show_run(run_id: str) -> dict:
-    """How a run stands: state, step, pace, time left, losses, warnings and what the LoRA's check found."""
+    """How a run stands: state, step, pace, time left, losses, health, warnings, the LoRA's check."""
     run = the_run(run_id)
     view = watcher.look(run)
     return {
@@ -86,6 +88,7 @@ def show_run(run_id: str) -> dict:
         "seconds_left": view.seconds_left,
         "memory": view.memory,
         "loss": [list(point) for point in view.curve],
+        "health": [asdict(health) for health in view.health],
         "warnings": list(view.warnings),
         "check": view.check,
     }

@@ -7,6 +7,7 @@ import gradio as gr
 import pandas as pd
 
 from dopsd_app.access import this_space
+from dopsd_app.events import HealthMeasured
 from dopsd_app.hub import suggest_name
 from dopsd_app.runs import Run, Status
 from dopsd_app.ui import words
@@ -22,6 +23,16 @@ EMPTY = (
     "<div class='empty'><p>No run yet. Choose pictures, look at the plan and press <b>Start</b>.</p></div>"
 )
 NONE_CHOSEN = "<div class='empty'><p>Choose one of the runs to see how it stands.</p></div>"
+
+SCORES = {
+    "Like your pictures": ("#4f46e5", "should rise: how like them its pictures of the prompts are"),
+    "Follows the prompt": ("#d97706", "should stay high: 1 is as well as the base model"),
+    "Other prompts change": ("#dc2626", "should stay low: how far pictures of something else have moved"),
+}
+LEGEND = "".join(
+    f"<p class='hint'><span style='background:{colour}'></span><b>{name}</b> {meaning}</p>"
+    for name, (colour, meaning) in SCORES.items()
+)
 
 GOOD = "The LoRA file was loaded back into the base model and draws what was trained."
 
@@ -39,6 +50,7 @@ class TrainStep:
     rollout: gr.HTML
     samples: gr.HTML
     curve: gr.LinePlot
+    health: gr.LinePlot
     stop: gr.Button
     resume: gr.Button
     preview: gr.Button
@@ -62,7 +74,7 @@ class TrainStep:
     def watched(self) -> list:
         """What `look` fills, in its order."""
         buttons = [self.stop, self.resume, self.preview, self.save, self.clone, self.delete, self.to_try]
-        shown = [self.status, self.progress, self.rollout, self.samples, self.curve]
+        shown = [self.status, self.progress, self.rollout, self.samples, self.curve, self.health]
         return [self.seen, self.runs, *shown, *buttons, self.wish[-1], self.timer]
 
 
@@ -80,6 +92,19 @@ def train_step() -> TrainStep:
                 to_try = gr.Button("Try it", variant="primary", interactive=False, elem_id="to-try")
             rollout = gr.HTML(elem_id="rollout")
             samples = gr.HTML(elem_id="samples")
+            health = gr.LinePlot(
+                x="step",
+                y="score",
+                color="of",
+                color_map={name: colour for name, (colour, _) in SCORES.items()},
+                colors_in_legend=[],  # Gradio's own is cut off below the plot
+                height=240,
+                label="Health (step 0 is the base model)",
+                elem_id="health",
+                visible=False,
+                buttons=[],
+            )
+            gr.HTML(LEGEND, elem_id="health-legend")
             curve = gr.LinePlot(
                 x="step", y="loss", height=220, label="Loss", elem_id="loss", visible=False, buttons=[]
             )
@@ -103,7 +128,7 @@ def train_step() -> TrainStep:
     timer = gr.Timer(RESTING)
     log.expand(guarded(read_log), run_id, log_text, api_visibility="private", show_progress="hidden")
     return TrainStep(
-        run_id, runs, timer, seen, status, progress, rollout, samples, curve,
+        run_id, runs, timer, seen, status, progress, rollout, samples, curve, health,
         stop, resume_button, preview, save, clone, delete, sure, really, keep, to_try, wish, ask, log_text,
     )  # fmt: skip
 
@@ -196,7 +221,7 @@ def _pictures_of_run(view: RunView | None, otherwise: str) -> dict:
         return {
             "status": (otherwise, lambda: otherwise),
             **{key: (None, lambda: "") for key in ("progress", "rollout", "samples")},
-            "curve": (None, lambda: gr.LinePlot(visible=False)),
+            **{key: (None, lambda: gr.LinePlot(visible=False)) for key in ("curve", "health")},
         }
     status = view.status
     return {
@@ -205,6 +230,7 @@ def _pictures_of_run(view: RunView | None, otherwise: str) -> dict:
         "rollout": (view.rollouts[-1:], lambda: _rollout(view.rollouts)),
         "samples": (view.samples, lambda: _samples(view.samples)),
         "curve": (view.curve, lambda: _curve(view.curve)),
+        "health": (view.health, lambda: _health(view.health)),
     }
 
 
@@ -276,6 +302,18 @@ def _curve(points: tuple[tuple[float, float], ...]):
     if len(points) < 2:
         return gr.LinePlot(visible=False)
     return gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=True)
+
+
+def _health(measured: tuple[HealthMeasured, ...]):
+    if len(measured) < 2:
+        return gr.LinePlot(visible=False)
+    rows = [
+        (health.step, score, name)
+        for health in measured
+        for name, score in zip(SCORES, (health.concept, health.following, health.drift), strict=True)
+        if score is not None
+    ]
+    return gr.LinePlot(pd.DataFrame(rows, columns=["step", "score", "of"]), visible=True)
 
 
 def _buttons(run: Run | None, view: RunView | None) -> dict:

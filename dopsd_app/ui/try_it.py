@@ -10,6 +10,7 @@ from PIL import Image
 
 from dopsd_app.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
 from dopsd_app.events import KnownFailure
+from dopsd_app.lora_file import find_lora
 from dopsd_app.model_card import make_snippet
 from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
 from dopsd_app.ui import words
@@ -119,7 +120,7 @@ def draw(
     run_id: str, prompt: str, seed: int, strength: float, checkpoint: str, progress=PROGRESS
 ) -> tuple[tuple[Image.Image, Image.Image], tuple[str, str, str]]:
     """Draws a prompt twice from the same noise, at the model's own few steps: base, and with the LoRA."""
-    step = None if checkpoint == FINISHED else _step(checkpoint)
+    step = chosen_step(checkpoint)
     drawing = draw_pair(the_run(run_id), prompt, int(seed or 0), float(strength), step, progress)
     return (_enlarged(drawing.base), _enlarged(drawing.lora)), (run_id, drawing.id, drawing.request.prompt)
 
@@ -163,7 +164,10 @@ def cancel_others(run_id: str) -> None:
             cancel(drawing)
 
 
-def _step(checkpoint: str | None) -> int:
+def chosen_step(checkpoint: str | None) -> int | None:
+    """The checkpoint's step that a choice means; None for the finished LoRA."""
+    if checkpoint == FINISHED:
+        return None
     number = (checkpoint or "").removeprefix("Step ")
     if not number.isdecimal():
         raise KnownFailure(f'Choose "{FINISHED}" or a step, such as "Step 50".')
@@ -179,12 +183,15 @@ def _enlarged(path: Path) -> Image.Image:
     return picture
 
 
-def offer_lora(run_id: str) -> object:
-    """The button with the run's LoRA file."""
+def offer_lora(run_id: str, checkpoint: str) -> object:
+    """The button with the file of the run's LoRA at the chosen step."""
     run = the_run(run_id)
-    if not run.lora_file.exists():
-        return gr.DownloadButton(value=None, interactive=False)
-    return gr.DownloadButton(value=lora_copy(run), interactive=True)
+    return gr.DownloadButton(value=lora_copy(run, find_lora(run, chosen_step(checkpoint))), interactive=True)
+
+
+def withdraw_lora() -> list:
+    """Nothing to download while another step is being chosen: its file is made when it is asked for."""
+    return [gr.Accordion(open=False), gr.DownloadButton(value=None, interactive=False)]
 
 
 def _comfyui(run: Run) -> str:
