@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, RECIPE
-from benchmarks.methods import METHODS, Training, train
+from benchmarks.methods import METHODS, Method, Training, train
 from benchmarks.record import RESULTS, save_result
 from benchmarks.scores import (
     MANY_STEPS,
@@ -55,6 +55,7 @@ LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = 4
 LOOKED_AT = 4  # pictures that a person's own run would have for its health
 UNTRAINED = ("base", "teacher")
+SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
 CHOSEN_BY = ("fidelity", "following", "quality")
 
 
@@ -113,6 +114,17 @@ def load_parent(config: TrainConfig) -> BaseModel:
     own = {name: weights[f"transformer.{name}"] for name in base_model.transformer.state_dict()}
     base_model.transformer.load_state_dict(own)
     return base_model
+
+
+def load_learner(method: Method, config: TrainConfig) -> BaseModel | None:
+    """Another model than the base itself, where the LoRA is trained on one and moved over."""
+    if method.on_parent:
+        return load_parent(config)
+    if config.quantization == "none":
+        return None
+    quantized = load_base_model(config)
+    quantized.load_transformer()
+    return quantized
 
 
 def run_job(job: Job) -> list[dict]:
@@ -188,13 +200,13 @@ def trained(
         return
     method = (METHODS | LEVERS)[job.method]
     config = replace(config, **dict(method.settings))
-    learner = load_parent(config) if method.on_parent else base_model
-    if method.on_parent:
+    learner = load_learner(method, config) or base_model
+    if learner is not base_model:
         prepare(base_model, config)
     training, seconds, started = Training(learner, config, data, neutral), 0.0, time.perf_counter()
     for steps in train(method, training, job.budgets):
         seconds += time.perf_counter() - started
-        if method.on_parent:
+        if learner is not base_model:
             weights = adapter_weights(learner.transformer, "student")
             load_adapter_weights(base_model.transformer, "student", weights)
         yield base_model, {"passes": training.passes, "steps": steps, "seconds": round(seconds, 1)}
@@ -249,7 +261,7 @@ def sweep_jobs(methods: Iterable[str], budgets: tuple[int, ...]) -> list[Job]:
 
 def test_jobs(methods: Iterable[str]) -> list[Job]:
     """Every method with its best settings, and the untrained base and teacher."""
-    chosen = {method: best_settings(method) for method in methods}
+    chosen = {method: best_settings(SETTINGS_OF.get(method, method)) for method in methods}
     settings = {**dict.fromkeys(UNTRAINED, (0.0, 0)), **chosen}
     return [
         Job("test", method, concept, seed, rate or 1e-3, (budget,))
@@ -300,7 +312,7 @@ def make_table() -> dict:
         means = {name: [np.mean([s[name] for s in rows]) for rows in concepts.values()] for name in names}
         table[method] = {
             "runs": sum(map(len, concepts.values())),
-            "settings": None if method in UNTRAINED else best_settings(method),
+            "settings": None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method)),
             "mean": {name: round(float(np.mean(values)), 4) for name, values in means.items()},
             "interval_95": {name: _interval(values) for name, values in means.items()},
             "frechet_distance": {steps: _distance(files[method], steps) for steps in (few, MANY_STEPS)},
@@ -345,7 +357,7 @@ def main() -> None:
         save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
         return
     jobs = {
-        "sweep": lambda: sweep_jobs(arguments.only or METHODS, BUDGETS),
+        "sweep": lambda: sweep_jobs(arguments.only or METHODS.keys() - SETTINGS_OF, BUDGETS),
         "test": lambda: test_jobs(arguments.only or METHODS),
         "levers": lambda: sweep_jobs(arguments.only or LEVERS, LEVER_BUDGETS),
     }

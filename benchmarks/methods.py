@@ -199,6 +199,7 @@ METHODS = {
     "dopsd_live": Method(None, settings=(("ema_decay", 0.0),)),
     "dopsd_base": Method(None, settings=(("teacher", "base"),)),
     "dopsd_ema": Method(None),
+    "dopsd_nf4": Method(None, settings=(("quantization", "nf4"),)),  # and moved over to the full precision
     "off_policy": Method(off_policy),
     "sft_on_samples": Method(sft_on_samples, make_samples),
 }

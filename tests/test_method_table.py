@@ -194,3 +194,18 @@ def test_the_levers_walk_without_a_lever_is_the_products_step(world):
         trained.append(adapter_weights(base_model.transformer, "student"))
     for key, weight in trained[0].items():
         assert torch.allclose(weight, trained[1][key], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sft_on_parent", "dopsd_nf4"])
+def test_what_is_trained_on_another_model_is_scored_on_the_base_itself(world, name):
+    config, data, neutral = world
+    job = Job("test", name, 0, 0, 1e-3, (32,))
+    base_model, facts = next(method.trained(job, config, data, neutral))
+    assert facts["passes"] == 32
+    untouched = load_base_model(config)
+    untouched.load_transformer()
+    weight = base_model.transformer.get_submodule("layers.0.attention.to_q").base_layer.weight
+    assert torch.equal(weight, untouched.transformer.layers[0].attention.to_q.weight)
+    assert any(
+        part.any() for key, part in adapter_weights(base_model.transformer, "student").items() if "_B" in key
+    )

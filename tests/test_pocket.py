@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLModel
 
 from pocket.autoencoder import encode_pictures
 from pocket.captions import BACKGROUND_WORDS, asked_of, full_caption, usual_caption
-from pocket.crew import Training, flatten, view_parameters
+from pocket.crew import BatchedMuon, Training, flatten, view_parameters
 from pocket.data import pad_rows
 from pocket.examples import EXAMPLES
 from pocket.judge import ATTRIBUTES, Judge, frechet_distance, judge, load_judge, truth
@@ -218,6 +218,26 @@ def test_blocks_matrices_are_stepped_by_muon_and_all_others_by_adamw():
         not parameter.equal(old)
         for parameter, old in zip(network.parameters(), split_like(network, before), strict=True)
     )
+
+
+def test_batched_muon_steps_as_the_library_does_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    stepped = []
+    for optimizer_class, how in ((torch.optim.Muon, {"adjust_lr_fn": "match_rms_adamw"}), (BatchedMuon, {})):
+        generator.manual_seed(0)
+        # Both of one shape, one that is higher than wide, and a momentum from a first step.
+        matrices = [
+            torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((4, 8), (4, 8), (9, 3))
+        ]
+        before = [matrix.detach().clone() for matrix in matrices]
+        optimizer = optimizer_class(matrices, 0.01, weight_decay=0.1, **how)
+        for _ in range(2):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=generator)
+            optimizer.step()
+        stepped.append([matrix - old for matrix, old in zip(matrices, before, strict=True)])
+    for theirs, ours in zip(*stepped, strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()  # they reckon in bfloat16
 
 
 def split_like(network, weights):
