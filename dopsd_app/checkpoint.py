@@ -12,15 +12,20 @@ from dopsd_app.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.runs import Run, complete_checkpoints
 
 RESUMABLE = 2  # newest checkpoints that are kept whole; of older ones only the student stays, to be tried
-KEPT = 10  # checkpoints at all: a student of rank 64 of a 6 B model takes 0.6 GB
+KEPT = 10  # newest checkpoints at all, and the best one: a student of rank 64 of a 6 B model takes 0.6 GB
 
 
 def save_checkpoint(
-    run: Run, step: int, transformer: torch.nn.Module, optimizer: torch.optim.Optimizer
+    run: Run,
+    step: int,
+    transformer: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: int | None = None,
 ) -> Path:
     """Writes student, teacher and optimizer of this step; complete once its last file, the manifest, is.
 
-    Raises `OSError` where the disk is full; what is complete stays complete.
+    Of old checkpoints, that of step `keep` stays. Raises `OSError` where the disk is full; what is complete
+    stays complete.
     """
     folder = run.checkpoints / f"{step:06d}"
     if (folder / "manifest.json").exists():  # of the same step, so of the same weights
@@ -40,7 +45,7 @@ def save_checkpoint(
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)  # the room may be needed to say what went wrong
         raise
-    _thin_out(run)
+    _thin_out(run, keep)
     return folder
 
 
@@ -64,13 +69,14 @@ def _flush_to_disk(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _thin_out(run: Run) -> None:
+def _thin_out(run: Run, keep: int | None) -> None:
     complete = complete_checkpoints(run)
     for folder in complete[:-RESUMABLE]:
         for name in ("optimizer.pt", "teacher.safetensors"):
             (folder / name).unlink(missing_ok=True)
     for folder in complete[:-KEPT]:
-        _remove(folder)
+        if int(folder.name) != keep:
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:

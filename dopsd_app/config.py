@@ -66,6 +66,7 @@ class TrainConfig:
 
     preview_every: int = 50  # optimizer steps between previews; 0 for none
     preview_prompts: tuple[str, ...] = ()  # prompts of the fixed-seed samples; empty: the first captions
+    stop_early: bool = False  # ends where the health has stopped improving
     checkpoint_every: int = 50  # optimizer steps between checkpoints: what a crash can lose at most
 
     def __post_init__(self):

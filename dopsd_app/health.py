@@ -10,7 +10,8 @@ from torch.nn.functional import cosine_similarity
 
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.catalog import find_facts
-from dopsd_app.events import HealthMeasured
+from dopsd_app.events import HealthMeasured, Warned, read_events
+from dopsd_app.health_rules import complaint, measured_in
 from dopsd_app.previews import Pair, draw_pairs
 from dopsd_app.runs import Run
 
@@ -57,23 +58,36 @@ class HealthMeter:
         training: Sequence[Image.Image],
         neutral: tuple[Conditioning, ...],
         size: tuple[int, int],
+        step: int,
     ):
         self.run, self.base_model, self.neutral, self.size = run, base_model, neutral, size
         self.training = list(training)  # cropped as the student is to draw them
-        self.told_zero = False
+        # What was measured behind the checkpoint that the run goes on from will be measured again.
+        self.measured = [
+            health for health in measured_in(read_events(run.events_file)) if health.step <= step
+        ]
 
-    def measure(self, step: int, pairs: list[Pair]) -> Iterator[HealthMeasured]:
-        """The base's own health once, then the LoRA's; `pairs` are the base's and the student's pictures."""
+    def measure(self, step: int, pairs: list[Pair]) -> Iterator[HealthMeasured | Warned]:
+        """The base's own health once, then the LoRA's, with a warning where it becomes bad.
+
+        `pairs` are the base's and the student's pictures.
+        """
         config = self.run.config
         neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
         eyes = _judge if find_facts(config.base_model).has_judge else self._vision
         training, base, lora = eyes(self.training), *(eyes(list(side)) for side in zip(*pairs, strict=True))
         base_neutral, lora_neutral = (eyes(list(side)) for side in zip(*neutral, strict=True))
         self.base_model.free_encoders()  # the vision tower came for the features
-        if not self.told_zero:
-            self.told_zero = True
-            yield HealthMeasured(0, **asdict(health_of(training, base, base, base_neutral, base_neutral)))
-        yield HealthMeasured(step, **asdict(health_of(training, base, lora, base_neutral, lora_neutral)))
+        found = {step: health_of(training, base, lora, base_neutral, lora_neutral)}
+        if not self.measured:
+            found = {0: health_of(training, base, base, base_neutral, base_neutral), **found}
+        for number, health in found.items():
+            before = self.measured[-1:]
+            self.measured.append(HealthMeasured(number, **asdict(health)))
+            yield self.measured[-1]
+            said = complaint(self.measured[-1])
+            if said and said not in map(complaint, before):
+                yield Warned(step, said)
 
     def _vision(self, pictures: list[Image.Image]) -> Tensor:
         return torch.stack([self.base_model.picture_features(picture) for picture in pictures])

@@ -40,7 +40,8 @@ def save_lora(path: Path, weights: Mapping[str, np.ndarray], config: TrainConfig
 def find_lora(run: Run, checkpoint: int | None) -> Path:
     """The LoRA file of a run's end or, by its step, of a complete checkpoint; None takes what is newest.
 
-    A checkpoint's is made when it is first asked for. Raises `RunError` where there is none.
+    A checkpoint's is made when it is asked for, in place of the one before it: each takes as much room as
+    the finished LoRA. Raises `RunError` where there is none.
     """
     if checkpoint is None and run.lora_file.exists():
         return run.lora_file
@@ -52,5 +53,7 @@ def find_lora(run: Run, checkpoint: int | None) -> Path:
         raise RunError(f"{run.id} has no {missing}. Checkpoints there are: {steps}.")
     file = folders[wanted] / LORA_FILE
     if not file.exists():
+        for other in folders.values():
+            (other / LORA_FILE).unlink(missing_ok=True)
         save_lora(file, load_file(folders[wanted] / "student.safetensors"), run.config, wanted)
     return file

@@ -34,6 +34,7 @@ from dopsd_app.events import (
     Warned,
 )
 from dopsd_app.health import PROMPTS, HealthMeter
+from dopsd_app.health_rules import best_step, stopped_improving
 from dopsd_app.lora_check import check_lora
 from dopsd_app.lora_file import save_lora
 from dopsd_app.losses import distillation_loss
@@ -41,7 +42,7 @@ from dopsd_app.memory import enable_gradient_checkpointing
 from dopsd_app.pictures import Example, read_examples
 from dopsd_app.previews import Pair, draw_pairs, first_of, save_rollout, save_samples
 from dopsd_app.rollout import rollout
-from dopsd_app.runs import Run, take_commands
+from dopsd_app.runs import Run, complete_checkpoints, take_commands
 from dopsd_app.worker import work
 
 
@@ -65,24 +66,34 @@ def train(run: Run) -> Iterator[Event]:
 
     size = (encoded.examples[0].height, encoded.examples[0].width)
     crops = [crop_example(example, config, base_model) for example in examples]
-    meter = HealthMeter(run, base_model, crops, encoded.neutral, size)
     step = load_checkpoint(run, base_model.transformer, optimizer)
+    meter = HealthMeter(run, base_model, crops, encoded.neutral, size, step)
     yield Resumed(step)
     while step < config.steps:
         step += 1
         done = optimizer_step(base_model, config, encoded.examples, optimizer, step)
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
         commands = take_commands(run)
-        if "preview-now" in commands or (config.preview_every and step % config.preview_every == 0):
+        previews = config.preview_every and (step % config.preview_every == 0 or step == config.steps)
+        if "preview-now" in commands or previews:
             pairs = partial(draw_pairs, run, base_model, config, encoded.prompts, size)
             yield from _save_previews(run, step, base_model, done.film, pairs, shown, meter)
-        if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
-            folder = save_checkpoint(run, step, base_model.transformer, optimizer)
+        enough = config.stop_early and previews and stopped_improving(meter.measured)
+        if (
+            commands & {"stop", "save-now"}
+            or step % config.checkpoint_every == 0
+            or step == config.steps
+            or enough
+        ):
+            best = best_step(meter.measured, {int(folder.name) for folder in complete_checkpoints(run)})
+            folder = save_checkpoint(run, step, base_model.transformer, optimizer, keep=best)
             yield CheckpointSaved(step, folder.relative_to(run.path).as_posix())
+        if enough:
+            break
         if "stop" in commands and step < config.steps:
             yield Stopped(step)
             return
-    yield from _finish(run, base_model, encoded.examples[0])
+    yield from _finish(run, base_model, encoded.examples[0], step)
 
 
 def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
@@ -198,15 +209,15 @@ def _save_previews(
         yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")
 
 
-def _finish(run: Run, base_model: BaseModel, example: EncodedExample) -> Iterator[Event]:
+def _finish(run: Run, base_model: BaseModel, example: EncodedExample, step: int) -> Iterator[Event]:
     config = run.config
-    save_lora(run.lora_file, adapter_arrays(base_model.transformer, "student"), config, config.steps)
+    save_lora(run.lora_file, adapter_arrays(base_model.transformer, "student"), config, step)
     check = check_lora(run.lora_file, base_model, config, example.student[0], example.height, example.width)
     check.save(run.check_file)
     if check.problems:
-        yield Warned(config.steps, check.summary)
-    yield LoraChecked(config.steps, not check.problems, check.summary)
-    yield Finished(config.steps, run.lora_file.name)
+        yield Warned(step, check.summary)
+    yield LoraChecked(step, not check.problems, check.summary)
+    yield Finished(step, run.lora_file.name)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from dopsd_app.events import Event, EventReader, HealthMeasured, LoraChecked, PreviewSaved, StepDone, Warned
+from dopsd_app.health_rules import measured_in
 from dopsd_app.runs import Run, Status
 
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
@@ -80,7 +81,6 @@ def _memory_of(status: Status) -> int:
 def _summary(run: Run, events: list[Event]) -> dict:
     steps = [event for event in events if isinstance(event, StepDone)]
     previews = [event for event in events if isinstance(event, PreviewSaved)]
-    health = {event.step: event for event in events if isinstance(event, HealthMeasured)}
     check = next((event for event in reversed(events) if isinstance(event, LoraChecked)), None)
     return {
         "curve": decimate([(step.step, step.loss) for step in steps]),
@@ -88,7 +88,7 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "peak_memory": steps[-1].peak_memory if steps else 0,
         "rollouts": _files(run, previews, "rollout"),
         "samples": _files(run, previews, "samples"),
-        "health": tuple(health[step] for step in sorted(health)),
+        "health": measured_in(events),
         "warnings": tuple(event.message for event in events if isinstance(event, Warned)),
         "check": check.summary if check else "",
         "passed": bool(check and check.passed),

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_runs import on_a_small_disk
 
+from dopsd_app import checkpoint
 from dopsd_app.base_models.z_image import ZImage
 from dopsd_app.events import (
     CheckpointSaved,
@@ -33,6 +35,7 @@ from dopsd_app.events import (
     read_events,
 )
 from dopsd_app.health import PROMPTS
+from dopsd_app.health_rules import best_step
 from dopsd_app.runs import write_status
 from dopsd_app.train import train
 from dopsd_app.worker import work
@@ -194,6 +197,38 @@ def test_older_checkpoints_keep_only_the_student(new_run, tiny_config):
         "000002": everything,
         "000003": everything,
     }
+
+
+def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_config, monkeypatch):
+    monkeypatch.setattr(checkpoint, "KEPT", 1)
+    kept = []
+    for every in (0, 1):  # without previews nothing tells which is the best
+        run = new_run(
+            replace(tiny_config, steps=3, checkpoint_every=1, preview_every=every, learning_rate=1e-2)
+        )
+        measured = [event for event in train(run) if isinstance(event, HealthMeasured)]
+        kept.append({int(folder.name) for folder in run.checkpoints.iterdir()})
+    assert kept == [{3}, {best_step(measured, {1, 2}), 3}]
+
+
+def test_a_run_that_may_stop_early_ends_with_a_lora_where_it_stopped_improving(
+    new_run, tiny_config, monkeypatch
+):
+    monkeypatch.setattr("dopsd_app.train.stopped_improving", lambda measured: measured[-1].step == 4)
+    config = replace(tiny_config, steps=8, checkpoint_every=100, preview_every=2)
+    patient, early = new_run(config), new_run(replace(config, stop_early=True))
+    for run, last in ((patient, 8), (early, 4)):
+        events = list(train(run))
+        assert events[-1] == Finished(last, run.lora_file.name)
+        assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [last]
+        with safe_open(run.lora_file, framework="np") as file:
+            assert json.loads(file.metadata()["dopsd"])["steps"] == last
+
+
+def test_a_warning_comes_once_when_the_health_becomes_bad(new_run, tiny_config, monkeypatch):
+    monkeypatch.setattr("dopsd_app.health.complaint", lambda health: "Drifts." if health.step >= 2 else "")
+    run = new_run(replace(tiny_config, steps=3, preview_every=1))
+    assert [event for event in train(run) if isinstance(event, Warned)] == [Warned(2, "Drifts.")]
 
 
 def test_the_encoders_are_not_loaded_again_when_the_cache_holds_everything(new_run, tiny_config, monkeypatch):

@@ -61,6 +61,7 @@ LABELS = {
     "max_grad_norm": ("Gradient clipping", ""),
     "preview_every": ("Steps between previews", "0: none"),
     "checkpoint_every": ("Steps between checkpoints", "What a crash can lose at most"),
+    "stop_early": ("Stop when it no longer improves", "By its health; needs previews"),
     "seed": ("Seed", ""),
     "device": ("Device", ""),
 }

@@ -10,12 +10,13 @@ from PIL import Image
 
 from dopsd_app.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
 from dopsd_app.events import KnownFailure
+from dopsd_app.health_rules import best_step
 from dopsd_app.lora_file import find_lora
 from dopsd_app.model_card import make_snippet
 from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
 from dopsd_app.ui import words
 from dopsd_app.ui.lora_copies import lora_copy
-from dopsd_app.ui.run_actions import run_name, the_run
+from dopsd_app.ui.run_actions import run_name, the_run, watcher
 
 FINISHED = "Final"
 PROGRESS = gr.Progress()
@@ -95,21 +96,30 @@ def show(run_id: str) -> list:
     """Fills the half for a run."""
     run = the_run(run_id)
     config = run.config
-    steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
-    choices = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
+    choices, chosen = _choices(run)
     word = config.trigger_word
     first = config.preview_prompts[0] if config.preview_prompts else word
     return [
         f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
         gr.Accordion(open=False),  # opened, it makes the file ready
         first,
-        gr.Dropdown(choices=choices, value=choices[0] if choices else None),
+        gr.Dropdown(choices=choices, value=chosen),
         make_snippet(config, ".", first),
         _comfyui(run),
         None,  # no picture of another run beside this one's name
         None,
         gr.Button(interactive=False),
     ]
+
+
+def _choices(run: Run) -> tuple[list[tuple[str, str]], str | None]:
+    """What is there to try, the newest first, as (label, value); and the best, by its health."""
+    steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
+    best = best_step(watcher.look(run).health, steps)
+    values = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
+    chosen = f"Step {best}" if best not in (None, steps[0]) else next(iter(values), None)
+    label = f"{chosen}, the best" if best else chosen
+    return [(label if value == chosen else value, value) for value in values], chosen
 
 
 def _reminder(word: str) -> str:
