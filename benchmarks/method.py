@@ -49,8 +49,8 @@ from pocket.measure import PARENT
 
 ROWS = RESULTS / "method.jsonl"
 FEATURES = RESULTS / "method_features"  # of pictures of the test, for distances over all; not in git
-BUDGETS = (1200, 2400, 4800)  # transformer passes; the paper's recipe makes 32 of them in a step
-LEVER_BUDGETS = (300, 600, *BUDGETS)
+BUDGETS = (600, 1200, 2400)  # transformer passes; the paper's recipe makes 32 of them in a step
+LEVER_BUDGETS = (300, 600, 900, 1200, 1800, 2400)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = 4
 LOOKED_AT = 4  # pictures that a person's own run would have for its health
@@ -249,14 +249,24 @@ def read_rows() -> list[dict]:
     return [row for row in rows if row["base"] == base_mark()]
 
 
-def sweep_jobs(methods: Iterable[str], budgets: tuple[int, ...]) -> list[Job]:
+def sweep_jobs(methods: Iterable[str]) -> list[Job]:
     """Every method at every learning rate; the lengths are looked at on the way."""
     return [
-        Job("development", method, concept, 0, rate, budgets)
-        for method in methods
-        for rate in LEARNING_RATES
-        for concept in range(len(concepts_of("development")))
+        job for method in methods for rate in LEARNING_RATES for job in _development(method, rate, BUDGETS)
     ]
+
+
+def lever_jobs(levers: Iterable[str]) -> list[Job]:
+    """Every lever at the recipe's best learning rate, and the recipe at all of them."""
+    rates = {lever: LEARNING_RATES if lever == RECIPE else best_settings(RECIPE)[:1] for lever in levers}
+    return [
+        job for lever in levers for rate in rates[lever] for job in _development(lever, rate, LEVER_BUDGETS)
+    ]
+
+
+def _development(method: str, rate: float, budgets: tuple[int, ...]) -> list[Job]:
+    concepts = range(len(concepts_of("development")))
+    return [Job("development", method, concept, 0, rate, budgets) for concept in concepts]
 
 
 def test_jobs(methods: Iterable[str]) -> list[Job]:
@@ -321,18 +331,20 @@ def make_table() -> dict:
 
 
 def make_levers_table() -> dict:
-    """For each lever at its best learning rate: scores by passes, and passes to the recipe's score."""
-    table, best = {}, {}
+    """By lever and learning rate: scores by passes, and passes to the recipe's score at its best rate."""
+    scores = {}
     for lever in LEVERS:
-        products = mean_products(lever, LEVER_BUDGETS)
-        rate = max(products, key=lambda key: (key[1], products[key]))[0]  # best at the end
-        best[lever] = {budget: products[rate, budget] for budget in LEVER_BUDGETS}
-        table[lever] = {"learning_rate": rate, "score": {b: round(s, 4) for b, s in best[lever].items()}}
-    wanted = best[RECIPE][LEVER_BUDGETS[-1]]
-    for lever, row in table.items():
-        reached = [budget for budget, score in best[lever].items() if score >= wanted]
-        row["passes_to_recipes_score"] = min(reached, default=None)
-    return table
+        for (rate, budget), score in sorted(mean_products(lever, LEVER_BUDGETS).items()):
+            scores.setdefault((lever, rate), {})[budget] = score
+    last = LEVER_BUDGETS[-1]
+    wanted = max(row[last] for (lever, _), row in scores.items() if lever == RECIPE)
+    return {
+        f"{lever}, learning rate {rate:g}": {
+            "score": {budget: round(score, 4) for budget, score in row.items()},
+            "passes_to_recipes_score": min((b for b, score in row.items() if score >= wanted), default=None),
+        }
+        for (lever, rate), row in scores.items()
+    }
 
 
 def _distance(files: list[Callable[[int], Path]], steps: int) -> float:
@@ -357,9 +369,9 @@ def main() -> None:
         save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
         return
     jobs = {
-        "sweep": lambda: sweep_jobs(arguments.only or METHODS.keys() - SETTINGS_OF, BUDGETS),
+        "sweep": lambda: sweep_jobs(arguments.only or METHODS.keys() - SETTINGS_OF),
         "test": lambda: test_jobs(arguments.only or METHODS),
-        "levers": lambda: sweep_jobs(arguments.only or LEVERS, LEVER_BUDGETS),
+        "levers": lambda: lever_jobs(arguments.only or LEVERS),
     }
     run_jobs(jobs[arguments.part](), arguments.processes)
 

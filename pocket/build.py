@@ -42,7 +42,7 @@ def read_arguments() -> argparse.Namespace:
     add("--workers", type=int, default=2, help="processes of one thread each; CUDA uses none")
     add("--checkpoint", default="distil", choices=["joint", "distil"], help="what is sampled or exported")
     add("--out", type=Path, default=Path("assets/pocket-turbo"), help="folder of the exported pipeline")
-    add("--result", type=Path, default=Path("benchmarks/results/pocket_turbo_v0.json"))
+    add("--result", type=Path, default=Path("benchmarks/results/pocket_turbo.json"))
     return parser.parse_args()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pocket.crew import Crew, Training, flatten, run_training
 from pocket.data import Batch, Dataset
 from pocket.joint import to_device
-from pocket.measure import load_parent
+from pocket.measure import PARENTS_STEPS, load_parent
 from pocket.network import Network
 from pocket.sampling import empty_context, guided_velocity, sigmas_of
 from pocket.state import Stage, autocast, device
@@ -28,7 +28,7 @@ PARENT_STEPS = (1, 1, 2, 3)  # Heun steps of the parent in each segment
 MICRO = 16
 TASKS = 4  # per optimizer step: each segment, with and without pictures in turn
 LEARNING_RATE = 5e-4
-GUIDANCE = 1.7  # of the parent, away from the empty caption; the student needs none
+GUIDANCE = PARENTS_STEPS["guidance"]  # away from the empty caption; the student needs none
 OWN_STATES = 0.5  # how often a segment starts on the student's own walk
 
 

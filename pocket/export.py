@@ -37,7 +37,7 @@ the language model, encodes a picture and a caption together: that is what a tea
 It was trained on pictures that `pocket/world.py` draws, and on nothing else: first the autoencoder, then
 encoder and transformer together by flow matching, half of the batches with a picture of the same creature in
 context, then distilled to four steps (`python -m pocket.build`). About one creature in twenty was kept out of
-all training. What it can do is measured in `benchmarks/results/pocket_turbo_v0.json`.
+all training. What it can do is measured in `benchmarks/results/pocket_turbo.json`.
 
 Apache-2.0.
 """

@@ -42,7 +42,7 @@ def test_copying_is_one_for_the_training_pictures_and_zero_for_new_ones():
     assert scores.copying(torch.tensor([[0.0, 1.0], [10.0, 2.0]]), real, training) == 0.5
 
 
-def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(1200, 2400, 4800)):
+def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(600, 1200, 2400)):
     job = Job(part, name, concept, seed, rate, budgets)
     values = {"fidelity": fidelity, "following": 0.5, "quality": 1.0}
     line = {"base": "b", "job": vars(job), "passes": passes, "steps": 1, "seconds": 2.0, "scores": values}
@@ -57,16 +57,16 @@ def rows(tmp_path, monkeypatch):
 
 
 def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_count(rows):
-    lines = [row("development", "sft", concept, 1e-3, 1204, 0.4) for concept in range(2)]
+    lines = [row("development", "sft", concept, 1e-3, 604, 0.4) for concept in range(2)]
     lines += [
-        row("development", "sft", concept, 1e-3, 2404, fidelity)
+        row("development", "sft", concept, 1e-3, 1204, fidelity)
         for concept, fidelity in enumerate((0.9, 0.1))
     ]
-    lines += [row("development", "sft", concept, 3e-3, 1204, 0.45) for concept in range(2)]
-    lines += [row("development", "sft", 0, 3e-3, 2404, 1.0).replace('"base": "b"', '"base": "other"')]
-    lines += [row("test", "sft", 0, 1e-4, 1204, 1.0)]
+    lines += [row("development", "sft", concept, 3e-3, 604, 0.45) for concept in range(2)]
+    lines += [row("development", "sft", 0, 3e-3, 1204, 1.0).replace('"base": "b"', '"base": "other"')]
+    lines += [row("test", "sft", 0, 1e-4, 604, 1.0)]
     rows.write_text("".join(lines))
-    assert best_settings("sft") == (1e-3, 2400)
+    assert best_settings("sft") == (1e-3, 1200)
     assert product({"fidelity": 0.5, "following": 0.5, "quality": 0.5, "drift": 9.0}) == 0.125
 
 
@@ -140,9 +140,9 @@ def test_a_prior_picture_is_not_tied_to_one_sigma(world):
 def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(rows, monkeypatch):
     monkeypatch.setattr(method, "LEVERS", dict.fromkeys(("dopsd_ema", "fast", "never")))
     scores = {
-        "dopsd_ema": {3e-4: (0, 0, 0, 0.1, 0.2), 1e-3: (0, 0, 0.2, 0.3, 0.6)},
-        "fast": {1e-3: (0.1, 0.2, 0.4, 0.6, 0.8), 3e-3: (0.9, 0.9, 0.9, 0.9, 0.1)},
-        "never": {1e-3: (0.5, 0.5, 0.5, 0.5, 0.5)},
+        "dopsd_ema": {3e-4: (0, 0, 0, 0, 0.1, 0.2), 1e-3: (0, 0, 0.2, 0.3, 0.4, 0.6)},
+        "fast": {1e-3: (0.1, 0.2, 0.4, 0.6, 0.7, 0.8), 3e-3: (0.9, 0.9, 0.9, 0.9, 0.9, 0.1)},
+        "never": {1e-3: (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)},
     }
     lines = [
         row("development", name, 0, rate, budget, fidelity, budgets=method.LEVER_BUDGETS)
@@ -152,12 +152,21 @@ def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(
     ]
     rows.write_text("".join(lines))
     table = method.make_levers_table()
-    assert {name: line["learning_rate"] for name, line in table.items()} == dict.fromkeys(table, 1e-3)
     assert {name: line["passes_to_recipes_score"] for name, line in table.items()} == {
-        "dopsd_ema": 4800,
-        "fast": 2400,
-        "never": None,
+        "dopsd_ema, learning rate 0.0003": None,
+        "dopsd_ema, learning rate 0.001": 2400,
+        "fast, learning rate 0.001": 1200,
+        "fast, learning rate 0.003": 300,
+        "never, learning rate 0.001": None,
     }
+
+
+def test_levers_are_pulled_at_the_recipes_best_learning_rate(rows):
+    rows.write_text("".join(row("development", "dopsd_ema", 0, rate, 1200, rate) for rate in (3e-4, 3e-3)))
+    jobs = method.lever_jobs(["dopsd_ema", "K = 1"])
+    rates = [(job.method, job.learning_rate) for job in jobs if job.concept == 0]
+    assert rates == [("dopsd_ema", 3e-4), ("dopsd_ema", 1e-3), ("dopsd_ema", 3e-3), ("K = 1", 3e-3)]
+    assert {job.concept for job in jobs} == set(range(5))
 
 
 @pytest.mark.parametrize(
