@@ -3,7 +3,8 @@
     python -m benchmarks.method sweep    # every method's learning rates and lengths, on development concepts
     python -m benchmarks.method test     # each with its best settings, on test concepts and several seeds
     python -m benchmarks.method levers   # D-OPSD with one thing changed, on development concepts
-    python -m benchmarks.method table    # both tables, from what was measured
+    python -m benchmarks.method health   # D-OPSD on test concepts, looked at often
+    python -m benchmarks.method table    # all tables, from what was measured
 
 Every run is a line of results/method.jsonl; what stands there is not run again.
 """
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
+from benchmarks.health_report import judge_rule, judge_warnings
 from benchmarks.levers import LEVERS, RECIPE
 from benchmarks.methods import METHODS, Method, Training, train
 from benchmarks.record import RESULTS, save_result
@@ -56,6 +58,7 @@ SEEDS = 4
 LOOKED_AT = 4  # pictures that a person's own run would have for its health
 UNTRAINED = ("base", "teacher")
 SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
+EYES = ("judge", "vision")
 CHOSEN_BY = ("fidelity", "following", "quality")
 
 
@@ -63,7 +66,7 @@ CHOSEN_BY = ("fidelity", "following", "quality")
 class Job:
     """One training run and what is measured of it."""
 
-    part: str  # "development" or "test"
+    part: str  # "development", "test", or "health" on the test's concepts
     method: str
     concept: int
     seed: int
@@ -99,7 +102,8 @@ def concept_data(part: str, number: int) -> ConceptData:
     base_model = load_base_model(_config())
     base_model.load_encoders()
     base_model.load_transformer()
-    return encode_concept(base_model, concepts_of(part)[number], number + 1000 * (part == "test"))
+    concepts = concepts_of("development" if part == "development" else "test")
+    return encode_concept(base_model, concepts[number], number + 1000 * (part != "development"))
 
 
 def _config() -> TrainConfig:
@@ -155,8 +159,8 @@ def run_job(job: Job) -> list[dict]:
 
 def measure_health(
     base_model: BaseModel, config: TrainConfig, data: ConceptData, neutral: NeutralData
-) -> dict[str, dict]:
-    """What a person's own run would see of its health, with each pair of eyes."""
+) -> dict[str, dict[str, dict]]:
+    """What a person's own run would see of the base's health and the LoRA's, with each pair of eyes."""
 
     def look() -> tuple[list[Image.Image], ...]:
         asked = (data.prompts[:LOOKED_AT], neutral.prompts[:LOOKED_AT])
@@ -168,16 +172,20 @@ def measure_health(
     with as_base(base_model.transformer):
         base, base_neutral = look()
     lora, lora_neutral = look()
-    return {
-        name: _rounded(
-            asdict(health_of(*map(eyes, (list(data.pictures), base, lora, base_neutral, lora_neutral))))
+    health = {}
+    for name, eyes in eyes_of(base_model).items():
+        training, seen, zero, zero_neutral, seen_neutral = map(
+            eyes, (list(data.pictures), lora, base, base_neutral, lora_neutral)
         )
-        for name, eyes in eyes_of(base_model).items()
-    }
+        health[name] = {
+            "base": _rounded(asdict(health_of(training, zero, zero, zero_neutral, zero_neutral))),
+            "lora": _rounded(asdict(health_of(training, zero, seen, zero_neutral, seen_neutral))),
+        }
+    return health
 
 
 def eyes_of(base_model: BaseModel) -> dict[str, Callable[[list[Image.Image]], Tensor]]:
-    """What health can be seen with: the judge, or the vision tower that every base model has."""
+    """What health can be seen with, by the names in EYES: the judge, or every base's own vision tower."""
 
     def vision(pictures: list[Image.Image]) -> Tensor:
         return torch.stack([base_model.picture_features(picture) for picture in pictures])
@@ -281,6 +289,16 @@ def test_jobs(methods: Iterable[str]) -> list[Job]:
     ]
 
 
+def health_jobs() -> list[Job]:
+    """The recipe at its best learning rate, and at three times that, which is to ruin something."""
+    rate = best_settings(RECIPE)[0]
+    return [
+        Job("health", RECIPE, concept, 0, factor * rate, LEVER_BUDGETS)
+        for factor in (1, 3)
+        for concept in range(len(concepts_of("test")))
+    ]
+
+
 def mean_products(method: str, budgets: tuple[int, ...]) -> dict[tuple[float, int], float]:
     """The mean product over the development concepts, for each learning rate and number of passes."""
     products = defaultdict(list)
@@ -347,6 +365,26 @@ def make_levers_table() -> dict:
     }
 
 
+def make_health_report() -> dict:
+    """The rule for the best checkpoint and the warnings, by each pair of eyes."""
+    runs, swept, base = defaultdict(list), [], []
+    for row in read_rows():
+        job = row["job"]
+        if job["part"] == "health":
+            runs[_job_of(row).key].append(row)
+        elif job["part"] == "development":
+            swept.append(row)
+        elif job["method"] == "base":
+            base.append(row["scores"]["neutral_quality"])
+    return {
+        eyes: {
+            "best_checkpoint": judge_rule(runs.values(), eyes, product),
+            "warnings": judge_warnings(swept, eyes, float(np.mean(base))),
+        }
+        for eyes in EYES
+    }
+
+
 def _distance(files: list[Callable[[int], Path]], steps: int) -> float:
     seen = torch.cat([torch.from_numpy(np.load(file(steps))).float() for file in files])
     return round(frechet_distance(seen, reference().features), 2)
@@ -360,17 +398,19 @@ def _interval(values: list[float]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "test", "levers", "table"))
+    parser.add_argument("part", choices=("sweep", "test", "levers", "health", "table"))
     parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if arguments.part == "table":
         save_result("method", {"base": base_mark(), "methods": make_table()})
+        save_result("health", {"base": base_mark(), "eyes": make_health_report()})
         save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
         return
     jobs = {
         "sweep": lambda: sweep_jobs(arguments.only or METHODS.keys() - SETTINGS_OF),
         "test": lambda: test_jobs(arguments.only or METHODS),
+        "health": health_jobs,
         "levers": lambda: lever_jobs(arguments.only or LEVERS),
     }
     run_jobs(jobs[arguments.part](), arguments.processes)

@@ -1,0 +1,57 @@
+"""Is the rule for the best checkpoint any good, do warnings mean something? From the harness's lines."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from dopsd_app.events import HealthMeasured
+from dopsd_app.health_rules import best_step, complaint, stopped_improving
+
+RUINED = 0.8  # of the base's own quality on neutral prompts, or of the following that is possible
+
+Row = dict
+
+
+def health_in(row: Row, eyes: str) -> tuple[HealthMeasured, HealthMeasured]:
+    """The base's health and the LoRA's, with passes in place of steps."""
+    base, lora = row["health"][eyes]["base"], row["health"][eyes]["lora"]
+    return HealthMeasured(0, **base), HealthMeasured(row["passes"], **lora)
+
+
+def judge_rule(runs: Iterable[list[Row]], eyes: str, product: Callable[[dict], float]) -> dict:
+    """What the rule's choice is worth beside the last checkpoint and the best that there is, on the mean.
+
+    `runs` are lists of one run's lines. Stopping early is judged by what it saves and what it costs.
+    """
+    found = []
+    for rows in runs:
+        measured = [health_in(rows[0], eyes)[0], *(health_in(row, eyes)[1] for row in rows)]
+        worth = {row["passes"]: product(row["scores"]) for row in rows}
+        ends = [end for end in range(2, len(measured) + 1) if stopped_improving(measured[:end])]
+        seen = measured[: min(ends, default=len(measured))]
+        found.append(
+            {
+                "chosen_by_rule": worth[best_step(measured, worth)],
+                "last": worth[max(worth)],
+                "best_there_is": max(worth.values()),
+                "stopped_early": worth[best_step(seen, worth)],
+                "passes_used_when_stopped_early": seen[-1].step / max(worth),
+            }
+        )
+    return {"runs": len(found)} | {
+        name: round(float(np.mean([row[name] for row in found])), 4) for name in (found[0] if found else ())
+    }
+
+
+def judge_warnings(rows: Iterable[Row], eyes: str, base_quality: float) -> dict[str, int]:
+    """How often there is a warning where the few steps or the following are ruined, and where they are not.
+
+    `base_quality` is the untrained base's on neutral prompts.
+    """
+    counts = {f"{state}, {said}": 0 for state in ("ruined", "well") for said in ("warned", "silent")}
+    for row in rows:
+        scores = row["scores"]
+        ruined = scores["neutral_quality"] < RUINED * base_quality or scores["following"] < RUINED
+        said = complaint(health_in(row, eyes)[1])
+        counts[f"{'ruined' if ruined else 'well'}, {'warned' if said else 'silent'}"] += 1
+    return counts

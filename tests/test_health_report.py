@@ -1,0 +1,58 @@
+"""The report on the rule for the best checkpoint, on lines that are few enough to reckon by hand."""
+
+import pytest
+
+from benchmarks.health_report import judge_rule, judge_warnings
+
+BASE = {"concept": 0.0, "following": 1.0, "drift": 0.0}
+
+
+def line(passes, concept, worth, following=1.0, drift=0.0, **scores):
+    lora = {"concept": concept, "following": following, "drift": drift}
+    return {
+        "passes": passes,
+        "health": {"eyes": {"base": BASE, "lora": lora}},
+        "scores": {"worth": worth, **scores},
+    }
+
+
+def test_the_rules_choice_stands_between_the_last_and_the_best():
+    runs = [
+        [line(100, 0.5, 0.4), line(200, 0.9, 0.6), line(300, 0.7, 0.5)],
+        [line(100, 0.5, 0.2), line(200, 0.4, 0.4), line(300, 0.6, 0.3)],
+    ]
+    report = judge_rule(runs, "eyes", lambda scores: scores["worth"])
+    assert report["runs"] == 2
+    assert report["chosen_by_rule"] == pytest.approx((0.6 + 0.3) / 2)
+    assert report["last"] == pytest.approx((0.5 + 0.3) / 2)
+    assert report["best_there_is"] == pytest.approx((0.6 + 0.4) / 2)
+
+
+def test_stopping_early_saves_passes_and_keeps_the_best_that_it_saw():
+    worths = [0.4, 0.1, 0.1, 0.1, 0.9]
+    concepts = [0.5, 0.4, 0.4, 0.4, 0.8]
+    run = [
+        line(100 * (n + 1), concept, worth)
+        for n, (concept, worth) in enumerate(zip(concepts, worths, strict=True))
+    ]
+    report = judge_rule([run], "eyes", lambda scores: scores["worth"])
+    assert report["stopped_early"] == 0.4
+    assert report["passes_used_when_stopped_early"] == pytest.approx(400 / 500)
+    assert report["chosen_by_rule"] == 0.9
+
+
+def test_warnings_are_counted_by_what_is_really_ruined():
+    rows = [
+        line(1, 0.5, 0, following=0.0, neutral_quality=0.2),
+        line(1, 0.5, 0, drift=1.0, neutral_quality=0.9),
+        line(1, 0.5, 0, neutral_quality=0.9),
+        line(1, 0.5, 0, neutral_quality=0.6),
+    ]
+    for row in rows:
+        row["scores"]["following"] = 1.0
+    assert judge_warnings(rows, "eyes", base_quality=0.8) == {
+        "ruined, warned": 1,
+        "ruined, silent": 1,
+        "well, warned": 1,
+        "well, silent": 1,
+    }
