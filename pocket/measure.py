@@ -25,7 +25,7 @@ from pocket.world import Concept, Scene, draw, random_concept, random_scene
 PARENT = Path(__file__).with_name("parent.safetensors")
 SHIPPED = Path(__file__).parent.parent / "assets" / "pocket-turbo"
 
-PARENTS_STEPS = {"num_inference_steps": 32, "guidance": 1.7}  # as it is when it is distilled from
+PARENTS_STEPS = {"num_inference_steps": 32, "guidance": 2.5}  # as it is when it is distilled from
 
 Model = tuple[Network, PreTrainedTokenizerBase, AutoencoderKL]
 
