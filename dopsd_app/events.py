@@ -53,7 +53,7 @@ class HealthMeasured:
 
     step: int
     concept: float  # likeness to the training pictures, -1 to 1
-    following: float | None  # how far prompts still count; None where there is but one
+    following: float | None  # how far prompts still count, -1 to 1; None where there is but one
     drift: float  # of neutral prompts' pictures from the base's, 0 to 2
 
 

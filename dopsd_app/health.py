@@ -23,7 +23,9 @@ class Health:
     """How a LoRA stands; the base itself has following 1 and drift 0."""
 
     concept: float  # likeness of the concept's pictures to the training pictures, -1 to 1
-    following: float | None  # how far prompts still make the difference that they make for the base, -1 to 1
+    # Of two prompts, how often the LoRA's picture of one is more like the base's of that than of the other: 1
+    # always, 0 by chance; None where there is but one prompt.
+    following: float | None
     drift: float  # how far neutral prompts' pictures have moved from the base's, 0 to 2
 
 
@@ -45,7 +47,10 @@ def health_of(
 
 
 def _following(base: Tensor, lora: Tensor) -> float:
-    return cosine_similarity(lora - lora.mean(0), base - base.mean(0)).mean().item()
+    # Likenesses themselves say little, for the concept changes all pictures; their order tells prompts apart.
+    likeness = cosine_similarity((lora - lora.mean(0))[:, None], base - base.mean(0), dim=-1)
+    others = ~torch.eye(len(base), dtype=torch.bool, device=base.device)
+    return (likeness.diagonal()[:, None] - likeness)[others].sign().mean().item()
 
 
 class HealthMeter:

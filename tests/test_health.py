@@ -34,3 +34,13 @@ def test_what_is_common_to_all_pictures_counts_for_nothing():
     shift = torch.tensor([100.0, -50.0, 7.0])
     shifted = health_of(*(features + shift for features in (TRAINING, BASE, BASE, NEUTRAL, NEUTRAL)))
     assert shifted.concept == pytest.approx(-0.8, abs=1e-5)
+
+
+def test_following_counts_prompts_that_can_be_told_apart_though_the_concept_changes_all():
+    base = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, 0.0]])
+    # The concept has made all alike in the third feature, and what is left of the prompts is small.
+    lora = 0.1 * base + torch.tensor([0.0, 0.0, 5.0])
+    swapped = lora[[1, 0, 2]]
+    assert health_of(TRAINING, base, lora, NEUTRAL, NEUTRAL).following == 1
+    # Of six comparisons, the two between the swapped prompts are lost, and the four with the third are won.
+    assert health_of(TRAINING, base, swapped, NEUTRAL, NEUTRAL).following == pytest.approx((4 - 2) / 6)

@@ -44,7 +44,7 @@ def test_stopping_early_saves_passes_and_keeps_the_best_that_it_saw():
 def test_warnings_are_counted_by_what_is_really_ruined():
     rows = [
         line(1, 0.5, 0, following=0.0, neutral_quality=0.2),
-        line(1, 0.5, 0, drift=1.0, neutral_quality=0.9),
+        line(1, 0.5, 0, drift=1.9, neutral_quality=0.9),
         line(1, 0.5, 0, neutral_quality=0.9),
         line(1, 0.5, 0, neutral_quality=0.6),
     ]

@@ -17,9 +17,9 @@ from dopsd_app.health_rules import (
 BASE = HealthMeasured(0, 0.1, 1.0, 0.0)
 
 
-def test_merit_is_what_was_learned_times_what_was_kept():
-    assert merit(HealthMeasured(1, 0.6, 0.8, 0.25), BASE) == pytest.approx(0.5 * 0.8 * 0.75)
-    assert merit(HealthMeasured(1, 0.6, None, 0.25), BASE) == pytest.approx(0.5 * 0.75)
+def test_merit_is_what_was_learned_by_what_was_kept():
+    assert merit(HealthMeasured(1, 0.6, 0.8, 0.25), BASE) == pytest.approx(0.5 * 0.8 / 1.25)
+    assert merit(HealthMeasured(1, 0.6, None, 0.25), BASE) == pytest.approx(0.5 / 1.25)
     assert merit(BASE, BASE) == 0
     assert merit(HealthMeasured(1, 0.0, -0.5, 0.0), BASE) == 0  # two losses are no gain
 
