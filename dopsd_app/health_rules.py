@@ -6,9 +6,7 @@ from dopsd_app.events import Event, HealthMeasured
 
 # Not fitted yet: `python -m benchmarks.method health` is to tell.
 LEAST_FOLLOWING = 0.3
-MOST_DRIFT = (
-    1.5  # the built-in base draws nothing but creatures: there, others become yours too (1.2 is usual)
-)
+MOST_DRIFT = 1.5  # the built-in base draws creatures only, and others become yours too: 1.2 is usual
 PATIENCE = 3  # previews without a better one
 
 
