@@ -4,20 +4,24 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
-from safetensors.numpy import load_file, save
+from typing import TYPE_CHECKING
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.runs import LORA_FILE, Run, RunError, complete_checkpoints, replace_file
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def save_lora(path: Path, weights: Mapping[str, np.ndarray], config: TrainConfig, steps: int) -> None:
+
+def save_lora(path: Path, weights: Mapping[str, "np.ndarray"], config: TrainConfig, steps: int) -> None:
     """Writes an adapter as diffusers and ComfyUI read it: `transformer.<module>.lora_A/lora_B.weight`.
 
     The strength (alpha / rank) is folded into B and no alpha is written: every loader then applies exactly 1.
     What a person may want to know stands in the metadata, under a key of our own.
     """
+    import numpy as np  # slow to import, and the command line's light commands need neither
+    from safetensors.numpy import save
+
     tensors = {
         f"transformer.{name}": np.ascontiguousarray(weight * (config.strength if "lora_B" in name else 1))
         for name, weight in weights.items()
@@ -55,5 +59,7 @@ def find_lora(run: Run, checkpoint: int | None) -> Path:
     if not file.exists():
         for other in folders.values():
             (other / LORA_FILE).unlink(missing_ok=True)
+        from safetensors.numpy import load_file
+
         save_lora(file, load_file(folders[wanted] / "student.safetensors"), run.config, wanted)
     return file

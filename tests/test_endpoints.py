@@ -308,10 +308,10 @@ def test_a_typed_token_is_used_and_the_box_is_emptied(server, hub, job):
     tab = "atabofbob"
     server.event(server.entrance, [{"run": job.run, "step": 5}], session=tab)  # as a browser remembers it
     push = server.numbers("publish")[0]
-    output = server.event(push, [None, "by-hand", True, False, TYPED], session=tab)
+    output = server.event(push, [None, "by-hand", True, False, "Final", TYPED], session=tab)
     assert output["data"][1] == ""
     assert "Bob/by-hand" in output["data"][0] and "Bob/by-hand" in hub.repositories
-    output = server.event(push, [None, "others/x", True, False, TYPED], session=tab)
+    output = server.event(push, [None, "others/x", True, False, "Final", TYPED], session=tab)
     assert "Bob is not a member of others" in output["data"][0] and MARK not in str(output)
 
 

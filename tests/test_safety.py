@@ -152,8 +152,8 @@ def test_no_file_of_runs_drafts_or_the_computer_can_be_fetched(which, request):
 
 def test_what_is_handed_out_is_a_copy_in_the_cache(server):
     outputs = [
-        server.event(number, [server.run.id])["data"][0]
-        for number in (function_number(server, "download_lora"), function_number(server, "show_pictures"))
+        server.event(function_number(server, name), [server.run.id, *step])["data"][0]
+        for name, step in (("download_lora", [0]), ("show_pictures", []))
     ]
     paths = [outputs[0]["path"], *(shown["picture"]["path"] for shown in outputs[1]["samples"])]
     for path, original in zip(paths, [LORA_FILE, "previews/samples-1.webp"], strict=False):
