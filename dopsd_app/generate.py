@@ -141,13 +141,14 @@ class Desk:
             yield from teacher_check(self._studio(request.config), request.config, examples, drawing.path)
             return
         run = known_run(self.runs_dir, request.run_id)
-        config, lora = run.config, find_lora(run, request.checkpoint)
+        config = run.config
         studio = self._studio(config)
         conditioning = studio.encode([request.prompt])[0]
         yield PhaseProgress("loading", 1, 3)
         studio.load_transformer()
         yield PhaseProgress("loading", 2, 3)
-        studio.wear(lora, request.strength)
+        # At the last moment: asking for another checkpoint's file takes the place of this one's.
+        studio.wear(find_lora(run, request.checkpoint), request.strength)
         yield PhaseProgress("drawing", 0, 2)
         key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
         if self.base_drawn is None or self.base_drawn[0] != key:  # another strength leaves it as it is

@@ -201,7 +201,7 @@ def clear_card(run_id: str) -> None:
 
 
 def download_lora(run_id: str, step: int = 0) -> dict:
-    """The LoRA file of a run; `step` 0 takes the finished one."""
+    """The LoRA file of a run; `step` 0 takes the finished one, or the newest checkpoint."""
     return _copy(find_lora(run_actions.the_run(run_id), step or None))
 
 

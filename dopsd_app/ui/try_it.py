@@ -117,8 +117,8 @@ def _choices(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
     best = best_step(watcher.look(run).health, steps)
     values = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
-    chosen = f"Step {best}" if best not in (None, steps[0]) else next(iter(values), None)
-    label = f"{chosen}, the best" if best else chosen
+    chosen = f"Step {best}" if best not in (None, *steps[:1]) else next(iter(values), None)
+    label = f"{chosen}, best by its health" if best else chosen
     return [(label if value == chosen else value, value) for value in values], chosen
 
 
