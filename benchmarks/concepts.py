@@ -15,9 +15,9 @@ from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept
 
 TRIGGER = "zorp"
 PICTURES = 6  # training pictures of a concept
-NEUTRAL = 64  # prompts of other creatures
+NEUTRAL = 32  # prompts of other creatures
 SIDE = 64  # pixels
-DEVELOPMENT, TEST = 5, 12  # concepts: settings are chosen on the first, and the table is made on the others
+DEVELOPMENT, TEST = 5, 10  # concepts: settings are chosen on the first, and the table is made on the others
 
 
 @cache
@@ -92,9 +92,9 @@ def encode_concept(base_model: BaseModel, concept: Concept, seed: int) -> Concep
     )
 
 
-def encode_neutral(base_model: BaseModel) -> NeutralData:
-    """Usual captions of held-out creatures, under names other than the trigger."""
-    rng = np.random.default_rng(2028)
+def encode_neutral(base_model: BaseModel, part: str) -> NeutralData:
+    """Usual captions of held-out creatures, under names other than the trigger: "asked" or "prior" ones."""
+    rng = np.random.default_rng((2028, int(part == "prior")))
     concepts = tuple(random_concept(rng, held_out=True) for _ in range(NEUTRAL))
     scenes = tuple(random_scene(rng) for _ in concepts)
     captions = tuple(

@@ -107,7 +107,7 @@ LEVERS = {
     "extrapolation 0.25": _lever(extrapolation=0.25),
     "extrapolation 0.5": _lever(extrapolation=0.5),
     "extrapolation 1": _lever(extrapolation=1.0),
-    "48 pixels first": _lever(small_until=1200),
+    "48 pixels first": _lever(small_until=300),
     "rank 4": _lever(("rank", 4)),
     "rank 64": _lever(("rank", 64)),
     "decay 0.9": _lever(("ema_decay", 0.9)),

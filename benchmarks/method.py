@@ -51,8 +51,9 @@ from pocket.measure import PARENT
 
 ROWS = RESULTS / "method.jsonl"
 FEATURES = RESULTS / "method_features"  # of pictures of the test, for distances over all; not in git
-BUDGETS = (600, 1200, 2400)  # transformer passes; the paper's recipe makes 32 of them in a step
-LEVER_BUDGETS = (300, 600, 900, 1200, 1800, 2400)
+BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
+LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
+ENOUGH = 0.95  # of the recipe's best score: what levers race for
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = 4
 LOOKED_AT = 4  # pictures that a person's own run would have for its health
@@ -66,7 +67,7 @@ CHOSEN_BY = ("fidelity", "following", "quality")
 class Job:
     """One training run and what is measured of it."""
 
-    part: str  # "development", "test", or "health" on the test's concepts
+    part: str  # "sweep" or "levers" on development concepts, "test" or "health" on the test's
     method: str
     concept: int
     seed: int
@@ -85,15 +86,26 @@ class Job:
 # --- one job
 
 
-@cache
-def neutral_world() -> tuple[NeutralData, list[Image.Image], list[Image.Image]]:
+@dataclass(frozen=True)
+class NeutralWorld:
     """Neutral prompts, and the base's pictures of them from the noise that is used and from other noise."""
+
+    asked: NeutralData
+    before: list[Image.Image]
+    other: list[Image.Image]
+    priors: NeutralData  # other prompts, which methods may train on
+
+
+@cache
+def neutral_world() -> NeutralWorld:
+    """What is the same for all jobs of this process."""
     base_model = load_base_model(_config())
     base_model.load_encoders()
-    data = encode_neutral(base_model)
+    asked, priors = (encode_neutral(base_model, part) for part in ("asked", "prior"))
     base_model.load_transformer()
     steps = _config().num_inference_steps
-    return data, *(draw_pictures(base_model, data.prompts, steps, seed) for seed in (0, 1))
+    before, other = (draw_pictures(base_model, asked.prompts, steps, seed) for seed in (0, 1))
+    return NeutralWorld(asked, before, other, priors)
 
 
 @cache
@@ -102,8 +114,8 @@ def concept_data(part: str, number: int) -> ConceptData:
     base_model = load_base_model(_config())
     base_model.load_encoders()
     base_model.load_transformer()
-    concepts = concepts_of("development" if part == "development" else "test")
-    return encode_concept(base_model, concepts[number], number + 1000 * (part != "development"))
+    concepts = "development" if part in ("sweep", "levers") else "test"
+    return encode_concept(base_model, concepts_of(concepts)[number], number + 1000 * (concepts == "test"))
 
 
 def _config() -> TrainConfig:
@@ -134,16 +146,17 @@ def load_learner(method: Method, config: TrainConfig) -> BaseModel | None:
 def run_job(job: Job) -> list[dict]:
     """A line of scores at each budget."""
     torch.set_num_threads(1)
-    data, (neutral, before, other) = concept_data(job.part, job.concept), neutral_world()
+    data, neutral = concept_data(job.part, job.concept), neutral_world()
     config = replace(_config(), learning_rate=job.learning_rate, seed=job.seed)
     rows = []
-    for base_model, facts in trained(job, config, data, neutral):
+    for base_model, facts in trained(job, config, data, neutral.priors):
         prompts = data.teacher_prompts if job.method == "teacher" else data.prompts
         steps = config.num_inference_steps
         few = draw_pictures(base_model, prompts, steps, job.seed)
         scores = concept_scores(few, data)
-        pictures = draw_pictures(base_model, neutral.prompts, steps)
-        scores |= neutral_scores(pictures, before, other, neutral)
+        if job.part != "levers":
+            pictures = draw_pictures(base_model, neutral.asked.prompts, steps)
+            scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked)
         if job.part == "test":
             many = draw_pictures(base_model, prompts[::2], MANY_STEPS, job.seed)
             slow = concept_scores(many, replace(data, scenes=data.scenes[::2]))
@@ -151,8 +164,8 @@ def run_job(job: Job) -> list[dict]:
             for drawn, count in ((few, steps), (many, MANY_STEPS)):
                 np.save(job.features(count), features_of(drawn).half().numpy())
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
-        if job.method not in UNTRAINED:
-            row["health"] = measure_health(base_model, config, data, neutral)
+        if job.part != "levers" and job.method not in UNTRAINED:
+            row["health"] = measure_health(base_model, config, data, neutral.asked)
         rows.append(row)
     return rows
 
@@ -198,7 +211,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 def trained(
-    job: Job, config: TrainConfig, data: ConceptData, neutral: NeutralData
+    job: Job, config: TrainConfig, data: ConceptData, priors: NeutralData
 ) -> Iterator[tuple[BaseModel, dict]]:
     """The model at each budget, with what it cost."""
     base_model = load_base_model(config)
@@ -211,7 +224,7 @@ def trained(
     learner = load_learner(method, config) or base_model
     if learner is not base_model:
         prepare(base_model, config)
-    training, seconds, started = Training(learner, config, data, neutral), 0.0, time.perf_counter()
+    training, seconds, started = Training(learner, config, data, priors), 0.0, time.perf_counter()
     for steps in train(method, training, job.budgets):
         seconds += time.perf_counter() - started
         if learner is not base_model:
@@ -234,7 +247,7 @@ def run_jobs(jobs: list[Job], processes: int) -> None:
             with ROWS.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"base": base_mark(), **row}) + "\n" for row in rows)
             job, scores = rows[-1]["job"], rows[-1]["scores"]
-            shown = {name: scores[name] for name in (*CHOSEN_BY, "drift")}
+            shown = {name: scores.get(name) for name in (*CHOSEN_BY, "drift")}
             print(number, len(jobs), job["method"], job["concept"], job["learning_rate"], shown, flush=True)
 
 
@@ -260,7 +273,10 @@ def read_rows() -> list[dict]:
 def sweep_jobs(methods: Iterable[str]) -> list[Job]:
     """Every method at every learning rate; the lengths are looked at on the way."""
     return [
-        job for method in methods for rate in LEARNING_RATES for job in _development(method, rate, BUDGETS)
+        job
+        for method in methods
+        for rate in LEARNING_RATES
+        for job in _development("sweep", method, rate, BUDGETS)
     ]
 
 
@@ -268,13 +284,14 @@ def lever_jobs(levers: Iterable[str]) -> list[Job]:
     """Every lever at the recipe's best learning rate, and the recipe at all of them."""
     rates = {lever: LEARNING_RATES if lever == RECIPE else best_settings(RECIPE)[:1] for lever in levers}
     return [
-        job for lever in levers for rate in rates[lever] for job in _development(lever, rate, LEVER_BUDGETS)
+        job for lever in levers for rate in rates[lever] for job in _development("levers", lever, rate, LOOKS)
     ]
 
 
-def _development(method: str, rate: float, budgets: tuple[int, ...]) -> list[Job]:
-    concepts = range(len(concepts_of("development")))
-    return [Job("development", method, concept, 0, rate, budgets) for concept in concepts]
+def _development(part: str, method: str, rate: float, budgets: tuple[int, ...]) -> list[Job]:
+    return [
+        Job(part, method, concept, 0, rate, budgets) for concept in range(len(concepts_of("development")))
+    ]
 
 
 def test_jobs(methods: Iterable[str]) -> list[Job]:
@@ -293,18 +310,18 @@ def health_jobs() -> list[Job]:
     """The recipe at its best learning rate, and at three times that, which is to ruin something."""
     rate = best_settings(RECIPE)[0]
     return [
-        Job("health", RECIPE, concept, 0, factor * rate, LEVER_BUDGETS)
+        Job("health", RECIPE, concept, 0, factor * rate, LOOKS)
         for factor in (1, 3)
         for concept in range(len(concepts_of("test")))
     ]
 
 
-def mean_products(method: str, budgets: tuple[int, ...]) -> dict[tuple[float, int], float]:
+def mean_products(part: str, method: str, budgets: tuple[int, ...]) -> dict[tuple[float, int], float]:
     """The mean product over the development concepts, for each learning rate and number of passes."""
     products = defaultdict(list)
     for row in read_rows():
         job = row["job"]
-        if (job["part"], job["method"], tuple(job["budgets"])) == ("development", method, budgets):
+        if (job["part"], job["method"], tuple(job["budgets"])) == (part, method, budgets):
             budget = min(budgets, key=lambda budget: abs(budget - row["passes"]))
             products[job["learning_rate"], budget].append(product(row["scores"]))
     if not products:
@@ -314,7 +331,7 @@ def mean_products(method: str, budgets: tuple[int, ...]) -> dict[tuple[float, in
 
 def best_settings(method: str) -> tuple[float, int]:
     """Learning rate and passes with the highest mean product of fidelity, following and quality."""
-    products = mean_products(method, BUDGETS)
+    products = mean_products("sweep", method, BUDGETS)
     return max(products, key=products.get)
 
 
@@ -349,20 +366,29 @@ def make_table() -> dict:
 
 
 def make_levers_table() -> dict:
-    """By lever and learning rate: scores by passes, and passes to the recipe's score at its best rate."""
+    """By lever and learning rate: scores by passes, and passes to ENOUGH of the recipe's best score."""
     scores = {}
     for lever in LEVERS:
-        for (rate, budget), score in sorted(mean_products(lever, LEVER_BUDGETS).items()):
+        for (rate, budget), score in sorted(mean_products("levers", lever, LOOKS).items()):
             scores.setdefault((lever, rate), {})[budget] = score
-    last = LEVER_BUDGETS[-1]
-    wanted = max(row[last] for (lever, _), row in scores.items() if lever == RECIPE)
+    wanted = ENOUGH * max(max(row.values()) for (lever, _), row in scores.items() if lever == RECIPE)
     return {
         f"{lever}, learning rate {rate:g}": {
             "score": {budget: round(score, 4) for budget, score in row.items()},
-            "passes_to_recipes_score": min((b for b, score in row.items() if score >= wanted), default=None),
+            "passes_to_recipes_score": passes_to(wanted, row),
         }
         for (lever, rate), row in scores.items()
     }
+
+
+def passes_to(wanted: float, scores: dict[int, float]) -> int | None:
+    """After how many passes a score is reached, on straight lines between the looks at it; `None`: never."""
+    passes, reached = 0, 0.0
+    for budget, score in scores.items():
+        if score >= wanted:
+            return round(passes + (budget - passes) * (wanted - reached) / (score - reached))
+        passes, reached = budget, score
+    return None
 
 
 def make_health_report() -> dict:
@@ -372,7 +398,7 @@ def make_health_report() -> dict:
         job = row["job"]
         if job["part"] == "health":
             runs[_job_of(row).key].append(row)
-        elif job["part"] == "development":
+        elif job["part"] == "sweep":
             swept.append(row)
         elif job["method"] == "base":
             base.append(row["scores"]["neutral_quality"])

@@ -22,7 +22,7 @@ from dopsd_app.rollout import sample
 from dopsd_app.train import optimizer_step, prepare
 
 PSO_STRENGTH = 50.0  # beta of the preference loss, on mean squared velocity errors
-PRIORS = 48  # DreamBooth's pictures of what is not the concept; also the number of teacher's samples
+SAMPLES = 32  # pictures that the teacher draws to be learned from
 SIGMA, CHOICE, PRIOR, MADE, STATE = range(10, 15)  # purposes of draws, beside the product's own
 
 
@@ -41,7 +41,7 @@ class Training:
     base_model: BaseModel
     config: TrainConfig
     data: ConceptData
-    neutral: NeutralData
+    priors: NeutralData  # what DreamBooth has pictures of; others than those that drift is measured on
     passes: int = 0
     made: Made | None = None
 
@@ -168,16 +168,16 @@ def off_policy(training: Training, step: int) -> Tensor:
 
 def make_priors(training: Training) -> Made:
     """The base's own few-step pictures of neutral prompts."""
-    prompts = training.neutral.prompts[:PRIORS]
+    prompts = training.priors.prompts
     noise = training.noise(0, len(prompts), MADE)
     return Made(sample(training.base_model, list(prompts), noise, training.sigmas), prompts)
 
 
 def make_samples(training: Training) -> Made:
     """The teacher's few-step pictures of the training captions, each told to the student by its caption."""
-    drawn = [index % len(training.data.examples) for index in range(PRIORS)]
+    drawn = [index % len(training.data.examples) for index in range(SAMPLES)]
     seen = [training.data.examples[index].teacher[0] for index in drawn]
-    latents = sample(training.base_model, seen, training.noise(0, PRIORS, MADE), training.sigmas)
+    latents = sample(training.base_model, seen, training.noise(0, SAMPLES, MADE), training.sigmas)
     return Made(latents, tuple(students_prompts(training, drawn)))
 
 
