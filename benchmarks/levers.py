@@ -110,6 +110,7 @@ LEVERS = {
     "48 pixels first": _lever(small_until=300),
     "rank 4": _lever(("rank", 4)),
     "rank 64": _lever(("rank", 64)),
+    "attention only": Method(None, targets=r".*\.attention\.(to_q|to_k|to_v|to_out\.0)"),
     "decay 0.9": _lever(("ema_decay", 0.9)),
     "decay 0.99": _lever(("ema_decay", 0.99)),
     "decay 0.999": _lever(("ema_decay", 0.999)),

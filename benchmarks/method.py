@@ -371,11 +371,16 @@ def make_levers_table() -> dict:
     for lever in LEVERS:
         for (rate, budget), score in sorted(mean_products("levers", lever, LOOKS).items()):
             scores.setdefault((lever, rate), {})[budget] = score
+    costs = defaultdict(list)
+    for row in read_rows():
+        if row["job"]["part"] == "levers" and row["passes"] >= LOOKS[-1]:
+            costs[row["job"]["method"], row["job"]["learning_rate"]].append(row["seconds"] / row["passes"])
     wanted = ENOUGH * max(max(row.values()) for (lever, _), row in scores.items() if lever == RECIPE)
     return {
         f"{lever}, learning rate {rate:g}": {
             "score": {budget: round(score, 4) for budget, score in row.items()},
             "passes_to_recipes_score": passes_to(wanted, row),
+            "milliseconds_per_pass": round(1000 * float(np.mean(costs[lever, rate])), 1),
         }
         for (lever, rate), row in scores.items()
     }

@@ -189,6 +189,7 @@ class Method:
     make: Callable[[Training], Made] | None = None
     settings: tuple[tuple[str, object], ...] = ()  # of TrainConfig, fixed for the method
     on_parent: bool = False  # trained on the many-step parent, and moved over
+    targets: str | None = None  # regular expression of the modules that are adapted; None: the product's
 
 
 METHODS = {
@@ -211,6 +212,8 @@ def train(method: Method, training: Training, budgets: Sequence[int]) -> Iterato
     What is drawn between two budgets, to see how it stands, is not counted.
     """
     base_model, config = training.base_model, training.config
+    if method.targets:
+        base_model.lora_targets = method.targets
     optimizer = prepare(base_model, config)
     student = optimizer.param_groups[0]["params"]
     training.count()

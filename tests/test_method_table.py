@@ -191,6 +191,17 @@ def test_a_levers_step_costs_what_it_says(world, lever, passes):
     assert training.passes == passes
 
 
+def test_a_lever_may_adapt_fewer_modules(world):
+    config, data, priors = world
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    next(train(LEVERS["attention only"], Training(base_model, config, data, priors), (1,)))
+    adapted = adapter_weights(base_model.transformer, "student")
+    blocks = sum(name.endswith("attention") for name, _ in base_model.transformer.named_modules())
+    assert len(adapted) == blocks * 4 * 2  # four matrices of each attention, A and B
+    assert all(".attention.to_" in name for name in adapted)
+
+
 def test_the_levers_walk_without_a_lever_is_the_products_step(world):
     config, data, priors = world
     config = replace(config, batch_size=1, micro_batch=1)
