@@ -46,10 +46,12 @@ def generate(
     `base_too` draws the same noise without the LoRA as well. Yields each PNG file in `out`. Raises
     `KnownFailure` where there is no LoRA.
     """
-    config, lora = run.config, find_lora(run, checkpoint)
+    config = run.config
+    find_lora(run, checkpoint)  # what is not there is told before anything is loaded
     studio = Studio(config)
     conditionings = studio.encode(prompts)
     studio.load_transformer()
+    lora = find_lora(run, checkpoint)  # the page may have asked for another checkpoint's file meanwhile
     studio.wear(lora, strength)
     out.mkdir(parents=True, exist_ok=True)
     variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"

@@ -23,6 +23,7 @@ from dopsd_app.drawing import CUT_OFF, DIED, CheckRequest, PictureRequest, ask, 
 from dopsd_app.generate import explain, serve
 from dopsd_app.runs import RunError
 from dopsd_app.train import train
+from dopsd_app.ui.try_it import FINISHED, what_to_try
 from dopsd_app.verdict import read_check, rows_drawn
 from dopsd_app.worker import BUSY
 
@@ -114,6 +115,14 @@ def picture_of(run, **changes):
 # --- asking
 
 
+def test_all_that_can_be_drawn_is_what_to_try(new_run, tiny_config, trained):
+    values = [value for _, value in what_to_try(trained)[0]]
+    assert values == [FINISHED, "Step 4", "Step 2"]
+    shutil.rmtree(trained.path / "checkpoints")  # as a person may who needs the room
+    assert what_to_try(trained) == ([(FINISHED, FINISHED)], FINISHED)
+    assert what_to_try(new_run(tiny_config)) == ([], None)
+
+
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, trained):
     runs_dir = trained.runs_dir
     with pytest.raises(RunError, match=r"no checkpoint of step 3\. Checkpoints there are: 2, 4"):
@@ -191,19 +200,20 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     first = ask(runs_dir, picture_of(warm_run))
     assert ended(first).state == "done"
     worker = worker_of(runs_dir)
-    weak, earlier, again = (
+    weak, earlier, last, again = (  # asked before any is drawn: only one checkpoint has its file at a time
         ask(runs_dir, picture_of(warm_run, **changes))
-        for changes in ({"strength": 0.0}, {"checkpoint": 2}, {})
+        for changes in ({"strength": 0.0}, {"checkpoint": 2}, {"checkpoint": 4}, {})
     )
     nothing_there = ask(runs_dir, CheckRequest(tiny_config, runs_dir / "nothing"))
     check = ask(runs_dir, CheckRequest(tiny_config, warm_run.dataset))
-    assert [ended(one).state for one in (weak, earlier, again, check)] == ["done"] * 4
+    assert [ended(one).state for one in (weak, earlier, last, again, check)] == ["done"] * 5
     assert ended(nothing_there).reason.startswith("There is no folder")
 
     assert np.abs(pixels(first.base) - pixels(first.lora)).max() > 2
     assert np.array_equal(pixels(first.base), pixels(weak.base))
     assert np.abs(pixels(weak.base) - pixels(weak.lora)).max() <= 1
     assert np.abs(pixels(earlier.lora) - pixels(first.lora)).max() > 2
+    assert np.array_equal(pixels(last.lora), pixels(first.lora))
     assert np.array_equal(pixels(again.lora), pixels(first.lora))
     assert len(read_check(check.path).rows) == len(rows_drawn(check.path)) == 4
 
@@ -252,6 +262,7 @@ def test_the_worker_gives_way_to_a_training(warm_run, dataset, tiny_config, caps
 
 def test_a_killed_worker_leaves_nothing_locked_and_two_askers_start_one_new(warm_run):
     runs_dir = warm_run.runs_dir
+    assert ended(ask(runs_dir, picture_of(warm_run))).state == "done"
     drawing.ask_to_leave(runs_dir)
     wait_for(lambda: not drawing.worker_alive(runs_dir))
     begun = log_of(runs_dir).count("begins")

@@ -96,7 +96,7 @@ def show(run_id: str) -> list:
     """Fills the half for a run."""
     run = the_run(run_id)
     config = run.config
-    choices, chosen = _choices(run)
+    choices, chosen = what_to_try(run)
     word = config.trigger_word
     first = config.preview_prompts[0] if config.preview_prompts else word
     return [
@@ -112,7 +112,7 @@ def show(run_id: str) -> list:
     ]
 
 
-def _choices(run: Run) -> tuple[list[tuple[str, str]], str | None]:
+def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     """What is there to try, the newest first, as (label, value); and the best, by its health."""
     steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
     best = best_step(watcher.look(run).health, steps)
