@@ -62,11 +62,16 @@ class NeutralData:
     prompts: tuple[Conditioning, ...]
 
 
-def encode_concept(base_model: BaseModel, concept: Concept, seed: int) -> ConceptData:
-    """Six pictures with captions in random scenes, and prompts of all others; the encoders are loaded."""
-    rng = np.random.default_rng((2027, seed))
+def scenes_of(part: str, number: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
+    """Six random scenes for a concept's training pictures, and all others for its prompts."""
+    rng = np.random.default_rng((2027, number + 1000 * (part == "test")))
     shuffled = [all_scenes()[index] for index in rng.permutation(len(all_scenes()))]
-    scenes, new_scenes = shuffled[:PICTURES], tuple(shuffled[PICTURES:])
+    return tuple(shuffled[:PICTURES]), tuple(shuffled[PICTURES:])
+
+
+def encode_concept(base_model: BaseModel, part: str, number: int) -> ConceptData:
+    """A concept of "development" or "test", its pictures and prompts; the encoders are loaded."""
+    concept, (scenes, new_scenes) = concepts_of(part)[number], scenes_of(part, number)
     pictures = tuple(Image.fromarray(draw(concept, scene)) for scene in scenes)
     captions = [scene_caption(scene) for scene in scenes]
     seen = tuple(

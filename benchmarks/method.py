@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
 from benchmarks.health_report import judge_rule, judge_warnings
 from benchmarks.levers import LEVERS, RECIPE
-from benchmarks.methods import METHODS, Method, Training, train
+from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, train
 from benchmarks.record import RESULTS, save_result
 from benchmarks.scores import (
     MANY_STEPS,
@@ -50,12 +50,13 @@ from pocket.judge import frechet_distance
 from pocket.measure import PARENT
 
 ROWS = RESULTS / "method.jsonl"
-FEATURES = RESULTS / "method_features"  # of pictures of the test, for distances over all; not in git
+FEATURES = RESULTS / "method_features"  # of the test's pictures, for distances over all, and some pictures
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
 ENOUGH = 0.95  # of the recipe's best score: what levers race for
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = 4
+SHOWN = 2  # concepts whose pictures are kept, of the first seed
 LOOKED_AT = 4  # pictures that a person's own run would have for its health
 UNTRAINED = ("base", "teacher")
 SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
@@ -78,9 +79,9 @@ class Job:
     def key(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
-    def features(self, steps: int) -> Path:
-        """Where the features of its pictures of so many steps are."""
-        return FEATURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}-{steps}.npy"
+    def file(self, content: str) -> Path:
+        """Where the features of its pictures of "4" or "32" steps are, or "pictures" themselves."""
+        return FEATURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}-{content}.npy"
 
 
 # --- one job
@@ -114,12 +115,11 @@ def concept_data(part: str, number: int) -> ConceptData:
     base_model = load_base_model(_config())
     base_model.load_encoders()
     base_model.load_transformer()
-    concepts = "development" if part in ("sweep", "levers") else "test"
-    return encode_concept(base_model, concepts_of(concepts)[number], number + 1000 * (concepts == "test"))
+    return encode_concept(base_model, "development" if part in ("sweep", "levers") else "test", number)
 
 
 def _config() -> TrainConfig:
-    return make_config(load_preset("pocket").settings)
+    return make_config(load_preset("pocket").settings | PAPERS_SETTINGS)
 
 
 def load_parent(config: TrainConfig) -> BaseModel:
@@ -162,7 +162,9 @@ def run_job(job: Job) -> list[dict]:
             slow = concept_scores(many, replace(data, scenes=data.scenes[::2]))
             scores |= {"fidelity_32_steps": slow["fidelity"], "quality_32_steps": slow["quality"]}
             for drawn, count in ((few, steps), (many, MANY_STEPS)):
-                np.save(job.features(count), features_of(drawn).half().numpy())
+                np.save(job.file(str(count)), features_of(drawn).half().numpy())
+            if job.seed == 0 and job.concept < SHOWN:
+                np.save(job.file("pictures"), np.stack([*few, *pictures]))
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
         if job.part != "levers" and job.method not in UNTRAINED:
             row["health"] = measure_health(base_model, config, data, neutral.asked)
@@ -240,7 +242,7 @@ def trained(
 def run_jobs(jobs: list[Job], processes: int) -> None:
     """Runs what has not been run, and appends its lines as they come."""
     FEATURES.mkdir(exist_ok=True)
-    known = {_job_of(row).key for row in read_rows()}
+    known = {job_of(row).key for row in read_rows()}
     jobs = [job for job in jobs if job.key not in known]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for number, rows in enumerate(pool.imap_unordered(run_job, jobs), 1):
@@ -251,7 +253,8 @@ def run_jobs(jobs: list[Job], processes: int) -> None:
             print(number, len(jobs), job["method"], job["concept"], job["learning_rate"], shown, flush=True)
 
 
-def _job_of(row: dict) -> Job:
+def job_of(row: dict) -> Job:
+    """What a line was measured of."""
     return Job(**row["job"] | {"budgets": tuple(row["job"]["budgets"])})
 
 
@@ -348,10 +351,10 @@ def make_table() -> dict:
     groups, files = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for row in read_rows():
         if row["job"]["part"] == "test":
-            files[row["job"]["method"]].append(_job_of(row).features)
+            files[row["job"]["method"]].append(job_of(row))
             scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
             groups[row["job"]["method"]][row["job"]["concept"]].append(scores)
-    table, few = {}, _config().num_inference_steps
+    table, many = {}, (_config().num_inference_steps, MANY_STEPS)
     for method, concepts in groups.items():
         names = next(iter(concepts.values()))[0]
         means = {name: [np.mean([s[name] for s in rows]) for rows in concepts.values()] for name in names}
@@ -360,7 +363,7 @@ def make_table() -> dict:
             "settings": None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method)),
             "mean": {name: round(float(np.mean(values)), 4) for name, values in means.items()},
             "interval_95": {name: _interval(values) for name, values in means.items()},
-            "frechet_distance": {steps: _distance(files[method], steps) for steps in (few, MANY_STEPS)},
+            "frechet_distance": {steps: _distance(files[method], steps) for steps in many},
         }
     return table
 
@@ -402,7 +405,7 @@ def make_health_report() -> dict:
     for row in read_rows():
         job = row["job"]
         if job["part"] == "health":
-            runs[_job_of(row).key].append(row)
+            runs[job_of(row).key].append(row)
         elif job["part"] == "sweep":
             swept.append(row)
         elif job["method"] == "base":
@@ -416,8 +419,8 @@ def make_health_report() -> dict:
     }
 
 
-def _distance(files: list[Callable[[int], Path]], steps: int) -> float:
-    seen = torch.cat([torch.from_numpy(np.load(file(steps))).float() for file in files])
+def _distance(jobs: list[Job], steps: int) -> float:
+    seen = torch.cat([torch.from_numpy(np.load(job.file(str(steps)))).float() for job in jobs])
     return round(frechet_distance(seen, reference().features), 2)
 
 

@@ -23,6 +23,16 @@ from dopsd_app.train import optimizer_step, prepare
 
 PSO_STRENGTH = 50.0  # beta of the preference loss, on mean squared velocity errors
 SAMPLES = 32  # pictures that the teacher draws to be learned from
+PAPERS_SETTINGS = {  # whatever the preset says today; but rank 16 is enough for the small base
+    "rollout_steps": 4,
+    "batch_size": 4,
+    "micro_batch": 4,
+    "loss": "denoised",
+    "teacher": "ema",
+    "ema_decay": 0.9999,
+    "rank": 16,
+    "lora_alpha": 0.0,
+}
 SIGMA, CHOICE, PRIOR, MADE, STATE = range(10, 15)  # purposes of draws, beside the product's own
 
 

@@ -91,7 +91,7 @@ def world():
     base_model.load_encoders()
     base_model.load_transformer()
     priors = encode_neutral(base_model, "prior")
-    return config, encode_concept(base_model, concepts_of("test")[0], 0), priors
+    return config, encode_concept(base_model, "test", 0), priors
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,66 @@
+"""The methods' pictures side by side: python -m benchmarks.method_picture, once the test was run."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.concepts import SIDE, concepts_of, scenes_of
+from benchmarks.method import SHOWN, job_of, read_rows
+from benchmarks.record import RESULTS
+from pocket.world import draw
+
+ROWS = {
+    "real": "the world's own",
+    "base": "base, untrained",
+    "teacher": "base, seeing a picture",
+    "sft": "SFT",
+    "sft_on_parent": "SFT on the parent",
+    "dreambooth": "DreamBooth",
+    "pso": "PSO",
+    "dopsd_ema": "D-OPSD, the paper's",
+    "dopsd_fast": "D-OPSD, our settings",
+}
+SCENES, OTHERS = 7, 5  # columns: new scenes of the concept; other creatures, after a gap
+GAP, LABEL = 12, 170
+INK, PAPER = (40, 40, 46), (255, 255, 255)
+
+
+def kept_pictures() -> dict[tuple[str, int], np.ndarray]:
+    """By method and concept: pictures (N, 64, 64, 3) of the concept's prompts, then of the neutral ones."""
+    jobs = [job_of(row) for row in read_rows() if row["job"]["part"] == "test"]
+    kept = [job for job in jobs if job.seed == 0 and job.concept < SHOWN]
+    return {(job.method, job.concept): np.load(job.file("pictures")) for job in kept}
+
+
+def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[str, list[np.ndarray]]:
+    """A concept's pictures by row; only the concept itself has real ones."""
+    _, scenes = scenes_of("test", number)
+    concept = concepts_of("test")[number]
+    rows = {"real": [draw(concept, scene) for scene in scenes[:SCENES]]}
+    for method in ROWS:
+        if (method, number) in kept:
+            pictures = kept[method, number]
+            rows[method] = [*pictures[:SCENES], *pictures[len(scenes) : len(scenes) + OTHERS]]
+    return rows
+
+
+def make_picture() -> Image.Image:
+    """Concepts one above the other, a labelled row for each method."""
+    kept, font = kept_pictures(), ImageFont.load_default(14)
+    blocks = [concept_rows(kept, number) for number in range(SHOWN)]
+    width = LABEL + (SCENES + OTHERS) * SIDE + GAP
+    height = sum(len(rows) for rows in blocks) * SIDE + (len(blocks) - 1) * GAP
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen, top = ImageDraw.Draw(sheet), 0
+    for rows in blocks:
+        for name, pictures in rows.items():
+            pen.text((0, top + SIDE // 2), ROWS[name], INK, font, anchor="lm")
+            for column, picture in enumerate(pictures):
+                left = LABEL + column * SIDE + GAP * (column >= SCENES)
+                sheet.paste(Image.fromarray(picture), (left, top))
+            top += SIDE
+        top += GAP
+    return sheet
+
+
+if __name__ == "__main__":
+    make_picture().save(RESULTS / "method.webp", quality=90)
