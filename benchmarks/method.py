@@ -442,7 +442,7 @@ def main() -> None:
         save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
         return
     jobs = {
-        "sweep": lambda: sweep_jobs(arguments.only or METHODS.keys() - SETTINGS_OF),
+        "sweep": lambda: sweep_jobs(arguments.only or [name for name in METHODS if name not in SETTINGS_OF]),
         "test": lambda: test_jobs(arguments.only or METHODS),
         "health": health_jobs,
         "levers": lambda: lever_jobs(arguments.only or LEVERS),
