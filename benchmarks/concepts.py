@@ -14,6 +14,7 @@ from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
 from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept, random_scene
 
 TRIGGER = "zorp"
+SAID = 0.5  # how often a caption says the size, and how often the place
 PICTURES = 6  # training pictures of a concept
 NEUTRAL = 32  # prompts of other creatures
 SIDE = 64  # pixels
@@ -32,10 +33,15 @@ def concepts_of(part: str) -> tuple[Concept, ...]:
     return tuple(found[:DEVELOPMENT] if part == "development" else found[DEVELOPMENT:])
 
 
-def scene_caption(scene: Scene, name: str = TRIGGER) -> str:
-    """What a person would write: the trigger, and the scene."""
-    size, place = SIZES[scene.size], PLACE_WORDS[scene.place]
-    return f"a {size} {name} {place} on a {BACKGROUND_WORDS[scene.background]} background"
+def scene_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """What a person would write: the trigger, the background, and the size and the place now and then.
+
+    A caption that says all leaves one picture only, and straight paths to it: ordinary fine-tuning then has
+    no few steps to ruin. Real captions leave almost everything unsaid.
+    """
+    size = f"{SIZES[scene.size]} " if rng.random() < SAID else ""
+    place = f" {PLACE_WORDS[scene.place]}" if rng.random() < SAID else ""
+    return f"a {size}{TRIGGER}{place} on a {BACKGROUND_WORDS[scene.background]} background"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class ConceptData:
     seen: tuple[tuple[Conditioning, ...], ...]  # [caption][picture]: the teacher's, also with other pictures
     latents: Tensor  # (6, C, h, w) of the pictures
     scenes: tuple[Scene, ...]  # of the prompts
+    captions: tuple[str, ...]  # the prompts' text, which need not say all of the scene
     prompts: tuple[Conditioning, ...]
     teacher_prompts: tuple[Conditioning, ...]  # the prompts, each with one of the training pictures
 
@@ -72,8 +79,9 @@ def scenes_of(part: str, number: int) -> tuple[tuple[Scene, ...], tuple[Scene, .
 def encode_concept(base_model: BaseModel, part: str, number: int) -> ConceptData:
     """A concept of "development" or "test", its pictures and prompts; the encoders are loaded."""
     concept, (scenes, new_scenes) = concepts_of(part)[number], scenes_of(part, number)
+    rng = np.random.default_rng((2030, number, int(part == "test")))
     pictures = tuple(Image.fromarray(draw(concept, scene)) for scene in scenes)
-    captions = [scene_caption(scene) for scene in scenes]
+    captions = [scene_caption(scene, rng) for scene in scenes]
     seen = tuple(
         tuple(base_model.encode_teacher(picture, caption) for picture in pictures) for caption in captions
     )
@@ -81,7 +89,7 @@ def encode_concept(base_model: BaseModel, part: str, number: int) -> ConceptData
         EncodedExample((base_model.encode_student(caption),), (seen[index][index],), SIDE, SIDE)
         for index, caption in enumerate(captions)
     )
-    new_captions = [scene_caption(scene) for scene in new_scenes]
+    new_captions = tuple(scene_caption(scene, rng) for scene in new_scenes)
     return ConceptData(
         concept,
         pictures,
@@ -89,6 +97,7 @@ def encode_concept(base_model: BaseModel, part: str, number: int) -> ConceptData
         seen,
         torch.stack([base_model.encode_picture(picture) for picture in pictures]),
         new_scenes,
+        new_captions,
         tuple(base_model.encode_student(caption) for caption in new_captions),
         tuple(
             base_model.encode_teacher(pictures[index % PICTURES], caption)

@@ -159,7 +159,8 @@ def run_job(job: Job) -> list[dict]:
             scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked)
         if job.part == "test":
             many = draw_pictures(base_model, prompts[::2], MANY_STEPS, job.seed)
-            slow = concept_scores(many, replace(data, scenes=data.scenes[::2]))
+            half = replace(data, scenes=data.scenes[::2], captions=data.captions[::2])
+            slow = concept_scores(many, half)
             scores |= {"fidelity_32_steps": slow["fidelity"], "quality_32_steps": slow["quality"]}
             for drawn, count in ((few, steps), (many, MANY_STEPS)):
                 np.save(job.file(str(count)), features_of(drawn).half().numpy())

@@ -1,12 +1,13 @@
 """The columns of the methods' table: what the judge of the base's world sees in a method's pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from benchmarks.concepts import SIDE, ConceptData, NeutralData
@@ -15,7 +16,7 @@ from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.rollout import sample
 from pocket.judge import agreement, features, judge, load_judge
 from pocket.measure import following
-from pocket.world import draw, random_concept, random_scene
+from pocket.world import Concept, Scene, draw, random_concept, random_scene
 
 REAL = 2048  # pictures of the world that quality is measured against
 NEIGHBOURS = 3  # as in the paper on precision and recall, arXiv 1904.06991
@@ -69,8 +70,31 @@ def draw_pictures(
     return pictures
 
 
+def likeness_to_the_world(pictures: Sequence[Image.Image]) -> float:
+    """Quality, whatever is shown: mean SSIM with the world's own picture of what the judge sees."""
+    seen = judge(list(pictures), load_judge())
+    return float(
+        np.mean(
+            [
+                structural_similarity(
+                    np.asarray(picture), _worlds_own(seen, index), channel_axis=2, data_range=255
+                )
+                for index, picture in enumerate(pictures)
+            ]
+        )
+    )
+
+
+def _worlds_own(seen: dict[str, Tensor], index: int) -> np.ndarray:
+    concept, scene = (
+        kind(**{field.name: int(seen[field.name][index]) for field in fields(kind)})
+        for kind in (Concept, Scene)
+    )
+    return draw(concept, scene)
+
+
 def precision(seen: Tensor) -> float:
-    """Share of pictures (N, D) that lie among the real ones: quality, with no say in what they show."""
+    """Share of pictures (N, D) that lie among the real ones."""
     real = reference()
     return (torch.cdist(seen, real.features) <= real.radii).any(1).float().mean().item()
 
@@ -85,21 +109,18 @@ def copying(seen: Tensor, real: Tensor, training: Tensor) -> float:
 
 
 def concept_scores(pictures: list[Image.Image], data: ConceptData) -> dict[str, float]:
-    """What became of the concept on new prompts: fidelity, following, copying and quality, all 0 to 1."""
+    """What became of the concept on new prompts: all between 0 and 1, but copying may be below."""
     seen = judge(pictures, load_judge())
-    wanted = {
-        name: [getattr(scene, name) for scene in data.scenes] for name in ("background", "place", "size")
-    }
-    follows = [np.mean(np.array(values) == seen[name].numpy()) for name, values in wanted.items()]
     shown = features_of(pictures)
     real = features_of(np.stack([draw(data.concept, scene) for scene in data.scenes]))
     alike = agreement(seen, data.concept)
     return {
         "fidelity": alike["all"],
         **{name: value for name, value in alike.items() if name != "all"},
-        "following": float(np.mean(follows)),
+        "following": following(pictures, data.captions, [data.concept] * len(pictures), data.scenes)["all"],
         "copying": copying(shown, real, features_of(data.pictures)),
-        "quality": precision(shown),
+        "quality": likeness_to_the_world(pictures),
+        "precision": precision(shown),
     }
 
 
@@ -115,5 +136,5 @@ def neutral_scores(
     return {
         "drift": distance.item(),
         "neutral_following": following(pictures, data.captions, data.concepts, data.scenes)["all"],
-        "neutral_quality": precision(shown),
+        "neutral_quality": likeness_to_the_world(pictures),
     }

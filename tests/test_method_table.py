@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 from benchmarks import method, scores
 from benchmarks.concepts import concepts_of, encode_concept, encode_neutral
@@ -15,7 +17,8 @@ from benchmarks.methods import METHODS, Made, Method, Training, train
 from dopsd_app.adapters import adapter_weights
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import load_preset, make_config
-from pocket.world import is_held_out
+from pocket.captions import asked_of
+from pocket.world import Scene, draw, is_held_out, random_concept, random_scene
 
 
 def test_development_and_test_concepts_are_held_out_and_apart():
@@ -32,6 +35,29 @@ def test_precision_is_the_share_that_lies_among_real_pictures(monkeypatch):
     assert (
         scores.precision(drawn) == 0.75
     )  # (5, 5) is far from all; the last one is just in the widest circle
+
+
+def test_the_worlds_own_pictures_are_like_it_and_blurred_or_mixed_ones_are_less():
+    rng = np.random.default_rng(0)
+    own = [Image.fromarray(draw(random_concept(rng), random_scene(rng))) for _ in range(8)]
+    blurred = [picture.filter(ImageFilter.GaussianBlur(1.5)) for picture in own]
+    mixed = [Image.blend(one, other, 0.3) for one, other in pairwise(own)]
+    assert scores.likeness_to_the_world(own) > 0.97  # the judge may mistake an attribute of one
+    assert scores.likeness_to_the_world(blurred) < 0.9
+    assert scores.likeness_to_the_world(mixed) < 0.9
+
+
+def test_captions_leave_something_unsaid_and_only_what_they_say_is_followed(world):
+    _, data, _ = world
+    assert {caption.count("zorp on a") for caption in data.captions} == {0, 1}  # the place said, or not
+    shown = [draw(data.concept, Scene(scene.background, 1, scene.size)) for scene in data.scenes]
+    asked = [
+        asked_of(caption, data.concept, scene)
+        for caption, scene in zip(data.captions, data.scenes, strict=True)
+    ]
+    missed = sum("place" in said and scene.place != 1 for said, scene in zip(asked, data.scenes, strict=True))
+    found = scores.concept_scores([Image.fromarray(picture) for picture in shown], data)
+    assert found["following"] == pytest.approx(1 - missed / sum(map(len, asked)), abs=0.02)
 
 
 def test_copying_is_one_for_the_training_pictures_and_zero_for_new_ones():
