@@ -10,16 +10,13 @@ Every run is a line of results/method.jsonl; what stands there is not run again.
 """
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,60 +25,36 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
-from benchmarks.health_report import judge_rule, judge_warnings
 from benchmarks.levers import LEVERS, RECIPE
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, train
-from benchmarks.record import RESULTS, save_result
-from benchmarks.scores import (
-    MANY_STEPS,
-    concept_scores,
-    draw_pictures,
-    features_of,
-    neutral_scores,
-    reference,
+from benchmarks.record import save_result
+from benchmarks.rows import (
+    BUDGETS,
+    CHOSEN_BY,
+    FEATURES,
+    LOOKS,
+    ROWS,
+    SETTINGS_OF,
+    UNTRAINED,
+    Job,
+    base_mark,
+    best_settings,
+    job_of,
+    read_rows,
 )
+from benchmarks.scores import MANY_STEPS, concept_scores, draw_pictures, features_of, neutral_scores
+from benchmarks.tables import make_health_report, make_levers_table, make_table
 from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, load_base_model
-from dopsd_app.catalog import find_base_model
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.health import health_of
 from dopsd_app.train import prepare
-from pocket.judge import frechet_distance
 from pocket.measure import PARENT
 
-ROWS = RESULTS / "method.jsonl"
-FEATURES = RESULTS / "method_features"  # of the test's pictures, for distances over all, and some pictures
-BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
-LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
-ENOUGH = 0.95  # of the recipe's best score: what levers race for
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = 4
 SHOWN = 2  # concepts whose pictures are kept, of the first seed
 LOOKED_AT = 4  # pictures that a person's own run would have for its health
-UNTRAINED = ("base", "teacher")
-SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
-EYES = ("judge", "vision")
-CHOSEN_BY = ("fidelity", "following", "quality")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run and what is measured of it."""
-
-    part: str  # "sweep" or "levers" on development concepts, "test" or "health" on the test's
-    method: str
-    concept: int
-    seed: int
-    learning_rate: float
-    budgets: tuple[int, ...]
-
-    @property
-    def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-    def file(self, content: str) -> Path:
-        """Where the features of its pictures of "4" or "32" steps are, or "pictures" themselves."""
-        return FEATURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}-{content}.npy"
 
 
 # --- one job
@@ -254,26 +227,6 @@ def run_jobs(jobs: list[Job], processes: int) -> None:
             print(number, len(jobs), job["method"], job["concept"], job["learning_rate"], shown, flush=True)
 
 
-def job_of(row: dict) -> Job:
-    """What a line was measured of."""
-    return Job(**row["job"] | {"budgets": tuple(row["job"]["budgets"])})
-
-
-@cache
-def base_mark() -> str:
-    """Which base the figures are of: its transformer's digest."""
-    file = find_base_model(_config().base_model) / "transformer" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-
-
-def read_rows() -> list[dict]:
-    """All lines that were measured on this base."""
-    if not ROWS.exists():
-        return []
-    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["base"] == base_mark()]
-
-
 def sweep_jobs(methods: Iterable[str]) -> list[Job]:
     """Every method at every learning rate; the lengths are looked at on the way."""
     return [
@@ -318,117 +271,6 @@ def health_jobs() -> list[Job]:
         for factor in (1, 3)
         for concept in range(len(concepts_of("test")))
     ]
-
-
-def mean_products(part: str, method: str, budgets: tuple[int, ...]) -> dict[tuple[float, int], float]:
-    """The mean product over the development concepts, for each learning rate and number of passes."""
-    products = defaultdict(list)
-    for row in read_rows():
-        job = row["job"]
-        if (job["part"], job["method"], tuple(job["budgets"])) == (part, method, budgets):
-            budget = min(budgets, key=lambda budget: abs(budget - row["passes"]))
-            products[job["learning_rate"], budget].append(product(row["scores"]))
-    if not products:
-        raise SystemExit(f"{method} was not measured on this base's development concepts yet.")
-    return {settings: float(np.mean(values)) for settings, values in products.items()}
-
-
-def best_settings(method: str) -> tuple[float, int]:
-    """Learning rate and passes with the highest mean product of fidelity, following and quality."""
-    products = mean_products("sweep", method, BUDGETS)
-    return max(products, key=products.get)
-
-
-def product(scores: dict) -> float:
-    """What the methods are ranked by."""
-    return float(np.prod([scores[name] for name in CHOSEN_BY]))
-
-
-# --- the table
-
-
-def make_table() -> dict:
-    """Means over concepts and seeds, with 95 % intervals by drawing concepts again (bootstrap)."""
-    groups, files = defaultdict(lambda: defaultdict(list)), defaultdict(list)
-    for row in read_rows():
-        if row["job"]["part"] == "test":
-            files[row["job"]["method"]].append(job_of(row))
-            scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
-            groups[row["job"]["method"]][row["job"]["concept"]].append(scores)
-    table, many = {}, (_config().num_inference_steps, MANY_STEPS)
-    for method, concepts in groups.items():
-        names = next(iter(concepts.values()))[0]
-        means = {name: [np.mean([s[name] for s in rows]) for rows in concepts.values()] for name in names}
-        table[method] = {
-            "runs": sum(map(len, concepts.values())),
-            "settings": None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method)),
-            "mean": {name: round(float(np.mean(values)), 4) for name, values in means.items()},
-            "interval_95": {name: _interval(values) for name, values in means.items()},
-            "frechet_distance": {steps: _distance(files[method], steps) for steps in many},
-        }
-    return table
-
-
-def make_levers_table() -> dict:
-    """By lever and learning rate: scores by passes, and passes to ENOUGH of the recipe's best score."""
-    scores = {}
-    for lever in LEVERS:
-        for (rate, budget), score in sorted(mean_products("levers", lever, LOOKS).items()):
-            scores.setdefault((lever, rate), {})[budget] = score
-    costs = defaultdict(list)
-    for row in read_rows():
-        if row["job"]["part"] == "levers" and row["passes"] >= LOOKS[-1]:
-            costs[row["job"]["method"], row["job"]["learning_rate"]].append(row["seconds"] / row["passes"])
-    wanted = ENOUGH * max(max(row.values()) for (lever, _), row in scores.items() if lever == RECIPE)
-    return {
-        f"{lever}, learning rate {rate:g}": {
-            "score": {budget: round(score, 4) for budget, score in row.items()},
-            "passes_to_recipes_score": passes_to(wanted, row),
-            "milliseconds_per_pass": round(1000 * float(np.mean(costs[lever, rate])), 1),
-        }
-        for (lever, rate), row in scores.items()
-    }
-
-
-def passes_to(wanted: float, scores: dict[int, float]) -> int | None:
-    """After how many passes a score is reached, on straight lines between the looks at it; `None`: never."""
-    passes, reached = 0, 0.0
-    for budget, score in scores.items():
-        if score >= wanted:
-            return round(passes + (budget - passes) * (wanted - reached) / (score - reached))
-        passes, reached = budget, score
-    return None
-
-
-def make_health_report() -> dict:
-    """The rule for the best checkpoint and the warnings, by each pair of eyes."""
-    runs, swept, base = defaultdict(list), [], []
-    for row in read_rows():
-        job = row["job"]
-        if job["part"] == "health":
-            runs[job_of(row).key].append(row)
-        elif job["part"] == "sweep":
-            swept.append(row)
-        elif job["method"] == "base":
-            base.append(row["scores"]["neutral_quality"])
-    return {
-        eyes: {
-            "best_checkpoint": judge_rule(runs.values(), eyes, product),
-            "warnings": judge_warnings(swept, eyes, float(np.mean(base))),
-        }
-        for eyes in EYES
-    }
-
-
-def _distance(jobs: list[Job], steps: int) -> float:
-    seen = torch.cat([torch.from_numpy(np.load(job.file(str(steps)))).float() for job in jobs])
-    return round(frechet_distance(seen, reference().features), 2)
-
-
-def _interval(values: list[float]) -> list[float]:
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, (4000, len(values))).mean(1)
-    return [round(float(x), 4) for x in np.percentile(means, (2.5, 97.5))]
 
 
 def main() -> None:

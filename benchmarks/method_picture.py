@@ -4,8 +4,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.concepts import SIDE, concepts_of, scenes_of
-from benchmarks.method import SHOWN, job_of, read_rows
+from benchmarks.method import SHOWN
 from benchmarks.record import RESULTS
+from benchmarks.rows import job_of, read_rows
 from pocket.world import draw
 
 ROWS = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from benchmarks import method, scores
+from benchmarks import method, rows, scores, tables
 from benchmarks.concepts import concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, walk
-from benchmarks.method import Job, best_settings, make_table, product
 from benchmarks.methods import METHODS, Made, Method, Training, train
+from benchmarks.rows import LOOKS, Job, best_settings, product
 from dopsd_app.adapters import adapter_weights
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import load_preset, make_config
@@ -76,13 +76,13 @@ def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(300, 600, 
 
 
 @pytest.fixture
-def rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(method, "ROWS", tmp_path / "rows.jsonl")
-    monkeypatch.setattr(method, "base_mark", lambda: "b")
-    return method.ROWS
+def lines_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "ROWS", tmp_path / "rows.jsonl")
+    monkeypatch.setattr(rows, "base_mark", lambda: "b")
+    return rows.ROWS
 
 
-def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_count(rows):
+def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_count(lines_file):
     lines = [row("sweep", "sft", concept, 1e-3, 604, 0.4) for concept in range(2)]
     lines += [
         row("sweep", "sft", concept, 1e-3, 1204, fidelity) for concept, fidelity in enumerate((0.9, 0.1))
@@ -90,18 +90,18 @@ def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_coun
     lines += [row("sweep", "sft", concept, 3e-3, 604, 0.45) for concept in range(2)]
     lines += [row("sweep", "sft", 0, 3e-3, 1204, 1.0).replace('"base": "b"', '"base": "other"')]
     lines += [row("test", "sft", 0, 1e-4, 604, 1.0)]
-    rows.write_text("".join(lines))
+    lines_file.write_text("".join(lines))
     assert best_settings("sft") == (1e-3, 1200)
     assert product({"fidelity": 0.5, "following": 0.5, "quality": 0.5, "drift": 9.0}) == 0.125
 
 
-def test_the_table_means_over_concepts_and_its_interval_draws_concepts(rows, monkeypatch):
-    monkeypatch.setattr(method, "_distance", lambda files, steps: len(files))
+def test_the_table_means_over_concepts_and_its_interval_draws_concepts(lines_file, monkeypatch):
+    monkeypatch.setattr(tables, "_distance", lambda files, steps: len(files))
     lines = [row("sweep", "sft", 0, 1e-3, 1200, 1.0)]
     lines += [row("test", "sft", 0, 1e-3, 1200, fidelity, seed) for seed, fidelity in enumerate((0.2, 0.4))]
     lines += [row("test", "sft", 1, 1e-3, 1200, fidelity, seed) for seed, fidelity in enumerate((0.8, 1.0))]
-    rows.write_text("".join(lines))
-    table = make_table()["sft"]
+    lines_file.write_text("".join(lines))
+    table = tables.make_table()["sft"]
     assert table["runs"] == 4
     assert table["mean"]["fidelity"] == pytest.approx(0.6)
     assert table["mean"]["product"] == pytest.approx(0.3)
@@ -163,21 +163,21 @@ def test_a_prior_picture_is_not_tied_to_one_sigma(world):
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.5
 
 
-def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(rows, monkeypatch):
-    monkeypatch.setattr(method, "LEVERS", dict.fromkeys(("dopsd_ema", "fast", "never")))
+def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(lines_file, monkeypatch):
+    monkeypatch.setattr(tables, "LEVERS", dict.fromkeys(("dopsd_ema", "fast", "never")))
     scores = {
         "dopsd_ema": {3e-4: (0, 0, 0, 0, 0.1, 0.2), 1e-3: (0, 0, 0.2, 0.3, 0.4, 0.6)},
         "fast": {1e-3: (0.1, 0.2, 0.4, 0.6, 0.7, 0.8), 3e-3: (0.9, 0.9, 0.9, 0.9, 0.9, 0.1)},
         "never": {1e-3: (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)},
     }
     lines = [
-        row("levers", name, 0, rate, budget, fidelity, budgets=method.LOOKS)
+        row("levers", name, 0, rate, budget, fidelity, budgets=LOOKS)
         for name, rates in scores.items()
         for rate, values in rates.items()
-        for budget, fidelity in zip(method.LOOKS, values, strict=True)
+        for budget, fidelity in zip(LOOKS, values, strict=True)
     ]
-    rows.write_text("".join(lines))
-    table = method.make_levers_table()
+    lines_file.write_text("".join(lines))
+    table = tables.make_levers_table()
     assert {name: line["passes_to_recipes_score"] for name, line in table.items()} == {
         "dopsd_ema, learning rate 0.0003": None,
         "dopsd_ema, learning rate 0.001": 1155,  # of 0.95 x 0.3; 900: 0.2, 1200: 0.3
@@ -187,8 +187,8 @@ def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(
     }
 
 
-def test_levers_are_pulled_at_the_recipes_best_learning_rate(rows):
-    rows.write_text("".join(row("sweep", "dopsd_ema", 0, rate, 1200, rate) for rate in (3e-4, 3e-3)))
+def test_levers_are_pulled_at_the_recipes_best_learning_rate(lines_file):
+    lines_file.write_text("".join(row("sweep", "dopsd_ema", 0, rate, 1200, rate) for rate in (3e-4, 3e-3)))
     jobs = method.lever_jobs(["dopsd_ema", "K = 1"])
     rates = [(job.method, job.learning_rate) for job in jobs if job.concept == 0]
     assert rates == [("dopsd_ema", 3e-4), ("dopsd_ema", 1e-3), ("dopsd_ema", 3e-3), ("K = 1", 3e-3)]
