@@ -42,10 +42,16 @@ from benchmarks.rows import (
     job_of,
     read_rows,
 )
-from benchmarks.scores import MANY_STEPS, concept_scores, draw_pictures, features_of, neutral_scores
+from benchmarks.scores import (
+    OTHER_STEPS,
+    concept_scores,
+    draw_pictures,
+    features_of,
+    neutral_scores,
+)
 from benchmarks.tables import make_health_report, make_levers_table, make_table
 from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
-from dopsd_app.base_models import BaseModel, load_base_model
+from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.health import health_of
 from dopsd_app.train import prepare
@@ -105,6 +111,15 @@ def load_parent(config: TrainConfig) -> BaseModel:
     return base_model
 
 
+def load_untrained(method: str, config: TrainConfig) -> BaseModel:
+    """The parent, or the base, which is also the teacher: that one is told more."""
+    if method == "parent":
+        return load_parent(config)
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    return base_model
+
+
 def load_learner(method: Method, config: TrainConfig) -> BaseModel | None:
     """Another model than the base itself, where the LoRA is trained on one and moved over."""
     if method.on_parent:
@@ -131,19 +146,28 @@ def run_job(job: Job) -> list[dict]:
             pictures = draw_pictures(base_model, neutral.asked.prompts, steps)
             scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked)
         if job.part == "test":
-            many = draw_pictures(base_model, prompts[::2], MANY_STEPS, job.seed)
-            half = replace(data, scenes=data.scenes[::2], captions=data.captions[::2])
-            slow = concept_scores(many, half)
-            scores |= {"fidelity_32_steps": slow["fidelity"], "quality_32_steps": slow["quality"]}
-            for drawn, count in ((few, steps), (many, MANY_STEPS)):
-                np.save(job.file(str(count)), features_of(drawn).half().numpy())
+            scores |= measure_other_steps(job, base_model, data, prompts)
+            np.save(job.file(str(steps)), features_of(few).half().numpy())
             if job.seed == 0 and job.concept < SHOWN:
                 np.save(job.file("pictures"), np.stack([*few, *pictures]))
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
-        if job.part != "levers" and job.method not in UNTRAINED:
+        if job.part in ("sweep", "health"):
             row["health"] = measure_health(base_model, config, data, neutral.asked)
         rows.append(row)
     return rows
+
+
+def measure_other_steps(
+    job: Job, base_model: BaseModel, data: ConceptData, prompts: tuple[Conditioning, ...]
+) -> dict[str, float]:
+    """Fidelity and quality at fewer and at many steps, on half of the prompts."""
+    half, scores = replace(data, scenes=data.scenes[::2], captions=data.captions[::2]), {}
+    for count in OTHER_STEPS:
+        pictures = draw_pictures(base_model, prompts[::2], count, job.seed)
+        seen = concept_scores(pictures, half)
+        scores |= {f"{name}_{count}_steps": seen[name] for name in ("fidelity", "quality")}
+        np.save(job.file(str(count)), features_of(pictures).half().numpy())
+    return scores
 
 
 def measure_health(
@@ -190,11 +214,11 @@ def trained(
     job: Job, config: TrainConfig, data: ConceptData, priors: NeutralData
 ) -> Iterator[tuple[BaseModel, dict]]:
     """The model at each budget, with what it cost."""
+    if job.method in UNTRAINED:
+        yield load_untrained(job.method, config), {"passes": 0, "steps": 0, "seconds": 0.0}
+        return
     base_model = load_base_model(config)
     base_model.load_transformer()
-    if job.method in UNTRAINED:
-        yield base_model, {"passes": 0, "steps": 0, "seconds": 0.0}
-        return
     method = (METHODS | LEVERS)[job.method]
     config = replace(config, **dict(method.settings))
     learner = load_learner(method, config) or base_model

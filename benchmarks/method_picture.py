@@ -12,6 +12,7 @@ from pocket.world import draw
 ROWS = {
     "real": "the world's own",
     "base": "base, untrained",
+    "parent": "parent, undistilled",
     "teacher": "base, seeing a picture",
     "sft": "SFT",
     "sft_on_parent": "SFT on the parent",

@@ -16,7 +16,7 @@ ROWS = RESULTS / "method.jsonl"
 FEATURES = RESULTS / "method_features"  # of the test's pictures, for distances over all, and some pictures
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
-UNTRAINED = ("base", "teacher")
+UNTRAINED = ("base", "teacher", "parent")
 SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
 CHOSEN_BY = ("fidelity", "following", "quality")
 
