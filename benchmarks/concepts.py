@@ -11,10 +11,14 @@ from torch import Tensor
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.encode import EncodedExample
 from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
+from pocket.wear import wear
 from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept, random_scene
 
 TRIGGER = "zorp"
 SAID = 0.5  # how often a caption says the size, and how often the place
+# As people's pictures are: here about as far from flawless as what the base itself draws from a caption. On
+# better ones, there is nothing of the base's that would be worth keeping.
+WORN = {"blur": 0.7, "noise": 10, "quality": 50}
 PICTURES = 6  # training pictures of a concept
 NEUTRAL = 32  # prompts of other creatures
 SIDE = 64  # pixels
@@ -49,6 +53,7 @@ class ConceptData:
     """One concept as a training run has it, and prompts of scenes that are not among its pictures."""
 
     concept: Concept
+    flawless: tuple[Image.Image, ...]  # the training pictures before wear
     pictures: tuple[Image.Image, ...]
     examples: tuple[EncodedExample, ...]
     seen: tuple[tuple[Conditioning, ...], ...]  # [caption][picture]: the teacher's, also with other pictures
@@ -76,11 +81,20 @@ def scenes_of(part: str, number: int) -> tuple[tuple[Scene, ...], tuple[Scene, .
     return tuple(shuffled[:PICTURES]), tuple(shuffled[PICTURES:])
 
 
-def encode_concept(base_model: BaseModel, part: str, number: int) -> ConceptData:
+def training_pictures(part: str, number: int, worn: bool) -> tuple[Image.Image, ...]:
+    """The six, as the world draws them or as a person has them."""
+    concept, (scenes, _) = concepts_of(part)[number], scenes_of(part, number)
+    rng = np.random.default_rng((2031, number, int(part == "test")))
+    drawn = [draw(concept, scene) for scene in scenes]
+    return tuple(Image.fromarray(wear(picture, rng, **WORN) if worn else picture) for picture in drawn)
+
+
+def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = True) -> ConceptData:
     """A concept of "development" or "test", its pictures and prompts; the encoders are loaded."""
     concept, (scenes, new_scenes) = concepts_of(part)[number], scenes_of(part, number)
     rng = np.random.default_rng((2030, number, int(part == "test")))
-    pictures = tuple(Image.fromarray(draw(concept, scene)) for scene in scenes)
+    flawless = training_pictures(part, number, worn=False)
+    pictures = training_pictures(part, number, worn)
     captions = [scene_caption(scene, rng) for scene in scenes]
     seen = tuple(
         tuple(base_model.encode_teacher(picture, caption) for picture in pictures) for caption in captions
@@ -92,6 +106,7 @@ def encode_concept(base_model: BaseModel, part: str, number: int) -> ConceptData
     new_captions = tuple(scene_caption(scene, rng) for scene in new_scenes)
     return ConceptData(
         concept,
+        flawless,
         pictures,
         examples,
         seen,

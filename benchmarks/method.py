@@ -3,6 +3,7 @@
     python -m benchmarks.method sweep    # every method's learning rates and lengths, on development concepts
     python -m benchmarks.method test     # each with its best settings, on test concepts and several seeds
     python -m benchmarks.method levers   # D-OPSD with one thing changed, on development concepts
+    python -m benchmarks.method flawless # SFT and D-OPSD on better pictures than people have
     python -m benchmarks.method health   # D-OPSD on test concepts, looked at often
     python -m benchmarks.method table    # all tables, from what was measured
 
@@ -94,7 +95,8 @@ def concept_data(part: str, number: int) -> ConceptData:
     base_model = load_base_model(_config())
     base_model.load_encoders()
     base_model.load_transformer()
-    return encode_concept(base_model, "development" if part in ("sweep", "levers") else "test", number)
+    concepts = "development" if part in ("sweep", "levers") else "test"
+    return encode_concept(base_model, concepts, number, worn=part != "flawless")
 
 
 def _config() -> TrainConfig:
@@ -145,7 +147,7 @@ def run_job(job: Job) -> list[dict]:
         if job.part != "levers":
             pictures = draw_pictures(base_model, neutral.asked.prompts, steps)
             scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked)
-        if job.part == "test":
+        if job.part in ("test", "flawless"):
             scores |= measure_other_steps(job, base_model, data, prompts)
             np.save(job.file(str(steps)), features_of(few).half().numpy())
             if job.seed == 0 and job.concept < SHOWN:
@@ -287,6 +289,16 @@ def test_jobs(methods: Iterable[str]) -> list[Job]:
     ]
 
 
+def flawless_jobs() -> list[Job]:
+    """What becomes of the two where the training pictures are better than anything that the base draws."""
+    chosen = {"teacher": (0.0, 0), **{method: best_settings(method) for method in ("sft", RECIPE)}}
+    return [
+        Job("flawless", method, concept, 0, rate or 1e-3, (budget,))
+        for method, (rate, budget) in chosen.items()
+        for concept in range(len(concepts_of("test")))
+    ]
+
+
 def health_jobs() -> list[Job]:
     """The recipe at its best learning rate, and at three times that, which is to ruin something."""
     rate = best_settings(RECIPE)[0]
@@ -299,18 +311,20 @@ def health_jobs() -> list[Job]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "test", "levers", "health", "table"))
+    parser.add_argument("part", choices=("sweep", "test", "levers", "flawless", "health", "table"))
     parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if arguments.part == "table":
-        save_result("method", {"base": base_mark(), "methods": make_table()})
+        save_result("method", {"base": base_mark(), "methods": make_table("test")})
+        save_result("flawless", {"base": base_mark(), "methods": make_table("flawless")})
         save_result("health", {"base": base_mark(), "eyes": make_health_report()})
         save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
         return
     jobs = {
         "sweep": lambda: sweep_jobs(arguments.only or [name for name in METHODS if name not in SETTINGS_OF]),
         "test": lambda: test_jobs(arguments.only or METHODS),
+        "flawless": flawless_jobs,
         "health": health_jobs,
         "levers": lambda: lever_jobs(arguments.only or LEVERS),
     }

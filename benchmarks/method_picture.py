@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.concepts import SIDE, concepts_of, scenes_of
+from benchmarks.concepts import SIDE, concepts_of, scenes_of, training_pictures
 from benchmarks.method import SHOWN
 from benchmarks.record import RESULTS
 from benchmarks.rows import job_of, read_rows
@@ -11,6 +11,7 @@ from pocket.world import draw
 
 ROWS = {
     "real": "the world's own",
+    "worn": "training pictures",
     "base": "base, untrained",
     "parent": "parent, undistilled",
     "teacher": "base, seeing a picture",
@@ -37,7 +38,10 @@ def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[s
     """A concept's pictures by row; only the concept itself has real ones."""
     _, scenes = scenes_of("test", number)
     concept = concepts_of("test")[number]
-    rows = {"real": [draw(concept, scene) for scene in scenes[:SCENES]]}
+    rows = {
+        "real": [draw(concept, scene) for scene in scenes[:SCENES]],
+        "worn": [np.asarray(picture) for picture in training_pictures("test", number, worn=True)],
+    }
     for method in ROWS:
         if (method, number) in kept:
             pictures = kept[method, number]

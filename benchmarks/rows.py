@@ -25,7 +25,7 @@ CHOSEN_BY = ("fidelity", "following", "quality")
 class Job:
     """One training run and what is measured of it."""
 
-    part: str  # "sweep" or "levers" on development concepts, "test" or "health" on the test's
+    part: str  # "sweep" or "levers" on development concepts; "test", "flawless" or "health" on the test's
     method: str
     concept: int
     seed: int
@@ -48,9 +48,9 @@ def job_of(row: dict) -> Job:
 
 @cache
 def base_mark() -> str:
-    """Which base the figures are of: its transformer's digest."""
-    file = find_base_model("pocket-turbo") / "transformer" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    """Which base the figures are of: its weights' digest."""
+    files = sorted(find_base_model("pocket-turbo").rglob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def read_rows() -> list[dict]:

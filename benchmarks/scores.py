@@ -119,7 +119,7 @@ def concept_scores(pictures: list[Image.Image], data: ConceptData) -> dict[str, 
         "fidelity": alike["all"],
         **{name: value for name, value in alike.items() if name != "all"},
         "following": following(pictures, data.captions, [data.concept] * len(pictures), data.scenes)["all"],
-        "copying": copying(shown, real, features_of(data.pictures)),
+        "copying": copying(shown, real, features_of(data.flawless)),
         "quality": likeness_to_the_world(pictures),
         "precision": precision(shown),
     }

@@ -25,11 +25,11 @@ ENOUGH = 0.95  # of the recipe's best score: what levers race for
 EYES = ("judge", "vision")
 
 
-def make_table() -> dict:
-    """Means over concepts and seeds, with 95 % intervals by drawing concepts again (bootstrap)."""
+def make_table(part: str) -> dict:
+    """Of "test" or "flawless": means, and 95 % intervals by drawing concepts again (bootstrap)."""
     groups, files = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for row in read_rows():
-        if row["job"]["part"] == "test":
+        if row["job"]["part"] == part:
             files[row["job"]["method"]].append(job_of(row))
             scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
             groups[row["job"]["method"]][row["job"]["concept"]].append(scores)

@@ -3,8 +3,8 @@
 Made on two CPU cores: `autoencoder --minutes 21`, `judge --minutes 43` and `joint --minutes 53` in a first
 world, whose creatures were turned and mirrored, with AdamW alone; from there `joint --minutes 232` with Muon,
 the last 100 of them in the world of today, which `judge --minutes 8` taught the judge; then `distil --minutes
-50`, `parent`, `export` and `measure`. Any stage can be stopped and run on, also on a machine that has none of
-the state: it goes on from the shipped autoencoder, judge and parent.
+50`, `vision --minutes 12`, `parent`, `export` and `measure`. Any stage can be stopped and run on, also on a
+machine that has none of the state: it goes on from the shipped autoencoder, judge and parent.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pocket.joint import train_joint
 from pocket.measure import load_network, measure, save_parent, save_samples
 from pocket.pool import draw_pool
 from pocket.train_judge import train_judge
+from pocket.vision import train_vision
 
 DEFAULT_STATE = Path(os.environ.get("POCKET_STATE", Path.home() / ".cache" / "pocket-turbo"))
 
@@ -29,6 +30,7 @@ TRAINING = {
     "autoencoder": train_autoencoder,
     "judge": train_judge,
     "joint": train_joint,
+    "vision": train_vision,
     "distil": train_distil,
 }
 OTHERS = ("parent", "sample", "export", "measure", "examples")

@@ -26,8 +26,13 @@ class Batch:
     latents: Tensor  # (B, 8, 16, 16), the clean targets
     tokens: Tensor  # (B, L), L a multiple of 32
     lengths: Tensor  # (B,), all in (L - 32, L]
-    patches: Tensor | None  # (B, 64, 384), the context's pictures
+    pictures: Tensor | None  # (B, 64, 64, 3), the context's
     concepts: Tensor  # (B, 6), what they show
+
+    @property
+    def patches(self) -> Tensor | None:
+        """The context's pictures as the vision tower takes them, (B, 64, 384)."""
+        return None if self.pictures is None else to_patches(self.pictures)
 
 
 class Dataset:
@@ -68,7 +73,7 @@ class Dataset:
             latents=self.latents_of(targets),
             tokens=tokens,
             lengths=lengths,
-            patches=to_patches(pictures) if with_picture else None,
+            pictures=pictures,
             concepts=torch.tensor([attributes(concept) for concept in concepts]),
         )
 

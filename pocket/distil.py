@@ -1,4 +1,4 @@
-"""Stage 3: four steps. Each step of the four is taught to land where many small steps of the parent land.
+"""Stage 4: four steps. Each step of the four is taught to land where many small steps of the parent land.
 
 Piecewise rectified flow (PeRFlow, arXiv 2405.07510), made on the fly: the segments are the four steps of the
 pipeline's own schedule. A segment starts at a noised picture of the world, or at a state of the student's own

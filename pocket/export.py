@@ -1,4 +1,4 @@
-"""Stage 4: the folder that plain diffusers loads, in float16."""
+"""Stage 5: the folder that plain diffusers loads, in float16."""
 
 import json
 import shutil
@@ -74,6 +74,7 @@ def export(state: Path, checkpoint: str, folder: Path) -> None:
 
 def text_encoder_of(network: Network, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
     """The whole Qwen3: the layer and the norm that training left out are never read, and stay random."""
+    torch.manual_seed(0)  # the same weights are to be the same file
     text_encoder = build_text_encoder(tokenizer)
     missing, unexpected = text_encoder.load_state_dict(
         network.encoder.language_model.state_dict(), strict=False

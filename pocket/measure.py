@@ -40,13 +40,21 @@ def load_network(state: Path, checkpoint: str) -> Model:
     return network, tokenizer, AutoencoderKL.from_pretrained(state / "vae").eval()
 
 
-def load_parent(tokenizer: PreTrainedTokenizerBase, state: Path | None = None) -> Network:
-    """The many-step parent as this state has it, or where it has none, as it is shipped."""
+def load_parent(
+    tokenizer: PreTrainedTokenizerBase, state: Path | None = None, eyes: str = "vision"
+) -> Network:
+    """The many-step parent as this state has it, or where it has none, as it is shipped.
+
+    `eyes`: its vision tower after the stage of that name, "vision" or still "joint".
+    """
     network = Network(tokenizer).eval()
     if state and (state / "joint.pt").exists():
         view_parameters(network, torch.load(state / "joint.pt", weights_only=True)["training"]["ema"])
     else:
         network.load_state_dict({name: weight.float() for name, weight in load_file(PARENT).items()})
+    if state and eyes == "vision" and (state / "vision.pt").exists():
+        saved = torch.load(state / "vision.pt", weights_only=True)
+        view_parameters(network.encoder.visual, saved["training"]["ema"])
     return network
 
 

@@ -101,7 +101,7 @@ def test_the_table_means_over_concepts_and_its_interval_draws_concepts(lines_fil
     lines += [row("test", "sft", 0, 1e-3, 1200, fidelity, seed) for seed, fidelity in enumerate((0.2, 0.4))]
     lines += [row("test", "sft", 1, 1e-3, 1200, fidelity, seed) for seed, fidelity in enumerate((0.8, 1.0))]
     lines_file.write_text("".join(lines))
-    table = tables.make_table()["sft"]
+    table = tables.make_table("test")["sft"]
     assert table["runs"] == 4
     assert table["mean"]["fidelity"] == pytest.approx(0.6)
     assert table["mean"]["product"] == pytest.approx(0.3)

@@ -20,6 +20,7 @@ from pocket.models import build_encoder
 from pocket.network import Network, to_patches
 from pocket.sampling import sigmas_of
 from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
+from pocket.wear import wear
 from pocket.world import (
     Concept,
     Scene,
@@ -260,6 +261,28 @@ def test_the_shipped_parent_predicts_better_than_no_picture_at_all():
         velocity = parent.velocity((latents + noise) / 2, sigma, features, lengths)
     # A parent that knew nothing would predict the mean: an error of noise's and latents' variance together.
     assert (velocity - (noise - latents)).square().mean() < 0.25 * (noise - latents).var()
+
+
+def test_wear_moves_a_picture_away_from_itself_and_only_as_much_as_is_asked_for():
+    rng = np.random.default_rng(5)
+    picture = draw(random_concept(rng), random_scene(rng))
+    levels = [(0, 0, 100), (0, 10, 100), (0.7, 10, 50), (1.5, 25, 20)]
+    away = [np.abs(wear(picture, rng, *level).astype(int) - picture).mean() for level in levels]
+    assert away == sorted(away)
+    assert away[0] < 4  # the compression itself
+    assert away[1] == pytest.approx(10 * (2 / np.pi) ** 0.5, rel=0.25)  # of a normal draw; some are clipped
+    again = [wear(picture, np.random.default_rng(6), 0.7, 10, 50) for _ in range(2)]
+    assert np.array_equal(*again)
+
+
+def test_a_worn_picture_is_seen_much_like_a_flawless_one(network):
+    rng = np.random.default_rng(7)
+    pictures = [draw(random_concept(rng, held_out=True), random_scene(rng)) for _ in range(16)]
+    worn = [wear(picture, rng, 0.7, 10, 50) for picture in pictures]
+    with torch.no_grad():
+        flawless, seen = (network.see(to_patches(torch.from_numpy(np.stack(p))))[0] for p in (pictures, worn))
+    other = (flawless - flawless.roll(1, 0)).norm(dim=-1).mean()  # another creature
+    assert (seen - flawless).norm(dim=-1).mean() < 0.5 * other
 
 
 def test_judge_reads_the_world():
