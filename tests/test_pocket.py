@@ -282,7 +282,7 @@ def test_a_worn_picture_is_seen_much_like_a_flawless_one(network):
     with torch.no_grad():
         flawless, seen = (network.see(to_patches(torch.from_numpy(np.stack(p))))[0] for p in (pictures, worn))
     other = (flawless - flawless.roll(1, 0)).norm(dim=-1).mean()  # another creature
-    assert (seen - flawless).norm(dim=-1).mean() < 0.5 * other
+    assert (seen - flawless).norm(dim=-1).mean() < 0.19 * other  # 0.20 before it was taught that
 
 
 def test_judge_reads_the_world():
