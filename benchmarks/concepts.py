@@ -11,14 +11,11 @@ from torch import Tensor
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.encode import EncodedExample
 from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
-from pocket.wear import wear
+from pocket.wear import WORN, wear
 from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept, random_scene
 
 TRIGGER = "zorp"
 SAID = 0.5  # how often a caption says the size, and how often the place
-# As people's pictures are: here about as far from flawless as what the base itself draws from a caption. On
-# better ones, there is nothing of the base's that would be worth keeping.
-WORN = {"blur": 0.7, "noise": 10, "quality": 50}
 PICTURES = 6  # training pictures of a concept
 NEUTRAL = 32  # prompts of other creatures
 SIDE = 64  # pixels

@@ -20,6 +20,7 @@ from pocket.crew import view_parameters
 from pocket.judge import ATTRIBUTES, CONCEPT, features, frechet_distance, judge, load_judge, truth
 from pocket.network import Network
 from pocket.sampling import sample, save_grid
+from pocket.wear import WORN, wear
 from pocket.world import Concept, Scene, draw, random_concept, random_scene
 
 PARENT = Path(__file__).with_name("parent.safetensors")
@@ -144,11 +145,16 @@ def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
     others, other_scenes, _, _ = draw_cases(16 * count, 2)
     other_real = np.stack([draw(c, s) for c, s in zip(others, other_scenes, strict=True)])
     full = [full_caption(concept, scene) for concept, scene in zip(concepts, scenes, strict=True)]
+    worn = np.stack([wear(picture, np.random.default_rng(9), **WORN) for picture in context])
     pictures = {
         "text_4_steps": pictures_of(model, captions, None),
         "picture_4_steps": pictures_of(model, captions, context),
+        "worn_picture_4_steps": pictures_of(model, captions, worn),
         "full_caption_4_steps": pictures_of(model, full, None),
         "text_8_steps": pictures_of(model, captions, None, num_inference_steps=8),
+        "parent_text_4_steps": pictures_of(
+            parent, captions, None, **PARENTS_STEPS | {"num_inference_steps": 4}
+        ),
         "parent_text_32_steps": pictures_of(parent, captions, None, **PARENTS_STEPS),
         "parent_picture_32_steps": pictures_of(parent, captions, context, **PARENTS_STEPS),
     }
@@ -181,7 +187,7 @@ def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
 def training_cost(state: Path) -> dict[str, dict]:
     """Seconds, steps and pictures of every stage that this state has a checkpoint of."""
     costs = {}
-    for name in ("autoencoder", "joint", "distil", "judge"):
+    for name in ("autoencoder", "joint", "distil", "vision", "judge"):
         if not (state / f"{name}.pt").exists():  # its result is the shipped one
             continue
         saved = torch.load(state / f"{name}.pt", map_location="cpu", weights_only=True)

@@ -20,7 +20,7 @@ from pocket.models import build_encoder
 from pocket.network import Network, to_patches
 from pocket.sampling import sigmas_of
 from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
-from pocket.wear import wear
+from pocket.wear import WORN, wear
 from pocket.world import (
     Concept,
     Scene,
@@ -278,7 +278,7 @@ def test_wear_moves_a_picture_away_from_itself_and_only_as_much_as_is_asked_for(
 def test_a_worn_picture_is_seen_much_like_a_flawless_one(network):
     rng = np.random.default_rng(7)
     pictures = [draw(random_concept(rng, held_out=True), random_scene(rng)) for _ in range(16)]
-    worn = [wear(picture, rng, 0.7, 10, 50) for picture in pictures]
+    worn = [wear(picture, rng, **WORN) for picture in pictures]
     with torch.no_grad():
         flawless, seen = (network.see(to_patches(torch.from_numpy(np.stack(p))))[0] for p in (pictures, worn))
     other = (flawless - flawless.roll(1, 0)).norm(dim=-1).mean()  # another creature
