@@ -5,7 +5,6 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageFilter
 
-
 # As people's pictures are: here about as far from flawless as what the base itself draws from a caption.
 WORN = {"blur": 0.7, "noise": 10, "quality": 50}
 
