@@ -282,7 +282,7 @@ def job(browser, server):
     seen["teacher's pictures"] = shown_pictures(page, "#check-rows .row img")
     page.click("#to-plan")
     page.wait_for_selector("#needs dl")
-    box(page, "set-steps").fill("10")
+    box(page, "set-steps").fill("6")
     box(page, "set-preview-prompts").fill(HOSTILE[0])
     unfold(page, "more")
     box(page, "set-preview-every").fill("2")
@@ -316,8 +316,8 @@ def test_the_teacher_check_shows_pictures_and_a_verdict(job):
 
 
 def test_previews_arrive_while_it_trains(job):
-    assert "of 10" in job.seen["while training"]
-    assert job.seen["samples"] == 5
+    assert "of 6" in job.seen["while training"]
+    assert job.seen["samples"] == 3
     assert job.seen["roll-outs"] == 1
 
 
@@ -329,7 +329,7 @@ def test_a_finished_run_says_that_its_file_was_checked(job):
 
 def test_the_settings_of_the_page_are_those_of_the_run(job):
     config = job.run.config
-    assert (config.steps, config.preview_every, config.preview_prompts) == (10, 2, (HOSTILE[0],))
+    assert (config.steps, config.preview_every, config.preview_prompts) == (6, 2, (HOSTILE[0],))
     assert config.trigger_word == TRIGGER
 
 
