@@ -104,7 +104,6 @@ LEVERS = {
     "random 2 of the grid": _lever(subset=2),
     "another picture as context": _lever(context="other"),
     "two other pictures as context": _lever(context="two"),
-    "extrapolation 0.25": _lever(extrapolation=0.25),
     "extrapolation 0.5": _lever(extrapolation=0.5),
     "extrapolation 1": _lever(extrapolation=1.0),
     "48 pixels first": _lever(small_until=300),
@@ -113,8 +112,8 @@ LEVERS = {
     "attention only": Method(None, targets=r".*\.attention\.(to_q|to_k|to_v|to_out\.0)"),
     "decay 0.9": _lever(("ema_decay", 0.9)),
     "decay 0.99": _lever(("ema_decay", 0.99)),
-    "decay 0.999": _lever(("ema_decay", 0.999)),
     "velocity loss": _lever(("loss", "velocity")),
+    "learning rate falls, 300 passes": Method(None, falls_until=300),
+    "learning rate falls, 600 passes": Method(None, falls_until=600),
     "batch 1": _lever(("batch_size", 1), ("micro_batch", 1)),
-    "batch 8": _lever(("batch_size", 8)),
 }

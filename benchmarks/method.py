@@ -32,8 +32,8 @@ from benchmarks.record import save_result
 from benchmarks.rows import (
     BUDGETS,
     CHOSEN_BY,
-    FEATURES,
     LOOKS,
+    PICTURES,
     ROWS,
     SETTINGS_OF,
     UNTRAINED,
@@ -59,6 +59,7 @@ from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # as a lever: learning rate by steps, one further up than all methods go
 SEEDS = 4
 SHOWN = 2  # concepts whose pictures are kept, of the first seed
 LOOKED_AT = 4  # pictures that a person's own run would have for its health
@@ -148,10 +149,9 @@ def run_job(job: Job) -> list[dict]:
             pictures = draw_pictures(base_model, neutral.asked.prompts, steps)
             scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked)
         if job.part in ("test", "flawless"):
-            scores |= measure_other_steps(job, base_model, data, prompts)
-            np.save(job.file(str(steps)), features_of(few).half().numpy())
+            scores |= measure_other_steps(base_model, data, prompts, job.seed)
             if job.seed == 0 and job.concept < SHOWN:
-                np.save(job.file("pictures"), np.stack([*few, *pictures]))
+                np.save(job.pictures, np.stack([*few, *pictures]))
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
         if job.part in ("sweep", "health"):
             row["health"] = measure_health(base_model, config, data, neutral.asked)
@@ -160,15 +160,13 @@ def run_job(job: Job) -> list[dict]:
 
 
 def measure_other_steps(
-    job: Job, base_model: BaseModel, data: ConceptData, prompts: tuple[Conditioning, ...]
+    base_model: BaseModel, data: ConceptData, prompts: tuple[Conditioning, ...], seed: int
 ) -> dict[str, float]:
-    """Fidelity and quality at fewer and at many steps, on half of the prompts."""
-    half, scores = replace(data, scenes=data.scenes[::2], captions=data.captions[::2]), {}
+    """Fidelity and quality at fewer and at many steps, on a third of the prompts."""
+    third, scores = replace(data, scenes=data.scenes[::3], captions=data.captions[::3]), {}
     for count in OTHER_STEPS:
-        pictures = draw_pictures(base_model, prompts[::2], count, job.seed)
-        seen = concept_scores(pictures, half)
+        seen = concept_scores(draw_pictures(base_model, prompts[::3], count, seed), third)
         scores |= {f"{name}_{count}_steps": seen[name] for name in ("fidelity", "quality")}
-        np.save(job.file(str(count)), features_of(pictures).half().numpy())
     return scores
 
 
@@ -215,7 +213,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 def trained(
     job: Job, config: TrainConfig, data: ConceptData, priors: NeutralData
 ) -> Iterator[tuple[BaseModel, dict]]:
-    """The model at each budget, with what it cost."""
+    """The model at each budget, with what it cost: seconds are the processor's, whatever else is at work."""
     if job.method in UNTRAINED:
         yield load_untrained(job.method, config), {"passes": 0, "steps": 0, "seconds": 0.0}
         return
@@ -226,14 +224,14 @@ def trained(
     learner = load_learner(method, config) or base_model
     if learner is not base_model:
         prepare(base_model, config)
-    training, seconds, started = Training(learner, config, data, priors), 0.0, time.perf_counter()
+    training, seconds, started = Training(learner, config, data, priors), 0.0, time.process_time()
     for steps in train(method, training, job.budgets):
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         if learner is not base_model:
             weights = adapter_weights(learner.transformer, "student")
             load_adapter_weights(base_model.transformer, "student", weights)
         yield base_model, {"passes": training.passes, "steps": steps, "seconds": round(seconds, 1)}
-        started = time.perf_counter()
+        started = time.process_time()
 
 
 # --- all jobs
@@ -241,7 +239,7 @@ def trained(
 
 def run_jobs(jobs: list[Job], processes: int) -> None:
     """Runs what has not been run, and appends its lines as they come."""
-    FEATURES.mkdir(exist_ok=True)
+    PICTURES.mkdir(exist_ok=True)
     known = {job_of(row).key for row in read_rows()}
     jobs = [job for job in jobs if job.key not in known]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
@@ -264,11 +262,19 @@ def sweep_jobs(methods: Iterable[str]) -> list[Job]:
 
 
 def lever_jobs(levers: Iterable[str]) -> list[Job]:
-    """Every lever at the recipe's best learning rate, and the recipe at all of them."""
-    rates = {lever: LEARNING_RATES if lever == RECIPE else best_settings(RECIPE)[:1] for lever in levers}
+    """Every lever at the recipe's best learning rate, and the recipe at some more."""
+    rates = {lever: RECIPES_RATES if lever == RECIPE else best_settings(RECIPE)[:1] for lever in levers}
     return [
-        job for lever in levers for rate in rates[lever] for job in _development("levers", lever, rate, LOOKS)
+        job
+        for lever in levers
+        for rate in rates[lever]
+        for job in _development("levers", lever, rate, looks_at(LEVERS[lever]))
     ]
+
+
+def looks_at(lever: Method) -> tuple[int, ...]:
+    """After how many passes a lever is looked at: none once the learning rate has fallen to nothing."""
+    return tuple(look for look in LOOKS if look <= (lever.falls_until or LOOKS[-1]))
 
 
 def _development(part: str, method: str, rate: float, budgets: tuple[int, ...]) -> list[Job]:
@@ -278,14 +284,14 @@ def _development(part: str, method: str, rate: float, budgets: tuple[int, ...]) 
 
 
 def test_jobs(methods: Iterable[str]) -> list[Job]:
-    """Every method with its best settings, and the untrained base and teacher."""
+    """Every method with its best settings, and the untrained; one seed of all of them before the next."""
     chosen = {method: best_settings(SETTINGS_OF.get(method, method)) for method in methods}
     settings = {**dict.fromkeys(UNTRAINED, (0.0, 0)), **chosen}
     return [
         Job("test", method, concept, seed, rate or 1e-3, (budget,))
+        for seed in range(SEEDS)
         for method, (rate, budget) in settings.items()
         for concept in range(len(concepts_of("test")))
-        for seed in range(SEEDS)
     ]
 
 

@@ -31,7 +31,7 @@ def kept_pictures() -> dict[tuple[str, int], np.ndarray]:
     """By method and concept: pictures (N, 64, 64, 3) of the concept's prompts, then of the neutral ones."""
     jobs = [job_of(row) for row in read_rows() if row["job"]["part"] == "test"]
     kept = [job for job in jobs if job.seed == 0 and job.concept < SHOWN]
-    return {(job.method, job.concept): np.load(job.file("pictures")) for job in kept}
+    return {(job.method, job.concept): np.load(job.pictures) for job in kept}
 
 
 def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[str, list[np.ndarray]]:

@@ -200,6 +200,7 @@ class Method:
     settings: tuple[tuple[str, object], ...] = ()  # of TrainConfig, fixed for the method
     on_parent: bool = False  # trained on the many-step parent, and moved over
     targets: str | None = None  # regular expression of the modules that are adapted; None: the product's
+    falls_until: int | None = None  # passes after which the learning rate has fallen to 0; None: constant
 
 
 METHODS = {
@@ -233,6 +234,9 @@ def train(method: Method, training: Training, budgets: Sequence[int]) -> Iterato
     for budget in budgets:
         while training.passes < budget:
             step += 1
+            if method.falls_until:
+                left = 1 - training.passes / method.falls_until
+                optimizer.param_groups[0]["lr"] = config.learning_rate * left
             if method.loss is None:
                 optimizer_step(base_model, config, training.data.examples, optimizer, step)
                 continue

@@ -13,7 +13,7 @@ from benchmarks.record import RESULTS
 from dopsd_app.catalog import find_base_model
 
 ROWS = RESULTS / "method.jsonl"
-FEATURES = RESULTS / "method_features"  # of the test's pictures, for distances over all, and some pictures
+PICTURES = RESULTS / "method_pictures"  # of a few of the test's jobs; what is shown of them is committed
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
 UNTRAINED = ("base", "teacher", "parent")
@@ -36,9 +36,10 @@ class Job:
     def key(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
-    def file(self, content: str) -> Path:
-        """Where the features of its pictures of "4" or "32" steps are, or "pictures" themselves."""
-        return FEATURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}-{content}.npy"
+    @property
+    def pictures(self) -> Path:
+        """Where its pictures (N, 64, 64, 3) of the concept's prompts, then of the neutral ones, are kept."""
+        return PICTURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}.npy"
 
 
 def job_of(row: dict) -> Job:
@@ -61,13 +62,13 @@ def read_rows() -> list[dict]:
     return [row for row in rows if row["base"] == base_mark()]
 
 
-def mean_products(part: str, method: str, budgets: tuple[int, ...]) -> dict[tuple[float, int], float]:
+def mean_products(part: str, method: str) -> dict[tuple[float, int], float]:
     """The mean product over the development concepts, for each learning rate and number of passes."""
     products = defaultdict(list)
     for row in read_rows():
         job = row["job"]
-        if (job["part"], job["method"], tuple(job["budgets"])) == (part, method, budgets):
-            budget = min(budgets, key=lambda budget: abs(budget - row["passes"]))
+        if (job["part"], job["method"]) == (part, method):
+            budget = min(job["budgets"], key=lambda budget: abs(budget - row["passes"]))
             products[job["learning_rate"], budget].append(product(row["scores"]))
     if not products:
         raise SystemExit(f"{method} was not measured on this base's development concepts yet.")
@@ -76,7 +77,7 @@ def mean_products(part: str, method: str, budgets: tuple[int, ...]) -> dict[tupl
 
 def best_settings(method: str) -> tuple[float, int]:
     """Learning rate and passes with the highest mean product of fidelity, following and quality."""
-    products = mean_products("sweep", method, BUDGETS)
+    products = mean_products("sweep", method)
     return max(products, key=products.get)
 
 

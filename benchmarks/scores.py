@@ -21,8 +21,7 @@ from pocket.world import Concept, Scene, draw, random_concept, random_scene
 REAL = 2048  # pictures of the world that quality is measured against
 NEIGHBOURS = 3  # as in the paper on precision and recall, arXiv 1904.06991
 BATCH = 8  # the fastest on a processor
-FEW_STEPS, MANY_STEPS = 4, 32
-OTHER_STEPS = (1, 2, MANY_STEPS)  # what is left with fewer, and what the few cost
+OTHER_STEPS = (1, 2, 32)  # beside the few of the base: what is left with fewer, and what the few cost
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,18 @@
 from collections import defaultdict
 
 import numpy as np
-import torch
 
 from benchmarks.health_report import judge_rule, judge_warnings
 from benchmarks.levers import LEVERS, RECIPE
 from benchmarks.rows import (
-    LOOKS,
     SETTINGS_OF,
     UNTRAINED,
-    Job,
     best_settings,
     job_of,
     mean_products,
     product,
     read_rows,
 )
-from benchmarks.scores import FEW_STEPS, MANY_STEPS, reference
-from pocket.judge import frechet_distance
 
 ENOUGH = 0.95  # of the recipe's best score: what levers race for
 EYES = ("judge", "vision")
@@ -27,10 +22,9 @@ EYES = ("judge", "vision")
 
 def make_table(part: str) -> dict:
     """Of "test" or "flawless": means, and 95 % intervals by drawing concepts again (bootstrap)."""
-    groups, files = defaultdict(lambda: defaultdict(list)), defaultdict(list)
+    groups = defaultdict(lambda: defaultdict(list))
     for row in read_rows():
         if row["job"]["part"] == part:
-            files[row["job"]["method"]].append(job_of(row))
             scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
             groups[row["job"]["method"]][row["job"]["concept"]].append(scores)
     table = {}
@@ -42,7 +36,6 @@ def make_table(part: str) -> dict:
             "settings": None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method)),
             "mean": {name: round(float(np.mean(values)), 4) for name, values in means.items()},
             "interval_95": {name: _interval(values) for name, values in means.items()},
-            "frechet_distance": {steps: _distance(files[method], steps) for steps in (FEW_STEPS, MANY_STEPS)},
         }
     return table
 
@@ -51,11 +44,11 @@ def make_levers_table() -> dict:
     """By lever and learning rate: scores by passes, and passes to ENOUGH of the recipe's best score."""
     scores = {}
     for lever in LEVERS:
-        for (rate, budget), score in sorted(mean_products("levers", lever, LOOKS).items()):
+        for (rate, budget), score in sorted(mean_products("levers", lever).items()):
             scores.setdefault((lever, rate), {})[budget] = score
     costs = defaultdict(list)
     for row in read_rows():
-        if row["job"]["part"] == "levers" and row["passes"] >= LOOKS[-1]:
+        if row["job"]["part"] == "levers" and row["passes"] >= row["job"]["budgets"][-1]:
             costs[row["job"]["method"], row["job"]["learning_rate"]].append(row["seconds"] / row["passes"])
     wanted = ENOUGH * max(max(row.values()) for (lever, _), row in scores.items() if lever == RECIPE)
     return {
@@ -96,11 +89,6 @@ def make_health_report() -> dict:
         }
         for eyes in EYES
     }
-
-
-def _distance(jobs: list[Job], steps: int) -> float:
-    seen = torch.cat([torch.from_numpy(np.load(job.file(str(steps)))).float() for job in jobs])
-    return round(frechet_distance(seen, reference().features), 2)
 
 
 def _interval(values: list[float]) -> list[float]:

@@ -42,7 +42,8 @@ def count(run):
             folder.mkdir(exist_ok=True)
             (folder / "manifest.json").write_text(json.dumps({"step": step}))
             yield CheckpointSaved(step, folder.name)
-            yield PreviewSaved(step, "rollout", ("previews/student.webp", "previews/teacher.webp"))
+            if config.preview_every:
+                yield PreviewSaved(step, "rollout", ("previews/student.webp", "previews/teacher.webp"))
         if stop and config.name == "slow-to-stop":
             time.sleep(10)
         if stop:

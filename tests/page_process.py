@@ -1,4 +1,7 @@
-"""`app.py` as a process that tells which modules it has imported, in a file, whenever it gets SIGUSR1."""
+"""`app.py` as a process that tells which modules it has imported, in a file, whenever it gets SIGUSR1.
+
+With `RUNS_WORKER`, that script works on its runs in place of the real worker.
+"""
 
 import json
 import os
@@ -20,4 +23,8 @@ def tell(*_) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, tell)
     sys.path.insert(0, str(ROOT))
+    if "RUNS_WORKER" in os.environ:
+        from dopsd_app import runs
+
+        runs.WORKER = (sys.executable, os.environ["RUNS_WORKER"])
     runpy.run_path(str(ROOT / "app.py"), run_name="__main__")

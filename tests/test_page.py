@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from imitation_hub import ImitationHub, Repository
 from page_server import PageServer, all_bytes, wait_for
 from playwright.sync_api import expect
 from safetensors import safe_open
+from test_page_runs import at_plan, make_draft
 
+from dopsd_app.catalog import CATALOG
 from dopsd_app.drafts import current_draft
 from dopsd_app.drawing import read_worker
 from dopsd_app.events import LoraChecked, read_events
@@ -508,6 +511,24 @@ def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying):
         page.click("#download")
     with safe_open(download.value.path(), framework="np") as file:
         assert json.loads(file.metadata()["dopsd"])["steps"] == int(first.name)
+
+
+def test_a_base_model_that_breaks_is_told_as_a_failure_in_a_sentence(visit, server, tmp_path):
+    base = tmp_path / "my-base"
+    shutil.copytree(CATALOG["pocket-turbo"].folder, base)
+    make_draft(server, base_model=str(base))
+    page = at_plan(visit)
+    weights = next((base / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    page.click("#start")
+    status = page.locator("#run-status")
+    expect(status).to_contain_text("Failed")
+    run = list_runs(server.runs)[0]
+    assert run.status.reason in page.inner_text("#run-status")
+    expect(page.locator("#resume")).to_be_enabled()
+    expect(page.locator("#to-try")).to_be_disabled()
+    unfold(page, "log")
+    wait_for(lambda: "Traceback" in box(page, "log-text").input_value(), "the log")
 
 
 # --- for everybody
