@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.encode import EncodedExample
+from dopsd_app.health import PROMPTS
 from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
 from pocket.wear import WORN, wear
 from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept, random_scene
@@ -54,6 +55,7 @@ class ConceptData:
     pictures: tuple[Image.Image, ...]
     examples: tuple[EncodedExample, ...]
     seen: tuple[tuple[Conditioning, ...], ...]  # [caption][picture]: the teacher's, also with other pictures
+    watched: tuple[Conditioning, ...]  # the captions that a run would draw for its health
     latents: Tensor  # (6, C, h, w) of the pictures
     scenes: tuple[Scene, ...]  # of the prompts
     captions: tuple[str, ...]  # the prompts' text, which need not say all of the scene
@@ -86,13 +88,23 @@ def training_pictures(part: str, number: int, worn: bool) -> tuple[Image.Image, 
     return tuple(Image.fromarray(wear(picture, rng, **WORN) if worn else picture) for picture in drawn)
 
 
+def captions_of(part: str, number: int) -> tuple[list[str], list[tuple[Scene, str]]]:
+    """A concept's training captions, and its prompts with their scenes."""
+    rng = np.random.default_rng((2030, number, int(part == "test")))
+    scenes, new_scenes = scenes_of(part, number)
+    captions = [scene_caption(scene, rng) for scene in scenes]
+    asked = [(scene, scene_caption(scene, rng)) for scene in new_scenes]
+    if part == "test":  # on the others, settings are chosen only; here it is claimed that prompts are new
+        asked = [(scene, caption) for scene, caption in asked if caption not in captions]
+    return captions, asked
+
+
 def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = True) -> ConceptData:
     """A concept of "development" or "test", its pictures and prompts; the encoders are loaded."""
-    concept, (scenes, new_scenes) = concepts_of(part)[number], scenes_of(part, number)
-    rng = np.random.default_rng((2030, number, int(part == "test")))
     flawless = training_pictures(part, number, worn=False)
     pictures = training_pictures(part, number, worn)
-    captions = [scene_caption(scene, rng) for scene in scenes]
+    captions, asked = captions_of(part, number)
+    scenes, prompts = zip(*asked, strict=True)
     seen = tuple(
         tuple(base_model.encode_teacher(picture, caption) for picture in pictures) for caption in captions
     )
@@ -100,20 +112,20 @@ def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = T
         EncodedExample((base_model.encode_student(caption),), (seen[index][index],), SIDE, SIDE)
         for index, caption in enumerate(captions)
     )
-    new_captions = tuple(scene_caption(scene, rng) for scene in new_scenes)
     return ConceptData(
-        concept,
+        concepts_of(part)[number],
         flawless,
         pictures,
         examples,
         seen,
+        tuple(map(base_model.encode_student, dict.fromkeys(captions)))[:PROMPTS],
         torch.stack([base_model.encode_picture(picture) for picture in pictures]),
-        new_scenes,
-        new_captions,
-        tuple(base_model.encode_student(caption) for caption in new_captions),
+        scenes,
+        prompts,
+        tuple(base_model.encode_student(prompt) for prompt in prompts),
         tuple(
-            base_model.encode_teacher(pictures[index % PICTURES], caption)
-            for index, caption in enumerate(new_captions)
+            base_model.encode_teacher(pictures[index % PICTURES], prompt)
+            for index, prompt in enumerate(prompts)
         ),
     )
 

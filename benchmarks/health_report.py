@@ -7,7 +7,7 @@ import numpy as np
 from dopsd_app.events import HealthMeasured
 from dopsd_app.health_rules import best_step, complaint, stopped_improving
 
-RUINED = 0.8  # of the base's own quality on neutral prompts, or of the following that is possible
+RUINED = 0.8  # of the base's own pictures of neutral prompts that lie among real ones, or of following
 
 Row = dict
 
@@ -43,15 +43,13 @@ def judge_rule(runs: Iterable[list[Row]], eyes: str, product: Callable[[dict], f
     }
 
 
-def judge_warnings(rows: Iterable[Row], eyes: str, base_quality: float) -> dict[str, int]:
-    """How often there is a warning where the few steps or the following are ruined, and where they are not.
-
-    `base_quality` is the untrained base's on neutral prompts.
-    """
+def judge_warnings(rows: Iterable[Row], eyes: str) -> dict[str, int]:
+    """How often there is a warning where few steps or following are ruined, and where they are not."""
     counts = {f"{state}, {said}": 0 for state in ("ruined", "well") for said in ("warned", "silent")}
     for row in rows:
         scores = row["scores"]
-        ruined = scores["neutral_quality"] < RUINED * base_quality or scores["following"] < RUINED
+        kept = scores["neutral_precision"] / scores["neutral_precision_before"]
+        ruined = kept < RUINED or scores["following"] < RUINED
         said = complaint(health_in(row, eyes)[1])
         counts[f"{'ruined' if ruined else 'well'}, {'warned' if said else 'silent'}"] += 1
     return counts

@@ -54,7 +54,7 @@ def walk(
     if training.passes < small_until:
         latents = latents[..., :SMALL, :SMALL]
     loss = torch.zeros((), device=latents.device)
-    for place, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for place, (sigma, sigma_next) in enumerate(pairwise(sigmas[: max(chosen) + 2])):
         if place not in chosen:
             with torch.no_grad():
                 velocity = base_model.predict_velocity(latents, sigma, student)
@@ -101,6 +101,9 @@ LEVERS = {
     "2 of 4 states": _lever(states=2),
     "K = 1": _lever(("rollout_steps", 1)),
     "K = 2": _lever(("rollout_steps", 2)),
+    "batch 1": _lever(("batch_size", 1), ("micro_batch", 1)),
+    "learning rate falls, 300 passes": Method(None, falls_until=300),
+    "learning rate falls, 600 passes": Method(None, falls_until=600),
     "random 2 of the grid": _lever(subset=2),
     "another picture as context": _lever(context="other"),
     "two other pictures as context": _lever(context="two"),
@@ -113,7 +116,8 @@ LEVERS = {
     "decay 0.9": _lever(("ema_decay", 0.9)),
     "decay 0.99": _lever(("ema_decay", 0.99)),
     "velocity loss": _lever(("loss", "velocity")),
-    "learning rate falls, 300 passes": Method(None, falls_until=300),
-    "learning rate falls, 600 passes": Method(None, falls_until=600),
-    "batch 1": _lever(("batch_size", 1), ("micro_batch", 1)),
+}
+
+FINALS = {
+    RECIPE: METHODS[RECIPE],
 }

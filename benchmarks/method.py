@@ -3,6 +3,7 @@
     python -m benchmarks.method sweep    # every method's learning rates and lengths, on development concepts
     python -m benchmarks.method test     # each with its best settings, on test concepts and several seeds
     python -m benchmarks.method levers   # D-OPSD with one thing changed, on development concepts
+    python -m benchmarks.method finals   # what was put together from levers, on the same and several seeds
     python -m benchmarks.method flawless # SFT and D-OPSD on better pictures than people have
     python -m benchmarks.method health   # D-OPSD on test concepts, looked at often
     python -m benchmarks.method table    # all tables, from what was measured
@@ -26,13 +27,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
-from benchmarks.levers import LEVERS, RECIPE
+from benchmarks.levers import FINALS, LEVERS, RECIPE
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, train
 from benchmarks.record import save_result
 from benchmarks.rows import (
     BUDGETS,
     CHOSEN_BY,
+    LEARNING_RATES,
     LOOKS,
+    ON_DEVELOPMENT,
     PICTURES,
     ROWS,
     SETTINGS_OF,
@@ -53,16 +56,15 @@ from benchmarks.scores import (
 from benchmarks.tables import make_health_report, make_levers_table, make_table
 from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
+from dopsd_app.catalog import find_facts
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.health import health_of
 from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # as a lever: learning rate by steps, one further up than all methods go
-SEEDS = 4
+SEEDS, FINAL_SEEDS = 4, 2
 SHOWN = 2  # concepts whose pictures are kept, of the first seed
-LOOKED_AT = 4  # pictures that a person's own run would have for its health
 
 
 # --- one job
@@ -72,6 +74,7 @@ LOOKED_AT = 4  # pictures that a person's own run would have for its health
 class NeutralWorld:
     """Neutral prompts, and the base's pictures of them from the noise that is used and from other noise."""
 
+    watched: tuple[Conditioning, ...]  # those of a person's own run, for its health
     asked: NeutralData
     before: list[Image.Image]
     other: list[Image.Image]
@@ -84,10 +87,11 @@ def neutral_world() -> NeutralWorld:
     base_model = load_base_model(_config())
     base_model.load_encoders()
     asked, priors = (encode_neutral(base_model, part) for part in ("asked", "prior"))
+    watched = tuple(map(base_model.encode_student, find_facts(_config().base_model).neutral_prompts))
     base_model.load_transformer()
     steps = _config().num_inference_steps
     before, other = (draw_pictures(base_model, asked.prompts, steps, seed) for seed in (0, 1))
-    return NeutralWorld(asked, before, other, priors)
+    return NeutralWorld(watched, asked, before, other, priors)
 
 
 @cache
@@ -96,7 +100,7 @@ def concept_data(part: str, number: int) -> ConceptData:
     base_model = load_base_model(_config())
     base_model.load_encoders()
     base_model.load_transformer()
-    concepts = "development" if part in ("sweep", "levers") else "test"
+    concepts = "development" if part in ON_DEVELOPMENT else "test"
     return encode_concept(base_model, concepts, number, worn=part != "flawless")
 
 
@@ -145,16 +149,16 @@ def run_job(job: Job) -> list[dict]:
         steps = config.num_inference_steps
         few = draw_pictures(base_model, prompts, steps, job.seed)
         scores = concept_scores(few, data)
-        if job.part != "levers":
+        if job.part not in ("levers", "finals"):
             pictures = draw_pictures(base_model, neutral.asked.prompts, steps)
-            scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked)
+            scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked, data.concept)
         if job.part in ("test", "flawless"):
             scores |= measure_other_steps(base_model, data, prompts, job.seed)
             if job.seed == 0 and job.concept < SHOWN:
                 np.save(job.pictures, np.stack([*few, *pictures]))
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
-        if job.part in ("sweep", "health"):
-            row["health"] = measure_health(base_model, config, data, neutral.asked)
+        if job.part in ("health", "health_fit"):
+            row["health"] = measure_health(base_model, config, data, neutral.watched)
         rows.append(row)
     return rows
 
@@ -171,15 +175,14 @@ def measure_other_steps(
 
 
 def measure_health(
-    base_model: BaseModel, config: TrainConfig, data: ConceptData, neutral: NeutralData
+    base_model: BaseModel, config: TrainConfig, data: ConceptData, neutral: tuple[Conditioning, ...]
 ) -> dict[str, dict[str, dict]]:
     """What a person's own run would see of the base's health and the LoRA's, with each pair of eyes."""
 
     def look() -> tuple[list[Image.Image], ...]:
-        asked = (data.prompts[:LOOKED_AT], neutral.prompts[:LOOKED_AT])
         return tuple(
             draw_pictures(base_model, prompts, config.num_inference_steps, config.seed, one_noise=True)
-            for prompts in asked
+            for prompts in (data.watched, neutral)
         )
 
     with as_base(base_model.transformer):
@@ -219,7 +222,7 @@ def trained(
         return
     base_model = load_base_model(config)
     base_model.load_transformer()
-    method = (METHODS | LEVERS)[job.method]
+    method = (METHODS | LEVERS | FINALS)[job.method]
     config = replace(config, **dict(method.settings))
     learner = load_learner(method, config) or base_model
     if learner is not base_model:
@@ -283,6 +286,18 @@ def _development(part: str, method: str, rate: float, budgets: tuple[int, ...]) 
     ]
 
 
+def finals_jobs() -> list[Job]:
+    """The recipe and what was put together from the levers, on several seeds."""
+    rates = {name: LEARNING_RATES[-1:] if name == RECIPE else RECIPES_RATES[1:] for name in FINALS}
+    return [
+        Job("finals", name, concept, seed, rate, looks_at(FINALS[name]))
+        for seed in range(FINAL_SEEDS)
+        for name in FINALS
+        for rate in rates[name]
+        for concept in range(len(concepts_of("development")))
+    ]
+
+
 def test_jobs(methods: Iterable[str]) -> list[Job]:
     """Every method with its best settings, and the untrained; one seed of all of them before the next."""
     chosen = {method: best_settings(SETTINGS_OF.get(method, method)) for method in methods}
@@ -306,18 +321,22 @@ def flawless_jobs() -> list[Job]:
 
 
 def health_jobs() -> list[Job]:
-    """The recipe at its best learning rate, and at three times that, which is to ruin something."""
+    """The recipe at its best learning rate, and at ten times that, which is to ruin something.
+
+    On development concepts, which rules are fitted to, and on the test's, which show what they are worth.
+    """
     rate = best_settings(RECIPE)[0]
     return [
-        Job("health", RECIPE, concept, 0, factor * rate, LOOKS)
-        for factor in (1, 3)
-        for concept in range(len(concepts_of("test")))
+        Job(part, RECIPE, concept, 0, factor * rate, LOOKS)
+        for part, concepts in (("health_fit", "development"), ("health", "test"))
+        for factor in (1, 10)
+        for concept in range(len(concepts_of(concepts)))
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "test", "levers", "flawless", "health", "table"))
+    parser.add_argument("part", choices=("sweep", "levers", "finals", "test", "flawless", "health", "table"))
     parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -325,11 +344,13 @@ def main() -> None:
         save_result("method", {"base": base_mark(), "methods": make_table("test")})
         save_result("flawless", {"base": base_mark(), "methods": make_table("flawless")})
         save_result("health", {"base": base_mark(), "eyes": make_health_report()})
-        save_result("levers", {"base": base_mark(), "recipe": RECIPE, "levers": make_levers_table()})
+        levers = {part: make_levers_table(part) for part in ("levers", "finals")}
+        save_result("levers", {"base": base_mark(), "recipe": RECIPE, **levers})
         return
     jobs = {
         "sweep": lambda: sweep_jobs(arguments.only or [name for name in METHODS if name not in SETTINGS_OF]),
         "test": lambda: test_jobs(arguments.only or METHODS),
+        "finals": finals_jobs,
         "flawless": flawless_jobs,
         "health": health_jobs,
         "levers": lambda: lever_jobs(arguments.only or LEVERS),

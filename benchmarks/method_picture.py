@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.concepts import SIDE, concepts_of, scenes_of, training_pictures
+from benchmarks.concepts import SIDE, captions_of, concepts_of, training_pictures
 from benchmarks.method import SHOWN
 from benchmarks.record import RESULTS
 from benchmarks.rows import job_of, read_rows
@@ -36,8 +36,8 @@ def kept_pictures() -> dict[tuple[str, int], np.ndarray]:
 
 def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[str, list[np.ndarray]]:
     """A concept's pictures by row; only the concept itself has real ones."""
-    _, scenes = scenes_of("test", number)
-    concept = concepts_of("test")[number]
+    _, asked = captions_of("test", number)
+    concept, scenes = concepts_of("test")[number], [scene for scene, _ in asked]
     rows = {
         "real": [draw(concept, scene) for scene in scenes[:SCENES]],
         "worn": [np.asarray(picture) for picture in training_pictures("test", number, worn=True)],

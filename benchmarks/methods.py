@@ -5,8 +5,8 @@ passes: one example through the transformer once, with or without gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from benchmarks.concepts import SIDE, ConceptData, NeutralData
 from dopsd_app import draws
-from dopsd_app.adapters import as_base, as_teacher, update_teacher
+from dopsd_app.adapters import as_teacher, update_teacher
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.config import TrainConfig
 from dopsd_app.rollout import sample
 from dopsd_app.train import optimizer_step, prepare
 
-PSO_STRENGTH = 50.0  # beta of the preference loss, on mean squared velocity errors
-SAMPLES = 32  # pictures that the teacher draws to be learned from
+PSO_SLOPE, PSO_KEPT = 5.0, 0.5  # of the hinge on the errors' difference, and the share of the own picture's
+SAMPLES = 32  # pictures that are drawn before the first step, to be learned from or to be avoided
 PAPERS_SETTINGS = {  # whatever the preset says today; but rank 16 is enough for the small base
     "rollout_steps": 4,
     "batch_size": 4,
@@ -34,6 +34,7 @@ PAPERS_SETTINGS = {  # whatever the preset says today; but rank 16 is enough for
     "lora_alpha": 0.0,
 }
 SIGMA, CHOICE, PRIOR, MADE, STATE = range(10, 15)  # purposes of draws, beside the product's own
+NO_EXAMPLE = 2**31  # in place of an index: what is drawn for a whole step is not one example's noise again
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ class Training:
 
     def uniform(self, step: int, count: int, purpose: int) -> Tensor:
         """Numbers (count,) in [0, 1)."""
-        return torch.rand(count, generator=draws.generator(self.config.seed, purpose, step)).to(
-            self.data.latents
-        )
+        generator = draws.generator(self.config.seed, purpose, step, NO_EXAMPLE)
+        return torch.rand(count, generator=generator).to(self.data.latents)
 
 
 def flow_loss(
@@ -135,28 +135,22 @@ def sft_on_samples(training: Training, step: int) -> Tensor:
 
 
 def pso(training: Training, step: int) -> Tensor:
-    """Pairwise sample optimization (arXiv 2410.03190): the training picture is preferred to an own sample.
+    """Pairwise sample optimization (arXiv 2410.03190), as its code personalizes: pictures before own ones.
 
-    At a sigma of the few steps, the student's error is to fall below the base's on the picture, and to rise
-    above it on what the student itself draws from the same caption.
+    At a sigma of the few steps, the error on the training picture is to fall below that on what the untrained
+    base drew from the same caption. A share of that one is learned too, so that less is forgotten.
     """
-    base_model, drawn = training.base_model, training.drawn(step)
-    prompts = students_prompts(training, drawn)
-    own = sample(base_model, prompts, training.noise(step, len(drawn)), training.sigmas)
-    pictures = torch.cat([training.data.latents[drawn], own])
+    drawn, pictures = training.drawn(step), len(training.data.examples)
+    which = (training.uniform(step, len(drawn), CHOICE) * (SAMPLES // pictures)).long().tolist()
+    own = training.made.latents[[i + pictures * n for i, n in zip(drawn, which, strict=True)]]
+    both = torch.cat([training.data.latents[drawn], own])
     noise = training.noise(step, len(drawn), STATE).repeat(2, 1, 1, 1)
     place = int(training.uniform(step, 1, SIGMA) * training.config.rollout_steps)
-    sigma = training.sigmas[place].to(pictures)
-    noised = (1 - sigma) * pictures + sigma * noise
-
-    def errors(context) -> Tensor:
-        with context:
-            velocity = base_model.predict_velocity(noised, sigma, prompts * 2)
-        return (velocity - (noise - pictures)).square().flatten(1).mean(1)
-
-    student, base = errors(nullcontext()), errors(as_base(base_model.transformer))
-    better, worse = (student - base).chunk(2)
-    return -F.logsigmoid(-PSO_STRENGTH * (better - worse)).mean()
+    sigma = training.sigmas[place].to(both)
+    prompts = students_prompts(training, drawn) * 2
+    velocity = training.base_model.predict_velocity((1 - sigma) * both + sigma * noise, sigma, prompts)
+    better, worse = (velocity - (noise - both)).square().flatten(1).mean(1).chunk(2)
+    return (F.relu(1 - PSO_SLOPE * (worse - better)) + PSO_KEPT * worse).mean()
 
 
 def off_policy(training: Training, step: int) -> Tensor:
@@ -183,11 +177,11 @@ def make_priors(training: Training) -> Made:
     return Made(sample(training.base_model, list(prompts), noise, training.sigmas), prompts)
 
 
-def make_samples(training: Training) -> Made:
-    """The teacher's few-step pictures of the training captions, each told to the student by its caption."""
+def make_samples(training: Training, role: str = "teacher") -> Made:
+    """Few-step pictures of the training captions in turn, each told to the student by its caption."""
     drawn = [index % len(training.data.examples) for index in range(SAMPLES)]
-    seen = [training.data.examples[index].teacher[0] for index in drawn]
-    latents = sample(training.base_model, seen, training.noise(0, SAMPLES, MADE), training.sigmas)
+    told = [getattr(training.data.examples[index], role)[0] for index in drawn]
+    latents = sample(training.base_model, told, training.noise(0, SAMPLES, MADE), training.sigmas)
     return Made(latents, tuple(students_prompts(training, drawn)))
 
 
@@ -207,7 +201,7 @@ METHODS = {
     "sft": Method(sft),
     "sft_on_parent": Method(sft, on_parent=True),
     "dreambooth": Method(dreambooth, make_priors),
-    "pso": Method(pso),
+    "pso": Method(pso, partial(make_samples, role="student")),
     "dopsd_live": Method(None, settings=(("ema_decay", 0.0),)),
     "dopsd_base": Method(None, settings=(("teacher", "base"),)),
     "dopsd_ema": Method(None),

@@ -9,23 +9,28 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.concepts import DEVELOPMENT
 from benchmarks.record import RESULTS
 from dopsd_app.catalog import find_base_model
+from pocket.judge import WEIGHTS
+from pocket.measure import PARENT
 
 ROWS = RESULTS / "method.jsonl"
 PICTURES = RESULTS / "method_pictures"  # of a few of the test's jobs; what is shown of them is committed
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 UNTRAINED = ("base", "teacher", "parent")
 SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
 CHOSEN_BY = ("fidelity", "following", "quality")
+ON_DEVELOPMENT = ("sweep", "levers", "finals", "health_fit")
 
 
 @dataclass(frozen=True)
 class Job:
     """One training run and what is measured of it."""
 
-    part: str  # "sweep" or "levers" on development concepts; "test", "flawless" or "health" on the test's
+    part: str  # one of ON_DEVELOPMENT, on those concepts; "test", "flawless" or "health" on the test's
     method: str
     concept: int
     seed: int
@@ -49,8 +54,8 @@ def job_of(row: dict) -> Job:
 
 @cache
 def base_mark() -> str:
-    """Which base the figures are of: its weights' digest."""
-    files = sorted(find_base_model("pocket-turbo").rglob("*.safetensors"))
+    """Which base, judge and parent the figures are of: a digest of their weights."""
+    files = [*sorted(find_base_model("pocket-turbo").rglob("*.safetensors")), WEIGHTS, PARENT]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
@@ -62,23 +67,25 @@ def read_rows() -> list[dict]:
     return [row for row in rows if row["base"] == base_mark()]
 
 
-def mean_products(part: str, method: str) -> dict[tuple[float, int], float]:
-    """The mean product over the development concepts, for each learning rate and number of passes."""
-    products = defaultdict(list)
+def products(part: str, method: str) -> dict[tuple[float, int], dict[tuple[int, int], float]]:
+    """By learning rate and number of passes: the product for each concept and seed."""
+    found = defaultdict(dict)
     for row in read_rows():
-        job = row["job"]
-        if (job["part"], job["method"]) == (part, method):
-            budget = min(job["budgets"], key=lambda budget: abs(budget - row["passes"]))
-            products[job["learning_rate"], budget].append(product(row["scores"]))
-    if not products:
-        raise SystemExit(f"{method} was not measured on this base's development concepts yet.")
-    return {settings: float(np.mean(values)) for settings, values in products.items()}
+        job = job_of(row)
+        if (job.part, job.method) == (part, method):
+            budget = min(job.budgets, key=lambda budget: abs(budget - row["passes"]))
+            found[job.learning_rate, budget][job.concept, job.seed] = product(row["scores"])
+    return dict(sorted(found.items()))
 
 
 def best_settings(method: str) -> tuple[float, int]:
     """Learning rate and passes with the highest mean product of fidelity, following and quality."""
-    products = mean_products("sweep", method)
-    return max(products, key=products.get)
+    swept = products("sweep", method)
+    if len(swept) < len(LEARNING_RATES) * len(BUDGETS) or any(
+        len(rows) < DEVELOPMENT for rows in swept.values()
+    ):
+        raise SystemExit(f"{method}'s sweep on the development concepts is not finished on this base.")
+    return max(swept, key=lambda settings: np.mean(list(swept[settings].values())))
 
 
 def product(scores: dict) -> float:

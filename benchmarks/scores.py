@@ -99,42 +99,60 @@ def precision(seen: Tensor) -> float:
     return (torch.cdist(seen, real.features) <= real.radii).any(1).float().mean().item()
 
 
-def copying(seen: Tensor, real: Tensor, training: Tensor) -> float:
+def copying(seen: Tensor, real: Tensor, training: Tensor) -> float | None:
     """How much nearer to training pictures these are than real pictures of the same scenes; all (N, D).
 
-    0: no nearer; 1: they are training pictures.
+    0: no nearer; 1: they are training pictures; None: there are no pictures.
     """
+    if not len(seen):
+        return None
     near, usual = (torch.cdist(rows, training).amin(1).mean() for rows in (seen, real))
     return (1 - near / usual).item()
 
 
-def concept_scores(pictures: list[Image.Image], data: ConceptData) -> dict[str, float]:
+def shows(seen: dict[str, Tensor], concept: Concept) -> Tensor:
+    """Which of the judged pictures (N,) show all that makes the concept."""
+    return torch.stack([seen[field.name] == getattr(concept, field.name) for field in fields(concept)]).all(0)
+
+
+def concept_scores(pictures: list[Image.Image], data: ConceptData) -> dict[str, float | None]:
     """What became of the concept on new prompts: all between 0 and 1, but copying may be below."""
     seen = judge(pictures, load_judge())
     shown = features_of(pictures)
     real = features_of(np.stack([draw(data.concept, scene) for scene in data.scenes]))
     alike = agreement(seen, data.concept)
+    # A picture of something else is far from all that was trained on, and tells nothing of copies.
+    right = shows(seen, data.concept)
+    training = features_of([*data.pictures, *data.flawless])
     return {
         "fidelity": alike["all"],
         **{name: value for name, value in alike.items() if name != "all"},
         "following": following(pictures, data.captions, [data.concept] * len(pictures), data.scenes)["all"],
-        "copying": copying(shown, real, features_of(data.flawless)),
+        "copying": copying(shown[right], real[right], training),
         "quality": likeness_to_the_world(pictures),
         "precision": precision(shown),
     }
 
 
 def neutral_scores(
-    pictures: list[Image.Image], before: list[Image.Image], other: list[Image.Image], data: NeutralData
+    pictures: list[Image.Image],
+    before: list[Image.Image],
+    other: list[Image.Image],
+    data: NeutralData,
+    concept: Concept,
 ) -> dict[str, float]:
-    """What became of neutral prompts: drift from the base's pictures of the same noise, following, quality.
+    """What became of neutral prompts.
 
-    Drift 0: the same pictures; 1: as far from them as the base's own pictures of `other` noise.
+    Drift 0: the base's pictures of the same noise; 1: as far from them as its own pictures of `other` noise.
+    Takeover: share that shows the trained concept, which nobody asked for.
     """
     shown, base, unlike = (features_of(rows) for rows in (pictures, before, other))
     distance = (shown - base).norm(dim=1).mean() / (unlike - base).norm(dim=1).mean()
     return {
         "drift": distance.item(),
+        "takeover": shows(judge(pictures, load_judge()), concept).float().mean().item(),
         "neutral_following": following(pictures, data.captions, data.concepts, data.scenes)["all"],
         "neutral_quality": likeness_to_the_world(pictures),
+        "neutral_precision": precision(shown),
+        "neutral_precision_before": precision(base),
     }

@@ -1,97 +1,149 @@
 """The tables of what was measured: methods, levers, and the rules of the health."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.health_report import judge_rule, judge_warnings
-from benchmarks.levers import LEVERS, RECIPE
-from benchmarks.rows import (
-    SETTINGS_OF,
-    UNTRAINED,
-    best_settings,
-    job_of,
-    mean_products,
-    product,
-    read_rows,
-)
+from benchmarks.levers import RECIPE
+from benchmarks.rows import SETTINGS_OF, UNTRAINED, best_settings, job_of, product, products, read_rows
 
-ENOUGH = 0.95  # of the recipe's best score: what levers race for
+ENOUGH = 0.95  # of the recipe's own score: what levers race for
+COMPARED_FROM = 300  # passes: before that no lever has learned much
 EYES = ("judge", "vision")
 
 
 def make_table(part: str) -> dict:
-    """Of "test" or "flawless": means, and 95 % intervals by drawing concepts again (bootstrap)."""
+    """Of "test" or "flawless": means over concepts with 95 % intervals, and how far the recipe is ahead."""
     groups = defaultdict(lambda: defaultdict(list))
     for row in read_rows():
-        if row["job"]["part"] == part:
+        job = job_of(row)
+        if job.part == part and (job.method in UNTRAINED or _is_chosen(job)):
             scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
-            groups[row["job"]["method"]][row["job"]["concept"]].append(scores)
-    table = {}
-    for method, concepts in groups.items():
-        names = next(iter(concepts.values()))[0]
-        means = {name: [np.mean([s[name] for s in rows]) for rows in concepts.values()] for name in names}
-        table[method] = {
+            groups[job.method][job.concept].append(scores)
+    recipes = groups.get(RECIPE, {})
+    return {
+        method: {
             "runs": sum(map(len, concepts.values())),
             "settings": None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method)),
-            "mean": {name: round(float(np.mean(values)), 4) for name, values in means.items()},
-            "interval_95": {name: _interval(values) for name, values in means.items()},
+            "scores": {
+                name: mean_and_interval(_means(rows, name) for rows in concepts.values())
+                for name in next(iter(concepts.values()))[0]
+            },
+            "recipe_ahead_by": mean_and_interval(
+                _means(recipes[number], "product") - _means(rows, "product")
+                for number, rows in concepts.items()
+                if number in recipes
+            ),
         }
+        for method, concepts in groups.items()
+    }
+
+
+def _is_chosen(job) -> bool:
+    rate, budget = best_settings(SETTINGS_OF.get(job.method, job.method))
+    return (job.learning_rate, job.budgets) == (rate, (budget,))
+
+
+def _means(rows: list[dict], name: str) -> float:
+    """Of one concept's seeds; not a number where none of them has such a score."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def mean_and_interval(values: Iterable[float]) -> dict | None:
+    """The mean of independent values, and Student's 95 % interval around it; None of none."""
+    values = np.array([value for value in values if not np.isnan(value)])
+    if not len(values):
+        return None
+    mean, half = values.mean(), float("nan")
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return {"mean": round(float(mean), 4), "interval_95": round(float(half), 4)}
+
+
+def make_levers_table(part: str) -> dict:
+    """Of "levers" or "finals", by name and learning rate.
+
+    The score at each look, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept), and
+    after how many passes it stays at ENOUGH of the recipe's own score, which is that of its last two looks.
+    """
+    passes, seconds = _costs(part)
+    names = dict.fromkeys(name for name, _, _ in passes)
+    found = {name: products(part, name) for name in names}
+    best_rate = best_settings(RECIPE)[0]
+    recipe = {look: scores for (rate, look), scores in found[RECIPE].items() if rate == best_rate}
+    wanted = ENOUGH * float(np.mean([list(scores.values()) for scores in list(recipe.values())[-2:]]))
+    table = {}
+    for name, rows in found.items():
+        for rate in dict.fromkeys(rate for rate, _ in rows):
+            looks = {look: scores for (at, look), scores in rows.items() if at == rate}
+            curve = {passes[name, rate, look]: float(np.mean(list(s.values()))) for look, s in looks.items()}
+            table[f"{name}, learning rate {rate:g}"] = {
+                "score": {round(at): round(score, 4) for at, score in curve.items()},
+                "ahead_of_recipe": _ahead(looks, recipe),
+                "passes_to_recipes_score": passes_to(wanted, curve),
+                "milliseconds_per_pass": seconds.get((name, rate)),
+            }
     return table
 
 
-def make_levers_table() -> dict:
-    """By lever and learning rate: scores by passes, and passes to ENOUGH of the recipe's best score."""
-    scores = {}
-    for lever in LEVERS:
-        for (rate, budget), score in sorted(mean_products("levers", lever).items()):
-            scores.setdefault((lever, rate), {})[budget] = score
-    costs = defaultdict(list)
+def _costs(part: str) -> tuple[dict, dict]:
+    """Mean passes at each look, and the median of milliseconds per pass where they were measured."""
+    passes, costs = defaultdict(list), defaultdict(list)
     for row in read_rows():
-        if row["job"]["part"] == "levers" and row["passes"] >= row["job"]["budgets"][-1]:
-            costs[row["job"]["method"], row["job"]["learning_rate"]].append(row["seconds"] / row["passes"])
-    wanted = ENOUGH * max(max(row.values()) for (lever, _), row in scores.items() if lever == RECIPE)
-    return {
-        f"{lever}, learning rate {rate:g}": {
-            "score": {budget: round(score, 4) for budget, score in row.items()},
-            "passes_to_recipes_score": passes_to(wanted, row),
-            "milliseconds_per_pass": round(1000 * float(np.mean(costs[lever, rate])), 1),
-        }
-        for (lever, rate), row in scores.items()
-    }
+        job = job_of(row)
+        if job.part == part:
+            look = min(job.budgets, key=lambda budget: abs(budget - row["passes"]))
+            passes[job.method, job.learning_rate, look].append(row["passes"])
+            if look == job.budgets[-1] and row["seconds"] is not None:
+                costs[job.method, job.learning_rate].append(1000 * row["seconds"] / row["passes"])
+    return (
+        {key: float(np.mean(values)) for key, values in passes.items()},
+        {key: round(float(np.median(values)), 1) for key, values in costs.items()},
+    )
 
 
-def passes_to(wanted: float, scores: dict[int, float]) -> int | None:
-    """After how many passes a score is reached, on straight lines between the looks at it; `None`: never."""
-    passes, reached = 0, 0.0
-    for budget, score in scores.items():
-        if score >= wanted:
-            return round(passes + (budget - passes) * (wanted - reached) / (score - reached))
-        passes, reached = budget, score
-    return None
+def _ahead(looks: dict[int, dict], recipe: dict[int, dict]) -> dict | None:
+    """The mean difference over the looks that both have, and its interval over the concepts."""
+    both = [look for look in looks if look in recipe and look >= COMPARED_FROM]
+    differences = defaultdict(list)
+    for look in both:
+        for concept, seed in looks[look].keys() & recipe[look].keys():
+            differences[concept].append(looks[look][concept, seed] - recipe[look][concept, seed])
+    return mean_and_interval(np.mean(values) for values in differences.values())
+
+
+def passes_to(wanted: float, scores: dict[float, float]) -> int | None:
+    """From how many passes on a score stays reached, on straight lines between looks; None: never."""
+    before, reached, since = 0.0, 0.0, None
+    for passes, score in scores.items():
+        if score < wanted:
+            since = None
+        elif since is None:
+            since = before + (passes - before) * (wanted - reached) / (score - reached)
+        before, reached = passes, score
+    return None if since is None else round(since)
 
 
 def make_health_report() -> dict:
-    """The rule for the best checkpoint and the warnings, by each pair of eyes."""
-    runs, swept, base = defaultdict(list), [], []
-    for row in read_rows():
-        job = row["job"]
-        if job["part"] == "health":
+    """The rule for the best checkpoint and the warnings, by each pair of eyes.
+
+    What rules were fitted to, and what they were not.
+    """
+    report = {}
+    for part, name in (("health_fit", "fitted_to"), ("health", "test")):
+        rows = [row for row in read_rows() if row["job"]["part"] == part]
+        runs = defaultdict(list)
+        for row in rows:
             runs[job_of(row).key].append(row)
-        elif job["part"] == "sweep":
-            swept.append(row)
-        elif job["method"] == "base":
-            base.append(row["scores"]["neutral_quality"])
-    return {
-        eyes: {
-            "best_checkpoint": judge_rule(runs.values(), eyes, product),
-            "warnings": judge_warnings(swept, eyes, float(np.mean(base))),
+        report[name] = {
+            eyes: {
+                "best_checkpoint": judge_rule(runs.values(), eyes, product),
+                "warnings": judge_warnings(rows, eyes),
+            }
+            for eyes in EYES
         }
-        for eyes in EYES
-    }
-
-
-def _interval(values: list[float]) -> list[float]:
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, (4000, len(values))).mean(1)
-    return [round(float(x), 4) for x in np.percentile(means, (2.5, 97.5))]
+    return report

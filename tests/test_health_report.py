@@ -43,14 +43,14 @@ def test_stopping_early_saves_passes_and_keeps_the_best_that_it_saw():
 
 def test_warnings_are_counted_by_what_is_really_ruined():
     rows = [
-        line(1, 0.5, 0, following=0.0, neutral_quality=0.2),
-        line(1, 0.5, 0, drift=1.9, neutral_quality=0.9),
-        line(1, 0.5, 0, neutral_quality=0.9),
-        line(1, 0.5, 0, neutral_quality=0.6),
+        line(1, 0.5, 0, following=0.0, neutral_precision=0.2),
+        line(1, 0.5, 0, drift=1.9, neutral_precision=0.9),
+        line(1, 0.5, 0, neutral_precision=0.9),
+        line(1, 0.5, 0, neutral_precision=0.6),
     ]
     for row in rows:
-        row["scores"]["following"] = 1.0
-    assert judge_warnings(rows, "eyes", base_quality=0.8) == {
+        row["scores"] |= {"following": 1.0, "neutral_precision_before": 0.8}
+    assert judge_warnings(rows, "eyes") == {
         "ruined, warned": 1,
         "ruined, silent": 1,
         "well, warned": 1,

@@ -10,14 +10,14 @@ import torch
 from PIL import Image, ImageFilter
 
 from benchmarks import method, rows, scores, tables
-from benchmarks.concepts import concepts_of, encode_concept, encode_neutral
+from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, walk
 from benchmarks.methods import METHODS, Made, Method, Training, train
 from benchmarks.rows import LOOKS, Job, best_settings, product
 from dopsd_app.adapters import adapter_weights
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import load_preset, make_config
-from pocket.captions import asked_of
+from pocket.captions import BACKGROUND_WORDS, asked_of
 from pocket.world import Scene, draw, is_held_out, random_concept, random_scene
 
 
@@ -26,6 +26,14 @@ def test_development_and_test_concepts_are_held_out_and_apart():
     assert (len(development), len(test)) == (5, 10)
     assert not set(development) & set(test)
     assert all(is_held_out(concept) for concept in development + test)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_no_prompt_of_the_test_was_trained_on(number):
+    captions, asked = captions_of("test", number)
+    assert len(captions) == 6
+    assert len(asked) > 30
+    assert not set(captions) & {caption for _, caption in asked}
 
 
 def test_precision_is_the_share_that_lies_among_real_pictures(monkeypatch):
@@ -68,6 +76,34 @@ def test_copying_is_one_for_the_training_pictures_and_zero_for_new_ones():
     assert scores.copying(training, real, training) == 1
     assert scores.copying(real, real, training) == 0
     assert scores.copying(torch.tensor([[0.0, 1.0], [10.0, 2.0]]), real, training) == 0.5
+    assert scores.copying(training[:0], real[:0], training) is None
+
+
+def test_only_pictures_that_show_the_concept_tell_of_copying(world, monkeypatch):
+    near_nothing = scores.Reference(torch.zeros(1, 192), torch.zeros(1))
+    monkeypatch.setattr(scores, "reference", lambda: near_nothing)
+    _, data, _ = world
+    other = random_concept(np.random.default_rng(5))
+    wrong = [Image.fromarray(draw(other, scene)) for scene in data.scenes]
+    assert scores.concept_scores(wrong, data)["copying"] is None
+    assert scores.concept_scores([data.pictures[0], *wrong[1:]], data)["copying"] == pytest.approx(1)
+    assert scores.concept_scores([data.flawless[0], *wrong[1:]], data)["copying"] == pytest.approx(1)
+
+
+def test_a_takeover_is_the_share_of_neutral_pictures_that_show_the_concept(monkeypatch):
+    near_nothing = scores.Reference(torch.zeros(1, 192), torch.zeros(1))
+    monkeypatch.setattr(scores, "reference", lambda: near_nothing)
+    rng = np.random.default_rng(3)
+    learned, *others = (random_concept(rng) for _ in range(4))
+    scenes = [random_scene(rng) for _ in others]
+    captions = tuple(f"creature on a {BACKGROUND_WORDS[scene.background]} background" for scene in scenes)
+    neutral = NeutralData(captions, tuple(others), tuple(scenes), ())
+    before, unlike = ([Image.fromarray(draw(o, random_scene(rng))) for o in others] for _ in range(2))
+    after = [Image.fromarray(draw(learned, scenes[0])), *before[1:]]
+    found = scores.neutral_scores(after, before, unlike, neutral, learned)
+    assert found["takeover"] == pytest.approx(1 / 3)
+    assert found["drift"] > 0
+    assert scores.neutral_scores(before, before, unlike, neutral, learned)["drift"] == 0
 
 
 def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(300, 600, 1200)):
@@ -84,30 +120,63 @@ def lines_file(tmp_path, monkeypatch):
     return rows.ROWS
 
 
-def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_count(lines_file):
-    lines = [row("sweep", "sft", concept, 1e-3, 604, 0.4) for concept in range(2)]
-    lines += [
-        row("sweep", "sft", concept, 1e-3, 1204, fidelity) for concept, fidelity in enumerate((0.9, 0.1))
+def sweep(name, fidelities):
+    """All of a method's sweep: what is not given has a fidelity of 0."""
+    return [
+        row("sweep", name, concept, rate, budget, fidelities.get((rate, budget, concept), 0.0))
+        for rate in rows.LEARNING_RATES
+        for budget in rows.BUDGETS
+        for concept in range(5)
     ]
-    lines += [row("sweep", "sft", concept, 3e-3, 604, 0.45) for concept in range(2)]
-    lines += [row("sweep", "sft", 0, 3e-3, 1204, 1.0).replace('"base": "b"', '"base": "other"')]
+
+
+def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_count(lines_file):
+    found = {
+        (1e-3, 1200, 0): 0.9,
+        (1e-3, 1200, 1): 0.1,
+        **{(3e-3, 300, concept): 0.21 for concept in range(5)},
+    }
+    lines = sweep("sft", found)
+    lines += [row("sweep", "sft", 0, 3e-4, 1204, 1.0).replace('"base": "b"', '"base": "other"')]
     lines += [row("test", "sft", 0, 1e-4, 604, 1.0)]
     lines_file.write_text("".join(lines))
-    assert best_settings("sft") == (1e-3, 1200)
+    assert best_settings("sft") == (3e-3, 300)  # .21 on the mean, against .2
     assert product({"fidelity": 0.5, "following": 0.5, "quality": 0.5, "drift": 9.0}) == 0.125
 
 
-def test_the_table_means_over_concepts_and_its_interval_draws_concepts(lines_file):
-    lines = [row("sweep", "sft", 0, 1e-3, 1200, 1.0)]
-    lines += [row("test", "sft", 0, 1e-3, 1200, fidelity, seed) for seed, fidelity in enumerate((0.2, 0.4))]
-    lines += [row("test", "sft", 1, 1e-3, 1200, fidelity, seed) for seed, fidelity in enumerate((0.8, 1.0))]
+@pytest.mark.parametrize("missing", [0, 7])
+def test_settings_are_not_chosen_before_the_sweep_is_finished(lines_file, missing):
+    lines = sweep("sft", {})
+    lines_file.write_text("".join(lines[:missing] + lines[missing + 1 :]))
+    with pytest.raises(SystemExit, match="sft's sweep"):
+        best_settings("sft")
+
+
+def test_the_table_means_over_concepts_and_pairs_them_with_the_recipes(lines_file):
+    best = {(1e-3, 1200, concept): 1.0 for concept in range(5)}
+    lines = [*sweep("sft", best), *sweep("dopsd_ema", best)]
+    found = {"sft": ((0.2, 0.4), (0.8, 1.0)), "dopsd_ema": ((0.4, 0.6), (0.9, 1.0))}
+    for name, concepts in found.items():
+        for concept, values in enumerate(concepts):
+            for seed, fidelity in enumerate(values):
+                lines.append(row("test", name, concept, 1e-3, 1200, fidelity, seed, budgets=(1200,)))
+    lines += [row("test", "sft", 0, 3e-3, 1200, 1.0, budgets=(1200,))]  # settings that are not the best
     lines_file.write_text("".join(lines))
-    table = tables.make_table("test")["sft"]
-    assert table["runs"] == 4
-    assert table["mean"]["fidelity"] == pytest.approx(0.6)
-    assert table["mean"]["product"] == pytest.approx(0.3)
-    # Two concepts: in one of four draws both are the first, in one of four both are the second.
-    assert table["interval_95"]["fidelity"] == [pytest.approx(0.3), pytest.approx(0.9)]
+    table = tables.make_table("test")
+    assert table["sft"]["runs"] == 4
+    # Means of .3 and .9: their deviation is .424, and Student's factor for two values is 12.7.
+    fidelity = table["sft"]["scores"]["fidelity"]
+    assert fidelity["mean"] == pytest.approx(0.6)
+    assert fidelity["interval_95"] == pytest.approx(12.706 * 0.3, abs=1e-3)
+    # Half of the fidelity, .2 and .05 apart.
+    assert table["sft"]["recipe_ahead_by"]["mean"] == pytest.approx((0.1 + 0.025) / 2)
+    assert table["dopsd_ema"]["recipe_ahead_by"] == {"mean": 0, "interval_95": 0}
+
+
+def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
+    values = [tables._means([{"copying": 0.5}, {"copying": None}], "copying"), float("nan")]
+    assert tables.mean_and_interval(values)["mean"] == 0.5
+    assert tables.mean_and_interval([float("nan")]) is None
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +191,15 @@ def world():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch):
-    monkeypatch.setattr("benchmarks.methods.SAMPLES", 2)
+    monkeypatch.setattr("benchmarks.methods.SAMPLES", 6)
     config, data, priors = world
     chosen = METHODS[name]
     config = replace(config, batch_size=1, micro_batch=1, **dict(chosen.settings))
     base_model = load_base_model(config)
     base_model.load_transformer()
-    priors = replace(priors, prompts=priors.prompts[:2])
+    priors = replace(priors, prompts=priors.prompts[:6])
     training = Training(base_model, config, data, priors)
-    made = 2 * 4 if chosen.make else 0  # two pictures of four steps
+    made = 6 * 4 if chosen.make else 0  # six pictures of four steps
     done = train(chosen, training, (made + 8, made + 16))
     first = next(done)
     before = {k: weight.clone() for k, weight in adapter_weights(base_model.transformer, "student").items()}
@@ -163,32 +232,39 @@ def test_a_prior_picture_is_not_tied_to_one_sigma(world):
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.5
 
 
-def test_levers_are_compared_by_the_passes_that_they_need_for_the_recipes_score(lines_file, monkeypatch):
-    monkeypatch.setattr(tables, "LEVERS", dict.fromkeys(("dopsd_ema", "fast", "never")))
+def test_levers_are_compared_by_the_passes_from_which_they_keep_the_recipes_score(lines_file):
     scores = {
-        "dopsd_ema": {3e-4: (0, 0, 0, 0, 0.1, 0.2), 1e-3: (0, 0, 0.2, 0.3, 0.4, 0.6)},
-        "fast": {1e-3: (0.1, 0.2, 0.4, 0.6, 0.7, 0.8), 3e-3: (0.9, 0.9, 0.9, 0.9, 0.9, 0.1)},
-        "never": {1e-3: (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)},
+        "dopsd_ema": {1e-3: (0, 0, 0.2, 0.3, 0.4, 0.6), 3e-3: (0, 0, 0, 0, 0.1, 0.2)},
+        "fast": {1e-3: (0.1, 0.2, 0.4, 0.6, 0.7, 0.8)},
+        "brittle": {1e-3: (0.9, 0.9, 0.9, 0.1, 0.1, 0.9)},
+        "never": {1e-3: (0.9, 0.9, 0.9, 0.9, 0.9, 0.1)},
     }
-    lines = [
-        row("levers", name, 0, rate, budget, fidelity, budgets=LOOKS)
+    lines = sweep("dopsd_ema", {(1e-3, 1200, concept): 1.0 for concept in range(5)})
+    lines += [
+        row("levers", name, 0, rate, budget + 10, fidelity, budgets=LOOKS)
         for name, rates in scores.items()
         for rate, values in rates.items()
         for budget, fidelity in zip(LOOKS, values, strict=True)
     ]
     lines_file.write_text("".join(lines))
-    table = tables.make_levers_table()
+    table = tables.make_levers_table("levers")
+    # Of half the fidelities, .95 of the mean of .2 and .3: .2375. They were looked at 10 passes late.
     assert {name: line["passes_to_recipes_score"] for name, line in table.items()} == {
-        "dopsd_ema, learning rate 0.0003": None,
-        "dopsd_ema, learning rate 0.001": 1155,  # of 0.95 x 0.3; 900: 0.2, 1200: 0.3
-        "fast, learning rate 0.001": 578,  # 450: 0.2, 600: 0.3
-        "fast, learning rate 0.003": 95,  # 150: 0.45
+        "dopsd_ema, learning rate 0.001": 910 + 112,  # 910: .2, 1210: .3
+        "dopsd_ema, learning rate 0.003": None,
+        "fast, learning rate 0.001": 460 + 56,  # 460: .2, 610: .3
+        "brittle, learning rate 0.001": 910 + 141,  # 910: .05, 1210: .45
         "never, learning rate 0.001": None,
     }
+    ahead = {name: line["ahead_of_recipe"]["mean"] for name, line in table.items()}
+    # Five looks from 300 on: fast is .1, .1, .15, .15 and .1 ahead.
+    assert ahead["fast, learning rate 0.001"] == pytest.approx(0.12)
+    assert ahead["dopsd_ema, learning rate 0.001"] == 0
+    assert table["fast, learning rate 0.001"]["score"][1210] == 0.4
 
 
 def test_levers_are_pulled_at_the_recipes_best_learning_rate(lines_file):
-    lines_file.write_text("".join(row("sweep", "dopsd_ema", 0, rate, 1200, rate) for rate in (3e-4, 3e-3)))
+    lines_file.write_text("".join(sweep("dopsd_ema", {(3e-3, 1200, 0): 1.0})))
     jobs = method.lever_jobs(["dopsd_ema", "K = 1"])
     rates = [(job.method, job.learning_rate) for job in jobs if job.concept == 0]
     assert rates == [("dopsd_ema", 1e-3), ("dopsd_ema", 3e-3), ("dopsd_ema", 1e-2), ("K = 1", 3e-3)]
@@ -198,8 +274,8 @@ def test_levers_are_pulled_at_the_recipes_best_learning_rate(lines_file):
 @pytest.mark.parametrize(
     ("lever", "passes"),
     [
-        ("1 of 4 states", 4 * (4 + 1)),  # a batch of 4: four of the student's passes, one of the teacher's
-        ("2 of 4 states", 4 * (4 + 2)),
+        ("1 of 4 states", 4 * (2 + 1)),  # a batch of 4: the second state was drawn, the student goes so far
+        ("2 of 4 states", 4 * (2 + 2)),  # the first two were drawn
         ("K = 1", 4 * 2),
         ("random 2 of the grid", 4 * 4),
         ("two other pictures as context", 4 * 4 * 3),
