@@ -287,13 +287,12 @@ def _development(part: str, method: str, rate: float, budgets: tuple[int, ...]) 
 
 
 def finals_jobs() -> list[Job]:
-    """The recipe and what was put together from the levers, on several seeds."""
-    rates = {name: LEARNING_RATES[-1:] if name == RECIPE else RECIPES_RATES[1:] for name in FINALS}
+    """The recipe at its best learning rate, and what was put together from the levers; on several seeds."""
+    rate = best_settings(RECIPE)[0]
     return [
-        Job("finals", name, concept, seed, rate, looks_at(FINALS[name]))
+        Job("finals", name, concept, seed, rate, BUDGETS if name == RECIPE else BUDGETS[:-1])
         for seed in range(FINAL_SEEDS)
         for name in FINALS
-        for rate in rates[name]
         for concept in range(len(concepts_of("development")))
     ]
 
