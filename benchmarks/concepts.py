@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.encode import EncodedExample
-from dopsd_app.health import PROMPTS
+from dopsd_app.health_rules import PROMPTS
 from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
 from pocket.wear import WORN, wear
 from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept, random_scene

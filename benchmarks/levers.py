@@ -119,16 +119,11 @@ LEVERS = {
 }
 
 SMALL_STEPS = (("batch_size", 1), ("micro_batch", 1))
-# What levers promised, put together; but for the recipe, they have half of its passes.
+# What levers promised, and put together; but for the recipe, they have half of its passes.
 FINALS = {
     RECIPE: METHODS[RECIPE],
+    "K = 2": LEVERS["K = 2"],
     "batch 1": LEVERS["batch 1"],
     "batch 1, rate falls": Method(None, settings=SMALL_STEPS, falls_until=600),
     "K = 2, batch 1": Method(None, settings=(*SMALL_STEPS, ("rollout_steps", 2))),
-    "K = 2, batch 1, low rate": Method(
-        None, settings=(*SMALL_STEPS, ("rollout_steps", 2), ("learning_rate", 1e-3))
-    ),
-    "K = 2, batch 1, rate falls": Method(
-        None, settings=(*SMALL_STEPS, ("rollout_steps", 2)), falls_until=600
-    ),
 }

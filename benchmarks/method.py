@@ -209,8 +209,8 @@ def eyes_of(base_model: BaseModel) -> dict[str, Callable[[list[Image.Image]], Te
     return {"judge": features_of, "vision": vision}
 
 
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in values.items()}
+def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 4) for name, value in values.items()}
 
 
 def trained(

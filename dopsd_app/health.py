@@ -15,8 +15,6 @@ from dopsd_app.health_rules import complaint, measured_in
 from dopsd_app.previews import Pair, draw_pairs
 from dopsd_app.runs import Run
 
-PROMPTS = 4  # with the concept in them; two are the least that following can be seen in
-
 
 @dataclass(frozen=True)
 class Health:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dopsd_app.catalog import BaseModelError, check_resolution, find_base_model, find_facts
 from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.cost import REAL_SIZE, disk, memory, preview_work, step_work
+from dopsd_app.health_rules import PROMPTS
 from dopsd_app.machine import Machine, free_disk
 from dopsd_app.pictures import check_count
 from dopsd_app.sizes import Sizes
@@ -63,7 +64,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         plan,
         seconds_per_step=pace,
         source=source,
-        seconds=_seconds(config, sizes, pace),
+        seconds=_seconds(config, sizes, pace, len(find_facts(config.base_model).neutral_prompts)),
         memory=memory(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures),
     )
@@ -74,11 +75,15 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
 
 
-def _seconds(config: TrainConfig, sizes: Sizes, pace: float) -> float:
-    """The whole run; drawing is reckoned in the time of a step, by its work."""
+def _seconds(config: TrainConfig, sizes: Sizes, pace: float, neutral: int) -> float:
+    """The whole run; drawing is reckoned in the time of a step, by its work.
+
+    A preview draws its prompts, or more of the captions for the health, and `neutral` other prompts.
+    """
     previews = config.steps // config.preview_every if config.preview_every else 0
     drawn = previews + 1 if previews else 0  # the base's pictures once more, for the first preview
-    drawing = drawn * preview_work(config, sizes, len(config.preview_prompts) or 2) / step_work(config, sizes)
+    prompts = max(len(config.preview_prompts), PROMPTS) + neutral
+    drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes)
     return START + sizes.stored_bytes / READING + (config.steps + drawing) * pace
 
 

@@ -47,7 +47,7 @@ UNKNOWN_CARD = 50  # a middling one
 # Share of the data sheet that training reaches. Published steps of fine-tuning imply 0.23 (L40S, SimpleTuner)
 # to 0.4 (a 12 GB card, ai-toolkit): an estimate from here can be wrong by a factor of two.
 REACHED = 0.3
-CPU_CORE = 5e10  # operations per second and core: benchmarks/results/first_run.json, on 2 cores
+CPU_CORE = 2.3e10  # operations per second and core: benchmarks/results/first_run.json, on 2 cores
 USEFUL_CORES = 4  # a small model's operators are too short to be shared out over more
 NF4_SLOWER = 1.2  # unpacking weights in every pass
 

@@ -33,8 +33,8 @@ from dopsd_app.events import (
     Stopped,
     Warned,
 )
-from dopsd_app.health import PROMPTS, HealthMeter
-from dopsd_app.health_rules import best_step, stopped_improving
+from dopsd_app.health import HealthMeter
+from dopsd_app.health_rules import PROMPTS, best_step, stopped_improving
 from dopsd_app.lora_check import check_lora
 from dopsd_app.lora_file import save_lora
 from dopsd_app.losses import distillation_loss

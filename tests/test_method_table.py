@@ -349,3 +349,12 @@ def test_what_is_trained_on_another_model_is_scored_on_the_base_itself(world, na
     assert any(
         part.any() for key, part in adapter_weights(base_model.transformer, "student").items() if "_B" in key
     )
+
+
+def test_a_line_keeps_a_score_that_nothing_tells_of(world, lines_file, monkeypatch):
+    monkeypatch.setattr(method, "concept_data", lambda part, number: world[1])
+    monkeypatch.setattr(method, "draw_pictures", lambda base_model, prompts, *_: [grey] * len(prompts))
+    grey = Image.new("RGB", (64, 64), "grey")
+    (line,) = method.run_job(Job("finals", "dopsd_ema", 0, 0, 1e-3, (32,)))
+    assert line["scores"]["copying"] is None
+    assert json.loads(json.dumps(line))["passes"] == 32

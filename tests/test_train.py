@@ -34,8 +34,7 @@ from dopsd_app.events import (
     Warned,
     read_events,
 )
-from dopsd_app.health import PROMPTS
-from dopsd_app.health_rules import best_step
+from dopsd_app.health_rules import PROMPTS, best_step
 from dopsd_app.runs import write_status
 from dopsd_app.train import train
 from dopsd_app.worker import work
