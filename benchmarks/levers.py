@@ -126,4 +126,6 @@ FINALS = {
     "batch 1": LEVERS["batch 1"],
     "batch 1, rate falls": Method(None, settings=SMALL_STEPS, falls_until=600),
     "K = 2, batch 1": Method(None, settings=(*SMALL_STEPS, ("rollout_steps", 2))),
+    "random 2 of the grid": LEVERS["random 2 of the grid"],
+    "random 2 of the grid, batch 1": Method(partial(walk, subset=2), settings=SMALL_STEPS),
 }

@@ -333,6 +333,20 @@ def health_jobs() -> list[Job]:
     ]
 
 
+def save_tables() -> None:
+    """A file of results for each part that was measured."""
+    measured = {row["job"]["part"] for row in read_rows()}
+    tables = {
+        "method": (make_table, ("test",)),
+        "flawless": (make_table, ("flawless",)),
+        "levers": (make_levers_table, ("levers", "finals")),
+        "health": (make_health_report, ("health_fit", "health")),
+    }
+    for name, (make, parts) in tables.items():
+        if measured.issuperset(parts):
+            save_result(name, {"base": base_mark(), **{part: make(part) for part in parts}})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("part", choices=("sweep", "levers", "finals", "test", "flawless", "health", "table"))
@@ -340,11 +354,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if arguments.part == "table":
-        save_result("method", {"base": base_mark(), "methods": make_table("test")})
-        save_result("flawless", {"base": base_mark(), "methods": make_table("flawless")})
-        save_result("health", {"base": base_mark(), "eyes": make_health_report()})
-        levers = {part: make_levers_table(part) for part in ("levers", "finals")}
-        save_result("levers", {"base": base_mark(), "recipe": RECIPE, **levers})
+        save_tables()
         return
     jobs = {
         "sweep": lambda: sweep_jobs(arguments.only or [name for name in METHODS if name not in SETTINGS_OF]),

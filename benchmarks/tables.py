@@ -58,10 +58,11 @@ def mean_and_interval(values: Iterable[float]) -> dict | None:
     values = np.array([value for value in values if not np.isnan(value)])
     if not len(values):
         return None
-    mean, half = values.mean(), float("nan")
+    half = None  # one value tells of no spread
     if len(values) > 1:
         half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {"mean": round(float(mean), 4), "interval_95": round(float(half), 4)}
+        half = round(float(half), 4)
+    return {"mean": round(float(values.mean()), 4), "interval_95": half}
 
 
 def make_levers_table(part: str) -> dict:
@@ -128,22 +129,16 @@ def passes_to(wanted: float, scores: dict[float, float]) -> int | None:
     return None if since is None else round(since)
 
 
-def make_health_report() -> dict:
-    """The rule for the best checkpoint and the warnings, by each pair of eyes.
-
-    What rules were fitted to, and what they were not.
-    """
-    report = {}
-    for part, name in (("health_fit", "fitted_to"), ("health", "test")):
-        rows = [row for row in read_rows() if row["job"]["part"] == part]
-        runs = defaultdict(list)
-        for row in rows:
-            runs[job_of(row).key].append(row)
-        report[name] = {
-            eyes: {
-                "best_checkpoint": judge_rule(runs.values(), eyes, product),
-                "warnings": judge_warnings(rows, eyes),
-            }
-            for eyes in EYES
+def make_health_report(part: str) -> dict:
+    """Of "health_fit", which rules are fitted to, or "health": the best checkpoint, and warnings."""
+    rows = [row for row in read_rows() if row["job"]["part"] == part]
+    runs = defaultdict(list)
+    for row in rows:
+        runs[job_of(row).key].append(row)
+    return {
+        eyes: {
+            "best_checkpoint": judge_rule(runs.values(), eyes, product),
+            "warnings": judge_warnings(rows, eyes),
         }
-    return report
+        for eyes in EYES
+    }

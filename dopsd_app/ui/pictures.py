@@ -107,7 +107,7 @@ def pictures_step() -> PicturesStep:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             upload = gr.File(
-                label="Add 4 to 20 pictures, and .txt captions of the same names if you have them",
+                label="4 to 20 pictures, and their .txt captions",
                 file_count="multiple",
                 file_types=["image", ".txt", ".jsonl"],
                 height=150,

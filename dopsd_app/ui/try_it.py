@@ -59,7 +59,13 @@ def try_step() -> TryStep:
             prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt", max_length=2000)
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
-                checkpoint = gr.Dropdown([FINISHED], value=FINISHED, label="Step", elem_id="checkpoint")
+                checkpoint = gr.Dropdown(
+                    [FINISHED],
+                    value=FINISHED,
+                    label="Step",
+                    info="The best, by its health, is chosen",
+                    elem_id="checkpoint",
+                )
             strength = gr.Slider(
                 0,
                 MAX_STRENGTH,
@@ -118,7 +124,7 @@ def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     best = best_step(watcher.look(run).health, steps)
     values = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
     chosen = f"Step {best}" if best not in (None, *steps[:1]) else next(iter(values), None)
-    label = f"{chosen}, best by its health" if best else chosen
+    label = f"{chosen} (best)" if best else chosen
     return [(label if value == chosen else value, value) for value in values], chosen
 
 
