@@ -176,6 +176,7 @@ def test_the_table_means_over_concepts_and_pairs_them_with_the_recipes(lines_fil
 def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
     values = [tables._means([{"copying": 0.5}, {"copying": None}], "copying"), float("nan")]
     assert tables.mean_and_interval(values)["mean"] == 0.5
+    assert tables.mean_and_interval([0.5]) == {"mean": 0.5, "interval_95": None}
     assert tables.mean_and_interval([float("nan")]) is None
 
 
