@@ -16,15 +16,14 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import FINALS, LEVERS, RECIPE
@@ -50,7 +49,6 @@ from benchmarks.scores import (
     OTHER_STEPS,
     concept_scores,
     draw_pictures,
-    features_of,
     neutral_scores,
 )
 from benchmarks.tables import make_health_report, make_levers_table, make_table
@@ -58,7 +56,7 @@ from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.catalog import find_facts
 from dopsd_app.config import TrainConfig, load_preset, make_config
-from dopsd_app.health import health_of
+from dopsd_app.health import judged_health, seen_health
 from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
@@ -188,25 +186,15 @@ def measure_health(
     with as_base(base_model.transformer):
         base, base_neutral = look()
     lora, lora_neutral = look()
-    health = {}
-    for name, eyes in eyes_of(base_model).items():
-        training, seen, zero, zero_neutral, seen_neutral = map(
-            eyes, (list(data.pictures), lora, base, base_neutral, lora_neutral)
-        )
-        health[name] = {
-            "base": _rounded(asdict(health_of(training, zero, zero, zero_neutral, zero_neutral))),
-            "lora": _rounded(asdict(health_of(training, zero, seen, zero_neutral, seen_neutral))),
+
+    eyes = {"judge": judged_health, "vision": partial(seen_health, base_model)}
+    return {
+        name: {
+            "base": _rounded(asdict(score(data.pictures, base, base, base_neutral, base_neutral))),
+            "lora": _rounded(asdict(score(data.pictures, base, lora, base_neutral, lora_neutral))),
         }
-    return health
-
-
-def eyes_of(base_model: BaseModel) -> dict[str, Callable[[list[Image.Image]], Tensor]]:
-    """What health can be seen with, by the names in EYES: the judge, or every base's own vision tower."""
-
-    def vision(pictures: list[Image.Image]) -> Tensor:
-        return torch.stack([base_model.picture_features(picture) for picture in pictures])
-
-    return {"judge": features_of, "vision": vision}
+        for name, score in eyes.items()
+    }
 
 
 def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:

@@ -1,7 +1,8 @@
 """Does a LoRA learn its concept, and does it leave the rest alone? Scores of few pictures, in features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -20,11 +21,9 @@ from dopsd_app.runs import Run
 class Health:
     """How a LoRA stands; the base itself has following 1 and drift 0."""
 
-    concept: float  # likeness of the concept's pictures to the training pictures, -1 to 1
-    # Of two prompts, how often the LoRA's picture of one is more like the base's of that than of the other: 1
-    # always, 0 by chance; None where there is but one prompt.
-    following: float | None
-    drift: float  # how far neutral prompts' pictures have moved from the base's, 0 to 2
+    concept: float  # likeness of the concept's pictures to the training pictures; 1 at the most
+    following: float | None  # 1: the prompts' own pictures, as the base's; 0: by chance; None: but one prompt
+    drift: float  # how far neutral prompts' pictures have moved from the base's; 1: as far as any others are
 
 
 def health_of(
@@ -32,8 +31,9 @@ def health_of(
 ) -> Health:
     """Scores features (N, D) of pictures that base and LoRA drew from the same prompts and noise.
 
-    Features of any two pictures are alike; what is common to the training pictures and the base's own is
-    taken off first. The LoRA's have no part in that: they would move the measure that they are measured with.
+    Following: of two prompts, how often the LoRA's picture of one is more like the base's of that than of the
+    other. Features of any two pictures are alike; what is common to the training pictures and the base's own
+    is taken off first. The LoRA's have no part in that: they would move the measure they are measured with.
     """
     common = torch.cat([training, base, base_neutral]).mean(0)
     learned = (training - common).mean(0, keepdim=True)
@@ -49,6 +49,46 @@ def _following(base: Tensor, lora: Tensor) -> float:
     likeness = cosine_similarity((lora - lora.mean(0))[:, None], base - base.mean(0), dim=-1)
     others = ~torch.eye(len(base), dtype=torch.bool, device=base.device)
     return (likeness.diagonal()[:, None] - likeness)[others].sign().mean().item()
+
+
+def seen_health(base_model: BaseModel, *groups: Sequence[Image.Image]) -> Health:
+    """`health_of` pictures in its order, by the features of the base model's own vision tower."""
+    features = base_model.picture_features
+    return health_of(*(torch.stack([features(picture) for picture in group]) for group in groups))
+
+
+def judged_health(
+    training: Sequence[Image.Image],
+    base: Sequence[Image.Image],
+    lora: Sequence[Image.Image],
+    base_neutral: Sequence[Image.Image],
+    lora_neutral: Sequence[Image.Image],
+) -> Health:
+    """The same of the built-in base's pictures, by what its judge sees in them.
+
+    Concept is the share of what makes the creature of the training pictures; following, the share of the
+    scenes that is as the base drew them; drift, the share of neutral pictures that is not.
+    """
+    from pocket.judge import ATTRIBUTES, CONCEPT, judge, load_judge  # other bases run without that folder
+
+    model, scene = load_judge(), ATTRIBUTES.keys() - CONCEPT
+    training, base, lora, base_neutral, lora_neutral = (
+        judge(list(pictures), model) for pictures in (training, base, lora, base_neutral, lora_neutral)
+    )
+    creature = {name: training[name].mode().values for name in CONCEPT}
+
+    def alike(one: dict[str, Tensor], other: dict[str, Tensor], names: Iterable[str]) -> float:
+        return torch.stack([one[name] == other[name] for name in names]).float().mean().item()
+
+    def above_chance(share: float, names: Collection[str]) -> float:
+        chance = sum(1 / ATTRIBUTES[name] for name in names) / len(names)
+        return (share - chance) / (1 - chance)
+
+    return Health(
+        concept=alike(lora, creature, CONCEPT),
+        following=above_chance(alike(lora, base, scene), scene),
+        drift=1 - above_chance(alike(lora_neutral, base_neutral, ATTRIBUTES), ATTRIBUTES),
+    )
 
 
 class HealthMeter:
@@ -77,13 +117,16 @@ class HealthMeter:
         """
         config = self.run.config
         neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
-        eyes = _judge if find_facts(config.base_model).has_judge else self._vision
-        training, base, lora = eyes(self.training), *(eyes(list(side)) for side in zip(*pairs, strict=True))
-        base_neutral, lora_neutral = (eyes(list(side)) for side in zip(*neutral, strict=True))
-        self.base_model.free_encoders()  # the vision tower came for the features
-        found = {step: health_of(training, base, lora, base_neutral, lora_neutral)}
+        score = (
+            judged_health
+            if find_facts(config.base_model).has_judge
+            else partial(seen_health, self.base_model)
+        )
+        (base, lora), (base_neutral, lora_neutral) = zip(*pairs, strict=True), zip(*neutral, strict=True)
+        found = {step: score(self.training, base, lora, base_neutral, lora_neutral)}
         if not self.measured:
-            found = {0: health_of(training, base, base, base_neutral, base_neutral), **found}
+            found = {0: score(self.training, base, base, base_neutral, base_neutral), **found}
+        self.base_model.free_encoders()  # the vision tower came for the features
         for number, health in found.items():
             before = self.measured[-1:]
             self.measured.append(HealthMeasured(number, **asdict(health)))
@@ -91,12 +134,3 @@ class HealthMeter:
             said = complaint(self.measured[-1])
             if said and said not in map(complaint, before):
                 yield Warned(step, said)
-
-    def _vision(self, pictures: list[Image.Image]) -> Tensor:
-        return torch.stack([self.base_model.picture_features(picture) for picture in pictures])
-
-
-def _judge(pictures: list[Image.Image]) -> Tensor:
-    from pocket.judge import features  # the built-in base's own; other bases run without that folder
-
-    return features(pictures)

@@ -1,9 +1,14 @@
-"""Health scores, in features that are few enough to reckon by hand."""
+"""Health scores, in features and pictures that are few enough to reckon by hand."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dopsd_app.health import health_of
+from dopsd_app.health import health_of, judged_health
+from pocket.world import Scene, draw, random_concept
 
 TRAINING = torch.tensor([[4.0, 0.0, 1.0], [4.0, 0.0, -1.0]])
 BASE = torch.tensor([[-4.0, 0.0, 3.0], [-4.0, 0.0, -3.0]])  # two prompts: they differ in the third feature
@@ -44,3 +49,46 @@ def test_following_counts_prompts_that_can_be_told_apart_though_the_concept_chan
     assert health_of(TRAINING, base, lora, NEUTRAL, NEUTRAL).following == 1
     # Of six comparisons, the two between the swapped prompts are lost, and the four with the third are won.
     assert health_of(TRAINING, base, swapped, NEUTRAL, NEUTRAL).following == pytest.approx((4 - 2) / 6)
+
+
+SCENES = (Scene(0, 0, 0), Scene(2, 1, 1), Scene(4, 2, 0), Scene(6, 0, 1))  # background, place, size
+
+
+def shown(concepts, scenes=SCENES):
+    return [Image.fromarray(draw(*pair)) for pair in zip(concepts, scenes, strict=True)]
+
+
+@pytest.fixture
+def creatures():
+    rng = np.random.default_rng(7)
+    return [random_concept(rng) for _ in range(5)]
+
+
+def test_the_judge_finds_the_base_itself_unchanged(creatures):
+    learned, *others = creatures
+    health = judged_health(shown([learned] * 4), shown(others), shown(others), shown(others), shown(others))
+    assert (health.following, health.drift) == (1, 0)
+    assert health.concept < 0.5
+
+
+def test_the_judge_sees_what_was_learned_and_what_was_kept(creatures):
+    learned, *others = creatures
+    training, base = shown([learned] * 4), shown(others)
+    good = judged_health(training, base, shown([learned] * 4), base, base)
+    assert (good.concept, good.following, good.drift) == (1, 1, 0)
+    half = replace(learned, eyes=(learned.eyes + 1) % 3, frequency=1 - learned.frequency)
+    assert judged_health(training, base, shown([half] * 4), base, base).concept == pytest.approx(
+        4 / 6, abs=0.05
+    )
+
+
+def test_the_judge_sees_scenes_that_nobody_asked_for_and_other_creatures_that_change(creatures):
+    learned, *others = creatures
+    base = shown(others)
+    elsewhere = [replace(scene, background=scene.background + 1) for scene in SCENES]
+    health = judged_health(
+        shown([learned] * 4), base, shown([learned] * 4, elsewhere), base, shown([learned] * 4)
+    )
+    # Two of three attributes of a scene are right; by chance it would be (1/8 + 1/3 + 1/2) / 3 = .319.
+    assert health.following == pytest.approx((2 / 3 - 0.319) / (1 - 0.319), abs=0.05)
+    assert 0.3 < health.drift < 1  # the scenes of neutral pictures are as they were
