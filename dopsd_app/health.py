@@ -1,6 +1,6 @@
 """Does a LoRA learn its concept, and does it leave the rest alone? Scores of few pictures, in features."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -39,12 +39,14 @@ def health_of(
     learned = (training - common).mean(0, keepdim=True)
     return Health(
         concept=cosine_similarity(lora - common, learned).mean().item(),
-        following=_following(base, lora) if len(base) > 1 else None,
+        following=_following(base, lora),
         drift=1 - cosine_similarity(lora_neutral - common, base_neutral - common).mean().item(),
     )
 
 
-def _following(base: Tensor, lora: Tensor) -> float:
+def _following(base: Tensor, lora: Tensor) -> float | None:
+    if len(base) == 1:
+        return None
     # Likenesses themselves say little, for the concept changes all pictures; their order tells prompts apart.
     likeness = cosine_similarity((lora - lora.mean(0))[:, None], base - base.mean(0), dim=-1)
     others = ~torch.eye(len(base), dtype=torch.bool, device=base.device)
@@ -66,28 +68,25 @@ def judged_health(
 ) -> Health:
     """The same of the built-in base's pictures, by what its judge sees in them.
 
-    Concept is the share of what makes the creature of the training pictures; following, the share of the
-    scenes that is as the base drew them; drift, the share of neutral pictures that is not.
+    Concept is the share of what makes the creature of the training pictures, and drift the share of neutral
+    pictures that is not as the base drew it. Its features saturate: to them, half of a creature is all of it.
     """
-    from pocket.judge import ATTRIBUTES, CONCEPT, judge, load_judge  # other bases run without that folder
+    from pocket.judge import ATTRIBUTES, CONCEPT, features, judge, load_judge
 
-    model, scene = load_judge(), ATTRIBUTES.keys() - CONCEPT
-    training, base, lora, base_neutral, lora_neutral = (
-        judge(list(pictures), model) for pictures in (training, base, lora, base_neutral, lora_neutral)
+    model = load_judge()
+    seen, drawn, before, after = (
+        judge(list(pictures), model) for pictures in (training, lora, base_neutral, lora_neutral)
     )
-    creature = {name: training[name].mode().values for name in CONCEPT}
+    creature = {name: seen[name].mode().values for name in CONCEPT}
 
     def alike(one: dict[str, Tensor], other: dict[str, Tensor], names: Iterable[str]) -> float:
         return torch.stack([one[name] == other[name] for name in names]).float().mean().item()
 
-    def above_chance(share: float, names: Collection[str]) -> float:
-        chance = sum(1 / ATTRIBUTES[name] for name in names) / len(names)
-        return (share - chance) / (1 - chance)
-
+    chance = sum(1 / count for count in ATTRIBUTES.values()) / len(ATTRIBUTES)
     return Health(
-        concept=alike(lora, creature, CONCEPT),
-        following=above_chance(alike(lora, base, scene), scene),
-        drift=1 - above_chance(alike(lora_neutral, base_neutral, ATTRIBUTES), ATTRIBUTES),
+        concept=alike(drawn, creature, CONCEPT),
+        following=_following(features(list(base), model), features(list(lora), model)),
+        drift=(1 - alike(after, before, ATTRIBUTES)) / (1 - chance),
     )
 
 
