@@ -55,7 +55,8 @@ class ConceptData:
     pictures: tuple[Image.Image, ...]
     examples: tuple[EncodedExample, ...]
     seen: tuple[tuple[Conditioning, ...], ...]  # [caption][picture]: the teacher's, also with other pictures
-    watched: tuple[Conditioning, ...]  # the captions that a run would draw for its health
+    watched_captions: tuple[str, ...]  # those that a run would draw for its health
+    watched: tuple[Conditioning, ...]
     latents: Tensor  # (6, C, h, w) of the pictures
     scenes: tuple[Scene, ...]  # of the prompts
     captions: tuple[str, ...]  # the prompts' text, which need not say all of the scene
@@ -105,6 +106,7 @@ def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = T
     pictures = training_pictures(part, number, worn)
     captions, asked = captions_of(part, number)
     scenes, prompts = zip(*asked, strict=True)
+    watched = tuple(dict.fromkeys(captions))[:PROMPTS]
     seen = tuple(
         tuple(base_model.encode_teacher(picture, caption) for picture in pictures) for caption in captions
     )
@@ -118,7 +120,8 @@ def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = T
         pictures,
         examples,
         seen,
-        tuple(map(base_model.encode_student, dict.fromkeys(captions)))[:PROMPTS],
+        watched,
+        tuple(map(base_model.encode_student, watched)),
         torch.stack([base_model.encode_picture(picture) for picture in pictures]),
         scenes,
         prompts,

@@ -56,7 +56,7 @@ from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.catalog import find_facts
 from dopsd_app.config import TrainConfig, load_preset, make_config
-from dopsd_app.health import judged_health, seen_health
+from dopsd_app.health import Look, judged_health, seen_health
 from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
@@ -177,23 +177,29 @@ def measure_health(
 ) -> dict[str, dict[str, dict]]:
     """What a person's own run would see of the base's health and the LoRA's, with each pair of eyes."""
 
-    def look() -> tuple[list[Image.Image], ...]:
-        return tuple(
-            draw_pictures(base_model, prompts, config.num_inference_steps, config.seed, one_noise=True)
-            for prompts in (data.watched, neutral)
-        )
+    def look(one_noise: bool) -> Look:
+        def drawn() -> list[list[Image.Image]]:
+            steps, seed = config.num_inference_steps, config.seed
+            return [
+                draw_pictures(base_model, prompts, steps, seed, one_noise)
+                for prompts in (data.watched, neutral)
+            ]
 
-    with as_base(base_model.transformer):
-        base, base_neutral = look()
-    lora, lora_neutral = look()
+        with as_base(base_model.transformer):
+            base, base_neutral = drawn()
+        lora, lora_neutral = drawn()
+        return Look(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
 
-    eyes = {"judge": judged_health, "vision": partial(seen_health, base_model)}
+    eyes = {
+        "judge": (judged_health, look(one_noise=False)),
+        "vision": (partial(seen_health, base_model), look(one_noise=True)),
+    }
     return {
         name: {
-            "base": _rounded(asdict(score(data.pictures, base, base, base_neutral, base_neutral))),
-            "lora": _rounded(asdict(score(data.pictures, base, lora, base_neutral, lora_neutral))),
+            "base": _rounded(asdict(score(shown.at_base()))),
+            "lora": _rounded(asdict(score(shown))),
         }
-        for name, score in eyes.items()
+        for name, (score, shown) in eyes.items()
     }
 
 

@@ -1,7 +1,7 @@
 """Does a LoRA learn its concept, and does it leave the rest alone? Scores of few pictures, in features."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -53,40 +53,62 @@ def _following(base: Tensor, lora: Tensor) -> float | None:
     return (likeness.diagonal()[:, None] - likeness)[others].sign().mean().item()
 
 
-def seen_health(base_model: BaseModel, *groups: Sequence[Image.Image]) -> Health:
-    """`health_of` pictures in its order, by the features of the base model's own vision tower."""
-    features = base_model.picture_features
-    return health_of(*(torch.stack([features(picture) for picture in group]) for group in groups))
+@dataclass(frozen=True)
+class Look:
+    """What health is judged by: what base and LoRA drew from the same prompts and noise."""
+
+    prompts: tuple[str, ...]  # with the concept in them
+    training: Sequence[Image.Image]  # cropped as the student is to draw them
+    base: Sequence[Image.Image]  # of the prompts
+    lora: Sequence[Image.Image]
+    base_neutral: Sequence[Image.Image]  # of prompts that have nothing to do with the concept
+    lora_neutral: Sequence[Image.Image]
+
+    def at_base(self) -> "Look":
+        """The same before anything was learned."""
+        return replace(self, lora=self.base, lora_neutral=self.base_neutral)
 
 
-def judged_health(
-    training: Sequence[Image.Image],
-    base: Sequence[Image.Image],
-    lora: Sequence[Image.Image],
-    base_neutral: Sequence[Image.Image],
-    lora_neutral: Sequence[Image.Image],
-) -> Health:
-    """The same of the built-in base's pictures, by what its judge sees in them.
+def seen_health(base_model: BaseModel, look: Look) -> Health:
+    """By the features of the base model's own vision tower."""
 
-    Concept is the share of what makes the creature of the training pictures, and drift the share of neutral
-    pictures that is not as the base drew it. Its features saturate: to them, half of a creature is all of it.
+    def features(pictures: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([base_model.picture_features(picture) for picture in pictures])
+
+    groups = (look.training, look.base, look.lora, look.base_neutral, look.lora_neutral)
+    return health_of(*map(features, groups))
+
+
+def judged_health(look: Look) -> Health:
+    """By what the judge sees in pictures of the built-in base.
+
+    Concept is the share of what makes the creature of the training pictures; following, that of what prompts
+    say of the scene, by chance 0; drift, that of neutral pictures which the LoRA has changed, by chance 1.
     """
-    from pocket.judge import ATTRIBUTES, CONCEPT, features, judge, load_judge
+    from pocket.captions import scene_asked_in  # other bases run without that folder
+    from pocket.judge import ATTRIBUTES, CONCEPT, chance_of, judge, load_judge
 
     model = load_judge()
-    seen, drawn, before, after = (
-        judge(list(pictures), model) for pictures in (training, lora, base_neutral, lora_neutral)
+    training, lora, before, after = (
+        judge(list(pictures), model)
+        for pictures in (look.training, look.lora, look.base_neutral, look.lora_neutral)
     )
-    creature = {name: seen[name].mode().values for name in CONCEPT}
-
-    def alike(one: dict[str, Tensor], other: dict[str, Tensor], names: Iterable[str]) -> float:
-        return torch.stack([one[name] == other[name] for name in names]).float().mean().item()
-
-    chance = sum(1 / count for count in ATTRIBUTES.values()) / len(ATTRIBUTES)
+    right = torch.stack([lora[name] == training[name].mode().values for name in CONCEPT])
+    changed = torch.stack([after[name] != before[name] for name in ATTRIBUTES])
+    asked = [
+        (name, row, index)
+        for row, prompt in enumerate(look.prompts)
+        for name, index in scene_asked_in(prompt)
+    ]
+    following = None
+    if asked:
+        share = sum(int(lora[name][row] == index) for name, row, index in asked) / len(asked)
+        chance = chance_of(name for name, _, _ in asked)
+        following = (share - chance) / (1 - chance)
     return Health(
-        concept=alike(drawn, creature, CONCEPT),
-        following=_following(features(list(base), model), features(list(lora), model)),
-        drift=(1 - alike(after, before, ATTRIBUTES)) / (1 - chance),
+        concept=right.float().mean().item(),
+        following=following,
+        drift=changed.float().mean().item() / (1 - chance_of(ATTRIBUTES)),
     )
 
 
@@ -98,12 +120,13 @@ class HealthMeter:
         run: Run,
         base_model: BaseModel,
         training: Sequence[Image.Image],
+        prompts: tuple[str, ...],
         neutral: tuple[Conditioning, ...],
         size: tuple[int, int],
         step: int,
     ):
         self.run, self.base_model, self.neutral, self.size = run, base_model, neutral, size
-        self.training = list(training)  # cropped as the student is to draw them
+        self.training, self.prompts = training, prompts
         # What was measured behind the checkpoint that the run goes on from will be measured again.
         self.measured = [
             health for health in measured_in(read_events(run.events_file)) if health.step <= step
@@ -116,15 +139,13 @@ class HealthMeter:
         """
         config = self.run.config
         neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
-        score = (
-            judged_health
-            if find_facts(config.base_model).has_judge
-            else partial(seen_health, self.base_model)
-        )
-        (base, lora), (base_neutral, lora_neutral) = zip(*pairs, strict=True), zip(*neutral, strict=True)
-        found = {step: score(self.training, base, lora, base_neutral, lora_neutral)}
+        sides = [side for both in (pairs, neutral) for side in zip(*both, strict=True)]
+        look = Look(self.prompts, self.training, *sides)
+        has_judge = find_facts(config.base_model).has_judge
+        score = judged_health if has_judge else partial(seen_health, self.base_model)
+        found = {step: score(look)}
         if not self.measured:
-            found = {0: score(self.training, base, base, base_neutral, base_neutral), **found}
+            found = {0: score(look.at_base()), **found}
         self.base_model.free_encoders()  # the vision tower came for the features
         for number, health in found.items():
             before = self.measured[-1:]

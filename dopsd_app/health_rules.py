@@ -7,7 +7,7 @@ from dopsd_app.events import Event, HealthMeasured
 PROMPTS = 4  # with the concept in them; two are the least that following can be seen in
 # Not fitted yet: `python -m benchmarks.method health` is to tell.
 LEAST_FOLLOWING = 0.3
-MOST_DRIFT = 1.5  # on the built-in base, which draws creatures only, all others become yours: no warning there
+MOST_DRIFT = 1.5  # the built-in base draws creatures only, and all of them become yours: none warns there
 PATIENCE = 3  # previews without a better one
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from dopsd_app import draws
 from dopsd_app.adapters import as_base
 from dopsd_app.base_models import BaseModel, Conditioning
+from dopsd_app.catalog import find_facts
 from dopsd_app.config import TrainConfig
 from dopsd_app.events import PreviewSaved
 from dopsd_app.rollout import RolloutStep, sample
@@ -44,17 +45,19 @@ def draw_pairs(
 ) -> list[Pair]:
     """For every prompt the base's picture and the student's, at the native steps.
 
-    All are drawn from one noise: two of them differ by what their prompts say, and by nothing else.
+    Where features tell pictures apart, all are drawn from one noise: two of them then differ by what their
+    prompts say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
     The base's never change: they are drawn once, and kept as `<kind>_<index>.png`.
     """
-    pairs = []
+    pairs, has_judge = [], find_facts(config.base_model).has_judge
     for index, prompt in enumerate(prompts):
+        noise = index if has_judge else 0
         base = run.previews / f"{kind}_{index}.png"
         if not base.exists():
             with as_base(base_model.transformer):
-                save_picture(draw(base_model, config, prompt, 0, size), base)
+                save_picture(draw(base_model, config, prompt, noise, size), base)
         with Image.open(base) as picture:
-            pairs.append((picture.convert("RGB"), draw(base_model, config, prompt, 0, size)))
+            pairs.append((picture.convert("RGB"), draw(base_model, config, prompt, noise, size)))
     return pairs
 
 

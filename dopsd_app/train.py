@@ -67,7 +67,7 @@ def train(run: Run) -> Iterator[Event]:
     size = (encoded.examples[0].height, encoded.examples[0].width)
     crops = [crop_example(example, config, base_model) for example in examples]
     step = load_checkpoint(run, base_model.transformer, optimizer)
-    meter = HealthMeter(run, base_model, crops, encoded.neutral, size, step)
+    meter = HealthMeter(run, base_model, crops, prompts, encoded.neutral, size, step)
     yield Resumed(step)
     while step < config.steps:
         step += 1

@@ -111,6 +111,17 @@ def asked_of(caption: str, concept: Concept, scene: Scene) -> dict[str, tuple[st
     }
 
 
+def scene_asked_in(prompt: str) -> list[tuple[str, int]]:
+    """Which attributes of a scene a prompt names, each with its index into the world's tables."""
+    tables = {"background": BACKGROUND_WORDS, "place": PLACE_WORDS, "size": SIZES}
+    return [
+        (name, index)
+        for name, words in tables.items()
+        for index, word in enumerate(words)
+        if re.search(rf"\b{word}\b", prompt)
+    ]
+
+
 def draw_caption(concept: Concept, scene: Scene, rng: np.random.Generator) -> str:
     """The mixture of training: mostly usual captions, a third full, some empty (guidance needs those)."""
     kind = rng.random()

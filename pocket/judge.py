@@ -1,5 +1,6 @@
 """The judge: a small classifier that reads the world's attributes off pictures, so they can be counted."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,11 @@ class Judge(nn.Module):
         features = self.features(x)
         logits = self.head(features).split(list(ATTRIBUTES.values()), dim=1)
         return features, dict(zip(ATTRIBUTES, logits, strict=True))
+
+
+def chance_of(names: Iterable[str]) -> float:
+    """How often attributes agree by chance, on the mean."""
+    return float(np.mean([1 / ATTRIBUTES[name] for name in names]))
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dopsd_app.health import health_of, judged_health
+from dopsd_app.health import Look, health_of, judged_health
+from pocket.captions import BACKGROUND_WORDS, scene_asked_in
 from pocket.world import Scene, draw, random_concept
 
 TRAINING = torch.tensor([[4.0, 0.0, 1.0], [4.0, 0.0, -1.0]])
@@ -64,34 +65,46 @@ def creatures():
     return [random_concept(rng) for _ in range(5)]
 
 
+PROMPTS = tuple(f"a zorp on a {BACKGROUND_WORDS[scene.background]} background" for scene in SCENES)
+
+
+def judged(learned, others, lora, lora_neutral=None):
+    """The health when the LoRA draws this, and the base has drawn others."""
+    base = shown(others)
+    neutral = base if lora_neutral is None else lora_neutral
+    return judged_health(Look(PROMPTS, shown([learned] * 4), base, lora, base, neutral))
+
+
 def test_the_judge_finds_the_base_itself_unchanged(creatures):
     learned, *others = creatures
-    health = judged_health(shown([learned] * 4), shown(others), shown(others), shown(others), shown(others))
+    health = judged(learned, others, shown(others))
     assert (health.following, health.drift) == (1, 0)
     assert health.concept < 0.5
 
 
-def test_the_judge_sees_what_was_learned_and_what_was_kept(creatures):
+def test_the_judge_sees_what_was_learned(creatures):
     learned, *others = creatures
-    training, base = shown([learned] * 4), shown(others)
-    good = judged_health(training, base, shown([learned] * 4), base, base)
+    good = judged(learned, others, shown([learned] * 4))
     assert (good.concept, good.following, good.drift) == (1, 1, 0)
     half = replace(learned, eyes=(learned.eyes + 1) % 3, frequency=1 - learned.frequency)
-    assert judged_health(training, base, shown([half] * 4), base, base).concept == pytest.approx(
-        4 / 6, abs=0.05
-    )
+    assert judged(learned, others, shown([half] * 4)).concept == pytest.approx(4 / 6, abs=0.05)
 
 
-def test_the_judge_sees_scenes_in_another_order_and_other_creatures_that_change(creatures):
+def test_the_judge_sees_scenes_that_nobody_asked_for_and_other_creatures_that_change(creatures):
     learned, *others = creatures
-    training, base = shown([learned] * 4), shown(others)
-    swapped = judged_health(training, base, shown([learned] * 4, SCENES[::-1]), base, shown([learned] * 4))
-    assert swapped.concept == 1
-    assert swapped.following < 0
-    assert 0.3 < swapped.drift < 1  # the scenes of neutral pictures are as they were
+    half = [*SCENES[:2], *(replace(scene, background=scene.background + 1) for scene in SCENES[2:])]
+    health = judged(learned, others, shown([learned] * 4, half), shown([learned] * 4))
+    # Two of four backgrounds are right; one in eight would be by chance.
+    assert health.following == pytest.approx((0.5 - 0.125) / (1 - 0.125))
+    assert 0.3 < health.drift < 1  # the scenes of neutral pictures are as they were
 
 
-def test_one_prompt_tells_nothing_of_following(creatures):
+def test_where_nothing_is_asked_for_there_is_no_following(creatures):
     one = shown(creatures[:1], SCENES[:1])
-    assert judged_health(one, one, one, one, one).following is None
+    assert judged_health(Look(("a zorp",), one, one, one, one, one)).following is None
     assert health_of(TRAINING, BASE[:1], BASE[:1], NEUTRAL, NEUTRAL).following is None
+
+
+def test_a_prompt_names_what_it_says_of_the_scene():
+    assert scene_asked_in("a big zorp in the middle, sea") == [("background", 7), ("place", 1), ("size", 1)]
+    assert scene_asked_in("a seaside bigfoot") == []
