@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from benchmarks import method, rows, scores, tables
 from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, walk
-from benchmarks.methods import METHODS, Made, Method, Training, train
+from benchmarks.methods import METHODS, PAPERS_SETTINGS, Made, Method, Training, train
 from benchmarks.rows import LOOKS, Job, best_settings, product
 from dopsd_app.adapters import adapter_weights
 from dopsd_app.base_models import load_base_model
@@ -182,7 +182,8 @@ def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
 
 @pytest.fixture(scope="module")
 def world():
-    config = replace(make_config(load_preset("pocket").settings), rank=4)
+    settings = load_preset("pocket").settings | PAPERS_SETTINGS
+    config = replace(make_config(settings), rank=4, learning_rate=1e-3)
     base_model = load_base_model(config)
     base_model.load_encoders()
     base_model.load_transformer()
