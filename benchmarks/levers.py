@@ -95,13 +95,14 @@ def _lever(**options) -> Method:
     return Method(partial(walk, **options))
 
 
+SMALL_STEPS = (("batch_size", 1), ("micro_batch", 1))
 LEVERS = {
     RECIPE: METHODS[RECIPE],
     "1 of 4 states": _lever(states=1),
     "2 of 4 states": _lever(states=2),
     "K = 1": Method(None, settings=(("rollout_steps", 1),)),
     "K = 2": Method(None, settings=(("rollout_steps", 2),)),
-    "batch 1": Method(None, settings=(("batch_size", 1), ("micro_batch", 1))),
+    "batch 1": Method(None, settings=SMALL_STEPS),
     "learning rate falls, 300 passes": Method(None, falls_until=300),
     "learning rate falls, 600 passes": Method(None, falls_until=600),
     "random 2 of the grid": _lever(subset=2),
@@ -118,7 +119,6 @@ LEVERS = {
     "velocity loss": Method(None, settings=(("loss", "velocity"),)),
 }
 
-SMALL_STEPS = (("batch_size", 1), ("micro_batch", 1))
 # What levers promised, and put together; but for the recipe, they have half of its passes.
 FINALS = {
     RECIPE: METHODS[RECIPE],

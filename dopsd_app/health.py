@@ -19,10 +19,10 @@ from dopsd_app.runs import Run
 
 @dataclass(frozen=True)
 class Health:
-    """How a LoRA stands; the base itself has following 1 and drift 0."""
+    """How a LoRA stands; the base itself has drift 0."""
 
     concept: float  # likeness of the concept's pictures to the training pictures; 1 at the most
-    following: float | None  # 1: the prompts' own pictures, as the base's; 0: by chance; None: but one prompt
+    following: float | None  # 1: always what the prompt says; 0: by chance; None: it cannot be told
     drift: float  # how far neutral prompts' pictures have moved from the base's; 1: as far as any others are
 
 
