@@ -55,9 +55,9 @@ from benchmarks.tables import make_health_report, make_levers_table, make_table
 from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.catalog import find_facts
-from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.health import Look, judged_health, seen_health
-from dopsd_app.train import prepare
+from dopsd_app.train import optimizer_step, prepare
 from pocket.measure import PARENT
 
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # as a lever: learning rate by steps, one further up than all methods go
@@ -82,11 +82,10 @@ class NeutralWorld:
 @cache
 def neutral_world() -> NeutralWorld:
     """What is the same for all jobs of this process."""
-    base_model = load_base_model(_config())
+    base_model = load_compiled(_config())
     base_model.load_encoders()
     asked, priors = (encode_neutral(base_model, part) for part in ("asked", "prior"))
     watched = tuple(map(base_model.encode_student, find_facts(_config().base_model).neutral_prompts))
-    base_model.load_transformer()
     steps = _config().num_inference_steps
     before, other = (draw_pictures(base_model, asked.prompts, steps, seed) for seed in (0, 1))
     return NeutralWorld(watched, asked, before, other, priors)
@@ -103,13 +102,29 @@ def concept_data(part: str, number: int) -> ConceptData:
 
 
 def _config() -> TrainConfig:
-    return make_config(load_preset("pocket").settings | PAPERS_SETTINGS)
+    return make_config(PAPERS_SETTINGS)
+
+
+def load_compiled(config: TrainConfig) -> BaseModel:
+    """The base with a transformer whose blocks are compiled at their first use: 1.5 times as fast."""
+    torch._dynamo.config.recompile_limit = 64  # adapters on and off, with gradient and without, and so on
+    base_model = load_base_model(config)
+    base_model.load_transformer()
+    base_model.transformer.compile_repeated_blocks(dynamic=True)
+    return base_model
+
+
+@cache
+def compile_once() -> None:
+    """One step of training before any that is timed: compiling takes a minute, once in each process."""
+    base_model = load_compiled(_config())
+    optimizer = prepare(base_model, _config())
+    optimizer_step(base_model, _config(), concept_data("sweep", 0).examples, optimizer, 1)
 
 
 def load_parent(config: TrainConfig) -> BaseModel:
     """The base with the transformer of the many-step parent that it was distilled from."""
-    base_model = load_base_model(config)
-    base_model.load_transformer()
+    base_model = load_compiled(config)
     weights = load_file(PARENT)
     own = {name: weights[f"transformer.{name}"] for name in base_model.transformer.state_dict()}
     base_model.transformer.load_state_dict(own)
@@ -120,9 +135,7 @@ def load_untrained(method: str, config: TrainConfig) -> BaseModel:
     """The parent, or the base, which is also the teacher: that one is told more."""
     if method == "parent":
         return load_parent(config)
-    base_model = load_base_model(config)
-    base_model.load_transformer()
-    return base_model
+    return load_compiled(config)
 
 
 def load_learner(method: Method, config: TrainConfig) -> BaseModel | None:
@@ -139,6 +152,7 @@ def load_learner(method: Method, config: TrainConfig) -> BaseModel | None:
 def run_job(job: Job) -> list[dict]:
     """A line of scores at each budget."""
     torch.set_num_threads(1)
+    compile_once()
     data, neutral = concept_data(job.part, job.concept), neutral_world()
     config = replace(_config(), learning_rate=job.learning_rate, seed=job.seed)
     rows = []
@@ -214,8 +228,7 @@ def trained(
     if job.method in UNTRAINED:
         yield load_untrained(job.method, config), {"passes": 0, "steps": 0, "seconds": 0.0}
         return
-    base_model = load_base_model(config)
-    base_model.load_transformer()
+    base_model = load_compiled(config)
     method = (METHODS | LEVERS | FINALS)[job.method]
     config = replace(config, **dict(method.settings))
     learner = load_learner(method, config) or base_model

@@ -23,7 +23,12 @@ from dopsd_app.train import optimizer_step, prepare
 
 PSO_SLOPE, PSO_KEPT = 5.0, 0.5  # of the hinge on the errors' difference, and the share of the own picture's
 SAMPLES = 32  # pictures that are drawn before the first step, to be learned from or to be avoided
-PAPERS_SETTINGS = {  # whatever the preset says today; but rank 16 is enough for the small base
+PAPERS_SETTINGS = {  # whatever a preset says today; but rank 16 is enough for the small base
+    "base_model": "pocket-turbo",
+    "num_inference_steps": 4,
+    "resolution": SIDE,
+    "optimizer": "adamw",
+    "gradient_checkpointing": False,
     "rollout_steps": 4,
     "batch_size": 4,
     "micro_batch": 4,
@@ -205,6 +210,7 @@ METHODS = {
     "dopsd_live": Method(None, settings=(("ema_decay", 0.0),)),
     "dopsd_base": Method(None, settings=(("teacher", "base"),)),
     "dopsd_ema": Method(None),
+    "dopsd_fast": Method(None, settings=(("rollout_steps", 2),)),  # the fastest of the levers
     "dopsd_nf4": Method(None, settings=(("quantization", "nf4"),)),  # and moved over to the full precision
     "off_policy": Method(off_policy),
     "sft_on_samples": Method(sft_on_samples, make_samples),

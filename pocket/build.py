@@ -3,8 +3,9 @@
 Made on two CPU cores: `autoencoder --minutes 21`, `judge --minutes 43` and `joint --minutes 53` in a first
 world, whose creatures were turned and mirrored, with AdamW alone; from there `joint --minutes 232` with Muon,
 the last 100 of them in the world of today, which `judge --minutes 8` taught the judge; then `distil --minutes
-50`, `vision --minutes 12`, `parent`, `export` and `measure`. Any stage can be stopped and run on, also on a
-machine that has none of the state: it goes on from the shipped autoencoder, judge and parent.
+50`, `vision --minutes 12`, `parent`, `export`, `judge --minutes 17` for pictures as people have them, and
+`measure`. Any stage can be stopped and run on, also on a machine that has none of the state: it goes on from
+the shipped autoencoder, judge and parent.
 """
 
 import argparse

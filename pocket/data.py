@@ -1,5 +1,6 @@
 """Batches of the later stages: target latents, caption tokens, pictures of the same creature as context."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from pocket.captions import draw_caption
 from pocket.network import to_patches
 from pocket.pool import Pool
 from pocket.state import device
-from pocket.tokens import message_tokens
+from pocket.tokens import message_tokens, train_tokenizer
 from pocket.world import Concept, Scene
 
+SHIPPED = Path(__file__).parent.parent / "assets" / "pocket-turbo"
 OTHER_VIEW = 0.8  # how often the context is another view of the creature than the target
 SHORT = 0.15  # how often a batch with pictures holds captions so short that the context pads to 32
 
@@ -85,6 +87,15 @@ class Dataset:
             row = message_tokens(self.tokenizer, draw_caption(concept, scene, rng), with_picture)
             if padded - 32 < len(row) <= padded:
                 return row
+
+
+def prepare_dataset(state: Path) -> None:
+    """What a Dataset needs on disk, before several workers open it."""
+    if not (state / "tokenizer").exists():
+        train_tokenizer().save_pretrained(state / "tokenizer")
+    if not (state / "vae").exists():  # that stage was not run here: the shipped parent knows these latents
+        shutil.copytree(SHIPPED / "vae", state / "vae")
+    Dataset(state)
 
 
 def attributes(concept: Concept) -> list[int]:

@@ -1,6 +1,5 @@
 """Stage 2: encoder and transformer together, by flow matching; half of the batches see a picture."""
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +10,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from pocket.crew import Crew, Training, flatten, run_training
-from pocket.data import Batch, Dataset
-from pocket.measure import PARENT, SHIPPED, load_parent
+from pocket.data import Batch, Dataset, prepare_dataset
+from pocket.measure import PARENT, load_parent
 from pocket.network import Network
 from pocket.state import Stage, autocast, device
-from pocket.tokens import train_tokenizer
 
 MICRO = 16  # pictures per task
 TASKS = 4  # per optimizer step; the first half sees pictures: what takes longest starts first
@@ -95,11 +93,7 @@ def initial_network(state: Path) -> Network:
 
 def train_joint(state: Path, minutes: float, workers: int) -> None:
     """Flow matching until the minutes are spent; the parent of the few-step model is the moving average."""
-    if not (state / "tokenizer").exists():
-        train_tokenizer().save_pretrained(state / "tokenizer")
-    if not (state / "vae").exists():  # that stage was not run here: the shipped parent knows these latents
-        shutil.copytree(SHIPPED / "vae", state / "vae")
-    Dataset(state)  # makes the arrays on disk before the workers open them
+    prepare_dataset(state)
     size = MICRO if device().type == "cpu" else 4 * MICRO
     network = initial_network(state)
     training = Training(flatten(network).to(device()), LEARNING_RATE, module=network)

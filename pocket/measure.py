@@ -24,7 +24,6 @@ from pocket.wear import WORN, wear
 from pocket.world import Concept, Scene, draw, random_concept, random_scene
 
 PARENT = Path(__file__).with_name("parent.safetensors")
-SHIPPED = Path(__file__).parent.parent / "assets" / "pocket-turbo"
 
 PARENTS_STEPS = {"num_inference_steps": 32, "guidance": 2.5}  # as it is when it is distilled from
 
@@ -145,7 +144,10 @@ def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
     others, other_scenes, _, _ = draw_cases(16 * count, 2)
     other_real = np.stack([draw(c, s) for c, s in zip(others, other_scenes, strict=True)])
     full = [full_caption(concept, scene) for concept, scene in zip(concepts, scenes, strict=True)]
-    worn = np.stack([wear(picture, np.random.default_rng(9), **WORN) for picture in context])
+    worn, worn_real = (
+        np.stack([wear(picture, np.random.default_rng(9), **WORN) for picture in clean])
+        for clean in (context, real)
+    )
     pictures = {
         "text_4_steps": pictures_of(model, captions, None),
         "picture_4_steps": pictures_of(model, captions, context),
@@ -165,6 +167,7 @@ def measure(state: Path, folder: Path, result: Path, count: int = 256) -> None:
         "command": "python -m pocket.build measure",
         "held_out_captions": count,
         "judge_accuracy_on_real_pictures": right_fractions(real, concepts, scenes),
+        "judge_accuracy_on_worn_pictures": right_fractions(worn_real, concepts, scenes),
         "judge_accuracy_on_decoded_pictures": right_fractions(decoded, concepts, scenes),
         "autoencoder_psnr_db": round(float(10 * np.log10(255**2 / squared)), 2),
         "follows_caption": {

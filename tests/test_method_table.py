@@ -16,7 +16,7 @@ from benchmarks.methods import METHODS, PAPERS_SETTINGS, Made, Method, Training,
 from benchmarks.rows import LOOKS, Job, best_settings, product
 from dopsd_app.adapters import adapter_weights
 from dopsd_app.base_models import load_base_model
-from dopsd_app.config import load_preset, make_config
+from dopsd_app.config import make_config
 from pocket.captions import BACKGROUND_WORDS, asked_of
 from pocket.world import Scene, draw, is_held_out, random_concept, random_scene
 
@@ -113,6 +113,13 @@ def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(300, 600, 
     return json.dumps(line) + "\n"
 
 
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """Compiling takes longer than all of these tests, and changes nothing but the time."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @pytest.fixture
 def lines_file(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "ROWS", tmp_path / "rows.jsonl")
@@ -182,8 +189,7 @@ def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
 
 @pytest.fixture(scope="module")
 def world():
-    settings = load_preset("pocket").settings | PAPERS_SETTINGS
-    config = replace(make_config(settings), rank=4, learning_rate=1e-3)
+    config = replace(make_config(PAPERS_SETTINGS), rank=4, learning_rate=1e-3)
     base_model = load_base_model(config)
     base_model.load_encoders()
     base_model.load_transformer()

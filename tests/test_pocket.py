@@ -285,11 +285,15 @@ def test_a_worn_picture_is_seen_much_like_a_flawless_one(network):
     assert (seen - flawless).norm(dim=-1).mean() < 0.19 * other  # 0.20 before it was taught that
 
 
-def test_judge_reads_the_world():
+@pytest.mark.parametrize("worn", [False, True])
+def test_judge_reads_the_world(worn):
     rng = np.random.default_rng(9)
     concepts = [random_concept(rng, held_out=True) for _ in range(64)]
     scenes = [random_scene(rng) for _ in concepts]
-    predictions = judge(np.stack([draw(c, s) for c, s in zip(concepts, scenes, strict=True)]), load_judge())
+    pictures = [draw(c, s) for c, s in zip(concepts, scenes, strict=True)]
+    if worn:  # a LoRA that has learned people's pictures draws such ones
+        pictures = [wear(picture, rng, **WORN) for picture in pictures]
+    predictions = judge(np.stack(pictures), load_judge())
     truths = [truth(concept, scene) for concept, scene in zip(concepts, scenes, strict=True)]
     for name, predicted in predictions.items():
         right = [index == t[name] for index, t in zip(predicted.tolist(), truths, strict=True)]
