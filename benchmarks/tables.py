@@ -30,7 +30,7 @@ def make_table(part: str) -> dict:
             "settings": None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method)),
             "scores": {
                 name: mean_and_interval(_means(rows, name) for rows in concepts.values())
-                for name in next(iter(concepts.values()))[0]
+                for name in dict.fromkeys(name for rows in concepts.values() for row in rows for name in row)
             },
             "recipe_ahead_by": mean_and_interval(
                 _means(recipes[number], "product") - _means(rows, "product")
@@ -48,8 +48,8 @@ def _is_chosen(job) -> bool:
 
 
 def _means(rows: list[dict], name: str) -> float:
-    """Of one concept's seeds; not a number where none of them has such a score."""
-    values = [row[name] for row in rows if row[name] is not None]
+    """Of one concept's seeds that have such a score; not a number where none has."""
+    values = [row[name] for row in rows if row.get(name) is not None]
     return float(np.mean(values)) if values else float("nan")
 
 

@@ -20,6 +20,9 @@ from dopsd_app.config import make_config
 from pocket.captions import BACKGROUND_WORDS, asked_of
 from pocket.world import Scene, draw, is_held_out, random_concept, random_scene
 
+# torch's compiler, as it is imported, uses what torch itself calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`")
+
 
 def test_development_and_test_concepts_are_held_out_and_apart():
     development, test = concepts_of("development"), concepts_of("test")
@@ -181,7 +184,7 @@ def test_the_table_means_over_concepts_and_pairs_them_with_the_recipes(lines_fil
 
 
 def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
-    values = [tables._means([{"copying": 0.5}, {"copying": None}], "copying"), float("nan")]
+    values = [tables._means([{"copying": 0.5}, {"copying": None}, {}], "copying"), float("nan")]
     assert tables.mean_and_interval(values)["mean"] == 0.5
     assert tables.mean_and_interval([0.5]) == {"mean": 0.5, "interval_95": None}
     assert tables.mean_and_interval([float("nan")]) is None
