@@ -52,7 +52,7 @@ from benchmarks.scores import (
     neutral_scores,
 )
 from benchmarks.tables import make_health_report, make_levers_table, make_table
-from dopsd_app.adapters import adapter_weights, as_base, load_adapter_weights
+from dopsd_app.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.catalog import find_facts
 from dopsd_app.config import TrainConfig, make_config
@@ -171,7 +171,7 @@ def run_job(job: Job) -> list[dict]:
                 np.save(job.pictures, np.stack([*few, *pictures]))
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
         if job.part in ("health", "health_fit"):
-            row["health"] = measure_health(base_model, config, data, neutral.watched)
+            row["health"] = measure_health(base_model, job)
         rows.append(row)
     return rows
 
@@ -187,35 +187,33 @@ def measure_other_steps(
     return scores
 
 
-def measure_health(
-    base_model: BaseModel, config: TrainConfig, data: ConceptData, neutral: tuple[Conditioning, ...]
-) -> dict[str, dict[str, dict]]:
+def draw_watched(base_model: BaseModel, data: ConceptData, one_noise: bool) -> list[list[Image.Image]]:
+    """What a person's own run draws for its health: of the concept's prompts, and of neutral ones."""
+    steps = _config().num_inference_steps
+    return [
+        draw_pictures(base_model, prompts, steps, one_noise=one_noise)
+        for prompts in (data.watched, neutral_world().watched)
+    ]
+
+
+@cache
+def bases_watched(part: str, number: int, one_noise: bool) -> list[list[Image.Image]]:
+    """The same by the base, which is what it is at each look."""
+    return draw_watched(load_compiled(_config()), concept_data(part, number), one_noise)
+
+
+def measure_health(base_model: BaseModel, job: Job) -> dict[str, dict[str, dict]]:
     """What a person's own run would see of the base's health and the LoRA's, with each pair of eyes."""
-
-    def look(one_noise: bool) -> Look:
-        def drawn() -> list[list[Image.Image]]:
-            steps, seed = config.num_inference_steps, config.seed
-            return [
-                draw_pictures(base_model, prompts, steps, seed, one_noise)
-                for prompts in (data.watched, neutral)
-            ]
-
-        with as_base(base_model.transformer):
-            base, base_neutral = drawn()
-        lora, lora_neutral = drawn()
-        return Look(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
-
-    eyes = {
-        "judge": (judged_health, look(one_noise=False)),
-        "vision": (partial(seen_health, base_model), look(one_noise=True)),
-    }
-    return {
-        name: {
-            "base": _rounded(asdict(score(shown.at_base()))),
-            "lora": _rounded(asdict(score(shown))),
+    data, found = concept_data(job.part, job.concept), {}
+    eyes = {"judge": (judged_health, False), "vision": (partial(seen_health, base_model), True)}
+    for name, (score, one_noise) in eyes.items():
+        base, base_neutral = bases_watched(job.part, job.concept, one_noise)
+        lora, lora_neutral = draw_watched(base_model, data, one_noise)
+        look = Look(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
+        found[name] = {
+            side: _rounded(asdict(score(shown))) for side, shown in (("base", look.at_base()), ("lora", look))
         }
-        for name, (score, shown) in eyes.items()
-    }
+    return found
 
 
 def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:

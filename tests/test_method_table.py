@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -371,3 +372,15 @@ def test_a_line_keeps_a_score_that_nothing_tells_of(world, lines_file, monkeypat
     (line,) = method.run_job(Job("finals", "dopsd_ema", 0, 0, 1e-3, (32,)))
     assert line["scores"]["copying"] is None
     assert json.loads(json.dumps(line))["passes"] == 32
+
+
+def test_what_has_learned_nothing_has_the_bases_own_health(world, monkeypatch):
+    config, data, priors = world
+    monkeypatch.setattr(method, "concept_data", lambda part, number: data)
+    monkeypatch.setattr(method, "neutral_world", lambda: SimpleNamespace(watched=priors.prompts[:2]))
+    monkeypatch.setattr(method, "bases_watched", method.bases_watched.__wrapped__)  # others' are kept apart
+    found = method.measure_health(method.load_compiled(config), Job("health", "dopsd_ema", 0, 0, 1e-3, (1,)))
+    assert set(found) == {"judge", "vision"}
+    for health in found.values():
+        assert health["lora"] == health["base"]
+        assert health["base"]["drift"] == 0
