@@ -51,7 +51,7 @@ from benchmarks.scores import (
     draw_pictures,
     neutral_scores,
 )
-from benchmarks.tables import make_health_report, make_levers_table, make_table
+from benchmarks.tables import as_markdown, make_health_report, make_levers_table, make_table
 from dopsd_app.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.catalog import find_facts
@@ -350,7 +350,10 @@ def save_tables() -> None:
     }
     for name, (make, parts) in tables.items():
         if measured.issuperset(parts):
-            save_result(name, {"base": base_mark(), **{part: make(part) for part in parts}})
+            made = {part: make(part) for part in parts}
+            save_result(name, {"base": base_mark(), **made})
+            if make is make_table:
+                print(*map(as_markdown, made.values()), sep="\n")
 
 
 def main() -> None:

@@ -6,22 +6,21 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.concepts import SIDE, captions_of, concepts_of, training_pictures
 from benchmarks.method import SHOWN
 from benchmarks.record import RESULTS
-from benchmarks.rows import job_of, read_rows
+from benchmarks.rows import LABELS, job_of, read_rows
 from pocket.world import draw
 
-ROWS = {
-    "real": "the world's own",
-    "worn": "training pictures",
-    "base": "base, untrained",
-    "parent": "parent, undistilled",
-    "teacher": "base, seeing a picture",
-    "sft": "SFT",
-    "sft_on_parent": "SFT on the parent",
-    "dreambooth": "DreamBooth",
-    "pso": "PSO",
-    "dopsd_ema": "D-OPSD, the paper's",
-    "dopsd_fast": "D-OPSD, our settings",
-}
+METHODS = (
+    "base",
+    "parent",
+    "teacher",
+    "sft",
+    "sft_on_parent",
+    "dreambooth",
+    "pso",
+    "dopsd_ema",
+    "dopsd_fast",
+)
+ROWS = {"real": "the world's own", "worn": "training pictures", **{name: LABELS[name] for name in METHODS}}
 SCENES, OTHERS = 7, 5  # columns: new scenes of the concept; other creatures, after a gap
 GAP, LABEL = 12, 170
 INK, PAPER = (40, 40, 46), (255, 255, 255)
@@ -42,7 +41,7 @@ def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[s
         "real": [draw(concept, scene) for scene in scenes[:SCENES]],
         "worn": [np.asarray(picture) for picture in training_pictures("test", number, worn=True)],
     }
-    for method in ROWS:
+    for method in METHODS:
         if (method, number) in kept:
             pictures = kept[method, number]
             rows[method] = [*pictures[:SCENES], *pictures[len(scenes) : len(scenes) + OTHERS]]

@@ -21,6 +21,22 @@ BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 UNTRAINED = ("base", "teacher", "parent")
+LABELS = {  # as they stand in the table and beside pictures
+    "base": "base, untrained",
+    "parent": "parent, undistilled",
+    "teacher": "base, seeing a picture",
+    "sft": "SFT",
+    "sft_on_parent": "SFT on the parent",
+    "dreambooth": "DreamBooth",
+    "pso": "PSO",
+    "dopsd_ema": "D-OPSD, the paper's",
+    "dopsd_live": "D-OPSD, live teacher",
+    "dopsd_base": "D-OPSD, base as teacher",
+    "dopsd_fast": "D-OPSD, K = 2",
+    "dopsd_nf4": "D-OPSD, trained on NF4",
+    "off_policy": "off-policy distillation",
+    "sft_on_samples": "SFT on teacher's samples",
+}
 SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
 CHOSEN_BY = ("fidelity", "following", "quality")
 ON_DEVELOPMENT = ("sweep", "levers", "finals", "health_fit")

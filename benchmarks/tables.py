@@ -8,11 +8,32 @@ from scipy import stats
 
 from benchmarks.health_report import judge_rule, judge_warnings
 from benchmarks.levers import RECIPE
-from benchmarks.rows import SETTINGS_OF, UNTRAINED, best_settings, job_of, product, products, read_rows
+from benchmarks.rows import (
+    LABELS,
+    SETTINGS_OF,
+    UNTRAINED,
+    best_settings,
+    job_of,
+    product,
+    products,
+    read_rows,
+)
 
 ENOUGH = 0.95  # of the recipe's own score: what levers race for
 COMPARED_FROM = 300  # passes: before that no lever has learned much
 EYES = ("judge", "vision")
+COLUMNS = {
+    "fidelity": "all six attributes",
+    "following": "prompt followed",
+    "quality": "quality",
+    "product": "product",
+    "precision": "among real pictures",
+    "quality_32_steps": "quality at 32 steps",
+    "copying": "copying",
+    "drift": "drift",
+    "takeover": "takeover",
+    "seconds": "seconds",
+}
 
 
 def make_table(part: str) -> dict:
@@ -40,6 +61,25 @@ def make_table(part: str) -> dict:
         }
         for method, concepts in groups.items()
     }
+
+
+def as_markdown(table: dict) -> str:
+    """The README's table of methods: a line for each in the order of LABELS, means with their intervals."""
+
+    def cell(value: dict | None) -> str:
+        if value is None:
+            return ""
+        digits = 0 if value["mean"] >= 10 else 2  # seconds
+        half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.{digits}f}"
+        return f"{value['mean']:.{digits}f}{half}"
+
+    lines = [
+        [LABELS[name], *(cell(row["scores"].get(column)) for column in COLUMNS), cell(row["recipe_ahead_by"])]
+        for name in LABELS
+        if (row := table.get(name))
+    ]
+    head = ["", *COLUMNS.values(), "D-OPSD is ahead by"]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def _is_chosen(job) -> bool:

@@ -182,6 +182,9 @@ def test_the_table_means_over_concepts_and_pairs_them_with_the_recipes(lines_fil
     # Half of the fidelity, .2 and .05 apart.
     assert table["sft"]["recipe_ahead_by"]["mean"] == pytest.approx((0.1 + 0.025) / 2)
     assert table["dopsd_ema"]["recipe_ahead_by"] == {"mean": 0, "interval_95": 0}
+    head, _, *lines = (line.strip("| ").split(" | ") for line in tables.as_markdown(table).splitlines())
+    assert [line[0] for line in lines] == ["SFT", "D-OPSD, the paper's"]
+    assert dict(zip(head, lines[0][1:], strict=False))["all six attributes"] == "0.60 ± 3.81"
 
 
 def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
