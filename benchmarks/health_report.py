@@ -1,13 +1,15 @@
 """Is the rule for the best checkpoint any good, do warnings mean something? From the harness's lines."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from dopsd_app.events import HealthMeasured
-from dopsd_app.health_rules import best_step, complaint, stopped_improving
+from dopsd_app.health_rules import best_step, stopped_improving, what_is_bad
 
-RUINED = 0.8  # of the base's own pictures of neutral prompts that lie among real ones, or of following
+RUINED_FOLLOWING, RUINED_QUALITY = 0.8, 0.6  # of the test's own scores; the base's own are 1.0 and about 0.8
+TAKEN = 0.25  # of the neutral prompts' pictures show the creature
 
 Row = dict
 
@@ -44,12 +46,12 @@ def judge_rule(runs: Iterable[list[Row]], eyes: str, product: Callable[[dict], f
 
 
 def judge_warnings(rows: Iterable[Row], eyes: str) -> dict[str, int]:
-    """How often there is a warning where few steps or following are ruined, and where they are not."""
-    counts = {f"{state}, {said}": 0 for state in ("ruined", "well") for said in ("warned", "silent")}
+    """How often which warning came where pictures or following are ruined, others taken over, or neither."""
+    counts = Counter()
     for row in rows:
         scores = row["scores"]
-        kept = scores["neutral_precision"] / scores["neutral_precision_before"]
-        ruined = kept < RUINED or scores["following"] < RUINED
-        said = complaint(health_in(row, eyes)[1])
-        counts[f"{'ruined' if ruined else 'well'}, {'warned' if said else 'silent'}"] += 1
-    return counts
+        ruined = scores["following"] < RUINED_FOLLOWING or scores["quality"] < RUINED_QUALITY
+        state = "ruined" if ruined else "taken over" if scores["takeover"] > TAKEN else "well"
+        said = what_is_bad(health_in(row, eyes)[1], judged=eyes == "judge")
+        counts[f"{state}: {said or 'silent'}"] += 1
+    return dict(sorted(counts.items()))

@@ -151,7 +151,7 @@ def other_creatures(base_model: BaseModel, crops: list[Image.Image]) -> list[Ima
     ]
 
     def mean_features(pictures: list[Image.Image]) -> Tensor:
-        return torch.stack([base_model.picture_features(picture) for picture in pictures]).mean(0)
+        return torch.stack([base_model.picture_features(picture).mean(0) for picture in pictures]).mean(0)
 
     concept = mean_features(crops)
     strangest = min(sets, key=lambda pictures: cosine_similarity(mean_features(pictures), concept, 0))

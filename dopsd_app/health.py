@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 import torch
 from PIL import Image
@@ -19,38 +18,48 @@ from dopsd_app.runs import Run
 
 @dataclass(frozen=True)
 class Health:
-    """How a LoRA stands; the base itself has drift 0."""
+    """How a LoRA stands; the base itself has drift 0 and quality 1."""
 
     concept: float  # likeness of the concept's pictures to the training pictures; 1 at the most
     following: float | None  # 1: always what the prompt says; 0: by chance; None: it cannot be told
     drift: float  # how far neutral prompts' pictures have moved from the base's; 1: as far as any others are
+    quality: float  # 1: as like some picture of base or training as those are like each other; 0: like none
 
 
 def health_of(
     training: Tensor, base: Tensor, lora: Tensor, base_neutral: Tensor, lora_neutral: Tensor
 ) -> Health:
-    """Scores features (N, D) of pictures that base and LoRA drew from the same prompts and noise.
+    """Scores features (N, T, D), by token, of what base and LoRA drew from the same prompts and noise.
 
+    Concept and drift are cosines of features that do not say where, following and quality of those that do.
     Following: of two prompts, how often the LoRA's picture of one is more like the base's of that than of the
     other. Features of any two pictures are alike; what is common to the training pictures and the base's own
     is taken off first. The LoRA's have no part in that: they would move the measure they are measured with.
     """
-    common = torch.cat([training, base, base_neutral]).mean(0)
-    learned = (training - common).mean(0, keepdim=True)
+    known, drawn = torch.cat([training, base, base_neutral]), torch.cat([lora, lora_neutral])
+    common = known.mean((0, 1))
+    learned = (training.mean(1) - common).mean(0, keepdim=True)
+    moved = cosine_similarity(lora_neutral.mean(1) - common, base_neutral.mean(1) - common)
     return Health(
-        concept=cosine_similarity(lora - common, learned).mean().item(),
-        following=_following(base, lora),
-        drift=1 - cosine_similarity(lora_neutral - common, base_neutral - common).mean().item(),
+        concept=cosine_similarity(lora.mean(1) - common, learned).mean().item(),
+        following=_following(torch.cat([base, base_neutral]).flatten(1), drawn.flatten(1)),
+        drift=1 - moved.mean().item(),
+        quality=_quality(known.flatten(1), drawn.flatten(1)),
     )
 
 
-def _following(base: Tensor, lora: Tensor) -> float | None:
-    if len(base) == 1:
-        return None
+def _following(base: Tensor, lora: Tensor) -> float:
     # Likenesses themselves say little, for the concept changes all pictures; their order tells prompts apart.
     likeness = cosine_similarity((lora - lora.mean(0))[:, None], base - base.mean(0), dim=-1)
     others = ~torch.eye(len(base), dtype=torch.bool, device=base.device)
     return (likeness.diagonal()[:, None] - likeness)[others].sign().mean().item()
+
+
+def _quality(known: Tensor, drawn: Tensor) -> float:
+    """How like the nearest known picture drawn ones are, by how like that known ones are; at most 1."""
+    among = cosine_similarity(known[:, None], known, dim=-1).fill_diagonal_(-1).amax(1).mean()
+    nearest = cosine_similarity(drawn[:, None], known, dim=-1).amax(1).mean()
+    return (nearest / among).clamp(0, 1).item()
 
 
 @dataclass(frozen=True)
@@ -70,17 +79,19 @@ class Look:
 
 
 def seen_health(base_model: BaseModel, look: Look) -> Health:
-    """By the features of the base model's own vision tower."""
+    """By the features of the base model's own vision tower; all pictures take the size of the drawn ones."""
+    size = look.base[0].size
 
     def features(pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([base_model.picture_features(picture) for picture in pictures])
+        sized = (picture if picture.size == size else picture.resize(size) for picture in pictures)
+        return torch.stack([base_model.picture_features(picture) for picture in sized])
 
     groups = (look.training, look.base, look.lora, look.base_neutral, look.lora_neutral)
     return health_of(*map(features, groups))
 
 
-def judged_health(look: Look) -> Health:
-    """By what the judge sees in pictures of the built-in base.
+def judged_health(base_model: BaseModel, look: Look) -> Health:
+    """By what the judge sees in pictures of the built-in base; quality is the vision tower's still.
 
     Concept is the share of what makes the creature of the training pictures; following, that of what prompts
     say of the scene, by chance 0; drift, that of neutral pictures which the LoRA has changed, by chance 1.
@@ -109,6 +120,7 @@ def judged_health(look: Look) -> Health:
         concept=right.float().mean().item(),
         following=following,
         drift=changed.float().mean().item() / (1 - chance_of(ATTRIBUTES)),
+        quality=seen_health(base_model, look).quality,
     )
 
 
@@ -141,16 +153,16 @@ class HealthMeter:
         neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
         sides = [side for both in (pairs, neutral) for side in zip(*both, strict=True)]
         look = Look(self.prompts, self.training, *sides)
-        has_judge = find_facts(config.base_model).has_judge
-        score = judged_health if has_judge else partial(seen_health, self.base_model)
-        found = {step: score(look)}
+        judged = find_facts(config.base_model).has_judge
+        score = judged_health if judged else seen_health
+        found = {step: score(self.base_model, look)}
         if not self.measured:
-            found = {0: score(look.at_base()), **found}
+            found = {0: score(self.base_model, look.at_base()), **found}
         self.base_model.free_encoders()  # the vision tower came for the features
         for number, health in found.items():
             before = self.measured[-1:]
             self.measured.append(HealthMeasured(number, **asdict(health)))
             yield self.measured[-1]
-            said = complaint(self.measured[-1])
-            if said and said not in map(complaint, before):
+            said = complaint(self.measured[-1], judged)
+            if said and said not in [complaint(health, judged) for health in before]:
                 yield Warned(step, said)

@@ -5,10 +5,19 @@ from collections.abc import Collection, Iterable, Sequence
 from dopsd_app.events import Event, HealthMeasured
 
 PROMPTS = 4  # with the concept in them; two are the least that following can be seen in
-# Not fitted yet: `python -m benchmarks.method health` is to tell.
-LEAST_FOLLOWING = 0.3
-MOST_DRIFT = 1.5  # the built-in base draws creatures only, and all of them become yours: none warns there
-PATIENCE = 3  # previews without a better one
+LEAST_QUALITY = 0.8
+LEAST_FOLLOWING, LEAST_FOLLOWING_JUDGED = 0.1, 0.8  # by the vision tower, by the judge
+MOST_DRIFT = 1.0  # by the vision tower. The built-in base draws creatures only: there all become yours
+CLOSE = 0.8  # of the greatest merit: so few pictures do not tell such steps apart
+PATIENCE = 3  # previews that are not even close
+EARLIER = "An earlier checkpoint may be the better one;"
+COMPLAINTS = {
+    "quality": f"Pictures are falling apart. {EARLIER} a lower learning rate or fewer steps help.",
+    "following": f"What the prompt says counts less and less. {EARLIER} captions that describe the scene,"
+    " fewer steps or a lower learning rate help.",
+    "drift": f"Pictures of other things are changing too. {EARLIER} fewer steps or a lower learning rate keep"
+    " them as they were.",
+}
 
 
 def measured_in(events: Iterable[Event]) -> tuple[HealthMeasured, ...]:
@@ -18,33 +27,40 @@ def measured_in(events: Iterable[Event]) -> tuple[HealthMeasured, ...]:
 
 
 def merit(health: HealthMeasured, base: HealthMeasured) -> float:
-    """How good a LoRA is, all in all: what it has learned of the concept, by what it has kept."""
+    """How good a LoRA is, all in all: what it has learned of the concept, by what it has kept.
+
+    Following counts only where it is about to be lost: above that, few prompts tell little.
+    """
     learned = max(0.0, health.concept - base.concept)
-    following = 1.0 if health.following is None else max(0.0, health.following)
-    return learned * following / (1 + health.drift)
+    following = 1.0 if health.following is None else min(1.0, max(0.0, health.following / LEAST_FOLLOWING))
+    return learned * following * health.quality / (1 + health.drift)
 
 
 def best_step(measured: Sequence[HealthMeasured], steps: Collection[int]) -> int | None:
-    """Which of these steps has the greatest merit, the later of equal ones; None where none was measured."""
+    """The last of these steps whose merit is close to the greatest; None where none was measured."""
     if not measured or measured[0].step != 0:
         return None
-    known = [health for health in measured if health.step in steps]
-    return max(known, key=lambda health: (merit(health, measured[0]), health.step)).step if known else None
+    merits = {health.step: merit(health, measured[0]) for health in measured if health.step in steps}
+    close = CLOSE * max(merits.values(), default=0)
+    return max((step for step, value in merits.items() if value >= close), default=None)
 
 
-def complaint(health: HealthMeasured) -> str:
+def what_is_bad(health: HealthMeasured, judged: bool) -> str:
+    """The worst of it, a key of COMPLAINTS; empty where all is well.
+
+    `judged`: following and drift are the judge's, not the vision tower's.
+    """
+    if health.quality < LEAST_QUALITY:
+        return "quality"
+    least = LEAST_FOLLOWING_JUDGED if judged else LEAST_FOLLOWING
+    if health.following is not None and health.following < least:
+        return "following"
+    return "drift" if not judged and health.drift > MOST_DRIFT else ""
+
+
+def complaint(health: HealthMeasured, judged: bool) -> str:
     """What a person should know about it, in a sentence; empty where all is well."""
-    if health.drift > MOST_DRIFT:
-        return (
-            "Pictures of other things are changing too. An earlier checkpoint may be the better one; fewer"
-            " steps or a lower learning rate keep them as they were."
-        )
-    if health.following is not None and health.following < LEAST_FOLLOWING:
-        return (
-            "What the prompt says counts less and less. An earlier checkpoint may be the better one; captions"
-            " that describe the scene, fewer steps or a lower learning rate help."
-        )
-    return ""
+    return COMPLAINTS.get(what_is_bad(health, judged), "")
 
 
 def stopped_improving(measured: Sequence[HealthMeasured]) -> bool:

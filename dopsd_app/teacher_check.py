@@ -70,7 +70,7 @@ def features_of(base_model: BaseModel, pictures: list[Image.Image]) -> tuple[Ten
 
     The eyes alone would be judge in their own cause: what they are blind to, they would not miss.
     """
-    seen = torch.stack([base_model.picture_features(picture) for picture in pictures])
+    seen = torch.stack([base_model.picture_features(picture).mean(0) for picture in pictures])
     return seen, torch.stack([colours_of(picture) for picture in pictures]).to(seen)
 
 

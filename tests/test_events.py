@@ -26,7 +26,7 @@ ONE_OF_EACH = [
     Resumed(0),
     StepDone(1, 0.25, 1.5, 0.1, 0),
     PreviewSaved(1, "rollout", ("previews/000001_student.webp", "previews/000001_teacher.webp")),
-    HealthMeasured(1, 0.5, None, 0.25),
+    HealthMeasured(1, 0.5, None, 0.25, 1.0),
     CheckpointSaved(1, "checkpoints/000001"),
     Warned(1, "a “sentence” with ünusual letters\nand a second line"),
     LoraChecked(1, True, "loads"),

@@ -4,11 +4,11 @@ import pytest
 
 from benchmarks.health_report import judge_rule, judge_warnings
 
-BASE = {"concept": 0.0, "following": 1.0, "drift": 0.0}
+BASE = {"concept": 0.0, "following": 1.0, "drift": 0.0, "quality": 1.0}
 
 
-def line(passes, concept, worth, following=1.0, drift=0.0, **scores):
-    lora = {"concept": concept, "following": following, "drift": drift}
+def line(passes, concept, worth, drift=0.0, quality=1.0, **scores):
+    lora = {"concept": concept, "following": 1.0, "drift": drift, "quality": quality}
     return {
         "passes": passes,
         "health": {"eyes": {"base": BASE, "lora": lora}},
@@ -19,7 +19,7 @@ def line(passes, concept, worth, following=1.0, drift=0.0, **scores):
 def test_the_rules_choice_stands_between_the_last_and_the_best():
     runs = [
         [line(100, 0.5, 0.4), line(200, 0.9, 0.6), line(300, 0.7, 0.5)],
-        [line(100, 0.5, 0.2), line(200, 0.4, 0.4), line(300, 0.6, 0.3)],
+        [line(100, 0.5, 0.2), line(200, 0.3, 0.4), line(300, 0.6, 0.3)],
     ]
     report = judge_rule(runs, "eyes", lambda scores: scores["worth"])
     assert report["runs"] == 2
@@ -30,7 +30,7 @@ def test_the_rules_choice_stands_between_the_last_and_the_best():
 
 def test_stopping_early_saves_passes_and_keeps_the_best_that_it_saw():
     worths = [0.4, 0.1, 0.1, 0.1, 0.9]
-    concepts = [0.5, 0.4, 0.4, 0.4, 0.8]
+    concepts = [0.5, 0.3, 0.3, 0.3, 0.8]
     run = [
         line(100 * (n + 1), concept, worth)
         for n, (concept, worth) in enumerate(zip(concepts, worths, strict=True))
@@ -43,16 +43,12 @@ def test_stopping_early_saves_passes_and_keeps_the_best_that_it_saw():
 
 def test_warnings_are_counted_by_what_is_really_ruined():
     rows = [
-        line(1, 0.5, 0, following=0.0, neutral_precision=0.2),
-        line(1, 0.5, 0, drift=1.9, neutral_precision=0.9),
-        line(1, 0.5, 0, neutral_precision=0.9),
-        line(1, 0.5, 0, neutral_precision=0.6),
+        line(1, 0.5, 0, quality=0.1, following=0.1),  # the test's own following
+        line(1, 0.5, 0, quality=0.1, drift=1.5),
+        line(1, 0.5, 0, drift=1.5, takeover=0.3),
+        line(1, 0.5, 0),
     ]
     for row in rows:
-        row["scores"] |= {"following": 1.0, "neutral_precision_before": 0.8}
-    assert judge_warnings(rows, "eyes") == {
-        "ruined, warned": 1,
-        "ruined, silent": 1,
-        "well, warned": 1,
-        "well, silent": 1,
-    }
+        row["scores"] = {"following": 1.0, "quality": 0.8, "takeover": 0.2} | row["scores"]
+    rows[1]["scores"]["quality"] = 0.5
+    assert judge_warnings(rows, "eyes") == {"ruined: quality": 2, "taken over: drift": 1, "well: silent": 1}

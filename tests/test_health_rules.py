@@ -4,7 +4,10 @@ import pytest
 
 from dopsd_app.events import HealthMeasured, Resumed
 from dopsd_app.health_rules import (
+    CLOSE,
     LEAST_FOLLOWING,
+    LEAST_FOLLOWING_JUDGED,
+    LEAST_QUALITY,
     MOST_DRIFT,
     PATIENCE,
     best_step,
@@ -14,44 +17,51 @@ from dopsd_app.health_rules import (
     stopped_improving,
 )
 
-BASE = HealthMeasured(0, 0.1, 1.0, 0.0)
+BASE = HealthMeasured(0, 0.1, 1.0, 0.0, 1)
 
 
 def test_merit_is_what_was_learned_by_what_was_kept():
-    assert merit(HealthMeasured(1, 0.6, 0.8, 0.25), BASE) == pytest.approx(0.5 * 0.8 / 1.25)
-    assert merit(HealthMeasured(1, 0.6, None, 0.25), BASE) == pytest.approx(0.5 / 1.25)
+    assert merit(HealthMeasured(1, 0.6, 0.8, 0.25, 0.9), BASE) == pytest.approx(0.5 * 0.9 / 1.25)
+    assert merit(HealthMeasured(1, 0.6, None, 0.25, 0.9), BASE) == pytest.approx(0.5 * 0.9 / 1.25)
+    assert merit(HealthMeasured(1, 0.6, LEAST_FOLLOWING / 4, 0.25, 1), BASE) == pytest.approx(0.5 / 4 / 1.25)
     assert merit(BASE, BASE) == 0
-    assert merit(HealthMeasured(1, 0.0, -0.5, 0.0), BASE) == 0  # two losses are no gain
+    assert merit(HealthMeasured(1, 0.0, -0.5, 0.0, 1), BASE) == 0  # two losses are no gain
 
 
-def test_the_best_of_the_kept_steps_wins_and_the_later_of_equals():
-    measured = [
-        BASE,
-        HealthMeasured(10, 0.5, 1, 0),
-        HealthMeasured(20, 0.9, 1, 0),
-        HealthMeasured(30, 0.5, 1, 0),
-    ]
-    assert best_step(measured, {10, 20, 30}) == 20
-    assert best_step(measured, {10, 30}) == 30
-    assert best_step(measured, {40}) is None
+def test_the_last_of_the_kept_steps_that_are_close_to_the_best_wins():
+    concepts = {10: 0.5, 20: 0.9, 30: 0.1 + 0.81 * CLOSE, 40: 0.1 + 0.79 * CLOSE}  # .1 is the base's
+    measured = [BASE, *(HealthMeasured(step, concept, 1, 0, 1) for step, concept in concepts.items())]
+    assert best_step(measured, {10, 20, 30, 40}) == 30
+    assert best_step(measured, {10, 20, 40}) == 20
+    assert best_step(measured, {10, 40}) == 40
+    assert best_step(measured, {50}) is None
     assert best_step([], {10}) is None
     assert best_step(measured[1:], {10, 20}) is None  # without the base there is nothing to compare with
+    nothing = HealthMeasured(50, 0.0, 1, 0, 1)
+    assert best_step([*measured, nothing], {50}) == 50
 
 
 def test_each_step_counts_as_it_was_measured_last():
-    again = HealthMeasured(10, 0.7, 1, 0)
-    assert measured_in([HealthMeasured(10, 0.5, 1, 0), Resumed(5), BASE, again]) == (BASE, again)
+    again = HealthMeasured(10, 0.7, 1, 0, 1)
+    assert measured_in([HealthMeasured(10, 0.5, 1, 0, 1), Resumed(5), BASE, again]) == (BASE, again)
 
 
-def test_what_drifts_or_no_longer_listens_is_told():
-    assert complaint(HealthMeasured(1, 0.5, 1, 0)) == complaint(HealthMeasured(1, 0.5, None, 0)) == ""
-    assert "other things" in complaint(HealthMeasured(1, 0.5, 1, MOST_DRIFT + 0.01))
-    assert "prompt" in complaint(HealthMeasured(1, 0.5, LEAST_FOLLOWING - 0.01, 0))
+def test_what_falls_apart_or_drifts_or_no_longer_listens_is_told():
+    for judged in (False, True):
+        for following in (1, None):
+            assert complaint(HealthMeasured(1, 0.5, following, 0, 1), judged) == ""
+        assert "falling apart" in complaint(HealthMeasured(1, 0.5, -1, 9, LEAST_QUALITY - 0.01), judged)
+    for judged, least in ((False, LEAST_FOLLOWING), (True, LEAST_FOLLOWING_JUDGED)):
+        assert "prompt" in complaint(HealthMeasured(1, 0.5, least - 0.01, 0, 1), judged)
+        assert complaint(HealthMeasured(1, 0.5, least + 0.01, 0, 1), judged) == ""
+    drifts = HealthMeasured(1, 0.5, 1, MOST_DRIFT + 0.01, 1)
+    assert "other things" in complaint(drifts, judged=False)
+    assert complaint(drifts, judged=True) == ""  # the built-in base's always do
 
 
 def test_it_has_stopped_improving_when_the_best_is_long_ago():
-    better = [HealthMeasured(step, step / 100, 1, 0) for step in (10, 20, 30)]
-    worse = [HealthMeasured(30 + n, 0.2, 1, 0) for n in range(1, PATIENCE + 1)]
+    better = [HealthMeasured(step, step / 100, 1, 0, 1) for step in (10, 20, 30)]
+    worse = [HealthMeasured(30 + n, 0.2, 1, 0, 1) for n in range(1, PATIENCE + 1)]
     assert not stopped_improving([BASE])
     assert not stopped_improving([BASE, *better])
     assert not stopped_improving([BASE, *better, *worse[:-1]])

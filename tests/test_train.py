@@ -220,7 +220,9 @@ def test_a_run_that_may_stop_early_ends_with_a_lora_where_it_stopped_improving(
 
 
 def test_a_warning_comes_once_when_the_health_becomes_bad(new_run, tiny_config, monkeypatch):
-    monkeypatch.setattr("dopsd_app.health.complaint", lambda health: "Drifts." if health.step >= 2 else "")
+    monkeypatch.setattr(
+        "dopsd_app.health.complaint", lambda health, judged: "Drifts." if health.step >= 2 else ""
+    )
     run = new_run(replace(tiny_config, steps=3, preview_every=1))
     assert [event for event in train(run) if isinstance(event, Warned)] == [Warned(2, "Drifts.")]
 

@@ -35,9 +35,11 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
         append_event(run.events_file, StepDone(step, 0.5, 1.0, 9.0 if step <= 20 else 2.0, 3 * 10**9))
     append_event(run.events_file, PreviewSaved(20, "rollout", ("previews/000020_rollout.webp",)))
     append_event(run.events_file, PreviewSaved(40, "samples", ("previews/000040_samples.webp",)))
-    for measured in (HealthMeasured(0, 0.1, 1, 0), HealthMeasured(40, 0.5, 0.9, 0.2)):
+    for measured in (HealthMeasured(0, 0.1, 1, 0, 1.0), HealthMeasured(40, 0.5, 0.9, 0.2, 1.0)):
         append_event(run.events_file, measured)
-        append_event(run.events_file, HealthMeasured(0, 0.1, 1, 0))  # a resumed run measures the base again
+        append_event(
+            run.events_file, HealthMeasured(0, 0.1, 1, 0, 1.0)
+        )  # a resumed run measures the base again
     append_event(run.events_file, Warned(40, "Something small."))
     write_status(run, state="queued", step=40)
     watcher = RunWatcher()

@@ -54,7 +54,7 @@ class BaseModel(Protocol):
         """Latents (C, h, w) of an RGB picture, scaled as the transformer expects them."""
 
     def picture_features(self, picture: Image.Image) -> Tensor:
-        """What the teacher's eyes make of a picture: (D,), for cosines; needs no `load_encoders`."""
+        """What the teacher's eyes make of a picture: (tokens, D), for cosines; needs no `load_encoders`."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""

@@ -100,11 +100,11 @@ class ZImage:
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
     def picture_features(self, picture: Image.Image) -> Tensor:
-        """Mean over the picture's tokens (D,); where the encoders are gone, the vision tower comes alone."""
+        """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
         if self.vision_tower is None:
             self._load_vision_tower()
         output = vision_language.run_vision_tower(self.vision_tower, self.image_processor, picture)
-        return output.pooler_output.float().mean(0)
+        return output.pooler_output.float()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""

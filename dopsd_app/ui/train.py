@@ -27,6 +27,7 @@ NONE_CHOSEN = "<div class='empty'><p>Choose one of the runs to see how it stands
 SCORES = {
     "Like your pictures": ("#4f46e5", "should rise: how like them its pictures of the prompts are"),
     "Follows the prompt": ("#d97706", "should stay high: 1 is the most, 0 is chance"),
+    "Clean pictures": ("#16a34a", "should stay high: below 0.8, pictures are falling apart"),
     "Other prompts change": ("#dc2626", "should stay low: how far pictures of something else have moved"),
 }
 LEGEND = "".join(
@@ -310,10 +311,14 @@ def _health(measured: tuple[HealthMeasured, ...]):
     rows = [
         (health.step, score, name)
         for health in measured
-        for name, score in zip(SCORES, (health.concept, health.following, health.drift), strict=True)
+        for name, score in zip(SCORES, _scores(health), strict=True)
         if score is not None
     ]
     return gr.LinePlot(pd.DataFrame(rows, columns=["step", "score", "of"]), visible=True)
+
+
+def _scores(health: HealthMeasured) -> tuple[float | None, ...]:
+    return health.concept, health.following, health.quality, health.drift
 
 
 def _buttons(run: Run | None, view: RunView | None) -> dict:
