@@ -210,7 +210,7 @@ METHODS = {
     "dopsd_live": Method(None, settings=(("ema_decay", 0.0),)),
     "dopsd_base": Method(None, settings=(("teacher", "base"),)),
     "dopsd_ema": Method(None),
-    "dopsd_fast": Method(None, settings=(("rollout_steps", 2),)),  # the fastest of the levers
+    "dopsd_fast": Method(None, settings=(("rollout_steps", 2),)),  # of the levers, what became the preset
     "dopsd_nf4": Method(None, settings=(("quantization", "nf4"),)),  # and moved over to the full precision
     "off_policy": Method(off_policy),
     "sft_on_samples": Method(sft_on_samples, make_samples),

@@ -178,9 +178,9 @@ def _parse(line: bytes) -> Event | None:
     except ValueError:  # torn by a kill, closed by the next process
         return None
     kind = EVENTS.get(fields.pop("event"))
-    if kind is None:  # told by a newer version
-        return None
     del fields["time"]
+    if kind is None or fields.keys() != {field.name for field in dataclasses.fields(kind)}:
+        return None  # told by another version
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.catalog import find_facts
@@ -42,24 +42,30 @@ def health_of(
     moved = cosine_similarity(lora_neutral.mean(1) - common, base_neutral.mean(1) - common)
     return Health(
         concept=cosine_similarity(lora.mean(1) - common, learned).mean().item(),
-        following=_following(torch.cat([base, base_neutral]).flatten(1), drawn.flatten(1)),
+        following=_following(base.flatten(1), lora.flatten(1)),
         drift=1 - moved.mean().item(),
         quality=_quality(known.flatten(1), drawn.flatten(1)),
     )
 
 
-def _following(base: Tensor, lora: Tensor) -> float:
+def _following(base: Tensor, lora: Tensor) -> float | None:
+    if len(base) == 1:
+        return None
     # Likenesses themselves say little, for the concept changes all pictures; their order tells prompts apart.
-    likeness = cosine_similarity((lora - lora.mean(0))[:, None], base - base.mean(0), dim=-1)
+    likeness = _cosines(lora - lora.mean(0), base - base.mean(0))
     others = ~torch.eye(len(base), dtype=torch.bool, device=base.device)
     return (likeness.diagonal()[:, None] - likeness)[others].sign().mean().item()
 
 
 def _quality(known: Tensor, drawn: Tensor) -> float:
     """How like the nearest known picture drawn ones are, by how like that known ones are; at most 1."""
-    among = cosine_similarity(known[:, None], known, dim=-1).fill_diagonal_(-1).amax(1).mean()
-    nearest = cosine_similarity(drawn[:, None], known, dim=-1).amax(1).mean()
-    return (nearest / among).clamp(0, 1).item()
+    among = _cosines(known, known).fill_diagonal_(-1).amax(1).mean()
+    return (_cosines(drawn, known).amax(1).mean() / among).clamp(0, 1).item()
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Of all pairs (N, M) of features (N, D) and (M, D); no larger tensor is made, for D may be a million."""
+    return normalize(a, dim=1) @ normalize(b, dim=1).T
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,11 @@ class Look:
 
 
 def seen_health(base_model: BaseModel, look: Look) -> Health:
-    """By the features of the base model's own vision tower; all pictures take the size of the drawn ones."""
+    """By the features of the base model's own vision tower; pictures are cropped to the drawn ones' size."""
     size = look.base[0].size
 
     def features(pictures: Sequence[Image.Image]) -> Tensor:
-        sized = (picture if picture.size == size else picture.resize(size) for picture in pictures)
-        return torch.stack([base_model.picture_features(picture) for picture in sized])
+        return torch.stack([base_model.picture_features(ImageOps.fit(p, size)) for p in pictures])
 
     groups = (look.training, look.base, look.lora, look.base_neutral, look.lora_neutral)
     return health_of(*map(features, groups))

@@ -6,10 +6,10 @@ from dopsd_app.events import Event, HealthMeasured
 
 PROMPTS = 4  # with the concept in them; two are the least that following can be seen in
 LEAST_QUALITY = 0.8
-LEAST_FOLLOWING, LEAST_FOLLOWING_JUDGED = 0.1, 0.8  # by the vision tower, by the judge
-MOST_DRIFT = 1.0  # by the vision tower. The built-in base draws creatures only: there all become yours
+LEAST_FOLLOWING = 0.1
+MOST_DRIFT = 1.0  # as far as any others are. The built-in base draws creatures only: there all become yours
 CLOSE = 0.8  # of the greatest merit: so few pictures do not tell such steps apart
-PATIENCE = 3  # previews that are not even close
+PATIENCE = 3  # previews without a better one
 EARLIER = "An earlier checkpoint may be the better one;"
 COMPLAINTS = {
     "quality": f"Pictures are falling apart. {EARLIER} a lower learning rate or fewer steps help.",
@@ -37,23 +37,24 @@ def merit(health: HealthMeasured, base: HealthMeasured) -> float:
 
 
 def best_step(measured: Sequence[HealthMeasured], steps: Collection[int]) -> int | None:
-    """The last of these steps whose merit is close to the greatest; None where none was measured."""
+    """The last of these steps whose merit is close to the greatest of all, else the one with the most.
+
+    None where none was measured. The greatest of all: else, each time the best is thinned out, a worse one
+    would be close to what is left.
+    """
     if not measured or measured[0].step != 0:
         return None
-    merits = {health.step: merit(health, measured[0]) for health in measured if health.step in steps}
-    close = CLOSE * max(merits.values(), default=0)
-    return max((step for step, value in merits.items() if value >= close), default=None)
+    merits = {health.step: merit(health, measured[0]) for health in measured[1:]}
+    known = [step for step in merits if step in steps]
+    close = [step for step in known if merits[step] >= CLOSE * max(merits.values())]
+    return max(close) if close else max(known, key=lambda step: (merits[step], step), default=None)
 
 
 def what_is_bad(health: HealthMeasured, judged: bool) -> str:
-    """The worst of it, a key of COMPLAINTS; empty where all is well.
-
-    `judged`: following and drift are the judge's, not the vision tower's.
-    """
+    """The worst of it, a key of COMPLAINTS; empty where all is well. `judged`: of the built-in base."""
     if health.quality < LEAST_QUALITY:
         return "quality"
-    least = LEAST_FOLLOWING_JUDGED if judged else LEAST_FOLLOWING
-    if health.following is not None and health.following < least:
+    if health.following is not None and health.following < LEAST_FOLLOWING:
         return "following"
     return "drift" if not judged and health.drift > MOST_DRIFT else ""
 
@@ -64,7 +65,6 @@ def complaint(health: HealthMeasured, judged: bool) -> str:
 
 
 def stopped_improving(measured: Sequence[HealthMeasured]) -> bool:
-    """Whether the best was PATIENCE measurements ago, or longer."""
-    steps = [health.step for health in measured if health.step]
-    best = best_step(measured, steps)
-    return best is not None and len(steps) - 1 - steps.index(best) >= PATIENCE
+    """Whether the greatest merit was PATIENCE measurements ago, or longer."""
+    merits = [merit(health, measured[0]) for health in measured[1:]]
+    return bool(merits) and merits[::-1].index(max(merits)) >= PATIENCE

@@ -1,11 +1,11 @@
 """Builds the built-in base, stage by stage: python -m pocket.build STAGE [--minutes N] [--state DIR].
 
-Made on two CPU cores: `autoencoder --minutes 21`, `judge --minutes 43` and `joint --minutes 53` in a first
-world, whose creatures were turned and mirrored, with AdamW alone; from there `joint --minutes 232` with Muon,
-the last 100 of them in the world of today, which `judge --minutes 8` taught the judge; then `distil --minutes
-50`, `vision --minutes 12`, `parent`, `export`, `judge --minutes 17` for pictures as people have them, and
-`measure`. Any stage can be stopped and run on, also on a machine that has none of the state: it goes on from
-the shipped autoencoder, judge and parent.
+Made on two CPU cores: `tokenizer`, `autoencoder --minutes 21`, `judge --minutes 43` and `joint --minutes 53`
+in a first world, whose creatures were turned and mirrored, with AdamW alone; from there `joint --minutes 232`
+with Muon, the last 100 of them in the world of today, which `judge --minutes 8` taught the judge; then
+`distil --minutes 50`, `vision --minutes 12`, `parent`, `export`, `judge --minutes 17` for pictures as people
+have them, and `measure`. Any stage can be stopped and run on, also on a machine that has none of the state:
+it goes on from the shipped tokenizer, autoencoder, judge and parent.
 """
 
 import argparse
@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 
 from pocket.autoencoder import train_autoencoder
+from pocket.data import bring_shipped
 from pocket.distil import train_distil
 from pocket.examples import write_examples
 from pocket.export import export
 from pocket.joint import train_joint
 from pocket.measure import load_network, measure, save_parent, save_samples
 from pocket.pool import draw_pool
+from pocket.tokens import train_tokenizer
 from pocket.train_judge import train_judge
 from pocket.vision import train_vision
 
@@ -34,7 +36,7 @@ TRAINING = {
     "vision": train_vision,
     "distil": train_distil,
 }
-OTHERS = ("parent", "sample", "export", "measure", "examples")
+OTHERS = ("tokenizer", "parent", "sample", "export", "measure", "examples")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -56,6 +58,8 @@ def main() -> None:
     draw_pool(arguments.state / "pool")
     if arguments.stage in TRAINING:
         TRAINING[arguments.stage](arguments.state, arguments.minutes, arguments.workers)
+    elif arguments.stage == "tokenizer":
+        train_tokenizer().save_pretrained(arguments.state / "tokenizer")
     elif arguments.stage == "parent":
         save_parent(arguments.state)
     elif arguments.stage == "sample":
@@ -64,6 +68,7 @@ def main() -> None:
     elif arguments.stage == "export":
         export(arguments.state, arguments.checkpoint, arguments.out)
     elif arguments.stage == "measure":
+        bring_shipped(arguments.state)
         measure(arguments.state, arguments.out, arguments.result)
     elif arguments.stage == "examples":
         write_examples(Path("assets/examples"))

@@ -15,7 +15,7 @@ from pocket.captions import draw_caption
 from pocket.network import to_patches
 from pocket.pool import Pool
 from pocket.state import device
-from pocket.tokens import message_tokens, train_tokenizer
+from pocket.tokens import message_tokens
 from pocket.world import Concept, Scene
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "pocket-turbo"
@@ -91,11 +91,15 @@ class Dataset:
 
 def prepare_dataset(state: Path) -> None:
     """What a Dataset needs on disk, before several workers open it."""
-    if not (state / "tokenizer").exists():
-        train_tokenizer().save_pretrained(state / "tokenizer")
-    if not (state / "vae").exists():  # that stage was not run here: the shipped parent knows these latents
-        shutil.copytree(SHIPPED / "vae", state / "vae")
+    bring_shipped(state)
     Dataset(state)
+
+
+def bring_shipped(state: Path) -> None:
+    """Tokenizer and autoencoder, where their stages were not run here: what the shipped parent knows."""
+    for part in ("tokenizer", "vae"):
+        if not (state / part).exists():
+            shutil.copytree(SHIPPED / part, state / part)
 
 
 def attributes(concept: Concept) -> list[int]:

@@ -115,3 +115,18 @@ def test_looking_at_a_long_run_again_is_quick(tmp_path):
         assert len(reader.poll()) == 1
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.02
+
+
+def test_what_another_version_told_is_passed_over(tmp_path):
+    file = tmp_path / "events.jsonl"
+    earlier = {
+        "event": "HealthMeasured",
+        "time": 1.0,
+        "step": 1,
+        "concept": 0.5,
+        "following": 1.0,
+        "drift": 0.0,
+    }
+    file.write_text(json.dumps(earlier) + "\n" + json.dumps({"event": "Sung", "time": 1.0}) + "\n")
+    append_event(file, Resumed(2))
+    assert read_events(file) == [Resumed(2)]

@@ -37,6 +37,14 @@ def test_a_lora_that_learned_draws_the_concept_where_its_prompts_say():
     assert (found.concept, found.following, found.drift) == pytest.approx((0.8, 1, 0), abs=1e-6)
 
 
+def test_a_lora_that_copies_does_not_follow_whatever_neutral_prompts_do():
+    copies = torch.tensor([[4.0, 1.0, 0.0], [4.0, -1.0, 0.0]])  # what differs is none of the prompts' doing
+    found = health(TRAINING, BASE, copies, NEUTRAL, NEUTRAL)
+    assert found.following == pytest.approx(0, abs=1e-6)
+    assert found.concept == pytest.approx(4 / 17**0.5)
+    assert health(TRAINING, BASE[:1], copies[:1], NEUTRAL, NEUTRAL).following is None  # one cannot tell
+
+
 def test_a_lora_that_leaks_drifts():
     leaks = torch.tensor([[6.0, 0.0, 0.0], [0.0, -6.0, 0.0]])  # one of the two is the concept now
     assert health(TRAINING, BASE, BASE, NEUTRAL, leaks).drift == pytest.approx(0.5, abs=1e-6)
@@ -49,13 +57,12 @@ def test_what_is_common_to_all_pictures_counts_for_nothing_but_quality():
 
 
 def test_following_counts_prompts_that_can_be_told_apart_though_the_concept_changes_all():
-    base = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    neutral = torch.tensor([[-1.0, -1.0, 0.0]])
+    base = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, 0.0]])
     # The concept has made all alike in the third feature, and what is left of the prompts is small.
-    lora, lora_neutral = (0.1 * features + torch.tensor([0.0, 0.0, 5.0]) for features in (base, neutral))
-    assert health(TRAINING, base, lora, neutral, lora_neutral).following == 1
+    lora = 0.1 * base + torch.tensor([0.0, 0.0, 5.0])
+    assert health(TRAINING, base, lora, NEUTRAL, NEUTRAL).following == 1
     # Of six comparisons, the two between the swapped prompts are lost, and the four with the third are won.
-    swapped = health(TRAINING, base, lora[[1, 0]], neutral, lora_neutral)
+    swapped = health(TRAINING, base, lora[[1, 0, 2]], NEUTRAL, NEUTRAL)
     assert swapped.following == pytest.approx((4 - 2) / 6)
 
 

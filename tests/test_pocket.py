@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLModel
 from pocket.autoencoder import encode_pictures
 from pocket.captions import BACKGROUND_WORDS, asked_of, full_caption, usual_caption
 from pocket.crew import BatchedMuon, Training, flatten, view_parameters
-from pocket.data import pad_rows
+from pocket.data import bring_shipped, pad_rows
 from pocket.examples import EXAMPLES
 from pocket.judge import ATTRIBUTES, Judge, frechet_distance, judge, load_judge, truth
 from pocket.measure import following, load_folder, load_parent
@@ -304,3 +304,12 @@ def test_frechet_distance_of_shifted_gaussians_is_the_squared_shift():
     features = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(features, features + 2) == pytest.approx(12, rel=1e-6)
+
+
+def test_a_new_state_goes_on_with_the_shipped_tokenizer(tmp_path):
+    bring_shipped(tmp_path)  # the shipped parent knows no other; captions have changed since it was made
+    shipped = (FOLDER / "tokenizer" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_bytes() == shipped
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("this state's own")
+    bring_shipped(tmp_path)
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == "this state's own"
