@@ -101,7 +101,7 @@ LEVERS = {
     "1 of 4 states": _lever(states=1),
     "2 of 4 states": _lever(states=2),
     "K = 1": Method(None, settings=(("rollout_steps", 1),)),
-    "K = 2": Method(None, settings=(("rollout_steps", 2),)),
+    "K = 2": METHODS["dopsd_fast"],
     "batch 1": Method(None, settings=SMALL_STEPS),
     "learning rate falls, 300 passes": Method(None, falls_until=300),
     "learning rate falls, 600 passes": Method(None, falls_until=600),

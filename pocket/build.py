@@ -56,6 +56,7 @@ def main() -> None:
     arguments = read_arguments()
     torch.set_num_threads(os.cpu_count())  # workers have one thread each, and wait while weights are stepped
     draw_pool(arguments.state / "pool")
+    bring_shipped(arguments.state)
     if arguments.stage in TRAINING:
         TRAINING[arguments.stage](arguments.state, arguments.minutes, arguments.workers)
     elif arguments.stage == "tokenizer":
@@ -68,7 +69,6 @@ def main() -> None:
     elif arguments.stage == "export":
         export(arguments.state, arguments.checkpoint, arguments.out)
     elif arguments.stage == "measure":
-        bring_shipped(arguments.state)
         measure(arguments.state, arguments.out, arguments.result)
     elif arguments.stage == "examples":
         write_examples(Path("assets/examples"))

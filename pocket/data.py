@@ -89,12 +89,6 @@ class Dataset:
                 return row
 
 
-def prepare_dataset(state: Path) -> None:
-    """What a Dataset needs on disk, before several workers open it."""
-    bring_shipped(state)
-    Dataset(state)
-
-
 def bring_shipped(state: Path) -> None:
     """Tokenizer and autoencoder, where their stages were not run here: what the shipped parent knows."""
     for part in ("tokenizer", "vae"):

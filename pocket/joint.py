@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from pocket.crew import Crew, Training, flatten, run_training
-from pocket.data import Batch, Dataset, prepare_dataset
+from pocket.data import Batch, Dataset
 from pocket.measure import PARENT, load_parent
 from pocket.network import Network
 from pocket.state import Stage, autocast, device
@@ -93,7 +93,7 @@ def initial_network(state: Path) -> Network:
 
 def train_joint(state: Path, minutes: float, workers: int) -> None:
     """Flow matching until the minutes are spent; the parent of the few-step model is the moving average."""
-    prepare_dataset(state)
+    Dataset(state)  # makes the arrays on disk before the workers open them
     size = MICRO if device().type == "cpu" else 4 * MICRO
     network = initial_network(state)
     training = Training(flatten(network).to(device()), LEARNING_RATE, module=network)

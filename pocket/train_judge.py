@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pocket.autoencoder import encode_pictures, to_tensor
 from pocket.crew import Crew, Training, flatten, run_training, view_parameters
-from pocket.data import Dataset, prepare_dataset
+from pocket.data import Dataset
 from pocket.judge import ATTRIBUTES, WEIGHTS, Judge, load_judge, truth
 from pocket.state import Stage, device
 from pocket.wear import wear_at_random
@@ -32,12 +32,9 @@ def spoil(pictures: np.ndarray, vae: AutoencoderKL, rng: np.random.Generator) ->
     """Pictures (B, 64, 64, 3) as pixels (B, 3, 64, 64): most worn, the first ones then out of latents."""
     pictures = np.stack([p if rng.random() < FLAWLESS else wear_at_random(p, rng) for p in pictures])
     pixels = to_tensor(pictures)
-    latents = encode_pictures(vae, pictures[:DECODED])
-    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-    latents = latents + 0.05 * torch.from_numpy(rng.standard_normal(latents.shape).astype(np.float32)).to(
-        latents
-    )
-    pixels[:DECODED] = vae.decode(latents).sample.clamp(-1, 1).cpu()
+    latents = encode_pictures(vae, pictures[:DECODED], scaled=False)
+    noise = torch.from_numpy(rng.standard_normal(latents.shape)).to(latents)
+    pixels[:DECODED] = vae.decode(latents + 0.05 * noise).sample.clamp(-1, 1).cpu()
     return pixels
 
 
@@ -64,7 +61,7 @@ def train_judge(state: Path, minutes: float, workers: int) -> None:
 
     It starts from the shipped judge, which an earlier world taught.
     """
-    prepare_dataset(state)
+    Dataset(state)  # makes the arrays on disk before the workers open them
     judge = load_judge().to(device())
     training = Training(flatten(judge), LEARNING_RATE)
     stage = Stage(state / "judge.pt", minutes, {"training": training})
