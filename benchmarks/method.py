@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
@@ -32,7 +32,7 @@ from benchmarks.record import save_result
 from benchmarks.rows import (
     BUDGETS,
     CHOSEN_BY,
-    LEARNING_RATES,
+    FIRST_RATES,
     LOOKS,
     ON_DEVELOPMENT,
     PICTURES,
@@ -42,6 +42,7 @@ from benchmarks.rows import (
     Job,
     base_mark,
     best_settings,
+    further_rate,
     job_of,
     read_rows,
 )
@@ -57,7 +58,7 @@ from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.catalog import find_facts
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.health import Look, judged_health, seen_health
-from dopsd_app.train import optimizer_step, prepare
+from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # as a lever: learning rate by steps, one further up than all methods go
@@ -108,6 +109,7 @@ def _config() -> TrainConfig:
 def load_compiled(config: TrainConfig) -> BaseModel:
     """The base with a transformer whose blocks are compiled at their first use: 1.5 times as fast."""
     torch._dynamo.config.recompile_limit = 64  # adapters on and off, with gradient and without, and so on
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     base_model = load_base_model(config)
     base_model.load_transformer()
     base_model.transformer.compile_repeated_blocks(dynamic=True)
@@ -115,11 +117,18 @@ def load_compiled(config: TrainConfig) -> BaseModel:
 
 
 @cache
-def compile_once() -> None:
-    """One step of training before any that is timed: compiling takes a minute, once in each process."""
-    base_model = load_compiled(_config())
-    optimizer = prepare(base_model, _config())
-    optimizer_step(base_model, _config(), concept_data("sweep", 0).examples, optimizer, 1)
+def warm_up(name: str) -> None:
+    """A method's first step before any that is timed: compiling takes a minute or two in each process."""
+    method, config = settings_of(name)
+    data, priors = concept_data("sweep", 0), neutral_world().priors
+    training = Training(load_learner(method, config), config, data, priors)
+    next(train(method, training, budgets=[1]))
+
+
+def settings_of(name: str) -> tuple[Method, TrainConfig]:
+    """A method or lever, and the settings that are its own."""
+    method = (METHODS | LEVERS | FINALS)[name]
+    return method, replace(_config(), **dict(method.settings))
 
 
 def load_parent(config: TrainConfig) -> BaseModel:
@@ -138,27 +147,21 @@ def load_untrained(method: str, config: TrainConfig) -> BaseModel:
     return load_compiled(config)
 
 
-def load_learner(method: Method, config: TrainConfig) -> BaseModel | None:
-    """Another model than the base itself, where the LoRA is trained on one and moved over."""
+def load_learner(method: Method, config: TrainConfig) -> BaseModel:
+    """What the LoRA is trained on: the base itself, or what it is moved over from."""
     if method.on_parent:
         return load_parent(config)
-    if config.quantization == "none":
-        return None
-    quantized = load_base_model(config)
-    quantized.load_transformer()
-    return quantized
+    return load_compiled(config)
 
 
 def run_job(job: Job) -> list[dict]:
     """A line of scores at each budget."""
     torch.set_num_threads(1)
-    compile_once()
     data, neutral = concept_data(job.part, job.concept), neutral_world()
-    config = replace(_config(), learning_rate=job.learning_rate, seed=job.seed)
     rows = []
-    for base_model, facts in trained(job, config, data, neutral.priors):
+    for base_model, facts in trained(job, data, neutral.priors):
         prompts = data.teacher_prompts if job.method == "teacher" else data.prompts
-        steps = config.num_inference_steps
+        steps = _config().num_inference_steps
         few = draw_pictures(base_model, prompts, steps, job.seed)
         scores = concept_scores(few, data)
         if job.part not in ("sweep", "levers", "finals"):  # nothing is chosen by it
@@ -221,23 +224,23 @@ def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 4) for name, value in values.items()}
 
 
-def trained(
-    job: Job, config: TrainConfig, data: ConceptData, priors: NeutralData
-) -> Iterator[tuple[BaseModel, dict]]:
+def trained(job: Job, data: ConceptData, priors: NeutralData) -> Iterator[tuple[BaseModel, dict]]:
     """The model at each budget, with what it cost: seconds are the processor's, whatever else is at work."""
     if job.method in UNTRAINED:
-        yield load_untrained(job.method, config), {"passes": 0, "steps": 0, "seconds": 0.0}
+        yield load_untrained(job.method, _config()), {"passes": 0, "steps": 0, "seconds": 0.0}
         return
-    base_model = load_compiled(config)
-    method = (METHODS | LEVERS | FINALS)[job.method]
-    config = replace(config, **dict(method.settings))
-    learner = load_learner(method, config) or base_model
-    if learner is not base_model:
-        prepare(base_model, config)
+    warm_up(job.method)
+    method, config = settings_of(job.method)
+    config = replace(config, learning_rate=job.learning_rate, seed=job.seed)
+    learner = load_learner(method, config)
+    moves = method.on_parent or config.quantization != "none"
+    base_model = load_compiled(_config()) if moves else learner
+    if moves:
+        prepare(base_model, _config())
     training, seconds, started = Training(learner, config, data, priors), 0.0, time.process_time()
     for steps in train(method, training, job.budgets):
         seconds += time.process_time() - started
-        if learner is not base_model:
+        if moves:
             weights = adapter_weights(learner.transformer, "student")
             load_adapter_weights(base_model.transformer, "student", weights)
         yield base_model, {"passes": training.passes, "steps": steps, "seconds": round(seconds, 1)}
@@ -261,12 +264,12 @@ def run_jobs(jobs: list[Job], processes: int) -> None:
             print(number, len(jobs), job["method"], job["concept"], job["learning_rate"], shown, flush=True)
 
 
-def sweep_jobs(methods: Iterable[str]) -> list[Job]:
-    """Every method at every learning rate; the lengths are looked at on the way."""
+def sweep_jobs(methods: Iterable[str], rates: Callable[[str], Iterable[float]]) -> list[Job]:
+    """Every method at its learning rates; the lengths are looked at on the way."""
     return [
         job
         for method in methods
-        for rate in LEARNING_RATES
+        for rate in rates(method)
         for job in _development("sweep", method, rate, BUDGETS)
     ]
 
@@ -366,8 +369,11 @@ def main() -> None:
     if arguments.part == "table":
         save_tables()
         return
+    swept = arguments.only or [name for name in METHODS if name not in SETTINGS_OF]
+    if arguments.part == "sweep":
+        run_jobs(sweep_jobs(swept, lambda method: FIRST_RATES), arguments.processes)
     jobs = {
-        "sweep": lambda: sweep_jobs(arguments.only or [name for name in METHODS if name not in SETTINGS_OF]),
+        "sweep": lambda: sweep_jobs(swept, lambda method: [further_rate(method)]),
         "test": lambda: test_jobs(arguments.only or METHODS),
         "finals": finals_jobs,
         "flawless": flawless_jobs,

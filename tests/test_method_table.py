@@ -131,11 +131,11 @@ def lines_file(tmp_path, monkeypatch):
     return rows.ROWS
 
 
-def sweep(name, fidelities):
-    """All of a method's sweep: what is not given has a fidelity of 0."""
+def sweep(name, fidelities, rates=(1e-3, 3e-3, 1e-2, 3e-4)):
+    """A method's sweep: what is not given has a fidelity of 0."""
     return [
         row("sweep", name, concept, rate, budget, fidelities.get((rate, budget, concept), 0.0))
-        for rate in rows.LEARNING_RATES
+        for rate in rates
         for budget in rows.BUDGETS
         for concept in range(5)
     ]
@@ -153,6 +153,18 @@ def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_coun
     lines_file.write_text("".join(lines))
     assert best_settings("sft") == (3e-3, 300)  # .21 on the mean, against .2
     assert product({"fidelity": 0.5, "following": 0.5, "quality": 0.5, "drift": 9.0}) == 0.125
+
+
+def test_the_third_learning_rate_lies_beyond_the_better_one(lines_file):
+    lines_file.write_text("".join(sweep("sft", {(1e-3, 300, 0): 0.02}, rates=(1e-3, 3e-3))))
+    assert rows.further_rate("sft") == 3e-4
+    with pytest.raises(SystemExit, match="sft's sweep"):
+        best_settings("sft")
+    lines_file.write_text("".join(sweep("sft", {(3e-3, 300, 0): 0.03}, rates=(1e-3, 3e-3))))
+    assert rows.further_rate("sft") == 1e-2
+    found = {(3e-3, 300, 0): 0.03, (1e-2, 300, 1): 0.04, (3e-4, 300, 1): 0.9}  # the last is no third
+    lines_file.write_text("".join(sweep("sft", found)))
+    assert best_settings("sft") == (1e-2, 300)
 
 
 @pytest.mark.parametrize("missing", [0, 7])
@@ -352,10 +364,11 @@ def test_the_levers_walk_without_a_lever_is_the_products_step(world):
 
 
 @pytest.mark.parametrize("name", ["sft_on_parent", "dopsd_nf4"])
-def test_what_is_trained_on_another_model_is_scored_on_the_base_itself(world, name):
+def test_what_is_trained_on_another_model_is_scored_on_the_base_itself(world, name, monkeypatch):
     config, data, priors = world
+    monkeypatch.setattr(method, "warm_up", lambda name: None)
     job = Job("test", name, 0, 0, 1e-3, (32,))
-    base_model, facts = next(method.trained(job, config, data, priors))
+    base_model, facts = next(method.trained(job, data, priors))
     assert facts["passes"] == 32
     untouched = load_base_model(config)
     untouched.load_transformer()
@@ -372,6 +385,7 @@ def test_a_line_keeps_a_score_that_nothing_tells_of(world, lines_file, monkeypat
     monkeypatch.setattr(method, "concept_data", lambda part, number: world[1])
     monkeypatch.setattr(method, "draw_pictures", lambda base_model, prompts, *_: [grey] * len(prompts))
     grey = Image.new("RGB", (64, 64), "grey")
+    monkeypatch.setattr(method, "warm_up", lambda name: None)
     (line,) = method.run_job(Job("finals", "dopsd_ema", 0, 0, 1e-3, (32,)))
     assert line["scores"]["copying"] is None
     assert json.loads(json.dumps(line))["passes"] == 32
