@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
@@ -25,15 +25,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.concepts import ConceptData, NeutralData, concepts_of, encode_concept, encode_neutral
-from benchmarks.levers import FINALS, LEVERS, RECIPE
+from benchmarks.concepts import ConceptData, NeutralData, encode_concept, encode_neutral
+from benchmarks.jobs import finals_jobs, flawless_jobs, health_jobs, lever_jobs, sweep_jobs, test_jobs
+from benchmarks.levers import FINALS, LEVERS
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, train
 from benchmarks.record import save_result
 from benchmarks.rows import (
-    BUDGETS,
     CHOSEN_BY,
     FIRST_RATES,
-    LOOKS,
     ON_DEVELOPMENT,
     PICTURES,
     ROWS,
@@ -41,7 +40,6 @@ from benchmarks.rows import (
     UNTRAINED,
     Job,
     base_mark,
-    best_settings,
     further_rate,
     job_of,
     read_rows,
@@ -61,8 +59,6 @@ from dopsd_app.health import Look, judged_health, seen_health
 from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
-RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # as a lever: learning rate by steps, one further up than all methods go
-SEEDS, FINAL_SEEDS = 4, 2
 SHOWN = 2  # concepts whose pictures are kept, of the first seed
 
 
@@ -262,85 +258,6 @@ def run_jobs(jobs: list[Job], processes: int) -> None:
             job, scores = rows[-1]["job"], rows[-1]["scores"]
             shown = {name: scores[name] for name in CHOSEN_BY}
             print(number, len(jobs), job["method"], job["concept"], job["learning_rate"], shown, flush=True)
-
-
-def sweep_jobs(methods: Iterable[str], rates: Callable[[str], Iterable[float]]) -> list[Job]:
-    """Every method at its learning rates; the lengths are looked at on the way."""
-    return [
-        job
-        for method in methods
-        for rate in rates(method)
-        for job in _development("sweep", method, rate, BUDGETS)
-    ]
-
-
-def lever_jobs(levers: Iterable[str]) -> list[Job]:
-    """Every lever at the recipe's best learning rate, and the recipe at some more."""
-    rates = {lever: RECIPES_RATES if lever == RECIPE else best_settings(RECIPE)[:1] for lever in levers}
-    return [
-        job
-        for lever in levers
-        for rate in rates[lever]
-        for job in _development("levers", lever, rate, looks_at(LEVERS[lever]))
-    ]
-
-
-def looks_at(lever: Method) -> tuple[int, ...]:
-    """After how many passes a lever is looked at: none once the learning rate has fallen to nothing."""
-    return tuple(look for look in LOOKS if look <= (lever.falls_until or LOOKS[-1]))
-
-
-def _development(part: str, method: str, rate: float, budgets: tuple[int, ...]) -> list[Job]:
-    return [
-        Job(part, method, concept, 0, rate, budgets) for concept in range(len(concepts_of("development")))
-    ]
-
-
-def finals_jobs() -> list[Job]:
-    """The recipe at its best learning rate, and what was put together from the levers; on several seeds."""
-    rate = best_settings(RECIPE)[0]
-    return [
-        Job("finals", name, concept, seed, rate, BUDGETS if name == RECIPE else BUDGETS[:-1])
-        for seed in range(FINAL_SEEDS)
-        for name in FINALS
-        for concept in range(len(concepts_of("development")))
-    ]
-
-
-def test_jobs(methods: Iterable[str]) -> list[Job]:
-    """Every method with its best settings, and the untrained; one seed of all of them before the next."""
-    chosen = {method: best_settings(SETTINGS_OF.get(method, method)) for method in methods}
-    settings = {**dict.fromkeys(UNTRAINED, (0.0, 0)), **chosen}
-    return [
-        Job("test", method, concept, seed, rate or 1e-3, (budget,))
-        for seed in range(SEEDS)
-        for method, (rate, budget) in settings.items()
-        for concept in range(len(concepts_of("test")))
-    ]
-
-
-def flawless_jobs() -> list[Job]:
-    """What becomes of the two where the training pictures are better than anything that the base draws."""
-    chosen = {"teacher": (0.0, 0), **{method: best_settings(method) for method in ("sft", RECIPE)}}
-    return [
-        Job("flawless", method, concept, 0, rate or 1e-3, (budget,))
-        for method, (rate, budget) in chosen.items()
-        for concept in range(len(concepts_of("test")))
-    ]
-
-
-def health_jobs() -> list[Job]:
-    """The recipe at its best learning rate, and at ten times that, which is to ruin something.
-
-    On development concepts, which rules are fitted to, and on the test's, which show what they are worth.
-    """
-    rate = best_settings(RECIPE)[0]
-    return [
-        Job(part, RECIPE, concept, 0, factor * rate, LOOKS)
-        for part, concepts in (("health_fit", "development"), ("health", "test"))
-        for factor in (1, 10)
-        for concept in range(len(concepts_of(concepts)))
-    ]
 
 
 def save_tables() -> None:

@@ -89,7 +89,8 @@ def seen_health(base_model: BaseModel, look: Look) -> Health:
     size = look.base[0].size
 
     def features(pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([base_model.picture_features(ImageOps.fit(p, size)) for p in pictures])
+        # By token they are many: 20 pictures of 1024 pixels a side take 0.2 GB, which a card may not have.
+        return torch.stack([base_model.picture_features(ImageOps.fit(p, size)).cpu() for p in pictures])
 
     groups = (look.training, look.base, look.lora, look.base_neutral, look.lora_neutral)
     return health_of(*map(features, groups))

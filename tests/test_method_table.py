@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks import method, rows, scores, tables
 from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
+from benchmarks.jobs import lever_jobs
 from benchmarks.levers import LEVERS, walk
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Made, Method, Training, train
 from benchmarks.rows import LOOKS, Job, best_settings, product
@@ -292,7 +293,7 @@ def test_levers_are_compared_by_the_passes_from_which_they_keep_the_recipes_scor
 
 def test_levers_are_pulled_at_the_recipes_best_learning_rate(lines_file):
     lines_file.write_text("".join(sweep("dopsd_ema", {(3e-3, 1200, 0): 1.0})))
-    jobs = method.lever_jobs(["dopsd_ema", "K = 1"])
+    jobs = lever_jobs(["dopsd_ema", "K = 1"])
     rates = [(job.method, job.learning_rate) for job in jobs if job.concept == 0]
     assert rates == [("dopsd_ema", 1e-3), ("dopsd_ema", 3e-3), ("dopsd_ema", 1e-2), ("K = 1", 3e-3)]
     assert {job.concept for job in jobs} == set(range(5))
