@@ -3,6 +3,9 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
+# is imported, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -18,9 +21,6 @@ from dopsd_app.base_models import load_base_model
 from dopsd_app.config import TrainConfig
 from dopsd_app.pictures import read_examples
 from dopsd_app.runs import create_run
-
-# Many small operators: with a thread per core they spend their time waiting for each other.
-torch.set_num_threads(1)
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

@@ -55,7 +55,6 @@ class PageServer:
             "TMPDIR": str(self.temporary),
             "HOME": str(folder / "home"),
             "HF_HOME": str(folder / "home"),
-            "OMP_NUM_THREADS": "1",
             "TOLD_MODULES": str(self._modules),
             **(environment or {}),
         }

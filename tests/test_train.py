@@ -1,7 +1,6 @@
 """Whole runs on the tiny model: in this process for what is written, in real workers for kills."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -264,7 +263,6 @@ def test_a_preview_does_not_change_what_is_learned(new_run, tiny_config):
 def start_worker(run):
     return subprocess.Popen(
         [sys.executable, "-m", "dopsd_app.train", str(run.path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -285,7 +283,6 @@ def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_ru
         tiny_config, steps=28, rank=128, optimizer=optimizer, checkpoint_every=3, preview_every=7
     )
     uninterrupted, killed = new_run(config), new_run(config)
-    torch.set_num_threads(1)
     list(train(uninterrupted))
     moments = random.Random(optimizer)
     process = start_worker(killed)
