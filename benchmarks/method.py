@@ -264,6 +264,7 @@ def save_tables() -> None:
     """A file of results for each part that was measured."""
     measured = {row["job"]["part"] for row in read_rows()}
     tables = {
+        "sweep": (make_table, ("sweep",)),
         "method": (make_table, ("test",)),
         "flawless": (make_table, ("flawless",)),
         "levers": (make_levers_table, ("levers", "finals")),

@@ -69,6 +69,11 @@ def job_of(row: dict) -> Job:
     return Job(**row["job"] | {"budgets": tuple(row["job"]["budgets"])})
 
 
+def budget_of(row: dict) -> int:
+    """At which of its budgets a run was looked at: a step may end a little behind it."""
+    return min(job_of(row).budgets, key=lambda budget: abs(budget - row["passes"]))
+
+
 @cache
 def base_mark() -> str:
     """Which base, judge and parent the figures are of: a digest of their weights."""
@@ -90,8 +95,7 @@ def products(part: str, method: str) -> dict[tuple[float, int], dict[tuple[int, 
     for row in read_rows():
         job = job_of(row)
         if (job.part, job.method) == (part, method):
-            budget = min(job.budgets, key=lambda budget: abs(budget - row["passes"]))
-            found[job.learning_rate, budget][job.concept, job.seed] = product(row["scores"])
+            found[job.learning_rate, budget_of(row)][job.concept, job.seed] = product(row["scores"])
     return dict(sorted(found.items()))
 
 

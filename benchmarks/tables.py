@@ -13,6 +13,7 @@ from benchmarks.rows import (
     SETTINGS_OF,
     UNTRAINED,
     best_settings,
+    budget_of,
     job_of,
     product,
     products,
@@ -37,18 +38,27 @@ COLUMNS = {
 
 
 def make_table(part: str) -> dict:
-    """Of "test" or "flawless": means over concepts with 95 % intervals, and how far the recipe is ahead."""
+    """Of "sweep", "test" or "flawless": each method with its best settings.
+
+    Means over concepts with 95 % intervals, and how far the recipe is ahead.
+    """
+    rows = [row for row in read_rows() if row["job"]["part"] == part]
+    methods = dict.fromkeys(row["job"]["method"] for row in rows)
+    chosen = {
+        method: None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method))
+        for method in methods
+    }
     groups = defaultdict(lambda: defaultdict(list))
-    for row in read_rows():
+    for row in rows:
         job = job_of(row)
-        if job.part == part and (job.method in UNTRAINED or _is_chosen(job)):
+        if chosen[job.method] in (None, (job.learning_rate, budget_of(row))):
             scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
             groups[job.method][job.concept].append(scores)
     recipes = groups.get(RECIPE, {})
     return {
         method: {
             "runs": sum(map(len, concepts.values())),
-            "settings": None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method)),
+            "settings": chosen[method],
             "scores": {
                 name: mean_and_interval(_means(rows, name) for rows in concepts.values())
                 for name in dict.fromkeys(name for rows in concepts.values() for row in rows for name in row)
@@ -73,18 +83,19 @@ def as_markdown(table: dict) -> str:
         half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.{digits}f}"
         return f"{value['mean']:.{digits}f}{half}"
 
+    rows = {name: table[name] for name in LABELS if name in table}
+    measured = [column for column in COLUMNS if any(column in row["scores"] for row in rows.values())]
     lines = [
-        [LABELS[name], *(cell(row["scores"].get(column)) for column in COLUMNS), cell(row["recipe_ahead_by"])]
-        for name in LABELS
-        if (row := table.get(name))
+        [
+            LABELS[name],
+            "" if row["settings"] is None else "{:g}, {}".format(*row["settings"]),
+            *(cell(row["scores"].get(column)) for column in measured),
+            cell(row["recipe_ahead_by"]),
+        ]
+        for name, row in rows.items()
     ]
-    head = ["", *COLUMNS.values(), "D-OPSD is ahead by"]
+    head = ["", "learning rate, passes", *(COLUMNS[column] for column in measured), "D-OPSD is ahead by"]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
-
-
-def _is_chosen(job) -> bool:
-    rate, budget = best_settings(SETTINGS_OF.get(job.method, job.method))
-    return (job.learning_rate, job.budgets) == (rate, (budget,))
 
 
 def _means(rows: list[dict], name: str) -> float:
@@ -137,7 +148,7 @@ def _costs(part: str) -> tuple[dict, dict]:
     for row in read_rows():
         job = job_of(row)
         if job.part == part:
-            look = min(job.budgets, key=lambda budget: abs(budget - row["passes"]))
+            look = budget_of(row)
             passes[job.method, job.learning_rate, look].append(row["passes"])
             if look == job.budgets[-1] and row["seconds"] is not None:
                 costs[job.method, job.learning_rate].append(1000 * row["seconds"] / row["passes"])

@@ -196,8 +196,18 @@ def test_the_table_means_over_concepts_and_pairs_them_with_the_recipes(lines_fil
     assert table["sft"]["recipe_ahead_by"]["mean"] == pytest.approx((0.1 + 0.025) / 2)
     assert table["dopsd_ema"]["recipe_ahead_by"] == {"mean": 0, "interval_95": 0}
     head, _, *lines = (line.strip("| ").split(" | ") for line in tables.as_markdown(table).splitlines())
-    assert [line[0] for line in lines] == ["SFT", "D-OPSD, the paper's"]
+    assert [line[:2] for line in lines] == [["SFT", "0.001, 1200"], ["D-OPSD, the paper's", "0.001, 1200"]]
+    assert "quality at 32 steps" not in head  # nobody looked
     assert dict(zip(head, lines[0][1:], strict=False))["all six attributes"] == "0.60 ± 3.81"
+
+
+def test_the_sweeps_own_table_has_the_settings_that_won(lines_file):
+    lines = [*sweep("sft", {(1e-3, 600, 0): 1.0}), *sweep("dopsd_ema", {(3e-3, 1200, 1): 0.5})]
+    lines_file.write_text("".join(lines))
+    table = tables.make_table("sweep")
+    assert (table["sft"]["settings"], table["dopsd_ema"]["settings"]) == ((1e-3, 600), (3e-3, 1200))
+    assert [table[name]["runs"] for name in table] == [5, 5]
+    assert table["sft"]["scores"]["fidelity"]["mean"] == pytest.approx(0.2)
 
 
 def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
