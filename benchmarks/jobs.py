@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from benchmarks.concepts import concepts_of
 from benchmarks.levers import FINALS, LEVERS, RECIPE
 from benchmarks.methods import Method
-from benchmarks.rows import BUDGETS, LOOKS, SETTINGS_OF, UNTRAINED, Job, best_settings
+from benchmarks.rows import BUDGETS, LONG_LOOKS, LOOKS, SETTINGS_OF, UNTRAINED, Job, best_settings
 
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # as a lever
 SEEDS, FINAL_SEEDS = 4, 2
@@ -73,6 +73,15 @@ def flawless_jobs() -> list[Job]:
         Job("flawless", method, concept, 0, rate or 1e-3, (budget,))
         for method, (rate, budget) in chosen.items()
         for concept in range(len(concepts_of("test")))
+    ]
+
+
+def long_jobs() -> list[Job]:
+    """Where methods end that are still rising, or falling, at the sweep's greatest length."""
+    return [
+        job
+        for method in ("sft", RECIPE, "dopsd_fast")
+        for job in _development("long", method, best_settings(method)[0], LONG_LOOKS)
     ]
 
 

@@ -4,6 +4,7 @@
     python -m benchmarks.method test     # each with its best settings, on test concepts and several seeds
     python -m benchmarks.method levers   # D-OPSD with one thing changed, on development concepts
     python -m benchmarks.method finals   # what was put together from levers, on the same and several seeds
+    python -m benchmarks.method long     # SFT and D-OPSD with four times the passes, on development concepts
     python -m benchmarks.method flawless # SFT and D-OPSD on better pictures than people have
     python -m benchmarks.method health   # D-OPSD on test concepts, looked at often
     python -m benchmarks.method table    # all tables, from what was measured
@@ -26,7 +27,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.concepts import ConceptData, NeutralData, encode_concept, encode_neutral
-from benchmarks.jobs import finals_jobs, flawless_jobs, health_jobs, lever_jobs, sweep_jobs, test_jobs
+from benchmarks.jobs import (
+    finals_jobs,
+    flawless_jobs,
+    health_jobs,
+    lever_jobs,
+    long_jobs,
+    sweep_jobs,
+    test_jobs,
+)
 from benchmarks.levers import FINALS, LEVERS
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, train
 from benchmarks.record import save_result
@@ -160,7 +169,7 @@ def run_job(job: Job) -> list[dict]:
         steps = _config().num_inference_steps
         few = draw_pictures(base_model, prompts, steps, job.seed)
         scores = concept_scores(few, data)
-        if job.part not in ("sweep", "levers", "finals"):  # nothing is chosen by it
+        if job.part not in ("sweep", "levers", "finals", "long"):  # nothing is chosen by it
             pictures = draw_pictures(base_model, neutral.asked.prompts, steps)
             scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked, data.concept)
         if job.part in ("test", "flawless"):
@@ -268,6 +277,7 @@ def save_tables() -> None:
         "method": (make_table, ("test",)),
         "flawless": (make_table, ("flawless",)),
         "levers": (make_levers_table, ("levers", "finals")),
+        "long": (make_levers_table, ("long",)),
         "health": (make_health_report, ("health_fit", "health")),
     }
     for name, (make, parts) in tables.items():
@@ -280,7 +290,8 @@ def save_tables() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=("sweep", "levers", "finals", "test", "flawless", "health", "table"))
+    parts = ("sweep", "levers", "finals", "long", "test", "flawless", "health", "table")
+    parser.add_argument("part", choices=parts)
     parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -294,6 +305,7 @@ def main() -> None:
         "sweep": lambda: sweep_jobs(swept, lambda method: [further_rate(method)]),
         "test": lambda: test_jobs(arguments.only or METHODS),
         "finals": finals_jobs,
+        "long": long_jobs,
         "flawless": flawless_jobs,
         "health": health_jobs,
         "levers": lambda: lever_jobs(arguments.only or LEVERS),

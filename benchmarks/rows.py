@@ -19,6 +19,7 @@ ROWS = RESULTS / "method.jsonl"
 PICTURES = RESULTS / "method_pictures"  # of a few of the test's jobs; what is shown of them is committed
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
+LONG_LOOKS = (600, 1200, 2400, 4800)
 FIRST_RATES = (1e-3, 3e-3)  # learning rates of every method
 FURTHER = {1e-3: 3e-4, 3e-3: 1e-2}  # and a third, beyond the better one
 UNTRAINED = ("base", "teacher", "parent")
@@ -40,7 +41,7 @@ LABELS = {  # as they stand in the table and beside pictures
 }
 SETTINGS_OF = {"dopsd_nf4": "dopsd_ema"}  # rows that differ in nothing else, and have no sweep of their own
 CHOSEN_BY = ("fidelity", "following", "quality")
-ON_DEVELOPMENT = ("sweep", "levers", "finals", "health_fit")
+ON_DEVELOPMENT = ("sweep", "levers", "finals", "long", "health_fit")
 
 
 @dataclass(frozen=True)
