@@ -7,7 +7,8 @@ from benchmarks.levers import FINALS, LEVERS, RECIPE
 from benchmarks.methods import Method
 from benchmarks.rows import BUDGETS, LONG_LOOKS, LOOKS, SETTINGS_OF, UNTRAINED, Job, best_settings
 
-RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # as a lever
+RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # among the levers; all others have its best one
+LONG, LONG_RATE = ("sft", "sft_on_parent", RECIPE, "dopsd_fast"), 1e-3
 SEEDS, FINAL_SEEDS = 4, 2
 
 
@@ -77,12 +78,8 @@ def flawless_jobs() -> list[Job]:
 
 
 def long_jobs() -> list[Job]:
-    """Where methods end that are still rising, or falling, at the sweep's greatest length."""
-    return [
-        job
-        for method in ("sft", RECIPE, "dopsd_fast")
-        for job in _development("long", method, best_settings(method)[0], LONG_LOOKS)
-    ]
+    """Where methods end that still rise at the sweep's greatest length, at a rate at which all of them do."""
+    return [job for method in LONG for job in _development("long", method, LONG_RATE, LONG_LOOKS)]
 
 
 def health_jobs() -> list[Job]:

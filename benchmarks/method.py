@@ -4,7 +4,7 @@
     python -m benchmarks.method test     # each with its best settings, on test concepts and several seeds
     python -m benchmarks.method levers   # D-OPSD with one thing changed, on development concepts
     python -m benchmarks.method finals   # what was put together from levers, on the same and several seeds
-    python -m benchmarks.method long     # SFT and D-OPSD with four times the passes, on development concepts
+    python -m benchmarks.method long     # some with four times the passes, on development concepts
     python -m benchmarks.method flawless # SFT and D-OPSD on better pictures than people have
     python -m benchmarks.method health   # D-OPSD on test concepts, looked at often
     python -m benchmarks.method table    # all tables, from what was measured
@@ -113,7 +113,7 @@ def _config() -> TrainConfig:
 
 def load_compiled(config: TrainConfig) -> BaseModel:
     """The base with a transformer whose blocks are compiled at their first use: 1.5 times as fast."""
-    torch._dynamo.config.recompile_limit = 64  # adapters on and off, with gradient and without, and so on
+    torch._dynamo.config.recompile_limit = 200  # adapters on and off, with gradient and without, and so on
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     base_model = load_base_model(config)
     base_model.load_transformer()
@@ -230,7 +230,10 @@ def _rounded(values: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def trained(job: Job, data: ConceptData, priors: NeutralData) -> Iterator[tuple[BaseModel, dict]]:
-    """The model at each budget, with what it cost: seconds are the processor's, whatever else is at work."""
+    """The model at each budget, with what it cost.
+
+    Seconds are the processor's, which is slower with a busy neighbour; first jobs may still compile a part.
+    """
     if job.method in UNTRAINED:
         yield load_untrained(job.method, _config()), {"passes": 0, "steps": 0, "seconds": 0.0}
         return
@@ -295,6 +298,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
+    if arguments.only and arguments.part not in ("sweep", "levers", "test"):
+        parser.error(f"--only says nothing of {arguments.part}.")
     if arguments.part == "table":
         save_tables()
         return

@@ -19,7 +19,7 @@ ROWS = RESULTS / "method.jsonl"
 PICTURES = RESULTS / "method_pictures"  # of a few of the test's jobs; what is shown of them is committed
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
-LONG_LOOKS = (600, 1200, 2400, 4800)
+LONG_LOOKS = (1200, 2400, 4800)
 FIRST_RATES = (1e-3, 3e-3)  # learning rates of every method
 FURTHER = {1e-3: 3e-4, 3e-3: 1e-2}  # and a third, beyond the better one
 UNTRAINED = ("base", "teacher", "parent")
@@ -117,7 +117,9 @@ def best_length(method: str, rate: float) -> tuple[float, float, int]:
     lengths = {budget: list(swept.get((rate, budget), {}).values()) for budget in BUDGETS}
     if any(len(values) < DEVELOPMENT for values in lengths.values()):
         raise SystemExit(f"{method}'s sweep on the development concepts is not finished on this base.")
-    return max((float(np.mean(values)), rate, budget) for budget, values in lengths.items())
+    means = {budget: float(np.mean(values)) for budget, values in lengths.items()}
+    best = max(means, key=means.get)  # of equal ones the shorter
+    return means[best], rate, best
 
 
 def product(scores: dict) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.health_report import judge_rule, judge_warnings
+from benchmarks.jobs import LONG_RATE
 from benchmarks.levers import RECIPE
 from benchmarks.rows import (
     LABELS,
@@ -33,7 +34,6 @@ COLUMNS = {
     "copying": "copying",
     "drift": "drift",
     "takeover": "takeover",
-    "seconds": "seconds",
 }
 
 
@@ -48,12 +48,12 @@ def make_table(part: str) -> dict:
         method: None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method))
         for method in methods
     }
-    groups = defaultdict(lambda: defaultdict(list))
+    groups, seconds = defaultdict(lambda: defaultdict(list)), defaultdict(list)
     for row in rows:
         job = job_of(row)
         if chosen[job.method] in (None, (job.learning_rate, budget_of(row))):
-            scores = {**row["scores"], "product": product(row["scores"]), "seconds": row["seconds"]}
-            groups[job.method][job.concept].append(scores)
+            groups[job.method][job.concept].append({**row["scores"], "product": product(row["scores"])})
+            seconds[job.method].append(row["seconds"])
     recipes = groups.get(RECIPE, {})
     return {
         method: {
@@ -63,6 +63,7 @@ def make_table(part: str) -> dict:
                 name: mean_and_interval(_means(rows, name) for rows in concepts.values())
                 for name in dict.fromkeys(name for rows in concepts.values() for row in rows for name in row)
             },
+            "median_seconds": float(np.median(seconds[method])),
             "recipe_ahead_by": mean_and_interval(
                 _means(recipes[number], "product") - _means(rows, "product")
                 for number, rows in concepts.items()
@@ -79,22 +80,23 @@ def as_markdown(table: dict) -> str:
     def cell(value: dict | None) -> str:
         if value is None:
             return ""
-        digits = 0 if value["mean"] >= 10 else 2  # seconds
-        half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.{digits}f}"
-        return f"{value['mean']:.{digits}f}{half}"
+        half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.2f}"
+        return f"{value['mean']:.2f}{half}"
 
     rows = {name: table[name] for name in LABELS if name in table}
-    measured = [column for column in COLUMNS if any(column in row["scores"] for row in rows.values())]
+    measured = [column for column in COLUMNS if all(column in row["scores"] for row in rows.values())]
     lines = [
         [
             LABELS[name],
             "" if row["settings"] is None else "{:g}, {}".format(*row["settings"]),
             *(cell(row["scores"].get(column)) for column in measured),
+            f"{row['median_seconds']:.0f}",
             cell(row["recipe_ahead_by"]),
         ]
         for name, row in rows.items()
     ]
-    head = ["", "learning rate, passes", *(COLUMNS[column] for column in measured), "D-OPSD is ahead by"]
+    head = ["", "learning rate, passes", *(COLUMNS[column] for column in measured), "seconds"]
+    head += ["D-OPSD is ahead by"]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
@@ -117,7 +119,7 @@ def mean_and_interval(values: Iterable[float]) -> dict | None:
 
 
 def make_levers_table(part: str) -> dict:
-    """Of "levers" or "finals", by name and learning rate.
+    """Of "levers", "finals" or "long", by name and learning rate.
 
     The score at each look, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept), and
     after how many passes it stays at ENOUGH of the recipe's own score, which is that of its last two looks.
@@ -125,8 +127,8 @@ def make_levers_table(part: str) -> dict:
     passes, seconds = _costs(part)
     names = dict.fromkeys(name for name, _, _ in passes)
     found = {name: products(part, name) for name in names}
-    best_rate = best_settings(RECIPE)[0]
-    recipe = {look: scores for (rate, look), scores in found[RECIPE].items() if rate == best_rate}
+    recipes_rate = LONG_RATE if part == "long" else best_settings(RECIPE)[0]
+    recipe = {look: scores for (rate, look), scores in found[RECIPE].items() if rate == recipes_rate}
     wanted = ENOUGH * float(np.mean([list(scores.values()) for scores in list(recipe.values())[-2:]]))
     table = {}
     for name, rows in found.items():

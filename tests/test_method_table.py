@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from benchmarks import method, rows, scores, tables
+from benchmarks import jobs, method, rows, scores, tables
 from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
-from benchmarks.jobs import lever_jobs
 from benchmarks.levers import LEVERS, walk
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Made, Method, Training, train
 from benchmarks.rows import LOOKS, Job, best_settings, product
@@ -149,7 +148,7 @@ def test_the_settings_with_the_best_mean_product_win_and_other_bases_do_not_coun
         **{(3e-3, 300, concept): 0.21 for concept in range(5)},
     }
     lines = sweep("sft", found)
-    lines += [row("sweep", "sft", 0, 3e-4, 1204, 1.0).replace('"base": "b"', '"base": "other"')]
+    lines += [row("sweep", "sft", 0, 1e-3, 1204, 1.0).replace('"base": "b"', '"base": "other"')]
     lines += [row("test", "sft", 0, 1e-4, 604, 1.0)]
     lines_file.write_text("".join(lines))
     assert best_settings("sft") == (3e-3, 300)  # .21 on the mean, against .2
@@ -303,10 +302,48 @@ def test_levers_are_compared_by_the_passes_from_which_they_keep_the_recipes_scor
 
 def test_levers_are_pulled_at_the_recipes_best_learning_rate(lines_file):
     lines_file.write_text("".join(sweep("dopsd_ema", {(3e-3, 1200, 0): 1.0})))
-    jobs = lever_jobs(["dopsd_ema", "K = 1"])
-    rates = [(job.method, job.learning_rate) for job in jobs if job.concept == 0]
+    pulled = jobs.lever_jobs(["dopsd_ema", "K = 1"])
+    rates = [(job.method, job.learning_rate) for job in pulled if job.concept == 0]
     assert rates == [("dopsd_ema", 1e-3), ("dopsd_ema", 3e-3), ("dopsd_ema", 1e-2), ("K = 1", 3e-3)]
-    assert {job.concept for job in jobs} == set(range(5))
+    assert {job.concept for job in pulled} == set(range(5))
+
+
+def test_longer_runs_are_compared_at_their_own_rate(lines_file):
+    found = {"dopsd_ema": (0.2, 0.4, 0.6), "sft": (0.4, 0.5, 0.1)}
+    lines = [
+        row("long", name, 0, jobs.LONG_RATE, budget, fidelity, budgets=rows.LONG_LOOKS)
+        for name, values in found.items()
+        for budget, fidelity in zip(rows.LONG_LOOKS, values, strict=True)
+    ]
+    lines_file.write_text("".join([*sweep("dopsd_ema", {(3e-3, 1200, 0): 1.0}), *lines]))
+    table = tables.make_levers_table("long")
+    ahead = table["sft, learning rate 0.001"]["ahead_of_recipe"]["mean"]
+    assert ahead == pytest.approx((0.2 + 0.1 - 0.5) / 3 / 2, abs=1e-4)
+    assert {(job.method, job.learning_rate, job.budgets) for job in jobs.long_jobs()} == {
+        (name, jobs.LONG_RATE, rows.LONG_LOOKS) for name in jobs.LONG
+    }
+
+
+def test_the_test_has_each_method_with_what_won_and_the_untrained_on_every_concept_and_seed(lines_file):
+    lines_file.write_text("".join(sweep("dopsd_ema", {(3e-3, 600, 0): 1.0})))
+    asked = jobs.test_jobs(["dopsd_ema", "dopsd_nf4"])  # NF4 has no sweep of its own
+    assert len(asked) == (2 + 3) * 10 * 4
+    assert {(job.method, job.learning_rate, job.budgets) for job in asked if job.budgets != (0,)} == {
+        (name, 3e-3, (600,)) for name in ("dopsd_ema", "dopsd_nf4")
+    }
+    assert [job.seed for job in asked] == sorted(job.seed for job in asked)
+
+
+def test_a_step_before_the_clock_starts_changes_nothing_in_what_is_trained(world, monkeypatch):
+    _, data, priors = world
+    monkeypatch.setattr(method, "concept_data", lambda part, number: data)
+    monkeypatch.setattr(method, "neutral_world", lambda: SimpleNamespace(priors=priors))
+    trained = []
+    for warm_up in (method.warm_up.__wrapped__, lambda name: None):
+        monkeypatch.setattr(method, "warm_up", warm_up)
+        base_model, _ = next(method.trained(Job("test", "dopsd_fast", 0, 1, 1e-3, (16,)), data, priors))
+        trained.append(adapter_weights(base_model.transformer, "student"))
+    assert all(weight.equal(trained[1][key]) for key, weight in trained[0].items())
 
 
 @pytest.mark.parametrize(
