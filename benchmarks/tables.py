@@ -23,6 +23,7 @@ from benchmarks.rows import (
 
 ENOUGH = 0.95  # of the recipe's own score: what levers race for
 COMPARED_FROM = 300  # passes: before that no lever has learned much
+PAIRED = ("product", "fidelity", "following", "quality", "copying")
 EYES = ("judge", "vision")
 COLUMNS = {
     "fidelity": "all six attributes",
@@ -40,7 +41,8 @@ COLUMNS = {
 def make_table(part: str) -> dict:
     """Of "sweep", "test" or "flawless": each method with its best settings.
 
-    Means over concepts with 95 % intervals, and how far the recipe is ahead.
+    Means over concepts with 95 % intervals; how far the recipe is ahead, paired by concept; and how the
+    product goes with the teacher's own, concept by concept: Pearson's correlation.
     """
     rows = [row for row in read_rows() if row["job"]["part"] == part]
     methods = dict.fromkeys(row["job"]["method"] for row in rows)
@@ -54,7 +56,7 @@ def make_table(part: str) -> dict:
         if chosen[job.method] in (None, (job.learning_rate, budget_of(row))):
             groups[job.method][job.concept].append({**row["scores"], "product": product(row["scores"])})
             seconds[job.method].append(row["seconds"])
-    recipes = groups.get(RECIPE, {})
+    recipes, teachers = groups.get(RECIPE, {}), groups.get("teacher", {})
     return {
         method: {
             "runs": sum(map(len, concepts.values())),
@@ -64,10 +66,16 @@ def make_table(part: str) -> dict:
                 for name in dict.fromkeys(name for rows in concepts.values() for row in rows for name in row)
             },
             "median_seconds": float(np.median(seconds[method])),
-            "recipe_ahead_by": mean_and_interval(
-                _means(recipes[number], "product") - _means(rows, "product")
-                for number, rows in concepts.items()
-                if number in recipes
+            "recipe_ahead_by": {
+                name: mean_and_interval(
+                    _means(recipes[number], name) - _means(concepts[number], name)
+                    for number in concepts.keys() & recipes.keys()
+                )
+                for name in PAIRED
+            },
+            "goes_with_teacher": correlation(
+                (_means(teachers[number], "product"), _means(concepts[number], "product"))
+                for number in concepts.keys() & teachers.keys()
             ),
         }
         for method, concepts in groups.items()
@@ -91,7 +99,7 @@ def as_markdown(table: dict) -> str:
             "" if row["settings"] is None else "{:g}, {}".format(*row["settings"]),
             *(cell(row["scores"].get(column)) for column in measured),
             f"{row['median_seconds']:.0f}",
-            cell(row["recipe_ahead_by"]),
+            cell(row["recipe_ahead_by"]["product"]),
         ]
         for name, row in rows.items()
     ]
@@ -116,6 +124,14 @@ def mean_and_interval(values: Iterable[float]) -> dict | None:
         half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
         half = round(float(half), 4)
     return {"mean": round(float(values.mean()), 4), "interval_95": half}
+
+
+def correlation(pairs: Iterable[tuple[float, float]]) -> float | None:
+    """Pearson's; None of fewer than three pairs, and where either value is always the same."""
+    values = np.array(list(pairs))
+    if len(values) < 3 or not values.std(0).all():
+        return None
+    return round(float(np.corrcoef(values.T)[0, 1]), 3)
 
 
 def make_levers_table(part: str) -> dict:

@@ -192,8 +192,8 @@ def test_the_table_means_over_concepts_and_pairs_them_with_the_recipes(lines_fil
     assert fidelity["mean"] == pytest.approx(0.6)
     assert fidelity["interval_95"] == pytest.approx(12.706 * 0.3, abs=1e-3)
     # Half of the fidelity, .2 and .05 apart.
-    assert table["sft"]["recipe_ahead_by"]["mean"] == pytest.approx((0.1 + 0.025) / 2)
-    assert table["dopsd_ema"]["recipe_ahead_by"] == {"mean": 0, "interval_95": 0}
+    assert table["sft"]["recipe_ahead_by"]["product"]["mean"] == pytest.approx((0.1 + 0.025) / 2)
+    assert table["dopsd_ema"]["recipe_ahead_by"]["product"] == {"mean": 0, "interval_95": 0}
     head, _, *lines = (line.strip("| ").split(" | ") for line in tables.as_markdown(table).splitlines())
     assert [line[:2] for line in lines] == [["SFT", "0.001, 1200"], ["D-OPSD, the paper's", "0.001, 1200"]]
     assert "quality at 32 steps" not in head  # nobody looked
@@ -214,6 +214,31 @@ def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
     assert tables.mean_and_interval(values)["mean"] == 0.5
     assert tables.mean_and_interval([0.5]) == {"mean": 0.5, "interval_95": None}
     assert tables.mean_and_interval([float("nan")]) is None
+
+
+def test_a_method_goes_with_its_teacher_where_it_ends_as_high_creature_by_creature(lines_file):
+    found = {
+        "teacher": (0.2, 0.4, 0.6),
+        "dopsd_ema": (0.1, 0.3, 0.5),
+        "sft": (0.5, 0.1, 0.3),
+        "base": (0, 0, 0),
+    }
+    lines = [*sweep("sft", {(1e-3, 1200, 0): 1.0}), *sweep("dopsd_ema", {(1e-3, 1200, 0): 1.0})]
+    for name, fidelities in found.items():
+        budget = 0 if name in rows.UNTRAINED else 1200
+        lines += [
+            row("test", name, concept, 1e-3, budget, fidelity, budgets=(budget,))
+            for concept, fidelity in enumerate(fidelities)
+        ]
+    lines_file.write_text("".join(lines))
+    table = tables.make_table("test")
+    assert {name: table[name]["goes_with_teacher"] for name in found} == {
+        "teacher": 1,
+        "dopsd_ema": 1,
+        "sft": -0.5,  # (.2, -.2, 0) against (-.2, 0, .2)
+        "base": None,
+    }
+    assert table["sft"]["recipe_ahead_by"]["fidelity"]["mean"] == 0
 
 
 @pytest.fixture(scope="module")
