@@ -43,8 +43,10 @@ from benchmarks.rows import (
     CHOSEN_BY,
     FIRST_RATES,
     ON_DEVELOPMENT,
+    OTHERS,
     PICTURES,
     ROWS,
+    SCENES,
     SETTINGS_OF,
     UNTRAINED,
     Job,
@@ -176,7 +178,8 @@ def run_job(job: Job) -> list[dict]:
             if job.seed == 0:  # 32 steps take longer than all else
                 scores |= measure_other_steps(base_model, data, prompts, job.seed)
             if job.seed == 0 and job.concept < SHOWN:
-                np.save(job.pictures, np.stack([*few, *pictures]))
+                strip = np.hstack([np.asarray(picture) for picture in [*few[:SCENES], *pictures[:OTHERS]]])
+                Image.fromarray(strip).save(job.pictures, quality=95)
         row = {"job": asdict(job), **facts, "scores": _rounded(scores)}
         if job.part in ("health", "health_fit"):
             row["health"] = measure_health(base_model, job)

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.concepts import SIDE, captions_of, concepts_of, training_pictures
 from benchmarks.method import SHOWN
 from benchmarks.record import RESULTS
-from benchmarks.rows import LABELS, job_of, read_rows
+from benchmarks.rows import LABELS, OTHERS, SCENES, job_of, read_rows
 from pocket.world import draw
 
 METHODS = (
@@ -21,16 +21,16 @@ METHODS = (
     "dopsd_fast",
 )
 ROWS = {"real": "the world's own", "worn": "training pictures", **{name: LABELS[name] for name in METHODS}}
-SCENES, OTHERS = 7, 5  # columns: new scenes of the concept; other creatures, after a gap
 GAP, LABEL = 12, 170
 INK, PAPER = (40, 40, 46), (255, 255, 255)
 
 
 def kept_pictures() -> dict[tuple[str, int], np.ndarray]:
-    """By method and concept: pictures (N, 64, 64, 3) of the concept's prompts, then of the neutral ones."""
+    """By method and concept: pictures (N, 64, 64, 3), SCENES of its prompts and OTHERS of neutral ones."""
     jobs = [job_of(row) for row in read_rows() if row["job"]["part"] == "test"]
     kept = [job for job in jobs if job.seed == 0 and job.concept < SHOWN]
-    return {(job.method, job.concept): np.load(job.pictures) for job in kept}
+    rows = {(job.method, job.concept): np.asarray(Image.open(job.pictures)) for job in kept}
+    return {key: np.stack(np.hsplit(row, SCENES + OTHERS)) for key, row in rows.items()}
 
 
 def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[str, list[np.ndarray]]:
@@ -43,8 +43,7 @@ def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[s
     }
     for method in METHODS:
         if (method, number) in kept:
-            pictures = kept[method, number]
-            rows[method] = [*pictures[:SCENES], *pictures[len(scenes) : len(scenes) + OTHERS]]
+            rows[method] = list(kept[method, number])
     return rows
 
 

@@ -16,7 +16,8 @@ from pocket.judge import WEIGHTS
 from pocket.measure import PARENT
 
 ROWS = RESULTS / "method.jsonl"
-PICTURES = RESULTS / "method_pictures"  # of a few of the test's jobs; what is shown of them is committed
+PICTURES = RESULTS / "method_pictures"  # of a few of the test's jobs
+SCENES, OTHERS = 7, 5  # how many are kept: new scenes of the concept, and other creatures
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
 LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
 LONG_LOOKS = (1200, 2400, 4800)
@@ -61,8 +62,8 @@ class Job:
 
     @property
     def pictures(self) -> Path:
-        """Where its pictures (N, 64, 64, 3) of the concept's prompts, then of the neutral ones, are kept."""
-        return PICTURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}.npy"
+        """Where its first pictures of the concept's prompts and of the neutral ones are kept, in a row."""
+        return PICTURES / f"{base_mark()}-{hashlib.sha256(self.key.encode()).hexdigest()[:16]}.webp"
 
 
 def job_of(row: dict) -> Job:
