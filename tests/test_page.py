@@ -209,10 +209,12 @@ def test_passing_the_list_of_earlier_drafts_changes_nothing(page, files):
     page.click("#example-zorp")  # so that there is an earlier draft with pictures
     expect(page.locator(".slot:visible")).to_have_count(6)
     box(page, "earlier").focus()
+    expect(page.locator("#earlier [role=listbox]")).to_be_visible()
     with page.expect_response("**/queue/join*"):
         page.keyboard.press("Tab")
     box(page, "caption-1").fill("typed at once")
     page.wait_for_timeout(1500)
+    expect(page.locator("#earlier [role=listbox]")).to_have_count(0, timeout=5000)  # it would cover buttons
     expect(box(page, "caption-1")).to_have_value("typed at once")
 
 

@@ -14,13 +14,18 @@ from dopsd_app.ui.typing_order import STAMP, moment
 from dopsd_app.ui.visitors import describe_machine, header, limits, welcome
 
 NOWHERE, PICTURES, TEACHER, PLAN, TRAIN, TRY = 0, 1, 2, 3, 4, 5
-# On narrow screens Gradio takes the names off the steps' buttons: they stay for those who listen.
-NAME_STEPS = """() => {
+# On narrow screens Gradio takes the names off the steps' buttons: they stay for those who listen. And its lists
+# open again at the key that leaves them, over whatever stands near: they do not get to see that key.
+MEND = """() => {
     const names = {
         pictures: "Pictures", teacher: "Teacher", plan: "Plan", train: "Train", try: "Try and publish"
     };
     for (const [id, name] of Object.entries(names))
         document.getElementById(`step-${id}-button`)?.setAttribute("aria-label", name);
+    const hide = (event) => {
+        if (event.key === "Tab" && event.target.matches("input[role=combobox]")) event.stopPropagation();
+    };
+    window.addEventListener("keydown", hide, true);
 }"""
 # At every event, Gradio's script touches all that may show progress: so name little of it, or nothing.
 QUIET = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
@@ -126,7 +131,7 @@ def _connect_entrance(page: Page, app: gr.Blocks) -> None:
         return [*around, gr.Walkthrough(selected=place), place, run_id, *contents, describe_machine()]
 
     app.load(enter, memory, page.entrance, **QUIET)
-    app.load(None, js=NAME_STEPS)
+    app.load(None, js=MEND)
     gr.on(
         [page.place.change, page.train.run_id.change],
         lambda place, run_id: {"step": place, "run": run_id},
