@@ -10,6 +10,7 @@ from benchmarks.rows import BUDGETS, LONG_LOOKS, LOOKS, SETTINGS_OF, UNTRAINED, 
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # among the levers; all others have its best one
 LONG, LONG_RATE = ("sft", "sft_on_parent", RECIPE, "dopsd_fast"), 1e-3
 SEEDS, FINAL_SEEDS = 4, 2
+HEALTHS_FACTORS = (1, 5, 10)  # of the best learning rate: well, in between, and all ruined from the start
 
 
 def sweep_jobs(methods: Iterable[str], rates: Callable[[str], Iterable[float]]) -> list[Job]:
@@ -83,7 +84,7 @@ def long_jobs() -> list[Job]:
 
 
 def health_jobs() -> list[Job]:
-    """The recipe at its best learning rate, and at ten times that, which is to ruin something.
+    """The recipe at its best learning rate, and at some that are to ruin something.
 
     On development concepts, which rules are fitted to, and on the test's, which show what they are worth.
     """
@@ -91,6 +92,6 @@ def health_jobs() -> list[Job]:
     return [
         Job(part, RECIPE, concept, 0, factor * rate, LOOKS)
         for part, concepts in (("health_fit", "development"), ("health", "test"))
-        for factor in (1, 10)
+        for factor in HEALTHS_FACTORS
         for concept in range(len(concepts_of(concepts)))
     ]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 from scipy import stats
@@ -199,15 +200,19 @@ def passes_to(wanted: float, scores: dict[float, float]) -> int | None:
 
 
 def make_health_report(part: str) -> dict:
-    """Of "health_fit", which rules are fitted to, or "health": the best checkpoint, and warnings."""
-    rows = [row for row in read_rows() if row["job"]["part"] == part]
-    runs = defaultdict(list)
-    for row in rows:
-        runs[job_of(row).key].append(row)
+    """Of "health_fit", which rules are fitted to, or "health": the best checkpoint, and warnings, by rate."""
+    by_rate = defaultdict(lambda: defaultdict(list))
+    for row in read_rows():
+        job = job_of(row)
+        if job.part == part:
+            by_rate[job.learning_rate][job.key].append(row)
     return {
-        eyes: {
-            "best_checkpoint": judge_rule(runs.values(), eyes, product),
-            "warnings": judge_warnings(rows, eyes),
+        str(rate): {
+            eyes: {
+                "best_checkpoint": judge_rule(runs.values(), eyes, product),
+                "warnings": judge_warnings(chain(*runs.values()), eyes),
+            }
+            for eyes in EYES
         }
-        for eyes in EYES
+        for rate, runs in sorted(by_rate.items())
     }

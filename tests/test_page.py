@@ -246,6 +246,10 @@ def on_its_way(page, server, component):
 
     page.route("**/run/predict*", hold)
     yield
+    for _ in range(600):
+        if held:
+            break
+        page.wait_for_timeout(50)  # a busy browser sends late
     assert held
     for route in held:
         route.continue_()

@@ -276,18 +276,17 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_run, tiny_config, optimizer):
+def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_run, tiny_config):
     # Rank 128 makes every weight 4,096 numbers: the 8-bit optimizer really keeps 8-bit state.
     config = replace(
-        tiny_config, steps=28, rank=128, optimizer=optimizer, checkpoint_every=3, preview_every=7
+        tiny_config, steps=13, rank=128, optimizer="adamw8bit", checkpoint_every=3, preview_every=5
     )
     uninterrupted, killed = new_run(config), new_run(config)
     list(train(uninterrupted))
-    moments = random.Random(optimizer)
+    moments = random.Random("a moment")
     process = start_worker(killed)
-    # A random step of the 28, and then a random moment in it: a save, a preview, or the step itself.
-    until = moments.randint(1, 24)
+    # A random step of the 13, and then a random moment in it: a save, a preview, or the step itself.
+    until = moments.randint(1, 10)
     wait_for(lambda: any(event.step >= until for event in events_of(killed, StepDone)), process)
     time.sleep(moments.random() * 0.1)
     process.kill()
@@ -298,10 +297,10 @@ def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_ru
     assert killed.status.state == "finished"
     resumed = [event.step for event in events_of(killed, Resumed)]
     assert all(step % 3 == 0 for step in resumed)
-    assert [event.step for event in events_of(killed, StepDone)] == list(range(1, 29))
+    assert [event.step for event in events_of(killed, StepDone)] == list(range(1, 14))
     for name in ("student", "teacher"):
         first, second = (
-            load_file(run.checkpoints / "000028" / f"{name}.safetensors") for run in (uninterrupted, killed)
+            load_file(run.checkpoints / "000013" / f"{name}.safetensors") for run in (uninterrupted, killed)
         )
         assert all(weight.equal(second[key]) for key, weight in first.items())
     assert uninterrupted.lora_file.read_bytes() == killed.lora_file.read_bytes()

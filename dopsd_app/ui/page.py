@@ -14,8 +14,8 @@ from dopsd_app.ui.typing_order import STAMP, moment
 from dopsd_app.ui.visitors import describe_machine, header, limits, welcome
 
 NOWHERE, PICTURES, TEACHER, PLAN, TRAIN, TRY = 0, 1, 2, 3, 4, 5
-# On narrow screens Gradio takes the names off the steps' buttons: they stay for those who listen. And its lists
-# open again at the key that leaves them, over whatever stands near: they do not get to see that key.
+# On narrow screens Gradio takes the names off the steps' buttons: they stay for those who listen. And its
+# lists open again at the key that leaves them, over whatever stands near: they do not get to see that key.
 MEND = """() => {
     const names = {
         pictures: "Pictures", teacher: "Teacher", plan: "Plan", train: "Train", try: "Try and publish"
