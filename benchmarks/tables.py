@@ -27,11 +27,10 @@ COMPARED_FROM = 300  # passes: before that no lever has learned much
 PAIRED = ("product", "fidelity", "following", "quality", "copying")
 EYES = ("judge", "vision")
 COLUMNS = {
-    "fidelity": "all six attributes",
-    "following": "prompt followed",
+    "fidelity": "all six",
+    "following": "followed",
     "quality": "quality",
     "product": "product",
-    "precision": "among real pictures",
     "quality_32_steps": "quality at 32 steps",
     "copying": "copying",
     "drift": "drift",
@@ -97,7 +96,7 @@ def as_markdown(table: dict) -> str:
     lines = [
         [
             LABELS[name],
-            "" if row["settings"] is None else "{:g}, {}".format(*row["settings"]),
+            "" if row["settings"] is None else _settings(*row["settings"]),
             *(cell(row["scores"].get(column)) for column in measured),
             f"{row['median_seconds']:.0f}",
             cell(row["recipe_ahead_by"]["product"]),
@@ -107,6 +106,10 @@ def as_markdown(table: dict) -> str:
     head = ["", "learning rate, passes", *(COLUMNS[column] for column in measured), "seconds"]
     head += ["D-OPSD is ahead by"]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def _settings(rate: float, passes: int) -> str:
+    return f"{rate:.0e}, {passes:,}".replace("e-0", "e-")
 
 
 def _means(rows: list[dict], name: str) -> float:
