@@ -99,7 +99,7 @@ def as_markdown(table: dict) -> str:
             "" if row["settings"] is None else _settings(*row["settings"]),
             *(cell(row["scores"].get(column)) for column in measured),
             f"{row['median_seconds']:.0f}",
-            cell(row["recipe_ahead_by"]["product"]),
+            "" if name == RECIPE else cell(row["recipe_ahead_by"]["product"]),
         ]
         for name, row in rows.items()
     ]
