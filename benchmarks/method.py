@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -216,14 +216,13 @@ def bases_watched(part: str, number: int, one_noise: bool) -> list[list[Image.Im
 def measure_health(base_model: BaseModel, job: Job) -> dict[str, dict[str, dict]]:
     """What a person's own run would see of the base's health and the LoRA's, with each pair of eyes."""
     data, found = concept_data(job.part, job.concept), {}
-    eyes = {"judge": (judged_health, False), "vision": (seen_health, True)}
+    eyes = {"judge": (judged_health, False), "vision": (partial(seen_health, base_model), True)}
     for name, (score, one_noise) in eyes.items():
         base, base_neutral = bases_watched(job.part, job.concept, one_noise)
         lora, lora_neutral = draw_watched(base_model, data, one_noise)
         look = Look(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
         found[name] = {
-            side: _rounded(asdict(score(base_model, shown)))
-            for side, shown in (("base", look.at_base()), ("lora", look))
+            side: _rounded(asdict(score(shown))) for side, shown in (("base", look.at_base()), ("lora", look))
         }
     return found
 

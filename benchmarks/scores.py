@@ -7,7 +7,6 @@ from functools import cache
 import numpy as np
 import torch
 from PIL import Image
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from benchmarks.concepts import SIDE, ConceptData, NeutralData
@@ -15,8 +14,9 @@ from dopsd_app import draws
 from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.rollout import sample
 from pocket.judge import agreement, features, judge, load_judge
+from pocket.likeness import likeness_to_the_world
 from pocket.measure import following
-from pocket.world import Concept, Scene, draw, random_concept, random_scene
+from pocket.world import Concept, draw, random_concept, random_scene
 
 REAL = 2048  # pictures of the world that quality is measured against
 NEIGHBOURS = 3  # as in the paper on precision and recall, arXiv 1904.06991
@@ -68,29 +68,6 @@ def draw_pictures(
         latents = sample(base_model, part, noise, base_model.sigmas(steps, SIDE, SIDE))
         pictures += base_model.decode(latents)
     return pictures
-
-
-def likeness_to_the_world(pictures: Sequence[Image.Image]) -> float:
-    """Quality, whatever is shown: mean SSIM with the world's own picture of what the judge sees."""
-    seen = judge(list(pictures), load_judge())
-    return float(
-        np.mean(
-            [
-                structural_similarity(
-                    np.asarray(picture), _worlds_own(seen, index), channel_axis=2, data_range=255
-                )
-                for index, picture in enumerate(pictures)
-            ]
-        )
-    )
-
-
-def _worlds_own(seen: dict[str, Tensor], index: int) -> np.ndarray:
-    concept, scene = (
-        kind(**{field.name: int(seen[field.name][index]) for field in fields(kind)})
-        for kind in (Concept, Scene)
-    )
-    return draw(concept, scene)
 
 
 def precision(seen: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from PIL import Image, ImageOps
@@ -23,7 +24,7 @@ class Health:
     concept: float  # likeness of the concept's pictures to the training pictures; 1 at the most
     following: float | None  # 1: always what the prompt says; 0: by chance; None: it cannot be told
     drift: float  # how far neutral prompts' pictures have moved from the base's; 1: as far as any others are
-    quality: float  # 1: as like some picture of base or training as those are like each other; 0: like none
+    quality: float  # 1: as clean as the base's pictures; 0: like nothing known
 
 
 def health_of(
@@ -33,8 +34,9 @@ def health_of(
 
     Concept and drift are cosines of features that do not say where, following and quality of those that do.
     Following: of two prompts, how often the LoRA's picture of one is more like the base's of that than of the
-    other. Features of any two pictures are alike; what is common to the training pictures and the base's own
-    is taken off first. The LoRA's have no part in that: they would move the measure they are measured with.
+    other. Quality: likeness to the nearest of base and training, by how like those are to each other, 1 at
+    the most. Features of any two pictures are alike; what is common to the training pictures and the base's
+    own is taken off first. The LoRA's have no part in that: they would move what they are measured with.
     """
     known, drawn = torch.cat([training, base, base_neutral]), torch.cat([lora, lora_neutral])
     common = known.mean((0, 1))
@@ -96,14 +98,16 @@ def seen_health(base_model: BaseModel, look: Look) -> Health:
     return health_of(*map(features, groups))
 
 
-def judged_health(base_model: BaseModel, look: Look) -> Health:
-    """By what the judge sees in pictures of the built-in base; quality is the vision tower's still.
+def judged_health(look: Look) -> Health:
+    """By what the judge sees in pictures of the built-in base.
 
     Concept is the share of what makes the creature of the training pictures; following, that of what prompts
-    say of the scene, by chance 0; drift, that of neutral pictures which the LoRA has changed, by chance 1.
+    say of the scene, by chance 0; drift, that of neutral pictures which the LoRA has changed, by chance 1;
+    quality, likeness to the world's own drawing of what is seen, by the base's.
     """
     from pocket.captions import scene_asked_in  # other bases run without that folder
     from pocket.judge import ATTRIBUTES, CONCEPT, chance_of, judge, load_judge
+    from pocket.likeness import likeness_to_the_world
 
     model = load_judge()
     training, lora, before, after = (
@@ -126,7 +130,8 @@ def judged_health(base_model: BaseModel, look: Look) -> Health:
         concept=right.float().mean().item(),
         following=following,
         drift=changed.float().mean().item() / (1 - chance_of(ATTRIBUTES)),
-        quality=seen_health(base_model, look).quality,
+        quality=likeness_to_the_world([*look.lora, *look.lora_neutral])
+        / likeness_to_the_world([*look.base, *look.base_neutral]),
     )
 
 
@@ -160,10 +165,10 @@ class HealthMeter:
         sides = [side for both in (pairs, neutral) for side in zip(*both, strict=True)]
         look = Look(self.prompts, self.training, *sides)
         judged = find_facts(config.base_model).has_judge
-        score = judged_health if judged else seen_health
-        found = {step: score(self.base_model, look)}
+        score = judged_health if judged else partial(seen_health, self.base_model)
+        found = {step: score(look)}
         if not self.measured:
-            found = {0: score(self.base_model, look.at_base()), **found}
+            found = {0: score(look.at_base()), **found}
         self.base_model.free_encoders()  # the vision tower came for the features
         for number, health in found.items():
             before = self.measured[-1:]

@@ -1,18 +1,18 @@
 """Health scores, in features and pictures that are few enough to reckon by hand."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from dopsd_app.base_models import load_base_model
 from dopsd_app.config import load_preset, make_config
 from dopsd_app.health import Look, health_of, judged_health, seen_health
 from dopsd_app.health_rules import LEAST_QUALITY
 from pocket.captions import BACKGROUND_WORDS, scene_asked_in
+from pocket.likeness import likeness_to_the_world
 from pocket.world import Scene, draw, random_concept
 
 TRAINING = torch.tensor([[4.0, 0.0, 1.0], [4.0, 0.0, -1.0]])
@@ -104,26 +104,21 @@ def base_model():
     return load_base_model(make_config(load_preset("pocket").settings))
 
 
-@pytest.fixture
-def judged(base_model):
-    return partial(judge_look, base_model)
-
-
-def judge_look(base_model, learned, others, lora, lora_neutral=None):
+def judged(learned, others, lora, lora_neutral=None):
     """The health when the LoRA draws this, and the base has drawn others."""
     base = shown(others)
     neutral = base if lora_neutral is None else lora_neutral
-    return judged_health(base_model, Look(PROMPTS, shown([learned] * 4), base, lora, base, neutral))
+    return judged_health(Look(PROMPTS, shown([learned] * 4), base, lora, base, neutral))
 
 
-def test_the_judge_finds_the_base_itself_unchanged(creatures, judged):
+def test_the_judge_finds_the_base_itself_unchanged(creatures):
     learned, *others = creatures
     health = judged(learned, others, shown(others))
-    assert (health.following, health.drift) == (1, 0)
+    assert (health.following, health.drift, health.quality) == (1, 0, 1)
     assert health.concept < 0.5
 
 
-def test_the_judge_sees_what_was_learned(creatures, judged):
+def test_the_judge_sees_what_was_learned(creatures):
     learned, *others = creatures
     good = judged(learned, others, shown([learned] * 4))
     assert (good.concept, good.following, good.drift) == (1, 1, 0)
@@ -131,7 +126,7 @@ def test_the_judge_sees_what_was_learned(creatures, judged):
     assert judged(learned, others, shown([half] * 4)).concept == pytest.approx(4 / 6, abs=0.05)
 
 
-def test_the_judge_sees_scenes_that_nobody_asked_for_and_other_creatures_that_change(creatures, judged):
+def test_the_judge_sees_scenes_that_nobody_asked_for_and_other_creatures_that_change(creatures):
     learned, *others = creatures
     half = [*SCENES[:2], *(replace(scene, background=scene.background + 1) for scene in SCENES[2:])]
     health = judged(learned, others, shown([learned] * 4, half), shown([learned] * 4))
@@ -140,9 +135,20 @@ def test_the_judge_sees_scenes_that_nobody_asked_for_and_other_creatures_that_ch
     assert 0.3 < health.drift < 1  # the scenes of neutral pictures are as they were
 
 
-def test_where_nothing_is_asked_for_there_is_no_following(creatures, base_model):
+def test_where_nothing_is_asked_for_there_is_no_following(creatures):
     one = shown(creatures[:1], SCENES[:1])
-    assert judged_health(base_model, Look(("a zorp",), one, one, one, one, one)).following is None
+    assert judged_health(Look(("a zorp",), one, one, one, one, one)).following is None
+
+
+def test_the_judge_sees_pictures_that_become_less_clean_whatever_they_show(creatures):
+    learned, *others = creatures
+    good = shown([learned] * 4)
+    worse = [picture.filter(ImageFilter.GaussianBlur(1.5)) for picture in good]
+    assert judged(learned, others, good).quality == pytest.approx(1, abs=0.02)
+    blurred = likeness_to_the_world(worse) / likeness_to_the_world(good)
+    assert blurred < 0.9
+    # The four neutral ones are as clean as they were.
+    assert judged(learned, others, worse).quality == pytest.approx((1 + blurred) / 2, abs=0.02)
 
 
 def test_a_prompt_names_what_it_says_of_the_scene():
