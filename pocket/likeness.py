@@ -17,7 +17,7 @@ LUMINANCE, CONTRAST = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (B,) of pictures (B, C, H, W) of 0 to 255: the mean over windows and channels.
 
-    Windows are even and lie inside, variances are those of samples: as scikit-image's, which the app does
+    Windows are even and lie inside, variances are those of samples, as in scikit-image, which the app does
     not need otherwise. Source: Wang et al. 2004, doi 10.1109/TIP.2003.819861.
     """
 
