@@ -23,7 +23,7 @@ def test_of_one_window_it_is_the_formula_of_means_variances_and_covariance():
     means = (2 * a.mean() * b.mean() + 2.55**2) / (a.mean() ** 2 + b.mean() ** 2 + 2.55**2)
     (variance_a, covariance), (_, variance_b) = np.cov(a.ravel(), b.ravel())
     spread = (2 * covariance + 7.65**2) / (variance_a + variance_b + 7.65**2)
-    one, other = (torch.from_numpy(values)[None, None] for values in (a, b))
+    one, other = (torch.from_numpy(values)[None, None].double() for values in (a, b))
     assert ssim(one, other).item() == pytest.approx(means * spread)
     # Eight columns are two windows, of which the second is the first one moved on by a column.
     wide, wider = (torch.cat([values, values[..., :1]], -1) for values in (one, other))
