@@ -166,10 +166,12 @@ class HealthMeter:
         look = Look(self.prompts, self.training, *sides)
         judged = find_facts(config.base_model).has_judge
         score = judged_health if judged else partial(seen_health, self.base_model)
-        found = {step: score(look)}
-        if not self.measured:
-            found = {0: score(look.at_base()), **found}
-        self.base_model.free_encoders()  # the vision tower came for the features
+        try:
+            found = {step: score(look)}
+            if not self.measured:
+                found = {0: score(look.at_base()), **found}
+        finally:
+            self.base_model.free_encoders()  # the vision tower came for the features
         for number, health in found.items():
             before = self.measured[-1:]
             self.measured.append(HealthMeasured(number, **asdict(health)))

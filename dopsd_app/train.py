@@ -69,16 +69,16 @@ def train(run: Run) -> Iterator[Event]:
     step = load_checkpoint(run, base_model.transformer, optimizer)
     meter = HealthMeter(run, base_model, crops, prompts, encoded.neutral, size, step)
     yield Resumed(step)
-    while step < config.steps:
+    enough = _enough(config, meter, step)  # killed after its last checkpoint, before the LoRA file
+    while step < config.steps and not enough:
         step += 1
         done = optimizer_step(base_model, config, encoded.examples, optimizer, step)
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
         commands = take_commands(run)
-        previews = config.preview_every and (step % config.preview_every == 0 or step == config.steps)
-        if "preview-now" in commands or previews:
+        if "preview-now" in commands or _previews_at(config, step):
             pairs = partial(draw_pairs, run, base_model, config, encoded.prompts, size)
             yield from _save_previews(run, step, base_model, done.film, pairs, shown, meter)
-        enough = config.stop_early and previews and stopped_improving(meter.measured)
+        enough = _enough(config, meter, step)
         if (
             commands & {"stop", "save-now"}
             or step % config.checkpoint_every == 0
@@ -88,12 +88,20 @@ def train(run: Run) -> Iterator[Event]:
             best = best_step(meter.measured, {int(folder.name) for folder in complete_checkpoints(run)})
             folder = save_checkpoint(run, step, base_model.transformer, optimizer, keep=best)
             yield CheckpointSaved(step, folder.relative_to(run.path).as_posix())
-        if enough:
-            break
-        if "stop" in commands and step < config.steps:
+        if "stop" in commands and step < config.steps and not enough:
             yield Stopped(step)
             return
     yield from _finish(run, base_model, encoded.examples[0], step)
+
+
+def _previews_at(config: TrainConfig, step: int) -> bool:
+    return bool(config.preview_every) and (step % config.preview_every == 0 or step == config.steps)
+
+
+def _enough(config: TrainConfig, meter: HealthMeter, step: int) -> bool:
+    """Whether the run may end here; previews that a person asked for between do not count."""
+    measured = [health for health in meter.measured if _previews_at(config, health.step)]
+    return config.stop_early and _previews_at(config, step) and stopped_improving(measured)
 
 
 def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:

@@ -31,10 +31,11 @@ from dopsd_app.events import (
     StepDone,
     Stopped,
     Warned,
+    append_event,
     read_events,
 )
 from dopsd_app.health_rules import PROMPTS, best_step
-from dopsd_app.runs import write_status
+from dopsd_app.runs import place_command, write_status
 from dopsd_app.train import train
 from dopsd_app.worker import work
 
@@ -204,10 +205,14 @@ def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_confi
     assert kept == [{3}, {best_step(measured, {1, 2}), 3}]
 
 
+def at_step_4(measured):
+    return [health.step for health in measured][-1:] == [4]
+
+
 def test_a_run_that_may_stop_early_ends_with_a_lora_where_it_stopped_improving(
     new_run, tiny_config, monkeypatch
 ):
-    monkeypatch.setattr("dopsd_app.train.stopped_improving", lambda measured: measured[-1].step == 4)
+    monkeypatch.setattr("dopsd_app.train.stopped_improving", at_step_4)
     config = replace(tiny_config, steps=8, checkpoint_every=100, preview_every=2)
     patient, early = new_run(config), new_run(replace(config, stop_early=True))
     for run, last in ((patient, 8), (early, 4)):
@@ -216,6 +221,51 @@ def test_a_run_that_may_stop_early_ends_with_a_lora_where_it_stopped_improving(
         assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [last]
         with safe_open(run.lora_file, framework="np") as file:
             assert json.loads(file.metadata()["dopsd"])["steps"] == last
+
+
+def test_a_run_that_had_enough_and_was_killed_before_its_lora_does_not_train_on(
+    new_run, tiny_config, monkeypatch
+):
+    monkeypatch.setattr("dopsd_app.train.stopped_improving", at_step_4)
+    run = new_run(
+        replace(
+            tiny_config, steps=8, checkpoint_every=100, preview_every=2, stop_early=True, learning_rate=1e-2
+        )
+    )
+    for event in train(run):
+        append_event(run.events_file, event)
+        if isinstance(event, CheckpointSaved):
+            break
+    rest = list(train(run))
+    assert not [event for event in rest if isinstance(event, StepDone)]
+    assert rest[-1] == Finished(4, run.lora_file.name)
+
+
+def test_previews_that_a_person_asks_for_do_not_end_a_run(new_run, tiny_config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "dopsd_app.train.stopped_improving", lambda measured: seen.append([m.step for m in measured])
+    )
+    run = new_run(replace(tiny_config, steps=4, preview_every=2, stop_early=True))
+    place_command(run, "preview-now")
+    measured = [event.step for event in train(run) if isinstance(event, HealthMeasured)]
+    assert measured == [0, 1, 2, 4]
+    assert seen == [[], [0, 2], [0, 2, 4]]
+
+
+def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tiny_config, monkeypatch):
+    towers = []
+
+    def too_much(base_model, look):
+        base_model.picture_features(look.lora[0])
+        towers.append((base_model, base_model.vision_tower))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("dopsd_app.health.seen_health", too_much)
+    events = list(train(new_run(replace(tiny_config, preview_every=2))))
+    assert [event.step for event in events if isinstance(event, Warned)] == [2, 4]
+    assert all(tower is not None and base_model.vision_tower is None for base_model, tower in towers)
+    assert isinstance(events[-1], Finished)
 
 
 def test_a_warning_comes_once_when_the_health_becomes_bad(new_run, tiny_config, monkeypatch):
