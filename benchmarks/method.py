@@ -173,7 +173,8 @@ def run_job(job: Job) -> list[dict]:
         scores = concept_scores(few, data)
         if job.part not in ("sweep", "levers", "finals", "long"):  # nothing is chosen by it
             pictures = draw_pictures(base_model, neutral.asked.prompts, steps)
-            scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked, data.concept)
+            if job.method != "teacher":  # of what is neutral there is no picture that it could see
+                scores |= neutral_scores(pictures, neutral.before, neutral.other, neutral.asked, data.concept)
         if job.part in ("test", "flawless"):
             if job.seed == 0:  # 32 steps take longer than all else
                 scores |= measure_other_steps(base_model, data, prompts, job.seed)
@@ -297,11 +298,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parts = ("sweep", "levers", "finals", "long", "test", "flawless", "health", "table")
     parser.add_argument("part", choices=parts)
-    parser.add_argument("--only", nargs="+", choices=METHODS | LEVERS, help="methods or levers")
+    parser.add_argument("--only", nargs="+", help="methods of sweep and test, or levers")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    if arguments.only and arguments.part not in ("sweep", "levers", "test"):
-        parser.error(f"--only says nothing of {arguments.part}.")
+    known = {"sweep": METHODS, "levers": LEVERS, "test": METHODS}.get(arguments.part, {})
+    for name in arguments.only or ():
+        if name not in known:
+            parser.error(f"{arguments.part} has no {name}; there are: {', '.join(known) or 'none'}.")
     if arguments.part == "table":
         save_tables()
         return

@@ -142,18 +142,19 @@ def sft_on_samples(training: Training, step: int) -> Tensor:
 def pso(training: Training, step: int) -> Tensor:
     """Pairwise sample optimization (arXiv 2410.03190), as its code personalizes: pictures before own ones.
 
-    At a sigma of the few steps, the error on the training picture is to fall below that on what the untrained
-    base drew from the same caption. A share of that one is learned too, so that less is forgotten.
+    Each at one of the few steps' sigmas, the error on the training picture is to fall below that on what the
+    untrained base drew from the same caption. A share of that one is learned too, so that less is forgotten.
     """
     drawn, pictures = training.drawn(step), len(training.data.examples)
     which = (training.uniform(step, len(drawn), CHOICE) * (SAMPLES // pictures)).long().tolist()
     own = training.made.latents[[i + pictures * n for i, n in zip(drawn, which, strict=True)]]
     both = torch.cat([training.data.latents[drawn], own])
     noise = training.noise(step, len(drawn), STATE).repeat(2, 1, 1, 1)
-    place = int(training.uniform(step, 1, SIGMA) * training.config.rollout_steps)
-    sigma = training.sigmas[place].to(both)
+    places = (training.uniform(step, len(drawn), SIGMA) * training.config.rollout_steps).long()
+    sigma = training.sigmas.to(both)[places].repeat(2)
+    level = sigma[:, None, None, None]
     prompts = students_prompts(training, drawn) * 2
-    velocity = training.base_model.predict_velocity((1 - sigma) * both + sigma * noise, sigma, prompts)
+    velocity = training.base_model.predict_velocity((1 - level) * both + level * noise, sigma, prompts)
     better, worse = (velocity - (noise - both)).square().flatten(1).mean(1).chunk(2)
     return (F.relu(1 - PSO_SLOPE * (worse - better)) + PSO_KEPT * worse).mean()
 

@@ -1,8 +1,7 @@
 """The columns of the methods' table: what the judge of the base's world sees in a method's pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -16,30 +15,10 @@ from dopsd_app.rollout import sample
 from pocket.judge import agreement, features, judge, load_judge
 from pocket.likeness import likeness_to_the_world
 from pocket.measure import following
-from pocket.world import Concept, draw, random_concept, random_scene
+from pocket.world import Concept, draw
 
-REAL = 2048  # pictures of the world that quality is measured against
-NEIGHBOURS = 3  # as in the paper on precision and recall, arXiv 1904.06991
 BATCH = 8  # the fastest on a processor
 OTHER_STEPS = (1, 2, 32)  # beside the few of the base: what is left with fewer, and what the few cost
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Real pictures of the world, as the judge's features see them."""
-
-    features: Tensor  # (REAL, D)
-    radii: Tensor  # (REAL,): distance to the third nearest other one
-
-
-@cache
-def reference() -> Reference:
-    """Held-out creatures in random scenes."""
-    rng = np.random.default_rng(2029)
-    pictures = np.stack([draw(random_concept(rng, held_out=True), random_scene(rng)) for _ in range(REAL)])
-    seen = features_of(pictures)
-    distances = torch.cdist(seen, seen)
-    return Reference(seen, distances.kthvalue(NEIGHBOURS + 1, dim=1).values)  # the nearest is itself
 
 
 def features_of(pictures: Sequence[Image.Image] | np.ndarray) -> Tensor:
@@ -68,12 +47,6 @@ def draw_pictures(
         latents = sample(base_model, part, noise, base_model.sigmas(steps, SIDE, SIDE))
         pictures += base_model.decode(latents)
     return pictures
-
-
-def precision(seen: Tensor) -> float:
-    """Share of pictures (N, D) that lie among the real ones."""
-    real = reference()
-    return (torch.cdist(seen, real.features) <= real.radii).any(1).float().mean().item()
 
 
 def copying(seen: Tensor, real: Tensor, training: Tensor) -> float | None:
@@ -107,7 +80,6 @@ def concept_scores(pictures: list[Image.Image], data: ConceptData) -> dict[str, 
         "following": following(pictures, data.captions, [data.concept] * len(pictures), data.scenes)["all"],
         "copying": copying(shown[right], real[right], training),
         "quality": likeness_to_the_world(pictures),
-        "precision": precision(shown),
     }
 
 
@@ -130,6 +102,4 @@ def neutral_scores(
         "takeover": shows(judge(pictures, load_judge()), concept).float().mean().item(),
         "neutral_following": following(pictures, data.captions, data.concepts, data.scenes)["all"],
         "neutral_quality": likeness_to_the_world(pictures),
-        "neutral_precision": precision(shown),
-        "neutral_precision_before": precision(base),
     }

@@ -25,8 +25,10 @@ ENOUGH = 0.95  # of the recipe's own score: what levers race for
 COMPARED_FROM = 300  # passes: before that no lever has learned much
 # Student's two-sided 95 % quantiles, for 1 to 9 degrees of freedom: there are ten concepts at the most.
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+TELLS_OF_COPIES = 0.1  # of the pictures show all of the concept: fewer are luck
 PAIRED = ("product", "fidelity", "following", "quality", "copying")
 EYES = ("judge", "vision")
+Runs = dict[tuple[int, int], dict[str, float | None]]  # a method's scores by concept and seed
 COLUMNS = {
     "fidelity": "all six",
     "following": "followed",
@@ -42,8 +44,8 @@ COLUMNS = {
 def make_table(part: str) -> dict:
     """Of "sweep", "test" or "flawless": each method with its best settings.
 
-    Means over concepts with 95 % intervals; how far the recipe is ahead, paired by concept; and how the
-    product goes with the teacher's own, concept by concept: Pearson's correlation.
+    Means over concepts with 95 % intervals; how far the recipe is ahead, paired by concept and seed; and how
+    the product goes with the teacher's own, concept by concept: Pearson's correlation.
     """
     rows = [row for row in read_rows() if row["job"]["part"] == part]
     methods = dict.fromkeys(row["job"]["method"] for row in rows)
@@ -51,36 +53,65 @@ def make_table(part: str) -> dict:
         method: None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method))
         for method in methods
     }
-    groups, seconds = defaultdict(lambda: defaultdict(list)), defaultdict(list)
+    found, seconds = defaultdict(dict), defaultdict(list)
     for row in rows:
         job = job_of(row)
         if chosen[job.method] in (None, (job.learning_rate, budget_of(row))):
-            groups[job.method][job.concept].append({**row["scores"], "product": product(row["scores"])})
+            found[job.method][job.concept, job.seed] = _scores(row)
             seconds[job.method].append(row["seconds"])
-    recipes, teachers = groups.get(RECIPE, {}), groups.get("teacher", {})
+    recipes = found.get(RECIPE, {})
+    teachers = means_by_concept(found.get("teacher", {}), "product")
     return {
         method: {
-            "runs": sum(map(len, concepts.values())),
+            "runs": len(runs),
             "settings": chosen[method],
-            "scores": {
-                name: mean_and_interval(_means(rows, name) for rows in concepts.values())
-                for name in dict.fromkeys(name for rows in concepts.values() for row in rows for name in row)
-            },
+            "scores": {name: _over_concepts(method, runs, name) for name in _names(runs)},
             "median_seconds": float(np.median(seconds[method])),
-            "recipe_ahead_by": {
-                name: mean_and_interval(
-                    _means(recipes[number], name) - _means(concepts[number], name)
-                    for number in concepts.keys() & recipes.keys()
-                )
-                for name in PAIRED
-            },
+            "recipe_ahead_by": {name: _paired(recipes, runs, name) for name in PAIRED},
             "goes_with_teacher": correlation(
-                (_means(teachers[number], "product"), _means(concepts[number], "product"))
-                for number in concepts.keys() & teachers.keys()
+                (teachers[concept], mean)
+                for concept, mean in means_by_concept(runs, "product").items()
+                if concept in teachers
             ),
         }
-        for method, concepts in groups.items()
+        for method, runs in found.items()
     }
+
+
+def _scores(row: dict) -> dict:
+    """A line's scores, with the product; copying where enough pictures show the concept to tell of it."""
+    scores = {**row["scores"], "product": product(row["scores"])}
+    return scores | ({} if scores["fidelity"] >= TELLS_OF_COPIES else {"copying": None})
+
+
+def _names(runs: Runs) -> Iterable[str]:
+    return dict.fromkeys(name for scores in runs.values() for name in scores)
+
+
+def means_by_concept(runs: Runs, name: str) -> dict[int, float]:
+    """Of each concept the mean over the seeds that have such a score; where none has, nothing."""
+    values = defaultdict(list)
+    for (concept, _), scores in runs.items():
+        if scores.get(name) is not None:
+            values[concept].append(scores[name])
+    return {concept: float(np.mean(of_seeds)) for concept, of_seeds in values.items()}
+
+
+def _over_concepts(method: str, runs: Runs, name: str) -> dict | None:
+    means = mean_and_interval(means_by_concept(runs, name).values())
+    # Neutral prompts are the same beside every concept: untrained, that is one measurement and no spread.
+    once = method in UNTRAINED and (name == "drift" or name.startswith("neutral_"))
+    return means | {"interval_95": None} if means and once else means
+
+
+def _paired(recipes: Runs, runs: Runs, name: str) -> dict | None:
+    """How far the recipe is ahead, over the concepts, where both have the same concept and seed."""
+    both = {
+        key: {name: recipes[key][name] - runs[key][name]}
+        for key in runs.keys() & recipes.keys()
+        if None not in (recipes[key].get(name), runs[key].get(name))
+    }
+    return mean_and_interval(means_by_concept(both, name).values())
 
 
 def as_markdown(table: dict) -> str:
@@ -93,7 +124,7 @@ def as_markdown(table: dict) -> str:
         return f"{value['mean']:.2f}{half}"
 
     rows = {name: table[name] for name in LABELS if name in table}
-    measured = [column for column in COLUMNS if all(column in row["scores"] for row in rows.values())]
+    measured = [column for column in COLUMNS if any(column in row["scores"] for row in rows.values())]
     lines = [
         [
             LABELS[name],
@@ -113,15 +144,9 @@ def _settings(rate: float, passes: int) -> str:
     return f"{rate:.0e}, {passes:,}".replace("e-0", "e-")
 
 
-def _means(rows: list[dict], name: str) -> float:
-    """Of one concept's seeds that have such a score; not a number where none has."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return float(np.mean(values)) if values else float("nan")
-
-
 def mean_and_interval(values: Iterable[float]) -> dict | None:
     """The mean of independent values, and Student's 95 % interval around it; None of none."""
-    values = np.array([value for value in values if not np.isnan(value)])
+    values = np.array(list(values))
     if not len(values):
         return None
     half = None  # one value tells of no spread
@@ -143,14 +168,14 @@ def make_levers_table(part: str) -> dict:
     """Of "levers", "finals" or "long", by name and learning rate.
 
     The score at each look, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept), and
-    after how many passes it stays at ENOUGH of the recipe's own score, which is that of its last two looks.
+    after how many passes it stays at ENOUGH of what the recipe ends with.
     """
     passes, seconds = _costs(part)
     names = dict.fromkeys(name for name, _, _ in passes)
     found = {name: products(part, name) for name in names}
     recipes_rate = LONG_RATE if part == "long" else best_settings(RECIPE)[0]
     recipe = {look: scores for (rate, look), scores in found[RECIPE].items() if rate == recipes_rate}
-    wanted = ENOUGH * float(np.mean([list(scores.values()) for scores in list(recipe.values())[-2:]]))
+    wanted = ENOUGH * float(np.mean(list(recipe[max(recipe)].values())))
     table = {}
     for name, rows in found.items():
         for rate in dict.fromkeys(rate for rate, _ in rows):
