@@ -55,7 +55,7 @@ class HealthMeasured:
     concept: float  # likeness to the training pictures, -1 to 1
     following: float | None  # how far prompts still count, -1 to 1; None where there is but one
     drift: float  # of neutral prompts' pictures from the base's, 0 to 2
-    quality: float  # of all of them, by likeness to known pictures, 0 to 1
+    quality: float  # of all of them: 1 as clean as the base's, 0 like nothing known; cleaner ones are above 1
 
 
 @dataclass(frozen=True)
