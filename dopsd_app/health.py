@@ -24,7 +24,7 @@ class Health:
     concept: float  # likeness of the concept's pictures to the training pictures; 1 at the most
     following: float | None  # 1: always what the prompt says; 0: by chance; None: it cannot be told
     drift: float  # how far neutral prompts' pictures have moved from the base's; 1: as far as any others are
-    quality: float  # 1: as clean as the base's pictures, which a judge may see surpassed; 0: like nothing known
+    quality: float  # 1: as clean as the base's pictures, above it cleaner ones; 0: like nothing known
 
 
 def health_of(
