@@ -10,8 +10,8 @@ from dopsd_app.teacher_check import compare
 from dopsd_app.verdict import PARTLY, SEES, CheckRow, score_rows
 
 # How many of a creature's six attributes a teacher shows because it sees the creature: where "partly" and
-# "sees" begin. Half a one is about what chance gives and takes; what this base's teacher can do is about two.
-TRUTHS = {"partly": 0.5, "sees": 1.5}
+# "sees" begin. Half a one is about what chance gives and takes; half of the six is much of what makes it.
+TRUTHS = {"partly": 1.0, "sees": 3.0}
 VERDICTS = ("does not", "partly", "sees")
 
 
