@@ -5,14 +5,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dopsd_app.events import Event, HealthMeasured
 
 PROMPTS = 4  # with the concept in them; two are the least that following can be seen in
-LEAST_QUALITY = 0.8
+LEAST_QUALITY = 0.8  # by the vision tower, which sees complete ruin only
+LEAST_JUDGED_QUALITY = 0.9  # the built-in base's judge sees less: no good look of health_fit is below
 LEAST_FOLLOWING = 0.1
 MOST_DRIFT = 1.0  # as far as any others are. The built-in base draws creatures only: there all become yours
 CLOSE = 0.8  # of the greatest merit: so few pictures do not tell such steps apart
 PATIENCE = 3  # previews without a better one
 EARLIER = "An earlier checkpoint may be the better one;"
 COMPLAINTS = {
-    "quality": f"Pictures are falling apart. {EARLIER} a lower learning rate or fewer steps help.",
+    "quality": f"Pictures are getting worse. {EARLIER} a lower learning rate or fewer steps help.",
     "following": f"What the prompt says counts less and less. {EARLIER} captions that describe the scene,"
     " fewer steps or a lower learning rate help.",
     "drift": f"Pictures of other things are changing too. {EARLIER} fewer steps or a lower learning rate keep"
@@ -52,7 +53,7 @@ def best_step(measured: Sequence[HealthMeasured], steps: Collection[int]) -> int
 
 def what_is_bad(health: HealthMeasured, judged: bool) -> str:
     """The worst of it, a key of COMPLAINTS; empty where all is well. `judged`: of the built-in base."""
-    if health.quality < LEAST_QUALITY:
+    if health.quality < (LEAST_JUDGED_QUALITY if judged else LEAST_QUALITY):
         return "quality"
     if health.following is not None and health.following < LEAST_FOLLOWING:
         return "following"

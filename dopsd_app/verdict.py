@@ -7,8 +7,8 @@ from pathlib import Path
 from dopsd_app.runs import replace_file
 
 CHECKED = 4  # pictures in a check
-# Scores from which on the verdict is that. On the built-in base they part teachers that show at least one of a
-# creature's six attributes because they see it, and at least three: fitted to 24 creatures in
+# Scores from which on the verdict is that. On the built-in base they part teachers that show at least one of
+# a creature's six attributes because they see it, and at least three: fitted to 24 creatures in
 # benchmarks/results/teacher_check.json, which tells of 24 others where the verdicts are wrong.
 PARTLY, SEES = 0.22, 0.65
 CALIBRATED = "pocket-turbo"

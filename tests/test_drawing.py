@@ -20,6 +20,7 @@ from PIL import Image
 from dopsd_app import drawing, runs
 from dopsd_app.command_line import main
 from dopsd_app.drawing import CUT_OFF, DIED, CheckRequest, PictureRequest, ask, cancel, read_drawing
+from dopsd_app.events import HealthMeasured, append_event
 from dopsd_app.generate import explain, serve
 from dopsd_app.runs import RunError
 from dopsd_app.train import train
@@ -121,6 +122,18 @@ def test_all_that_can_be_drawn_is_what_to_try(new_run, tiny_config, trained):
     shutil.rmtree(trained.path / "checkpoints")  # as a person may who needs the room
     assert what_to_try(trained) == ([(FINISHED, FINISHED)], FINISHED)
     assert what_to_try(new_run(tiny_config)) == ([], None)
+
+
+def test_an_earlier_step_is_chosen_where_the_last_is_in_worse_health(trained):
+    for health in ((0, 0.1, 1, 0, 1), (2, 0.9, 1, 0, 1), (4, 0.9, 1, 0, 0.5)):
+        append_event(trained.events_file, HealthMeasured(*health))
+    labels, chosen = what_to_try(trained)
+    assert chosen == "Step 2"
+    assert [label for label, _ in labels] == [FINISHED, "Step 4", "Step 2 (in better health)"]
+    append_event(trained.events_file, HealthMeasured(4, 0.9, 1, 0, 0.9))
+    labels, chosen = what_to_try(trained)
+    assert chosen == FINISHED
+    assert [label for label, _ in labels] == [FINISHED, "Step 4", "Step 2"]
 
 
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, trained):

@@ -6,6 +6,7 @@ from dopsd_app.events import HealthMeasured, Resumed
 from dopsd_app.health_rules import (
     CLOSE,
     LEAST_FOLLOWING,
+    LEAST_JUDGED_QUALITY,
     LEAST_QUALITY,
     MOST_DRIFT,
     PATIENCE,
@@ -48,10 +49,10 @@ def test_each_step_counts_as_it_was_measured_last():
 
 
 def test_what_falls_apart_or_drifts_or_no_longer_listens_is_told():
-    for judged in (False, True):
+    for judged, least in ((False, LEAST_QUALITY), (True, LEAST_JUDGED_QUALITY)):
         for following in (1, None):
-            assert complaint(HealthMeasured(1, 0.5, following, 0, 1), judged) == ""
-        assert "falling apart" in complaint(HealthMeasured(1, 0.5, -1, 9, LEAST_QUALITY - 0.01), judged)
+            assert complaint(HealthMeasured(1, 0.5, following, 0, least), judged) == ""
+        assert "getting worse" in complaint(HealthMeasured(1, 0.5, -1, 9, least - 0.01), judged)
         assert "prompt" in complaint(HealthMeasured(1, 0.5, LEAST_FOLLOWING - 0.01, 0, 1), judged)
         assert complaint(HealthMeasured(1, 0.5, LEAST_FOLLOWING + 0.01, 0, 1), judged) == ""
     drifts = HealthMeasured(1, 0.5, 1, MOST_DRIFT + 0.01, 1)

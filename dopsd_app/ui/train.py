@@ -27,7 +27,7 @@ NONE_CHOSEN = "<div class='empty'><p>Choose one of the runs to see how it stands
 SCORES = {
     "Like your pictures": ("#4f46e5", "should rise: how like them its pictures of the prompts are"),
     "Follows the prompt": ("#d97706", "should stay high: 1 is the most, 0 is chance"),
-    "Clean pictures": ("#16a34a", "should stay high: it falls when pictures fall apart"),
+    "Clean pictures": ("#16a34a", "should stay high: it falls when pictures get worse"),
     "Other prompts change": ("#dc2626", "should stay low: how far pictures of something else have moved"),
 }
 LEGEND = "".join(

@@ -63,7 +63,7 @@ def try_step() -> TryStep:
                     [FINISHED],
                     value=FINISHED,
                     label="Step",
-                    info="The best, by its health, is chosen",
+                    info="The last one in good health is chosen",
                     elem_id="checkpoint",
                 )
             strength = gr.Slider(
@@ -119,13 +119,13 @@ def show(run_id: str) -> list:
 
 
 def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
-    """What is there to try, the newest first, as (label, value); and the best, by its health."""
+    """What is there to try, the newest first, as (label, value); and the last one in good health."""
     steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
     best = best_step(watcher.look(run).health, steps)
     values = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
-    chosen = f"Step {best}" if best not in (None, *steps[:1]) else next(iter(values), None)
-    label = f"{chosen} (best)" if best else chosen
-    return [(label if value == chosen else value, value) for value in values], chosen
+    earlier = f"Step {best}" if best not in (None, *steps[:1]) else None
+    choices = [(f"{value} (in better health)" if value == earlier else value, value) for value in values]
+    return choices, earlier or next(iter(values), None)
 
 
 def _reminder(word: str) -> str:
