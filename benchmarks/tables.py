@@ -121,10 +121,11 @@ def as_markdown(table: dict) -> str:
         if value is None:
             return ""
         half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.2f}"
-        return f"{value['mean']:.2f}{half}"
+        return f"{round(value['mean'], 2) + 0:.2f}{half}"  # adding 0 takes the sign off -0
 
     rows = {name: table[name] for name in LABELS if name in table}
-    measured = [column for column in COLUMNS if any(column in row["scores"] for row in rows.values())]
+    having = {column: sum(column in row["scores"] for row in rows.values()) for column in COLUMNS}
+    measured = [column for column in COLUMNS if having[column] > len(rows) / 2]
     lines = [
         [
             LABELS[name],
