@@ -43,7 +43,8 @@ def concept_rows(kept: dict[tuple[str, int], np.ndarray], number: int) -> dict[s
     }
     for method in METHODS:
         if (method, number) in kept:
-            rows[method] = list(kept[method, number])
+            # Of what is neutral there is no picture that the teacher could see.
+            rows[method] = list(kept[method, number])[: SCENES if method == "teacher" else None]
     return rows
 
 

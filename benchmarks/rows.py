@@ -26,7 +26,7 @@ FURTHER = {1e-3: 3e-4, 3e-3: 1e-2}  # and a third, beyond the better one
 UNTRAINED = ("base", "teacher", "parent")
 LABELS = {  # as they stand in the table and beside pictures
     "base": "base, untrained",
-    "parent": "parent, undistilled, unguided",
+    "parent": "parent, unguided",
     "teacher": "base, seeing a picture",
     "sft": "SFT",
     "sft_on_parent": "SFT on the parent",
