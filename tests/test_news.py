@@ -23,3 +23,16 @@ def test_what_is_not_new_is_not_even_made():
     seen, _ = only_new(values, None)
     only_new(values, seen)
     assert made == [1]
+
+
+def test_of_a_components_properties_only_new_ones_are_sent():
+    runs = {"choices": [("A, step 1", "a"), ("B", "b")], "value": "a"}
+    seen, first = only_new({"runs": runs}, {})
+    assert first == gr.update(**runs)
+    counted = {"choices": [("A, step 2", "a"), ("B", "b")]}
+    seen, second = only_new({"runs": runs | counted}, seen)
+    assert second == gr.update(**counted)  # B, if that was just clicked, stays chosen
+    _, third = only_new({"runs": runs | counted | {"value": "b"}}, seen)
+    assert third == gr.update(value="b")
+    marks, nothing = only_new({"runs": runs | counted}, seen)
+    assert (marks, nothing) == (gr.skip(), gr.skip())

@@ -15,14 +15,26 @@ def seen_marks() -> gr.JSON:
     return gr.JSON({}, visible=False)
 
 
-def only_new(values: dict[str, tuple[object, Callable]], seen: dict | None) -> list:
+def only_new(values: dict[str, tuple[object, Callable] | dict[str, object]], seen: dict | None) -> list:
     """The marks of all values, and then an update for each one whose mark this tab has not had yet.
 
-    A value is a mark, which tells whether it is another one than before, and what makes the update.
+    A value is a mark, which tells whether it is another one than before, and what makes the update. Or it is a
+    component's properties by name, of which each is sent only if it is new: a label that counts steps does not
+    bring a choice back that the person has just changed.
     """
-    marks = {name: _digest(mark) for name, (mark, _) in values.items()}
-    known = seen or {}
-    updates = [make() if marks[name] != known.get(name) else gr.skip() for name, (_, make) in values.items()]
+    marks, updates, known = {}, [], seen or {}
+
+    def is_new(name: str, mark: object) -> bool:
+        marks[name] = _digest(mark)
+        return marks[name] != known.get(name)
+
+    for name, value in values.items():
+        if isinstance(value, dict):
+            new = {key: held for key, held in value.items() if is_new(f"{name}.{key}", held)}
+            updates.append(gr.update(**new) if new else gr.skip())
+        else:
+            mark, make = value
+            updates.append(make() if is_new(name, mark) else gr.skip())
     return [marks if marks != known else gr.skip(), *updates]
 
 

@@ -191,7 +191,7 @@ def look(run_id: str, seen: dict) -> list:
     choices = [(_label(run, status), run.id) for run, status in known]
     chosen = run.id if run else None
     values = {
-        "runs": ((choices, chosen), lambda: gr.Radio(choices=choices, value=chosen)),
+        "runs": {"choices": choices, "value": chosen},
         **_pictures_of_run(view, NONE_CHOSEN if known else EMPTY),
         **_buttons(run, view),
         "wish": (told := _told(run) if view else "", lambda: told),
