@@ -202,10 +202,13 @@ def free_port() -> int:
 def wait_for(condition, what: str):
     """The first true value of `condition()`."""
     until = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < until, f"Waited {PATIENCE} seconds in vain for {what}."
-        time.sleep(0.05)
-    return value
+    while True:
+        asked = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        assert now < until, f"Waited {PATIENCE} seconds in vain for {what}."
+        time.sleep(max(0.05, 5 * (now - asked)))  # what is waited for needs the processor more than this
 
 
 def all_bytes(*folders: Path) -> bytes:

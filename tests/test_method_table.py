@@ -39,7 +39,7 @@ def test_no_prompt_of_the_test_was_trained_on(number):
     assert not set(captions) & {caption for _, caption in asked}
 
 
-def test_captions_leave_something_unsaid_and_only_what_they_say_is_followed(world, monkeypatch):
+def test_captions_leave_something_unsaid_and_only_what_they_say_is_followed(world):
     _, data, _ = world
     assert {caption.count("zorp on a") for caption in data.captions} == {0, 1}  # the place said, or not
     shown = [draw(data.concept, Scene(scene.background, 1, scene.size)) for scene in data.scenes]
@@ -61,8 +61,9 @@ def test_copying_is_one_for_the_training_pictures_and_zero_for_new_ones():
     assert scores.copying(training[:0], real[:0], training) is None
 
 
-def test_only_pictures_that_show_the_concept_tell_of_copying(world, monkeypatch):
+def test_only_pictures_that_show_the_concept_tell_of_copying(world):
     _, data, _ = world
+    data = replace(data, scenes=data.scenes[::6], captions=data.captions[::6])
     other = random_concept(np.random.default_rng(5))
     wrong = [Image.fromarray(draw(other, scene)) for scene in data.scenes]
     assert scores.concept_scores(wrong, data)["copying"] is None
@@ -70,7 +71,7 @@ def test_only_pictures_that_show_the_concept_tell_of_copying(world, monkeypatch)
     assert scores.concept_scores([data.flawless[0], *wrong[1:]], data)["copying"] == pytest.approx(1)
 
 
-def test_a_takeover_is_the_share_of_neutral_pictures_that_show_the_concept(monkeypatch):
+def test_a_takeover_is_the_share_of_neutral_pictures_that_show_the_concept():
     rng = np.random.default_rng(3)
     learned, *others = (random_concept(rng) for _ in range(4))
     scenes = [random_scene(rng) for _ in others]
