@@ -1,7 +1,7 @@
 """The methods' table: what its columns mean, how settings are chosen, and that rivals do what they say."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import jobs, method, rows, scores, tables
+from benchmarks import jobs, method, method_picture, rows, scores, tables
 from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, walk
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Made, Method, Training, train
@@ -502,3 +502,43 @@ def test_what_has_learned_nothing_has_the_bases_own_health(world, monkeypatch):
     for health in found.values():
         assert health["lora"] == health["base"]
         assert health["base"]["drift"] == 0
+
+
+@pytest.fixture
+def small_test(world, lines_file, monkeypatch, tmp_path):
+    """The test's own lines, of a few prompts only, and of one and two steps in place of 32."""
+    config, data, priors = world
+    every = len(data.scenes) // 7
+    told = ("scenes", "captions", "prompts", "teacher_prompts")
+    data = replace(data, **{name: getattr(data, name)[::every] for name in told})
+    asked = replace(priors, **{field.name: getattr(priors, field.name)[:5] for field in fields(priors)})
+    base_model = method.load_compiled(config)
+    before, other = (scores.draw_pictures(base_model, asked.prompts, 4, seed) for seed in (0, 1))
+    monkeypatch.setattr(method, "concept_data", lambda part, number: data)
+    monkeypatch.setattr(
+        method, "neutral_world", lambda: method.NeutralWorld((), asked, before, other, priors)
+    )
+    monkeypatch.setattr(method, "OTHER_STEPS", (1, 2))
+    monkeypatch.setattr(rows, "PICTURES", tmp_path)
+    return before
+
+
+def test_the_untrained_base_has_not_moved_and_its_pictures_are_kept_for_the_readme(small_test, lines_file):
+    (line,) = method.run_job(Job("test", "base", 0, 0, 1e-3, (0,)))
+    found = line["scores"]
+    assert (found["drift"], found["takeover"], line["passes"]) == (0, 0, 0)
+    assert {"fidelity_1_steps", "quality_1_steps", "fidelity_2_steps", "quality_2_steps"} <= set(found)
+    lines_file.write_text(json.dumps({"base": "b", **line}) + "\n")
+    kept = method_picture.kept_pictures()["base", 0]
+    assert kept.shape == (rows.SCENES + rows.OTHERS, 64, 64, 3)
+    likeness = np.abs(kept[rows.SCENES :] / 255.0 - np.stack(small_test) / 255.0).mean()
+    assert likeness < 0.02  # a file of quality 95
+
+
+def test_other_steps_and_pictures_are_of_the_first_seed_and_the_teacher_has_no_drift(small_test):
+    (line,) = method.run_job(Job("test", "base", 0, 1, 1e-3, (0,)))
+    assert not [name for name in line["scores"] if name.endswith("_steps")]
+    assert line["scores"]["drift"] == 0  # of what is neutral the noise is always the same
+    assert not list(rows.PICTURES.iterdir())
+    (line,) = method.run_job(Job("test", "teacher", 5, 1, 1e-3, (0,)))
+    assert "drift" not in line["scores"]
