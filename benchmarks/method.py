@@ -61,7 +61,13 @@ from benchmarks.scores import (
     draw_pictures,
     neutral_scores,
 )
-from benchmarks.tables import as_markdown, make_health_report, make_levers_table, make_table
+from benchmarks.tables import (
+    as_markdown,
+    make_health_report,
+    make_levers_table,
+    make_table,
+    steps_as_markdown,
+)
 from dopsd_app.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
 from dopsd_app.catalog import find_facts
@@ -292,6 +298,8 @@ def save_tables() -> None:
             save_result(name, {"base": base_mark(), **made})
             if make is make_table:
                 print(*map(as_markdown, made.values()), sep="\n")
+            if name == "method":
+                print(steps_as_markdown(made["test"]))
 
 
 def main() -> None:

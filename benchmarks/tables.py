@@ -26,7 +26,7 @@ COMPARED_FROM = 300  # passes: before that no lever has learned much
 # Student's two-sided 95 % quantiles, for 1 to 9 degrees of freedom: there are ten concepts at the most.
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 TELLS_OF_COPIES = 0.1  # of the pictures show all of the concept: fewer are luck
-PAIRED = ("product", "fidelity", "following", "quality", "copying")
+PAIRED = ("product", "fidelity", "following", "quality", "copying", "fidelity_1_steps")
 EYES = ("judge", "vision")
 Runs = dict[tuple[int, int], dict[str, float | None]]  # a method's scores by concept and seed
 COLUMNS = {
@@ -38,6 +38,16 @@ COLUMNS = {
     "copying": "copying",
     "drift": "drift",
     "takeover": "takeover",
+}
+STEPS_COLUMNS = {
+    "fidelity_1_steps": "all six, 1 step",
+    "fidelity_2_steps": "2 steps",
+    "fidelity_32_steps": "32 steps",
+    "quality_1_steps": "quality, 1 step",
+    "quality_2_steps": "2 steps",
+    "gain_at_32_steps": "gained at 32 steps",
+    "neutral_following": "others followed",
+    "neutral_quality": "others' quality",
 }
 
 
@@ -79,8 +89,10 @@ def make_table(part: str) -> dict:
 
 
 def _scores(row: dict) -> dict:
-    """A line's scores, with the product; copying where enough pictures show the concept to tell of it."""
+    """A line's scores, and what follows from them; copying where enough pictures show the concept."""
     scores = {**row["scores"], "product": product(row["scores"])}
+    if "quality_32_steps" in scores:
+        scores["gain_at_32_steps"] = scores["quality_32_steps"] - scores["quality"]
     return scores | ({} if scores["fidelity"] >= TELLS_OF_COPIES else {"copying": None})
 
 
@@ -116,28 +128,49 @@ def _paired(recipes: Runs, runs: Runs, name: str) -> dict | None:
 
 def as_markdown(table: dict) -> str:
     """The README's table of methods: a line for each in the order of LABELS, means with their intervals."""
-
-    def cell(value: dict | None) -> str:
-        if value is None:
-            return ""
-        half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.2f}"
-        return f"{round(value['mean'], 2) + 0:.2f}{half}"  # adding 0 takes the sign off -0
-
-    rows = {name: table[name] for name in LABELS if name in table}
-    having = {column: sum(column in row["scores"] for row in rows.values()) for column in COLUMNS}
-    measured = [column for column in COLUMNS if having[column] > len(rows) / 2]
+    rows, measured = _in_order(table), _measured(table, COLUMNS)
     lines = [
         [
             LABELS[name],
             "" if row["settings"] is None else _settings(*row["settings"]),
-            *(cell(row["scores"].get(column)) for column in measured),
+            *(_cell(row["scores"].get(column)) for column in measured),
             f"{row['median_seconds']:.0f}",
-            "" if name == RECIPE else cell(row["recipe_ahead_by"]["product"]),
+            "" if name == RECIPE else _cell(row["recipe_ahead_by"]["product"]),
         ]
         for name, row in rows.items()
     ]
-    head = ["", "learning rate, passes", *(COLUMNS[column] for column in measured), "seconds"]
-    head += ["D-OPSD is ahead by"]
+    head = ["", "learning rate, passes", *measured.values(), "seconds", "D-OPSD is ahead by"]
+    return _markdown(head, lines)
+
+
+def steps_as_markdown(table: dict) -> str:
+    """What is left with fewer steps than the native ones, what more gain, and what becomes of others."""
+    rows, measured = _in_order(table), _measured(table, STEPS_COLUMNS)
+    lines = [
+        [LABELS[name], *(_cell(row["scores"].get(column)) for column in measured)]
+        for name, row in rows.items()
+    ]
+    return _markdown(["", *measured.values()], lines)
+
+
+def _in_order(table: dict) -> dict:
+    return {name: table[name] for name in LABELS if name in table}
+
+
+def _measured(table: dict, columns: dict[str, str]) -> dict[str, str]:
+    """The columns that most methods have."""
+    having = {column: sum(column in row["scores"] for row in table.values()) for column in columns}
+    return {column: head for column, head in columns.items() if having[column] > len(table) / 2}
+
+
+def _cell(value: dict | None) -> str:
+    if value is None:
+        return ""
+    half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.2f}"
+    return f"{round(value['mean'], 2) + 0:.2f}{half}"  # adding 0 takes the sign off -0
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 

@@ -203,6 +203,18 @@ def test_differences_are_of_the_same_seeds_while_a_test_is_under_way(lines_file)
     assert table["sft"]["recipe_ahead_by"]["fidelity"]["mean"] == pytest.approx(0.2)
 
 
+def test_what_many_steps_gain_is_of_the_same_run_and_stands_in_the_table_of_steps():
+    line = {"fidelity": 0.5, "following": 1, "quality": 0.8, "copying": 0.0}
+    found = tables._scores({"scores": line | {"quality_32_steps": 0.85, "fidelity_1_steps": 0.25}})
+    assert found["gain_at_32_steps"] == pytest.approx(0.05)
+    assert "gain_at_32_steps" not in tables._scores({"scores": line})
+    mean = {"mean": 0.05, "interval_95": 0.01}
+    table = {"sft": {"settings": (1e-3, 600), "scores": {"gain_at_32_steps": mean, "quality": mean}}}
+    head, _, row = tables.steps_as_markdown(table).splitlines()
+    assert head == "|  | gained at 32 steps |"
+    assert row == "| SFT | 0.05 ± 0.01 |"
+
+
 def test_what_is_measured_once_for_all_concepts_has_no_interval():
     runs = {(0, 0): {"drift": 0.5, "fidelity": 0.1}, (1, 0): {"drift": 0.5, "fidelity": 0.3}}
     assert tables._over_concepts("parent", runs, "drift") == {"mean": 0.5, "interval_95": None}

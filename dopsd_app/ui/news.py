@@ -18,9 +18,9 @@ def seen_marks() -> gr.JSON:
 def only_new(values: dict[str, tuple[object, Callable] | dict[str, object]], seen: dict | None) -> list:
     """The marks of all values, and then an update for each one whose mark this tab has not had yet.
 
-    A value is a mark, which tells whether it is another one than before, and what makes the update. Or it is a
-    component's properties by name, of which each is sent only if it is new: a label that counts steps does not
-    bring a choice back that the person has just changed.
+    A value is a mark, which tells whether it is another one than before, and what makes the update. Or it is
+    a component's properties by name, of which each is sent only if it is new: a label that counts steps does
+    not bring a choice back that the person has just changed.
     """
     marks, updates, known = {}, [], seen or {}
 
