@@ -293,8 +293,7 @@ def save_tables() -> None:
         "health": (make_health_report, ("health_fit", "health")),
     }
     for name, (make, parts) in tables.items():
-        if measured.issuperset(parts):
-            made = {part: make(part) for part in parts}
+        if made := {part: make(part) for part in parts if part in measured}:
             save_result(name, {"base": base_mark(), **made})
             if make is make_table:
                 print(*map(as_markdown, made.values()), sep="\n")

@@ -202,7 +202,8 @@ def make_levers_table(part: str) -> dict:
     """Of "levers", "finals" or "long", by name and learning rate.
 
     The score at each look, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept), and
-    after how many passes it stays at ENOUGH of what the recipe ends with.
+    after how many passes it stays at ENOUGH of what the recipe ends with. What has not been run on as much as
+    the recipe is left out: a mean over the easy creatures is none.
     """
     passes, seconds = _costs(part)
     names = dict.fromkeys(name for name, _, _ in passes)
@@ -210,10 +211,13 @@ def make_levers_table(part: str) -> dict:
     recipes_rate = LONG_RATE if part == "long" else best_settings(RECIPE)[0]
     recipe = {look: scores for (rate, look), scores in found[RECIPE].items() if rate == recipes_rate}
     wanted = ENOUGH * float(np.mean(list(recipe[max(recipe)].values())))
+    runs = max(map(len, recipe.values()))
     table = {}
     for name, rows in found.items():
         for rate in dict.fromkeys(rate for rate, _ in rows):
             looks = {look: scores for (at, look), scores in rows.items() if at == rate}
+            if min(map(len, looks.values())) < runs:
+                continue
             curve = {passes[name, rate, look]: float(np.mean(list(s.values()))) for look, s in looks.items()}
             table[f"{name}, learning rate {rate:g}"] = {
                 "score": {round(at): round(score, 4) for at, score in curve.items()},

@@ -367,6 +367,15 @@ def test_levers_are_compared_by_the_passes_from_which_they_keep_the_recipes_scor
     assert table["fast, learning rate 0.001"]["score"][1210] == 0.4
 
 
+def test_a_lever_that_was_not_run_on_all_that_the_recipe_was_is_left_out(lines_file):
+    lines = sweep("dopsd_ema", {(1e-3, 1200, concept): 1.0 for concept in range(5)})
+    for name, concepts in {"dopsd_ema": (0, 1), "K = 1": (0, 1), "K = 2": (0,)}.items():
+        lines += [row("levers", name, concept, 1e-3, 1200, 0.5, budgets=LOOKS[-1:]) for concept in concepts]
+    lines_file.write_text("".join(lines))
+    named = [name.split(",")[0] for name in tables.make_levers_table("levers")]
+    assert named == ["dopsd_ema", "K = 1"]
+
+
 def test_levers_are_pulled_at_the_recipes_best_learning_rate(lines_file):
     lines_file.write_text("".join(sweep("dopsd_ema", {(3e-3, 1200, 0): 1.0})))
     pulled = jobs.lever_jobs(["dopsd_ema", "K = 1"])
