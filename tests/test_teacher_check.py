@@ -31,7 +31,7 @@ def test_the_check_shows_picture_student_and_teacher_in_rows(dataset, tiny_confi
         first = np.asarray(grid)[:32].astype(int)
     picture, student, teacher = first[:, :32], first[:, 36:68], first[:, 72:104]
     expected = crop_example(dataset.examples[0], tiny_config, studio.base_model)
-    assert np.abs(picture - np.asarray(expected)).mean() < 10  # as WebP
+    assert np.abs(picture - np.asarray(expected)).mean() < 20  # WebP smears colours; others are 80 away
     assert np.abs(student - teacher).max() > 0
     check = read_check(tmp_path)
     assert len(check.rows) == 4
