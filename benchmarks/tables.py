@@ -202,8 +202,9 @@ def make_levers_table(part: str) -> dict:
     """Of "levers", "finals" or "long", by name and learning rate.
 
     The score at each look, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept), and
-    after how many passes it stays at ENOUGH of what the recipe ends with. What has not been run on as much as
-    the recipe is left out: a mean over the easy creatures is none.
+    after how many passes it stays at ENOUGH of what the recipe ends with; and how far it is at half of the
+    recipe's passes ahead of the recipe at all of them, where somebody looked. What has not been run on as
+    much as the recipe is left out: a mean over the easy creatures is none.
     """
     passes, seconds = _costs(part)
     names = dict.fromkeys(name for name, _, _ in passes)
@@ -223,6 +224,7 @@ def make_levers_table(part: str) -> dict:
                 "score": {round(at): round(score, 4) for at, score in curve.items()},
                 "ahead_of_recipe": _ahead(looks, recipe),
                 "passes_to_recipes_score": passes_to(wanted, curve),
+                "at_half_ahead_of_recipes_end": _at_half_ahead(looks, recipe),
                 "milliseconds_per_pass": seconds.get((name, rate)),
             }
     return table
@@ -251,6 +253,16 @@ def _ahead(looks: dict[int, dict], recipe: dict[int, dict]) -> dict | None:
     for look in both:
         for concept, seed in looks[look].keys() & recipe[look].keys():
             differences[concept].append(looks[look][concept, seed] - recipe[look][concept, seed])
+    return mean_and_interval(np.mean(values) for values in differences.values())
+
+
+def _at_half_ahead(looks: dict[int, dict], recipe: dict[int, dict]) -> dict | None:
+    """The difference at half of the passes from the recipe at all of them, and its interval."""
+    end = recipe[max(recipe)]
+    half = looks.get(max(recipe) // 2, {})
+    differences = defaultdict(list)
+    for concept, seed in half.keys() & end.keys():
+        differences[concept].append(half[concept, seed] - end[concept, seed])
     return mean_and_interval(np.mean(values) for values in differences.values())
 
 

@@ -365,6 +365,11 @@ def test_levers_are_compared_by_the_passes_from_which_they_keep_the_recipes_scor
     assert ahead["fast, learning rate 0.001"] == pytest.approx(0.12)
     assert ahead["dopsd_ema, learning rate 0.001"] == 0
     assert table["fast, learning rate 0.001"]["score"][1210] == 0.4
+    # Half of .6 after 600 passes, against half of .6 after 1,200.
+    assert table["fast, learning rate 0.001"]["at_half_ahead_of_recipes_end"]["mean"] == pytest.approx(0)
+    assert table["dopsd_ema, learning rate 0.001"]["at_half_ahead_of_recipes_end"]["mean"] == pytest.approx(
+        -0.15
+    )
 
 
 def test_a_lever_that_was_not_run_on_all_that_the_recipe_was_is_left_out(lines_file):
