@@ -232,9 +232,16 @@ def _peak_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
 
 
-if __name__ == "__main__":
-    # A resumed run is to train the very same LoRA, on CUDA too; a kernel that cannot only warns in the log.
+def use_repeatable_kernels() -> None:
+    """For a process that has not used CUDA yet: a resumed run is to train the very same LoRA there too.
+
+    A kernel that cannot only warns in the log.
+    """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+if __name__ == "__main__":
+    use_repeatable_kernels()
     sys.exit(work(Run(Path(sys.argv[1]).absolute()), train))
