@@ -26,8 +26,8 @@ WORKING = 16.0  # besides, while one block is at work
 NF4 = 0.516  # bytes of a weight, with its share of the scales, as bitsandbytes packs a real matrix
 
 # Python with torch and diffusers: five runs of the built-in base took from 17 % less to 18 % more than is
-# reckoned with it. On a card: what its driver and torch's pools take, a guess.
-PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 640_000_000
+# reckoned with it. On a card: CUDA's context with cuBLAS, as measured (benchmarks/results/real_size.json).
+PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
 REAL_SIZE = 1e9  # parameters of a transformer: on a CPU, a larger one would train for weeks
 
 
