@@ -18,7 +18,7 @@ PREVIEW_FILE = 200_000  # bytes
 # Published: fine-tuning in bfloat16 takes 12.8 GiB with checkpointing, 21.2 without (SimpleTuner). Reckoned
 # like this, with adapters in bfloat16 and no teacher: 12.9 and 19.9 at 512 x 512 pixels, 14.4 and 41 at
 # 1024 x 1024. Its seconds fit 512 x 512 too: at 1024 x 1024 the card would exceed its data sheet. D-OPSD in
-# 16 GiB (the T8 trainer) works at 512, just so at 768, and not at 1024: 15.2, 16.1 and 17.4 GiB here.
+# 16 GiB (the T8 trainer) works at 512, just so at 768, and not at 1024: 15.2, 16.2 and 17.5 GiB here.
 SAVED = 95.0  # kept by one block for the backward pass
 WORKING = 16.0  # besides, while one block is at work
 

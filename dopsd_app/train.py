@@ -233,9 +233,9 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def use_repeatable_kernels() -> None:
-    """For a process that has not used CUDA yet: a resumed run is to train the very same LoRA there too.
+    """For a process that has not used CUDA yet: a resumed run is to train the same LoRA there too.
 
-    A kernel that cannot only warns in the log.
+    A kernel that cannot only warns in the log; attention's backward pass on a card is one.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
