@@ -55,7 +55,8 @@ def make_table(part: str) -> dict:
     """Of "sweep", "test" or "flawless": each method with its best settings.
 
     Means over concepts with 95 % intervals; how far the recipe is ahead, paired by concept and seed; and how
-    the product goes with the teacher's own, concept by concept: Pearson's correlation.
+    the product goes with the teacher's own, concept by concept: Pearson's correlation. A further seed counts
+    once every method has it on all concepts.
     """
     rows = [row for row in read_rows() if row["job"]["part"] == part]
     methods = dict.fromkeys(row["job"]["method"] for row in rows)
@@ -69,6 +70,7 @@ def make_table(part: str) -> dict:
         if chosen[job.method] in (None, (job.learning_rate, budget_of(row))):
             found[job.method][job.concept, job.seed] = _scores(row)
             seconds[job.method].append(row["seconds"])
+    found = _whole_seeds(found)
     recipes = found.get(RECIPE, {})
     teachers = means_by_concept(found.get("teacher", {}), "product")
     return {
@@ -85,6 +87,17 @@ def make_table(part: str) -> dict:
             ),
         }
         for method, runs in found.items()
+    }
+
+
+def _whole_seeds(found: dict[str, Runs]) -> dict[str, Runs]:
+    """Without the seeds that a method lacks on a concept: means would be of unlike things."""
+    keys = {key for runs in found.values() for key in runs}
+    lacking = {seed for concept, seed in keys if any((concept, seed) not in runs for runs in found.values())}
+    counted = {seed for _, seed in keys} - lacking or {0}
+    return {
+        name: {key: scores for key, scores in runs.items() if key[1] in counted}
+        for name, runs in found.items()
     }
 
 

@@ -191,16 +191,28 @@ def test_a_score_that_nothing_tells_of_is_left_out_of_the_mean():
     assert tables.mean_and_interval([]) is None
 
 
-def test_differences_are_of_the_same_seeds_while_a_test_is_under_way(lines_file):
+def test_a_seed_counts_once_every_method_has_it_on_all_concepts(lines_file):
     best = {(1e-3, 1200, concept): 1.0 for concept in range(5)}
     lines = [*sweep("sft", best), *sweep("dopsd_ema", best)]
-    for name, fidelities in {"sft": (0.2,), "dopsd_ema": (0.4, 1.0)}.items():
-        for seed, fidelity in enumerate(fidelities):
-            lines.append(row("test", name, 0, 1e-3, 1200, fidelity, seed, budgets=(1200,)))
-    lines_file.write_text("".join(lines))
+
+    def add(name, concept, seed, fidelity):
+        lines.append(row("test", name, concept, 1e-3, 1200, fidelity, seed, budgets=(1200,)))
+        lines_file.write_text("".join(lines))
+
+    for concept in range(2):
+        add("sft", concept, 0, 0.2)
+        add("dopsd_ema", concept, 0, 0.4)
+        add("dopsd_ema", concept, 1, 1.0)
+    add("sft", 0, 1, 0.6)
     table = tables.make_table("test")
-    assert table["dopsd_ema"]["scores"]["fidelity"]["mean"] == pytest.approx(0.7)
+    assert [table[name]["runs"] for name in ("sft", "dopsd_ema")] == [2, 2]
+    assert table["dopsd_ema"]["scores"]["fidelity"]["mean"] == pytest.approx(0.4)
     assert table["sft"]["recipe_ahead_by"]["fidelity"]["mean"] == pytest.approx(0.2)
+    add("sft", 1, 1, 0.6)
+    table = tables.make_table("test")
+    assert [table[name]["runs"] for name in ("sft", "dopsd_ema")] == [4, 4]
+    assert table["sft"]["scores"]["fidelity"]["mean"] == pytest.approx(0.4)
+    assert table["sft"]["recipe_ahead_by"]["fidelity"]["mean"] == pytest.approx(0.3)
 
 
 def test_what_many_steps_gain_is_of_the_same_run_and_stands_in_the_table_of_steps():
