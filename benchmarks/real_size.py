@@ -7,6 +7,7 @@ the real one, and the run is the product's own: encoding, training, previews wit
 """
 
 import argparse
+import json
 import multiprocessing
 import resource
 import shutil
@@ -23,7 +24,7 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3Config, Q
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from benchmarks.record import save_result
+from benchmarks.record import RESULTS, hardware, save_result
 from dopsd_app.catalog import find_base_model, find_facts
 from dopsd_app.config import load_preset, make_config
 from dopsd_app.cost import memory, step_work
@@ -43,6 +44,7 @@ from dopsd_app.runs import create_run
 from dopsd_app.train import train, use_repeatable_kernels
 
 GIB = 1024**3
+RESULT = RESULTS / "real_size.json"
 PRESET = "z-image-subject"
 EXAMPLE = Path("assets/examples/zorp")
 STEPS, PREVIEW = 6, 3  # the first step warms up
@@ -122,7 +124,7 @@ def run_case(folder: Path, card: float, resolution: int, quantization: str) -> d
     config = make_config(load_preset(PRESET).settings | changed)
     sizes = find_facts(config.base_model).sizes
     reckoned = memory(config, sizes, on_gpu=cuda)
-    row = {"card_gb": card, "resolution": resolution, "quantization": quantization}
+    row = {"card_gb": card, "resolution": resolution, "quantization": quantization, "hardware": hardware()}
     row["reckoned_gb"] = {name: _gb(getattr(reckoned, name)) for name in ("encoding", "training", "drawing")}
     row["reckoned_tflop_per_step"] = round(step_work(config, sizes) / 1e12, 1)
     if cuda:
@@ -130,10 +132,9 @@ def run_case(folder: Path, card: float, resolution: int, quantization: str) -> d
     with tempfile.TemporaryDirectory() as place:
         pictures = enlarge(EXAMPLE, Path(place) / "pictures", resolution)
         dataset = read_examples(pictures, minimum_side=config.minimum_side)
-        try:
-            row |= measure(train(create_run(Path(place) / "runs", config, dataset)))
-        except torch.OutOfMemoryError as error:
-            row["out_of_memory"] = str(error).partition(". GPU")[0]
+        row |= measure(train(create_run(Path(place) / "runs", config, dataset)))
+    if cuda:
+        row["context_afterwards_gb"] = _gb(read_context())  # with kernels that were loaded on the way
     row["computers_own_memory_gb"] = _gb(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     return row
 
@@ -141,10 +142,15 @@ def run_case(folder: Path, card: float, resolution: int, quantization: str) -> d
 def limit_memory(card: float) -> int:
     """Leaves this process what a card of so many bytes has beside CUDA's own context; returns the latter."""
     torch.zeros(1, device="cuda") @ torch.zeros(1, device="cuda")  # loads cuBLAS too
-    free, total = torch.cuda.mem_get_info()
-    context = total - free - torch.cuda.memory_reserved()
+    context, total = read_context(), torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((card - context) / total)
     return context
+
+
+def read_context() -> int:
+    """Bytes of the card that are taken, but not by torch's tensors: nothing else may use it meanwhile."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
 
 
 def enlarge(example: Path, folder: Path, resolution: int) -> Path:
@@ -160,17 +166,18 @@ def enlarge(example: Path, folder: Path, resolution: int) -> Path:
 def measure(events: Iterator[Event]) -> dict:
     """What each phase of a run took at the most, and each step."""
     phases, seconds, steps, reserved = defaultdict(int), defaultdict(float), [], 0
+    found = {"check": "", "warnings": []}  # a preview that did not fit is a warning
     started = time.perf_counter()
-    for event in events:
+    for event in _until_out_of_memory(events, found):
         phase = _phase(event)
         phases[phase] = max(phases[phase], _peak())
         seconds[phase] += time.perf_counter() - started
         if isinstance(event, StepDone):
             steps.append(event)
         if isinstance(event, Warned):
-            raise RuntimeError(event.message)  # a preview that does not fit, or a bad file
+            found["warnings"].append(event.message)
         if isinstance(event, LoraChecked):
-            check = event.summary
+            found["check"] = event.summary
         if torch.cuda.is_available():
             reserved = max(reserved, torch.cuda.max_memory_reserved())
             torch.cuda.reset_peak_memory_stats()
@@ -181,8 +188,15 @@ def measure(events: Iterator[Event]) -> dict:
         "seconds": {phase: round(taken, 1) for phase, taken in seconds.items()},
         "seconds_per_step": [round(step.seconds, 3) for step in steps],
         "losses": [step.loss for step in steps],
-        "check": check,
+        **found,
     }
+
+
+def _until_out_of_memory(events: Iterator[Event], found: dict) -> Iterator[Event]:
+    try:
+        yield from events
+    except torch.OutOfMemoryError as error:
+        found["out_of_memory"] = str(error).partition(". GPU")[0]
 
 
 def _phase(event: Event) -> str:
@@ -216,7 +230,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the base is kept for the next call")
     parser.add_argument("--tiny", action="store_true", help="a tiny base, to try this script on a CPU")
     arguments = parser.parse_args()
-    rows, spawn = [], multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as place:
         folder = arguments.folder or Path(place) / "base"
         if not folder.exists():
@@ -225,10 +239,19 @@ def main() -> None:
         for case in arguments.cases:
             card, resolution, quantization = case.split(":")
             with spawn.Pool(1) as pool:  # a process for each: none finds what another left on the card
-                rows.append(pool.apply(run_case, (folder, float(card), int(resolution), quantization)))
-            print(rows[-1], flush=True)
+                row = pool.apply(run_case, (folder, float(card), int(resolution), quantization))
+            print(row, flush=True)
             if not arguments.tiny:
-                save_result("real_size", {"rows": rows})
+                save_result("real_size", {"rows": [*other_rows(row), row]})
+
+
+def other_rows(row: dict) -> list[dict]:
+    """What was measured before, of other cases."""
+    if not RESULT.exists():
+        return []
+    case = ("card_gb", "resolution", "quantization")
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    return [other for other in rows if any(other[name] != row[name] for name in case)]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def save_result(name: str, result: dict) -> Path:
     facts = {
         "command": command,
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft", "bitsandbytes")},
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "threads": torch.get_num_threads(),
     }
     RESULTS.mkdir(exist_ok=True)
@@ -27,7 +27,8 @@ def save_result(name: str, result: dict) -> Path:
     return path
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """The card, where there is one, or the processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} cores, {_processor()}"

@@ -64,12 +64,12 @@ def make_table(part: str) -> dict:
         method: None if method in UNTRAINED else best_settings(SETTINGS_OF.get(method, method))
         for method in methods
     }
-    found, seconds = defaultdict(dict), defaultdict(list)
+    found, seconds = defaultdict(dict), {}
     for row in rows:
         job = job_of(row)
         if chosen[job.method] in (None, (job.learning_rate, budget_of(row))):
             found[job.method][job.concept, job.seed] = _scores(row)
-            seconds[job.method].append(row["seconds"])
+            seconds[job.method, job.concept, job.seed] = row["seconds"]
     found = _whole_seeds(found)
     recipes = found.get(RECIPE, {})
     teachers = means_by_concept(found.get("teacher", {}), "product")
@@ -78,7 +78,7 @@ def make_table(part: str) -> dict:
             "runs": len(runs),
             "settings": chosen[method],
             "scores": {name: _over_concepts(method, runs, name) for name in _names(runs)},
-            "median_seconds": float(np.median(seconds[method])),
+            "median_seconds": float(np.median([seconds[method, *key] for key in runs])),
             "recipe_ahead_by": {name: _paired(recipes, runs, name) for name in PAIRED},
             "goes_with_teacher": correlation(
                 (teachers[concept], mean)

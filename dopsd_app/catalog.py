@@ -112,6 +112,20 @@ def find_facts(name: str) -> BaseModelFacts:
     )
 
 
+def kind_of(name: str) -> str:
+    """The model of the catalog that a folder holds, told by its size; the name itself where there is none.
+
+    A folder that cannot be read is not told here: `find_base_model` says why.
+    """
+    if name in CATALOG:
+        return name
+    try:
+        parameters = find_facts(name).sizes.parameters
+    except BaseModelError:
+        return name
+    return next((known for known, facts in CATALOG.items() if facts.sizes.parameters == parameters), name)
+
+
 def find_base_model(name: str) -> Path:
     """Folder of a base model, given by its catalog name or by the path of a diffusers folder.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dopsd_app.access import find_token
 from dopsd_app.card_pictures import card_pictures
-from dopsd_app.catalog import CATALOG, check_resolution, find_base_model
+from dopsd_app.catalog import CATALOG, check_resolution, find_base_model, kind_of
 from dopsd_app.config import (
     DEFAULT_PRESET,
     ConfigError,
@@ -33,6 +33,7 @@ from dopsd_app.drawing import ask_to_leave
 from dopsd_app.events import EventReader, KnownFailure
 from dopsd_app.follow import follow, hint
 from dopsd_app.hub import push, suggest_name
+from dopsd_app.machine import read_machine
 from dopsd_app.runs import (
     RunError,
     create_run,
@@ -180,7 +181,14 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from dopsd_app.plan import make_plan  # brings Pillow
+
     config, dataset = _read_settings(options)
+    pictures = len(dataset.examples)
+    plan = make_plan(config, pictures=pictures, runs_dir=options.runs, machine=read_machine())
+    if plan.problems:
+        raise KnownFailure("\n".join(plan.problems))
+    print(*plan.warnings, sep="\n", end="\n" if plan.warnings else "")
     run = create_run(options.runs, config, dataset)
     enqueue(run)
     _end_warm_worker(run.runs_dir)
@@ -321,7 +329,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
 
     changes = dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
-    wanted = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
+    wanted = kind_of(changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"]))
     name = options.preset or next((preset.name for preset in presets_for(wanted)), None)
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}

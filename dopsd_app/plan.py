@@ -123,7 +123,8 @@ def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -
     """Problems and warnings."""
     holder = "the card" if on_gpu else "this computer"
     needed = f"about {_gib(plan.memory)} of memory"
-    if plan.memory * (1 - ERROR) > plan.memory_total:
+    encoders = memory(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
+    if plan.memory * (1 - ERROR) > plan.memory_total or (on_gpu and encoders > plan.memory_total):
         advice = _advice(plan, config, sizes, on_gpu) or "No settings make it small enough."
         return [f"The run needs {needed}, and {holder} has {_gib(plan.memory_total)}. {advice}"], []
     if plan.memory * (1 + ERROR) > plan.memory_total:
@@ -155,9 +156,12 @@ def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[
     # On its way to the card the transformer passes through the computer's memory, whole and in bfloat16; with
     # the program that was 13.5 GB for Z-Image-Turbo's size (benchmarks/results/real_size.json).
     passing = 2 * sizes.parameters + 2 * GIB
-    if on_gpu and passing > machine.memory:
-        sizes_here = f"about {_gib(passing)} of the computer's own memory, and it has {_gib(machine.memory)}"
-        yield f"Loading needs {sizes_here}: it may fail. Close other programs, or allow more swap space."
+    if on_gpu and passing > machine.free_memory:
+        free = f"{_gib(machine.free_memory)} of {_gib(machine.memory)} are free"
+        yield (
+            f"Loading needs about {_gib(passing)} of the computer's own memory, and {free}: it may fail."
+            " Close other programs, or allow more swap space."
+        )
 
 
 def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Iterator[str]:

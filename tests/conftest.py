@@ -1,6 +1,7 @@
 """What tests share. Nothing heavy is imported here: the process that hands tests out needs none of it."""
 
 import gc
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,6 +39,30 @@ def z_image_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tiny-z-image")
     save_z_image(folder)
+    return folder
+
+
+@pytest.fixture
+def real_size_folder(tmp_path):
+    """What tells the size of a folder like Z-Image-Turbo's: configurations, and weights of a header alone."""
+    folder = tmp_path / "z-image"
+    parts = {
+        "transformer": {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "cap_feat_dim": 2560},
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+        "text_encoder": {},
+        "vision_tower": {},
+    }
+    numbers = {"transformer": 6_154_908_736, "vae": 83_819_683}
+    for part, config in parts.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+        weight = {"dtype": "BF16", "shape": [numbers.get(part, 1)], "data_offsets": [0, 0]}
+        header = json.dumps({"weight": weight}).encode()
+        (folder / part / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    seen = {"patch_size": 16, "merge_size": 2, "size": {"shortest_edge": 512**2, "longest_edge": 768**2}}
+    (folder / "vision_tower" / "preprocessor_config.json").write_text(json.dumps(seen))
+    index = {"_class_name": "ZImagePipeline", **{part: ["library", "class"] for part in parts}}
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

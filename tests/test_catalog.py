@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
-from dopsd_app.catalog import CATALOG, BaseModelError, download_size, find_base_model, find_facts
+from dopsd_app.catalog import CATALOG, BaseModelError, download_size, find_base_model, find_facts, kind_of
 from dopsd_app.sizes import Z_IMAGE_TURBO, read_sizes
 
 GIB = 1024**3
@@ -55,6 +55,13 @@ def test_the_sizes_of_z_image_turbo_are_those_of_its_classes():
     assert len(linear) == 238
     assert sum(linear) == Z_IMAGE_TURBO.linear_parameters
     assert Z_IMAGE_TURBO.lora_parameters(64) == 158_760_960  # 238 modules: 34 x 64 x 19 x 3840
+
+
+def test_a_folder_of_a_known_size_is_of_that_kind(real_size_folder, z_image_folder, tmp_path):
+    assert kind_of(str(real_size_folder)) == "z-image-turbo"
+    assert kind_of("pocket-turbo") == "pocket-turbo"
+    for other in (str(z_image_folder), str(tmp_path / "nothing")):
+        assert kind_of(other) == other
 
 
 def test_sizes_of_a_folder_are_read_from_its_files():

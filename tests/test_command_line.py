@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from PIL import Image
 
 from dopsd_app import runs
-from dopsd_app.command_line import main
+from dopsd_app.command_line import _read_settings, main
 
 TESTS = Path(__file__).parent
 # Importing the example worker makes it the one that runs are started with.
@@ -39,6 +40,15 @@ def images(tmp_path):
 
 
 @pytest.fixture
+def large_images(images):
+    """The same, large enough for a real base model."""
+    for path in images.glob("*.png"):
+        with Image.open(path) as picture:
+            picture.resize((256, 256)).save(path)
+    return images
+
+
+@pytest.fixture
 def runs_dir(tmp_path):
     """An empty folder of runs; no worker outlives the test."""
     folder = tmp_path / "runs"
@@ -49,11 +59,8 @@ def runs_dir(tmp_path):
 
 
 @pytest.fixture
-def train_arguments(images, runs_dir, tmp_path):
-    base = tmp_path / "base"
-    (base / "vision_tower").mkdir(parents=True)
-    (base / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
-    settings = ["steps=10", "checkpoint_every=5", "resolution=64", f"base_model={base}"]
+def train_arguments(images, runs_dir, z_image_folder):
+    settings = ["steps=10", "checkpoint_every=5", "resolution=64", f"base_model={z_image_folder}"]
     return ["train", "--images", str(images), "--runs", str(runs_dir), "--set", *settings]
 
 
@@ -134,6 +141,21 @@ def test_a_base_model_and_a_preset_that_are_not_there_are_refused(images, runs_d
     assert "no preset `nothing`" in capsys.readouterr().err
 
 
+def test_a_run_that_cannot_work_is_refused_with_the_reason(large_images, runs_dir, real_size_folder, capsys):
+    start = ["train", "--images", str(large_images), "--runs", str(runs_dir), "--set"]
+    assert main([*start, f"base_model={real_size_folder}", "device=cpu"]) == 2
+    assert "A base model of this size needs an NVIDIA card" in capsys.readouterr().err
+    assert not runs_dir.exists()
+
+
+def test_a_folder_of_z_image_turbo_gets_the_preset_for_a_subject(large_images, real_size_folder):
+    asked = {"set": [f"base_model={real_size_folder}"], "preset": None, "trigger_word": ""}
+    given = SimpleNamespace(images=large_images, **asked)
+    config, _ = _read_settings(given)
+    assert (config.quantization, config.batch_size, config.rank) == ("nf4", 1, 32)
+    assert config.base_model == str(real_size_folder)
+
+
 def test_notes_about_repaired_pictures_are_shown(train_arguments, images):
     Image.new("RGBA", (64, 64), (9, 9, 9, 99)).save(images / "0.png")
     code, out, _ = done([*train_arguments, "--detach"])
@@ -206,7 +228,7 @@ def test_runs_are_listed_and_stopped(train_arguments, runs_dir):
     run = the_run(runs_dir)
     wait_for_step(run, 1)
     code, out, _ = done(["runs", "--runs", runs_dir])
-    assert re.search(rf"{run.id}  training  \d+/2000  .*base  20\d\d-", out)
+    assert re.search(rf"{run.id}  training  \d+/2000  .*z-image.*  20\d\d-", out)
     code, out, _ = done(["stop", run.id[-12:], "--runs", runs_dir])
     assert (code, out) == (0, f"{run.id} saves a checkpoint and stops.\n")
     code, _, err = done(["stop", "nothing", "--runs", runs_dir])

@@ -74,7 +74,8 @@ def test_memory_adds_up_by_hand():
     activations = (1024 + 64) * 3840 * (32 * 2 + 95 + 16)
     expected = 690_000_000 + weights + adapters + activations
     assert memory(config, sizes, on_gpu=True).training == pytest.approx(expected, rel=1e-6)
-    assert memory(config, sizes, on_gpu=True).encoding == 690_000_000 + 2 * (4_022_468_096 + 415_347_712)
+    encoders = 2 * (4_022_468_096 + 415_347_712)
+    assert memory(config, sizes, on_gpu=True).encoding == int(690_000_000 + 1.03 * encoders)
 
 
 @pytest.mark.parametrize(
@@ -304,8 +305,18 @@ def test_a_card_with_room_is_told_of_the_exact_base():
 
 
 def test_little_memory_of_the_computer_is_told_where_the_base_passes_through_it():
-    plan = plan_for(Z_IMAGE, replace(with_card(), memory=8 * GIB))
-    assert any("Loading needs about 13.5 GB of the computer's own memory" in line for line in plan.warnings)
+    machine = replace(with_card(), memory=16 * GIB)
+    [warning] = plan_for(Z_IMAGE, replace(machine, free_memory=12 * GIB)).warnings
+    assert (
+        "Loading needs about 13.5 GB of the computer's own memory, and 12.0 GB of 16.0 GB are free" in warning
+    )
+    assert plan_for(Z_IMAGE, replace(machine, free_memory=14 * GIB)).warnings == ()
+
+
+def test_a_card_that_cannot_hold_the_encoders_is_refused_whatever_the_settings():
+    [problem] = plan_for(replace(Z_IMAGE, quantization="nf4"), with_card(size=8)).problems
+    assert "needs about 9.2 GB of memory, and the card has 8.0 GB" in problem
+    assert problem.endswith("No settings make it small enough.")
 
 
 def test_a_long_run_is_a_warning():

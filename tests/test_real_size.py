@@ -1,8 +1,10 @@
 """The run of real size: what is told of each phase."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import real_size
 from benchmarks.real_size import EXAMPLE, enlarge, measure
@@ -44,9 +46,24 @@ def test_the_time_before_an_event_is_that_of_its_phase(told):
     assert found["check"] == "good"
 
 
-def test_a_preview_that_does_not_fit_is_no_measurement(told):
-    with pytest.raises(RuntimeError, match="out of memory"):
-        measure(told((Warned(3, "The preview of step 3 failed: out of memory"), 0.0)))
+def test_what_went_wrong_stands_beside_what_was_measured_until_then(told):
+    def fails():
+        yield from told((StepDone(1, 0.5, 1.0, 0.25, 0), 1.5), (Warned(1, "The preview failed."), 0.0))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. GPU 0 has a lot")
+
+    found = measure(fails())
+    assert found["warnings"] == ["The preview failed."]
+    assert found["out_of_memory"] == "CUDA out of memory. Tried to allocate 1 GiB"
+    assert (found["seconds"]["training"], found["losses"]) == (1.5, [0.5])
+
+
+def test_a_case_takes_the_place_of_its_earlier_row_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_size, "RESULT", tmp_path / "real_size.json")
+    row = {"card_gb": 12.0, "resolution": 512, "quantization": "nf4"}
+    assert real_size.other_rows(row) == []
+    rows = [row, row | {"card_gb": 24.0}, row | {"quantization": "none"}]
+    real_size.RESULT.write_text(json.dumps({"rows": rows}))
+    assert real_size.other_rows(row) == rows[1:]
 
 
 def test_pictures_of_the_example_are_as_large_as_they_are_wanted(tmp_path):
