@@ -17,9 +17,11 @@ from dopsd_app import runs
 from dopsd_app.command_line import _read_settings, main
 
 TESTS = Path(__file__).parent
-# Importing the example worker makes it the one that runs are started with.
+# Importing the example worker makes it the one that runs are started with. Tests that themselves run in the
+# background were started with Ctrl-C ignored, and so would this be.
 COMMAND_LINE = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = sys.argv.pop(1).split("|")
 import example_worker
 from dopsd_app.command_line import main
