@@ -183,6 +183,7 @@ def measure(events: Iterator[Event]) -> dict:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
     return {
+        # Of loading, only what is there at its end: `train` begins to count anew there.
         "allocated_gb": {phase: _gb(peak) for phase, peak in phases.items()},
         "reserved_gb": _gb(reserved),  # with what torch keeps for later, as far as the card has room
         "seconds": {phase: round(taken, 1) for phase, taken in seconds.items()},
