@@ -55,8 +55,8 @@ def make_table(part: str) -> dict:
     """Of "sweep", "test" or "flawless": each method with its best settings.
 
     Means over concepts with 95 % intervals; how far the recipe is ahead, paired by concept and seed; and how
-    the product goes with the teacher's own, concept by concept: Pearson's correlation. A further seed counts
-    once every method has it on all concepts.
+    the product, and the recipe's lead in it, go with the teacher's own product, concept by concept: Pearson's
+    correlation. A further seed counts once every method has it on all concepts.
     """
     rows = [row for row in read_rows() if row["job"]["part"] == part]
     methods = dict.fromkeys(row["job"]["method"] for row in rows)
@@ -73,6 +73,12 @@ def make_table(part: str) -> dict:
     found = _whole_seeds(found)
     recipes = found.get(RECIPE, {})
     teachers = means_by_concept(found.get("teacher", {}), "product")
+
+    def goes_with_teacher(by_concept: dict[int, float]) -> float | None:
+        return correlation(
+            (teachers[concept], value) for concept, value in by_concept.items() if concept in teachers
+        )
+
     return {
         method: {
             "runs": len(runs),
@@ -80,11 +86,8 @@ def make_table(part: str) -> dict:
             "scores": {name: _over_concepts(method, runs, name) for name in _names(runs)},
             "median_seconds": float(np.median([seconds[method, *key] for key in runs])),
             "recipe_ahead_by": {name: _paired(recipes, runs, name) for name in PAIRED},
-            "goes_with_teacher": correlation(
-                (teachers[concept], mean)
-                for concept, mean in means_by_concept(runs, "product").items()
-                if concept in teachers
-            ),
+            "goes_with_teacher": goes_with_teacher(means_by_concept(runs, "product")),
+            "lead_goes_with_teacher": goes_with_teacher(_leads(recipes, runs, "product")),
         }
         for method, runs in found.items()
     }
@@ -130,13 +133,18 @@ def _over_concepts(method: str, runs: Runs, name: str) -> dict | None:
 
 
 def _paired(recipes: Runs, runs: Runs, name: str) -> dict | None:
-    """How far the recipe is ahead, over the concepts, where both have the same concept and seed."""
+    """How far the recipe is ahead, over the concepts."""
+    return mean_and_interval(_leads(recipes, runs, name).values())
+
+
+def _leads(recipes: Runs, runs: Runs, name: str) -> dict[int, float]:
+    """How far the recipe is ahead on each concept, over the seeds that both have there."""
     both = {
         key: {name: recipes[key][name] - runs[key][name]}
         for key in runs.keys() & recipes.keys()
         if None not in (recipes[key].get(name), runs[key].get(name))
     }
-    return mean_and_interval(means_by_concept(both, name).values())
+    return means_by_concept(both, name)
 
 
 def as_markdown(table: dict) -> str:
@@ -206,7 +214,7 @@ def mean_and_interval(values: Iterable[float]) -> dict | None:
 def correlation(pairs: Iterable[tuple[float, float]]) -> float | None:
     """Pearson's; None of fewer than three pairs, and where either value is always the same."""
     values = np.array(list(pairs))
-    if len(values) < 3 or not values.std(0).all():
+    if len(values) < 3 or values.std(0).min() < 1e-9:  # less is rounding
         return None
     return round(float(np.corrcoef(values.T)[0, 1]), 3)
 

@@ -18,12 +18,24 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.pictures import read_examples
 from dopsd_app.runs import create_run
 
-LONGEST = ("test_page.py", "test_train.py", "test_page_runs.py", "test_endpoints.py", "test_method.py")
+LONGEST = (
+    "test_page_job.py",
+    "test_train.py",
+    "test_page_runs.py",
+    "test_endpoints.py",
+    "test_page.py",
+    "test_drawing.py",
+    "test_method_table.py",
+    "test_method.py",
+    "test_space.py",
+    "test_safety.py",
+)
 
 
 def pytest_collection_modifyitems(items):
     """The longest files first: at the end no core waits long for the other."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 def pytest_collection_finish():

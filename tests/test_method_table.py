@@ -262,6 +262,13 @@ def test_a_method_goes_with_its_teacher_where_it_ends_as_high_creature_by_creatu
         "sft": -0.5,  # (.2, -.2, 0) against (-.2, 0, .2)
         "base": None,
     }
+    # The recipe is ahead of SFT by -.4, .2 and .2: .12 / (.08 * .24) ** .5. Of the teacher always by -.1.
+    assert {name: table[name]["lead_goes_with_teacher"] for name in found} == {
+        "teacher": None,
+        "dopsd_ema": None,
+        "sft": 0.866,
+        "base": 1.0,
+    }
     assert table["sft"]["recipe_ahead_by"]["fidelity"]["mean"] == 0
 
 

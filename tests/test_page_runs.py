@@ -1,6 +1,6 @@
 """Runs as the page shows them when tabs close, servers crash, workers die and two people press Start.
 
-`example_worker.py` counts where the real worker trains: what the real one shows is `test_page.py`'s.
+`example_worker.py` counts where the real worker trains: what the real one shows is `test_page_job.py`'s.
 """
 
 import os

@@ -1,0 +1,349 @@
+"""The page in a browser, from an example to a published LoRA: real server and workers, the built-in base."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import Visit, box, settled, unfold
+from huggingface_hub import ModelCard
+from imitation_hub import ImitationHub, Repository
+from page_server import PageServer, all_bytes, wait_for
+from playwright.sync_api import expect
+from safetensors import safe_open
+from test_page import HOSTILE, TRIGGER, fill_captions
+
+from dopsd_app.drawing import read_worker
+from dopsd_app.events import LoraChecked, read_events
+from dopsd_app.runs import Run, complete_checkpoints, list_runs
+
+TOKEN = "hf_marked7Qx41kTokenOfAnn"
+MARK = "marked7Qx41k"
+KEPT = "The LoRA file is kept here, and pushing again works."
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with ImitationHub() as hub:
+        hub.add_account(TOKEN, "Ann")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def server(hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    with PageServer(folder, hub.environment(folder / "home")) as server:
+        yield server
+
+
+# --- one whole job
+
+
+@dataclass
+class Job:
+    """A LoRA that was trained through the page, and what there was to see on the way."""
+
+    run: Run
+    seen: dict[str, str] = field(default_factory=dict)  # texts of the page
+
+
+@pytest.fixture(scope="module")
+def job(browser, server):
+    """From an example, with hostile captions, through all steps to a finished LoRA."""
+    visit = Visit(browser, server.url)
+    page, seen = visit.open(), {}
+    page.click("#example-zorp")
+    page.wait_for_selector("#picture-6 img")
+    fill_captions(page, server)
+    page.click("#to-teacher")
+    page.click("#check")
+    page.wait_for_selector("#verdict .word")
+    seen["verdict"] = page.inner_text("#verdict")
+    seen["rows"] = page.inner_text("#check-rows")
+    seen["teacher's pictures"] = shown_pictures(page, "#check-rows .row img")
+    page.click("#to-plan")
+    page.wait_for_selector("#needs dl")
+    box(page, "set-steps").fill("6")
+    box(page, "set-preview-prompts").fill(HOSTILE[0])
+    unfold(page, "more")
+    box(page, "set-preview-every").fill("2")
+    page.click("#start")
+    page.wait_for_function(
+        "document.querySelector('#run-status')?.innerText.includes('Training')"
+        " && document.querySelector('#samples img')"
+    )
+    seen["while training"] = page.inner_text("#run-progress")
+    expect(page.locator("#run-status")).to_contain_text("Finished")
+    seen["end"] = page.inner_text("#run-status")
+    page.wait_for_selector("#loss canvas, #loss svg")
+    seen["samples"] = shown_pictures(page, "#samples img")
+    seen["roll-outs"] = shown_pictures(page, "#rollout img")
+    assert not page.evaluate("window.hit")
+    visit.close()
+    return Job(list_runs(server.runs)[0], seen)
+
+
+def shown_pictures(page, selector):
+    """How many pictures there are, all of which must have something to show."""
+    sizes = page.evaluate("all => [...document.querySelectorAll(all)].map(img => img.naturalWidth)", selector)
+    assert all(sizes)
+    return len(sizes)
+
+
+def test_the_teacher_check_shows_pictures_and_a_verdict(job):
+    assert job.seen["teacher's pictures"] == 4 * 3
+    assert "The teacher" in job.seen["verdict"]
+    assert "Score" in job.seen["verdict"]
+
+
+def test_previews_arrive_while_it_trains(job):
+    assert "of 6" in job.seen["while training"]
+    assert job.seen["samples"] == 3
+    assert job.seen["roll-outs"] == 1
+
+
+def test_a_finished_run_says_that_its_file_was_checked(job):
+    checks = [event for event in read_events(job.run.events_file) if isinstance(event, LoraChecked)]
+    assert [check.passed for check in checks] == [True]
+    assert "LoRA file" in job.seen["end"]
+
+
+def test_the_settings_of_the_page_are_those_of_the_run(job):
+    config = job.run.config
+    assert (config.steps, config.preview_every, config.preview_prompts) == (6, 2, (HOSTILE[0],))
+    assert config.trigger_word == TRIGGER
+
+
+def test_hostile_captions_are_trained_as_they_were_written(job):
+    texts = [file.read_text() for file in sorted(job.run.dataset.glob("*.txt"))]
+    # Marks of direction are no control characters: they stay.
+    assert [text.strip() for text in texts[: len(HOSTILE)]] == list(HOSTILE)
+    assert all(text in job.seen["rows"] for text in HOSTILE[:3])
+
+
+@dataclass
+class Trying:
+    """The last step, open with the trained LoRA."""
+
+    page: object
+    run: Run
+    worker: int | None = None
+
+
+@pytest.fixture(scope="module")
+def trying(browser, server, job):
+    """The last step with a picture that was drawn and put on the card."""
+    visit = Visit(browser, server.url)
+    page = visit.open(f"?run={job.run.id}")
+    page.click("#to-try")
+    page.click("#draw")
+    page.wait_for_selector("#slider img")
+    page.click("#keep")
+    page.wait_for_selector("#card-pictures img")
+    yield Trying(page, job.run, read_worker(server.runs).pid)
+    visit.close()
+
+
+def slider(page):
+    return page.evaluate("[...document.querySelectorAll('#slider img')].map(img => img.src)")
+
+
+def test_a_second_picture_comes_from_the_same_warm_worker(trying, server):
+    page, before = trying.page, slider(trying.page)
+    assert len(set(before)) == 2
+    box(page, "seed").fill("5")
+    page.click("#draw")
+    after = wait_for(lambda: set(slider(page)).isdisjoint(before) and slider(page), "another picture")
+    page.wait_for_function("[...document.querySelectorAll('#slider img')].every(img => img.naturalWidth)")
+    assert len(set(after)) == 2
+    assert read_worker(server.runs).pid == trying.worker
+
+
+def test_hostile_words_are_text_where_the_lora_is_tried_and_on_its_card(trying):
+    page = trying.page
+    expect(box(page, "prompt")).to_have_value(HOSTILE[0])
+    expect(page.get_by_text("The trigger word is")).to_contain_text(TRIGGER)
+    expect(page.locator("#card-pictures figcaption")).to_have_text(HOSTILE[0])
+    page.locator("#with-captions input").check()
+    page.click("#preview-card")
+    expect(page.locator("#card")).to_be_visible()
+    card = wait_for(lambda: box(page, "card").input_value(), "the card")
+    assert all(text in card for text in HOSTILE[:3])
+    page.locator("#with-captions input").uncheck()
+    assert page.locator("[onerror], [onload]").count() == 0
+
+
+def publish(page, name, token=TOKEN):
+    """Presses Publish and waits for what is said then."""
+    box(page, "repo-name").fill(name)
+    box(page, "token").fill(token)
+    page.click("#publish")
+    # Until the answer is there, the last one is covered.
+    page.wait_for_function(
+        "name => { const said = document.querySelector('#published');"
+        " return said.innerText.includes(name) || said.querySelector('.problem') }",
+        arg=name,
+    )
+
+
+def test_a_push_ends_with_a_link_to_a_private_repository_with_card_and_picture(trying, hub, tmp_path):
+    page = trying.page
+    publish(page, "my-zorp")
+    assert page.locator("#published a").get_attribute("href") == f"{hub.url}/Ann/my-zorp"
+    repository = hub.repositories["Ann/my-zorp"]
+    assert repository.private
+    assert repository.files["pytorch_lora_weights.safetensors"] == trying.run.lora_file.read_bytes()
+    assert repository.files["images/picture-1.webp"][8:12] == b"WEBP"
+    (tmp_path / "card.md").write_bytes(repository.files["README.md"])
+    data = ModelCard.load(tmp_path / "card.md").data
+    assert data.instance_prompt == TRIGGER
+    assert data.widget == [{"text": HOSTILE[0], "output": {"url": "images/picture-1.webp"}}]
+    assert not any(text.encode() in repository.files["README.md"] for text in HOSTILE[1:])
+    assert all(request.token in (TOKEN, "") for request in hub.requests)
+
+
+@pytest.mark.parametrize("fault", ["401", "403", "409", "refused"])
+def test_a_push_that_fails_says_why_in_a_sentence_and_pushing_again_works(trying, hub, fault):
+    page, lora = trying.page, trying.run.lora_file
+    before = hashlib.sha256(lora.read_bytes()).digest()
+    said = page.locator("#published .problem")
+    name = f"zorp-{fault}"
+    if fault == "401":
+        publish(page, name, "hf_nobodys")
+        expect(said).to_have_text(f"The Hub does not accept this token: sign in again, or make a new token that may write. {KEPT}")  # fmt: skip  # noqa: E501
+    elif fault == "403":
+        hub.fail("POST /api/repos/create", 403)
+        publish(page, name)
+        expect(said).to_contain_text("This token may not change Ann/zorp-403")
+        assert TOKEN not in said.inner_text()
+    elif fault == "409":
+        hub.repositories[f"Ann/{name}"] = Repository(private=True, files={"another.bin": b"model"})
+        publish(page, name)
+        expect(said).to_have_text(
+            f"Ann/{name} is there already and holds something else: choose another name. {KEPT}"
+        )
+        name += "-b"
+    else:
+        hub.stop()
+        try:
+            publish(page, name)
+            expect(said).to_have_text(f"The Hub cannot be reached: see whether this computer is online, then try again. {KEPT}")  # fmt: skip  # noqa: E501
+        finally:
+            hub.start()
+    assert hashlib.sha256(lora.read_bytes()).digest() == before
+    publish(page, name)
+    expect(page.locator("#published a")).to_have_attribute("href", f"{hub.url}/Ann/{name}")
+    expect(said).to_have_count(0)
+
+
+KEPT_BY_THE_BROWSER = """async () => {
+    const kept = [{...localStorage}, {...sessionStorage}, document.cookie, await caches.keys()];
+    for (const {name} of await indexedDB.databases()) {
+        const open = indexedDB.open(name);
+        await new Promise(done => open.onsuccess = done);
+        for (const store of open.result.objectStoreNames) {
+            const all = open.result.transaction(store).objectStore(store).getAll();
+            await new Promise(done => all.onsuccess = done);
+            kept.push(name, store, all.result);
+        }
+    }
+    const typed = [...document.querySelectorAll("input, textarea")].map(box => box.value);
+    return JSON.stringify([kept, typed]) + document.documentElement.outerHTML;
+}"""
+
+
+def test_a_typed_token_is_nowhere_afterwards(trying, server, hub):
+    page = trying.page
+    publish(page, "zorp-token")
+    expect(box(page, "token")).to_have_value("")
+    assert hub.asked("PUT|POST")[-1].token == TOKEN  # the mark is what was sent
+    assert MARK not in page.evaluate(KEPT_BY_THE_BROWSER)
+    assert page.evaluate("Object.keys(localStorage)") == ["dopsd-place"]
+    page.reload()
+    settled(page)
+    assert MARK not in page.evaluate(KEPT_BY_THE_BROWSER)
+    assert MARK.encode() not in all_bytes(server.folder)
+    for process in [server.process.pid, *(int(name) for name in os.listdir("/proc") if name.isdigit())]:
+        for told in ("cmdline", "environ"):
+            try:
+                assert MARK.encode() not in Path(f"/proc/{process}/{told}").read_bytes()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+
+
+def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying):
+    page = visit.open(f"?run={trying.run.id}")
+    page.click("#to-try")
+    unfold(page, "use")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert Path(download.value.path()).read_bytes() == trying.run.lora_file.read_bytes()
+    assert download.value.suggested_filename == trying.run.lora_file.name
+    first = complete_checkpoints(trying.run)[0]
+    page.click("#checkpoint input")
+    page.get_by_role("option", name=f"Step {int(first.name)}", exact=True).click()
+    expect(page.locator("#download")).to_be_hidden()  # the file of that step is made when it is asked for
+    unfold(page, "use")
+    expect(page.locator("#download")).to_be_enabled()
+    with page.expect_download() as download:
+        page.click("#download")
+    with safe_open(download.value.path(), framework="np") as file:
+        assert json.loads(file.metadata()["dopsd"])["steps"] == int(first.name)
+
+
+# --- for everybody
+
+
+def walk(page, run):
+    """Opens one step after the other, each with content and all that can be unfolded; yields their names."""
+    page.click("#fresh")
+    expect(page.locator(".slot:visible")).to_have_count(0)
+    yield "no pictures"
+    page.click("#example-zorp")
+    page.wait_for_selector("#picture-6 img")
+    yield "pictures"
+    page.click("#to-teacher")
+    page.click("#check")
+    page.wait_for_selector("#verdict .word")
+    page.wait_for_selector("#check-rows .row img")
+    yield "teacher"
+    page.click("#to-plan")
+    page.wait_for_selector("#needs dl")
+    unfold(page, "more")
+    page.wait_for_selector("#set-seed:visible")
+    yield "plan"
+    separator = "&" if "?" in page.url else "?"
+    page.goto(f"{page.url}{separator}run={run.id}")
+    page.wait_for_selector("#samples img")
+    for name, inside in (("log", "#log-text"), ("when-finished", "#wish-name")):
+        unfold(page, name)
+        page.wait_for_selector(f"{inside}:visible")
+    yield "train"
+    page.click("#to-try")
+    page.click("#draw")
+    page.wait_for_selector("#slider img")
+    unfold(page, "use")
+    page.wait_for_selector("#diffusers:visible")
+    page.click("#preview-card")
+    page.wait_for_selector("#card:visible")
+    yield "try"
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+def test_every_step_is_accessible_and_fits_the_screen(browser, server, trying, theme, width):
+    visit, axe = Visit(browser, server.url, width=width), Axe()
+    page = visit.open("?__theme=dark" if theme == "dark" else "")
+    assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
+    found, widths = {}, {}
+    for step in walk(page, trying.run):
+        page.wait_for_function("document.getAnimations().every(it => it.playState != 'running')")
+        violations = axe.run(page).response["violations"]
+        if violations:
+            found[step] = [(it["id"], [node["html"][:200] for node in it["nodes"]]) for it in violations]
+        widths[step] = page.evaluate("document.scrollingElement.scrollWidth")
+    assert found == {}
+    assert set(widths.values()) == {width}
+    visit.close()
