@@ -8,7 +8,10 @@ from benchmarks.methods import Method
 from benchmarks.rows import BUDGETS, LONG_LOOKS, LOOKS, SETTINGS_OF, UNTRAINED, Job, best_settings
 
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # among the levers; all others have its best one
-LONG, LONG_RATE = ("sft", "sft_on_parent", RECIPE, "dopsd_fast"), 1e-3
+LONG = {  # by learning rate: one at which all of them still rise, and the best one of these two
+    1e-3: ("sft", "sft_on_parent", RECIPE, "dopsd_fast"),
+    3e-3: ("sft", RECIPE),
+}
 SEEDS, FINAL_SEEDS = 4, 2
 HEALTHS_FACTORS = (1, 5, 10)  # of the best learning rate: well, in between, and all ruined from the start
 
@@ -79,8 +82,13 @@ def flawless_jobs() -> list[Job]:
 
 
 def long_jobs() -> list[Job]:
-    """Where methods end that still rise at the sweep's greatest length, at a rate at which all of them do."""
-    return [job for method in LONG for job in _development("long", method, LONG_RATE, LONG_LOOKS)]
+    """Where methods end with four times the passes: many still rise at the sweep's greatest length."""
+    return [
+        job
+        for rate, methods in LONG.items()
+        for method in methods
+        for job in _development("long", method, rate, LONG_LOOKS)
+    ]
 
 
 def health_jobs() -> list[Job]:

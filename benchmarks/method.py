@@ -63,8 +63,10 @@ from benchmarks.scores import (
 )
 from benchmarks.tables import (
     as_markdown,
+    long_as_markdown,
     make_health_report,
     make_levers_table,
+    make_long_table,
     make_table,
     steps_as_markdown,
 )
@@ -289,7 +291,7 @@ def save_tables() -> None:
         "method": (make_table, ("test",)),
         "flawless": (make_table, ("flawless",)),
         "levers": (make_levers_table, ("levers", "finals")),
-        "long": (make_levers_table, ("long",)),
+        "long": (make_long_table, ("long",)),
         "health": (make_health_report, ("health_fit", "health")),
     }
     for name, (make, parts) in tables.items():
@@ -299,6 +301,8 @@ def save_tables() -> None:
                 print(*map(as_markdown, made.values()), sep="\n")
             if name == "method":
                 print(steps_as_markdown(made["test"]))
+            if name == "long":
+                print(long_as_markdown(made["long"]))
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ from itertools import chain
 import numpy as np
 
 from benchmarks.health_report import judge_rule, judge_warnings
-from benchmarks.jobs import LONG_RATE
 from benchmarks.levers import RECIPE
 from benchmarks.rows import (
     LABELS,
@@ -49,6 +48,7 @@ STEPS_COLUMNS = {
     "neutral_following": "others followed",
     "neutral_quality": "others' quality",
 }
+LONG_COLUMNS = {name: COLUMNS[name] for name in ("fidelity", "following", "quality", "product", "copying")}
 
 
 def make_table(part: str) -> dict:
@@ -220,7 +220,7 @@ def correlation(pairs: Iterable[tuple[float, float]]) -> float | None:
 
 
 def make_levers_table(part: str) -> dict:
-    """Of "levers", "finals" or "long", by name and learning rate.
+    """Of "levers" or "finals", by name and learning rate.
 
     The score at each look, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept), and
     after how many passes it stays at ENOUGH of what the recipe ends with; and how far it is at half of the
@@ -230,7 +230,7 @@ def make_levers_table(part: str) -> dict:
     passes, seconds = _costs(part)
     names = dict.fromkeys(name for name, _, _ in passes)
     found = {name: products(part, name) for name in names}
-    recipes_rate = LONG_RATE if part == "long" else best_settings(RECIPE)[0]
+    recipes_rate = best_settings(RECIPE)[0]
     recipe = {look: scores for (rate, look), scores in found[RECIPE].items() if rate == recipes_rate}
     wanted = ENOUGH * float(np.mean(list(recipe[max(recipe)].values())))
     runs = max(map(len, recipe.values()))
@@ -297,6 +297,46 @@ def passes_to(wanted: float, scores: dict[float, float]) -> int | None:
             since = before + (passes - before) * (wanted - reached) / (score - reached)
         before, reached = passes, score
     return None if since is None else round(since)
+
+
+def make_long_table(part: str) -> dict:
+    """Of "long": each method and learning rate at each look, in passes.
+
+    Means over concepts with 95 % intervals; how far the product has risen since the first look; and how far
+    the recipe is ahead in it at the same learning rate and passes.
+    """
+    found = defaultdict(lambda: defaultdict(dict))
+    for row in read_rows():
+        job = job_of(row)
+        if job.part == part:
+            found[job.method, job.learning_rate][budget_of(row)][job.concept, job.seed] = _scores(row)
+    return {
+        f"{method}, learning rate {rate:g}": {
+            look: {
+                "scores": {
+                    name: mean_and_interval(means_by_concept(runs, name).values()) for name in LONG_COLUMNS
+                },
+                "risen_by": _paired(runs, looks[min(looks)], "product"),
+                "recipe_ahead_by": _paired(found[RECIPE, rate][look], runs, "product"),
+            }
+            for look, runs in looks.items()
+        }
+        for (method, rate), looks in list(found.items())
+    }
+
+
+def long_as_markdown(table: dict) -> str:
+    """A line for each method, learning rate and look."""
+    lines = []
+    for name, looks in table.items():
+        method, rate = name.split(", learning rate ")
+        for look, row in looks.items():
+            scores = [_cell(row["scores"][column]) for column in LONG_COLUMNS]
+            ahead = "" if method == RECIPE else _cell(row["recipe_ahead_by"])
+            settings = _settings(float(rate), look)
+            lines.append([LABELS[method], settings, *scores, _cell(row["risen_by"]), ahead])
+    head = ["", "learning rate, passes", *LONG_COLUMNS.values(), "risen by", "D-OPSD is ahead by"]
+    return _markdown(head, lines)
 
 
 def make_health_report(part: str) -> dict:

@@ -408,20 +408,34 @@ def test_levers_are_pulled_at_the_recipes_best_learning_rate(lines_file):
     assert {job.concept for job in pulled} == set(range(5))
 
 
-def test_longer_runs_are_compared_at_their_own_rate(lines_file):
-    found = {"dopsd_ema": (0.2, 0.4, 0.6), "sft": (0.4, 0.5, 0.1)}
-    lines = [
-        row("long", name, 0, jobs.LONG_RATE, budget, fidelity, budgets=rows.LONG_LOOKS)
-        for name, values in found.items()
-        for budget, fidelity in zip(rows.LONG_LOOKS, values, strict=True)
-    ]
-    lines_file.write_text("".join([*sweep("dopsd_ema", {(3e-3, 1200, 0): 1.0}), *lines]))
-    table = tables.make_levers_table("long")
-    ahead = table["sft, learning rate 0.001"]["ahead_of_recipe"]["mean"]
-    assert ahead == pytest.approx((0.2 + 0.1 - 0.5) / 3 / 2, abs=1e-4)
-    assert {(job.method, job.learning_rate, job.budgets) for job in jobs.long_jobs()} == {
-        (name, jobs.LONG_RATE, rows.LONG_LOOKS) for name in jobs.LONG
+def test_longer_runs_are_compared_at_their_own_rate_and_passes(lines_file):
+    found = {
+        ("dopsd_ema", 1e-3): (0.2, 0.4, 0.6),
+        ("dopsd_ema", 3e-3): (0.7, 0.8, 0.9),
+        ("sft", 1e-3): (0.4, 0.5, 0.1),
     }
+    lines_file.write_text(
+        "".join(
+            row("long", name, concept, rate, budget, fidelity + concept / 100, budgets=rows.LONG_LOOKS)
+            for (name, rate), values in found.items()
+            for budget, fidelity in zip(rows.LONG_LOOKS, values, strict=True)
+            for concept in range(2)
+        )
+    )
+    table = tables.make_long_table("long")
+    sft = table["sft, learning rate 0.001"]
+    assert [looks["recipe_ahead_by"]["mean"] for looks in sft.values()] == [-0.1, -0.05, 0.25]
+    assert [looks["risen_by"]["mean"] for looks in sft.values()] == [0.0, 0.05, -0.15]
+    assert sft[1200]["scores"]["fidelity"]["mean"] == 0.405
+    assert table["dopsd_ema, learning rate 0.003"][4800]["recipe_ahead_by"]["mean"] == 0
+    assert "| SFT | 1e-3, 4,800 |" in tables.long_as_markdown(table)
+
+
+def test_longer_runs_have_each_rates_methods_on_the_development_concepts():
+    asked = jobs.long_jobs()
+    assert len(asked) == (4 + 2) * 5
+    assert {job.budgets for job in asked} == {(1200, 2400, 4800)}
+    assert {job.method for job in asked if job.learning_rate == 3e-3} == {"sft", "dopsd_ema"}
 
 
 def test_the_test_has_each_method_with_what_won_and_the_untrained_on_every_concept_and_seed(lines_file):
