@@ -316,7 +316,7 @@ def make_long_table(part: str) -> dict:
                 "scores": {
                     name: mean_and_interval(means_by_concept(runs, name).values()) for name in LONG_COLUMNS
                 },
-                "risen_by": _paired(runs, looks[min(looks)], "product"),
+                "risen_by": _paired(runs, looks[min(looks)], "product") if look > min(looks) else None,
                 "recipe_ahead_by": _paired(found[RECIPE, rate][look], runs, "product"),
             }
             for look, runs in looks.items()

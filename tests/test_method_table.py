@@ -425,7 +425,7 @@ def test_longer_runs_are_compared_at_their_own_rate_and_passes(lines_file):
     table = tables.make_long_table("long")
     sft = table["sft, learning rate 0.001"]
     assert [looks["recipe_ahead_by"]["mean"] for looks in sft.values()] == [-0.1, -0.05, 0.25]
-    assert [looks["risen_by"]["mean"] for looks in sft.values()] == [0.0, 0.05, -0.15]
+    assert [sft[look]["risen_by"]["mean"] for look in (2400, 4800)] == [0.05, -0.15]
     assert sft[1200]["scores"]["fidelity"]["mean"] == 0.405
     assert table["dopsd_ema, learning rate 0.003"][4800]["recipe_ahead_by"]["mean"] == 0
     assert "| SFT | 1e-3, 4,800 |" in tables.long_as_markdown(table)
