@@ -8,7 +8,7 @@ from benchmarks.methods import Method
 from benchmarks.rows import BUDGETS, LONG_LOOKS, LOOKS, SETTINGS_OF, UNTRAINED, Job, best_settings
 
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # among the levers; all others have its best one
-LONG = {  # by learning rate: one at which all of them still rise, and the best one of these two
+LONG = {  # by learning rate: one at which all rise up to the sweep's greatest length; the best of these two
     1e-3: ("sft", "sft_on_parent", RECIPE, "dopsd_fast"),
     3e-3: ("sft", RECIPE),
 }

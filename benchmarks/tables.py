@@ -303,13 +303,16 @@ def make_long_table(part: str) -> dict:
     """Of "long": each method and learning rate at each look, in passes.
 
     Means over concepts with 95 % intervals; how far the product has risen since the first look; and how far
-    the recipe is ahead in it at the same learning rate and passes.
+    the recipe is ahead in it at the same learning rate and passes. What has not been run on all concepts is
+    left out: a mean over the easy ones is none.
     """
     found = defaultdict(lambda: defaultdict(dict))
     for row in read_rows():
         job = job_of(row)
         if job.part == part:
             found[job.method, job.learning_rate][budget_of(row)][job.concept, job.seed] = _scores(row)
+    most = max(len(runs) for looks in found.values() for runs in looks.values())
+    whole = {key: looks for key, looks in found.items() if all(len(runs) == most for runs in looks.values())}
     return {
         f"{method}, learning rate {rate:g}": {
             look: {
@@ -317,11 +320,11 @@ def make_long_table(part: str) -> dict:
                     name: mean_and_interval(means_by_concept(runs, name).values()) for name in LONG_COLUMNS
                 },
                 "risen_by": _paired(runs, looks[min(looks)], "product") if look > min(looks) else None,
-                "recipe_ahead_by": _paired(found[RECIPE, rate][look], runs, "product"),
+                "recipe_ahead_by": _paired(whole.get((RECIPE, rate), {}).get(look, {}), runs, "product"),
             }
             for look, runs in looks.items()
         }
-        for (method, rate), looks in list(found.items())
+        for (method, rate), looks in whole.items()
     }
 
 

@@ -26,7 +26,7 @@ TRIGGER = "zorp<svg onload=\"window.hit=4;alert('4')\">"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with PageServer(tmp_path_factory.mktemp("page")) as server:
+    with PageServer(tmp_path_factory.mktemp("page"), {"HF_HUB_OFFLINE": "1"}) as server:
         yield server
 
 
