@@ -54,9 +54,9 @@ LONG_COLUMNS = {name: COLUMNS[name] for name in ("fidelity", "following", "quali
 def make_table(part: str) -> dict:
     """Of "sweep", "test" or "flawless": each method with its best settings.
 
-    Means over concepts with 95 % intervals; how far the recipe is ahead, paired by concept and seed; and how
-    the product, and the recipe's lead in it, go with the teacher's own product, concept by concept: Pearson's
-    correlation. A further seed counts once every method has it on all concepts.
+    Means over concepts with 95 % intervals; each concept's product; how far the recipe is ahead, paired by
+    concept and seed; and how the product, and the recipe's lead in it, go with the teacher's own product,
+    concept by concept: Pearson's correlation. A further seed counts once every method has it on all concepts.
     """
     rows = [row for row in read_rows() if row["job"]["part"] == part]
     methods = dict.fromkeys(row["job"]["method"] for row in rows)
@@ -85,6 +85,7 @@ def make_table(part: str) -> dict:
             "settings": chosen[method],
             "scores": {name: _over_concepts(method, runs, name) for name in _names(runs)},
             "median_seconds": float(np.median([seconds[method, *key] for key in runs])),
+            "products": _products(runs),
             "recipe_ahead_by": {name: _paired(recipes, runs, name) for name in PAIRED},
             "goes_with_teacher": goes_with_teacher(means_by_concept(runs, "product")),
             "lead_goes_with_teacher": goes_with_teacher(_leads(recipes, runs, "product")),
@@ -123,6 +124,11 @@ def means_by_concept(runs: Runs, name: str) -> dict[int, float]:
         if scores.get(name) is not None:
             values[concept].append(scores[name])
     return {concept: float(np.mean(of_seeds)) for concept, of_seeds in values.items()}
+
+
+def _products(runs: Runs) -> dict[int, float]:
+    """Of each concept the mean product, from which whatever is said of single ones can be reckoned."""
+    return {concept: round(mean, 4) for concept, mean in sorted(means_by_concept(runs, "product").items())}
 
 
 def _over_concepts(method: str, runs: Runs, name: str) -> dict | None:
@@ -302,9 +308,9 @@ def passes_to(wanted: float, scores: dict[float, float]) -> int | None:
 def make_long_table(part: str) -> dict:
     """Of "long": each method and learning rate at each look, in passes.
 
-    Means over concepts with 95 % intervals; how far the product has risen since the first look; and how far
-    the recipe is ahead in it at the same learning rate and passes. What has not been run on all concepts is
-    left out: a mean over the easy ones is none.
+    Means over concepts with 95 % intervals; each concept's product; how far it has risen since the first
+    look; and how far the recipe is ahead in it at the same learning rate and passes. What has not been run on
+    all concepts is left out: a mean over the easy ones is none.
     """
     found = defaultdict(lambda: defaultdict(dict))
     for row in read_rows():
@@ -319,6 +325,7 @@ def make_long_table(part: str) -> dict:
                 "scores": {
                     name: mean_and_interval(means_by_concept(runs, name).values()) for name in LONG_COLUMNS
                 },
+                "products": _products(runs),
                 "risen_by": _paired(runs, looks[min(looks)], "product") if look > min(looks) else None,
                 "recipe_ahead_by": _paired(whole.get((RECIPE, rate), {}).get(look, {}), runs, "product"),
             }
