@@ -262,8 +262,8 @@ def test_a_method_goes_with_its_teacher_where_it_ends_as_high_creature_by_creatu
         "sft": -0.5,  # (.2, -.2, 0) against (-.2, 0, .2)
         "base": None,
     }
-    assert table["sft"]["products"] == {0: 0.5, 1: 0.1, 2: 0.3}
-    # The recipe is ahead of SFT by -.4, .2 and .2: .12 / (.08 * .24) ** .5. Of the teacher always by -.1.
+    assert table["sft"]["products"] == {0: 0.25, 1: 0.05, 2: 0.15}  # following is .5
+    # In fidelity the recipe is ahead of SFT by -.4, .2, .2: .12 / (.08 * .24) ** .5. Of the teacher by -.1.
     assert {name: table[name]["lead_goes_with_teacher"] for name in found} == {
         "teacher": None,
         "dopsd_ema": None,
@@ -435,7 +435,7 @@ def test_longer_runs_are_compared_at_their_own_rate_and_passes(lines_file):
     assert [looks["recipe_ahead_by"]["mean"] for looks in sft.values()] == [-0.1, -0.05, 0.25]
     assert [sft[look]["risen_by"]["mean"] for look in (2400, 4800)] == [0.05, -0.15]
     assert sft[1200]["scores"]["fidelity"]["mean"] == 0.405
-    assert sft[4800]["products"] == {0: 0.1, 1: 0.11}
+    assert sft[4800]["products"] == {0: 0.05, 1: 0.055}
     assert table["dopsd_ema, learning rate 0.003"][4800]["recipe_ahead_by"]["mean"] == 0
     assert "| SFT | 1e-3, 4,800 |" in tables.long_as_markdown(table)
 
