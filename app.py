@@ -1,6 +1,7 @@
 """Builds the page and serves it: `python app.py`, or a Hugging Face Space."""
 
-from dopsd_app.ui import build_app, launch_options
+from dopsd_app.ui import build_app, launch_options, reach_own_server_directly
 
 if __name__ == "__main__":
+    reach_own_server_directly()
     build_app().launch(**launch_options())

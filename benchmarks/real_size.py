@@ -67,7 +67,7 @@ TINY_CHANNELS = (32, 32, 32, 32)
 
 def save_base(folder: Path, tiny: bool) -> None:
     """A folder like Z-Image-Turbo's, with a vision tower; every number in it is random."""
-    tokenizer = AutoTokenizer.from_pretrained(find_base_model("pocket-turbo") / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(find_base_model("pocket-turbo").folder / "tokenizer")
     text = Qwen3Config(
         **(TINY if tiny else TEXT),
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},

@@ -79,7 +79,7 @@ def budget_of(row: dict) -> int:
 @cache
 def base_mark() -> str:
     """Which base, judge and parent the figures are of: a digest of their weights."""
-    files = [*sorted(find_base_model("pocket-turbo").rglob("*.safetensors")), WEIGHTS, PARENT]
+    files = [*sorted(find_base_model("pocket-turbo").folder.rglob("*.safetensors")), WEIGHTS, PARENT]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

@@ -1,21 +1,23 @@
-"""Facts about base models, and where they lie. No torch here."""
+"""Facts about base models, and where they lie on this computer. No torch here.
 
-import json
-from dataclasses import dataclass
+A base model is given by its name in the catalog, by a repository on the Hub (`owner/name`), or as a folder
+that diffusers saved.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dopsd_app.cost import least_gpu_memory
-from dopsd_app.events import KnownFailure
+from dopsd_app.eyes import find_eyes
+from dopsd_app.pipeline_folder import INDEX, BaseModelError, Licence, check_pipeline, read_licence
+from dopsd_app.repository import find_snapshot, is_repository
+from dopsd_app.runs import replace_file
 from dopsd_app.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
 
-SUPPORTED_PIPELINES = ("ZImagePipeline",)  # as a folder's model_index.json names them
-ROOT = Path(__file__).parent.parent
-ASSETS = ROOT / "assets"
-NEEDED_FILES = (".safetensors", ".json", ".jinja", "merges.txt")  # of a repository on the Hub
-
-
-class BaseModelError(KnownFailure):
-    """A base model that is not there or cannot be used; the message says which and what to do."""
+ASSETS = Path(__file__).parent.parent / "assets"
+APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+QWEN3_VL = "Qwen/Qwen3-VL-4B-Instruct"  # its eyes were made for the text encoder Qwen3-4B
+POCKET_CONTEXT = (64**2, 64**2)  # pixels of the picture that its teacher sees
 
 
 NEUTRAL_PROMPTS = (
@@ -33,11 +35,8 @@ class BaseModelFacts:
     label: str
     description: str  # what it draws, and what it is good at
     repository: str  # on the Hub; "" for one that comes with the program or was given as a folder
-    licence: str  # as the Hub's card metadata spells it; "" where we do not know it
-    licence_name: str
-    licence_link: str
+    licence: Licence
     resolutions: tuple[int, int] | None  # pixels: the least and the greatest that it can draw, where known
-    folder: Path  # a diffusers pipeline folder, with the teacher's vision_tower beside its parts
     sizes: Sizes
     neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
     has_judge: bool = False  # whether there is a judge of its pictures; others are seen by their vision tower
@@ -48,17 +47,24 @@ class BaseModelFacts:
         return least_gpu_memory(self.sizes)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where all of a base model lies on this computer."""
+
+    folder: Path  # the pipeline, as diffusers saves it
+    vision_tower: Path  # the teacher's eyes: a vision tower alone, or with more of its model
+    commit: str = ""  # of the repository on the Hub, where it is from there
+
+
 def _pocket_turbo() -> BaseModelFacts:
+    folder = ASSETS / "pocket-turbo"
     return BaseModelFacts(
         label="pocket-turbo (built in)",
         description="Draws 64 x 64 creatures in 4 steps. A demonstration: trains in minutes without a GPU.",
         repository="",
-        licence="apache-2.0",
-        licence_name="Apache 2.0",
-        licence_link="https://www.apache.org/licenses/LICENSE-2.0",
+        licence=APACHE,
         resolutions=(64, 64),
-        folder=ASSETS / "pocket-turbo",
-        sizes=read_sizes(ASSETS / "pocket-turbo"),
+        sizes=replace(read_sizes(folder, folder / "vision_tower"), context_area=POCKET_CONTEXT),
         neutral_prompts=(
             "creature on a mint background",
             "a big creature in a meadow scene",
@@ -74,11 +80,8 @@ def _z_image_turbo() -> BaseModelFacts:
         label="Z-Image-Turbo",
         description="Photographs, people and lettering in English and Chinese, in 8 steps.",
         repository="Tongyi-MAI/Z-Image-Turbo",
-        licence="apache-2.0",
-        licence_name="Apache 2.0",
-        licence_link="https://www.apache.org/licenses/LICENSE-2.0",
+        licence=APACHE,
         resolutions=(256, 1536),
-        folder=ROOT / "models" / "z-image-turbo",
         sizes=Z_IMAGE_TURBO,
     )
 
@@ -86,99 +89,186 @@ def _z_image_turbo() -> BaseModelFacts:
 CATALOG = {"pocket-turbo": _pocket_turbo(), "z-image-turbo": _z_image_turbo()}
 
 
-def find_facts(name: str) -> BaseModelFacts:
-    """Facts about a base model of the catalog, or about a diffusers folder: what its files tell.
-
-    Raises `BaseModelError` for a folder that is no base model or is damaged.
-    """
+def catalog_name(name: str) -> str | None:
+    """The name in the catalog of a base model, which may be given by its repository; None for others."""
     if name in CATALOG:
-        return CATALOG[name]
-    folder = find_base_model(name)
+        return name
+    return next((known for known, facts in CATALOG.items() if facts.repository == name), None)
+
+
+def full_name(name: str) -> str:
+    """The name under which a base model is found from any folder: a path becomes absolute."""
+    if name in CATALOG or is_repository(name):
+        return name
+    return str(Path(name).absolute())
+
+
+def find_repository(name: str) -> str:
+    """The repository on the Hub that a base model comes from; "" for the built-in one and for a folder."""
+    if name in CATALOG:
+        return CATALOG[name].repository
+    return name if is_repository(name) else ""
+
+
+# --- on this computer
+
+
+def find_base_model(name: str, revision: str = "") -> Place:
+    """Where a base model lies, all of it; `revision` is a repository's branch, tag or commit.
+
+    Raises `BaseModelError` for one that has still to be fetched (`is_fetched` asks for that), for a folder
+    that is none, and for another kind of model.
+    """
+    folder = _find_pipeline(name, revision)
+    own = folder / "vision_tower"  # the built-in one has it, and a person's own folder may
+    eyes = own if own.is_dir() else find_eyes(QWEN3_VL)
+    if eyes is None:
+        raise BaseModelError(f"The teacher's eyes for {name} are not on this computer yet: fetch them.")
+    return Place(folder, eyes, folder.name if find_repository(name) else "")
+
+
+def _find_pipeline(name: str, revision: str) -> Path:
+    if name in CATALOG and not CATALOG[name].repository:
+        return ASSETS / name
+    repository = find_repository(name)
+    if not repository:
+        return _own_folder(name)
+    folder = find_snapshot(repository, INDEX, revision)
+    if folder is None:
+        raise BaseModelError(f"{repository} is not on this computer yet: fetch it.")
+    check_pipeline(folder, repository)
+    return folder
+
+
+def has_pipeline(name: str, revision: str = "") -> bool:
+    """Whether all of a base model but perhaps the teacher's eyes is on this computer."""
     try:
-        sizes = read_sizes(folder)
-    except (OSError, KeyError, ValueError) as error:
-        raise BaseModelError(f"The base model `{name}` is damaged: {error}. Fetch it again.") from error
-    description = "A folder of your own. Mind the licence of the model in it."
+        _find_pipeline(name, revision)
+    except BaseModelError:
+        return False
+    return True
+
+
+def check_base_model(name: str) -> None:
+    """Raises `BaseModelError` for a folder that is no base model; what the Hub has is asked for elsewhere."""
+    if name not in CATALOG and not is_repository(name):
+        _own_folder(name)
+
+
+def is_fetched(name: str, revision: str = "") -> bool:
+    """Whether all of a base model is on this computer."""
+    try:
+        find_base_model(name, revision)
+    except BaseModelError:
+        return False
+    return True
+
+
+def _own_folder(name: str) -> Path:
+    """A folder that a person gave, which must be a whole pipeline."""
+    folder = Path(name)
+    if not folder.exists():
+        raise BaseModelError(
+            f"There is no base model `{name}`. Give one of {', '.join(CATALOG)}, a repository on the Hub"
+            f" (owner/name), or the path of a diffusers folder (it holds a {INDEX})."
+        )
+    check_pipeline(folder, name)
+    return folder
+
+
+# --- facts
+
+
+def find_facts(name: str, revision: str = "") -> BaseModelFacts:
+    """Facts about a base model, with the sizes that its files tell, here or on the Hub.
+
+    Raises `BaseModelError` for what is no base model or is damaged, and for a repository that the Hub was
+    not asked about yet (`base_download.ask_hub`).
+    """
+    if known := catalog_name(name):
+        facts = CATALOG[known]
+        return replace(facts, sizes=_sizes(name, revision) or facts.sizes) if facts.repository else facts
+    sizes = _sizes(name, revision)
+    if sizes is None:
+        raise BaseModelError(f"Nothing is known of {name} yet: the Hub could not be asked.")
+    repository = find_repository(name)
+    licence = find_licence(name, revision)
+    whose = f"The repository {repository} on the Hub." if repository else "A folder of your own."
     return BaseModelFacts(
-        label=folder.name,
-        description=description,
-        repository="",
-        licence="",
-        licence_name="",
-        licence_link="",
+        label=repository or Path(name).name,
+        description=f"{whose} Mind the licence of the model in it.",
+        repository=repository,
+        licence=licence,
         resolutions=None,
-        folder=folder,
         sizes=sizes,
     )
 
 
-def kind_of(name: str) -> str:
-    """The model of the catalog that a folder holds, told by its size; the name itself where there is none.
+def find_licence(name: str, revision: str = "") -> Licence:
+    """The licence of a base model, by the catalog or by its own README; empty where nobody says it here."""
+    if known := catalog_name(name):
+        return CATALOG[known].licence
+    repository = find_repository(name)
+    folder = find_snapshot(repository, INDEX, revision) if repository else Path(name)
+    return read_licence(folder) if folder else Licence()
 
-    A folder that cannot be read is not told here: `find_base_model` says why.
-    """
-    if name in CATALOG:
-        return name
+
+def _sizes(name: str, revision: str) -> Sizes | None:
+    """The sizes of a base model by its files; None where there are none here, and the Hub told none."""
+    repository = find_repository(name)
+    if repository and not is_fetched(name, revision):
+        return recall_sizes(repository, revision)
+    place = find_base_model(name, revision)
     try:
-        parameters = find_facts(name).sizes.parameters
+        sizes = read_sizes(place.folder, place.vision_tower)
+    except (OSError, KeyError, ValueError) as error:
+        raise BaseModelError(f"The base model `{name}` is damaged: {error}. Fetch it again.") from error
+    copied = next((known for known in CATALOG.values() if known.sizes.parameters == sizes.parameters), None)
+    return replace(sizes, context_area=copied.sizes.context_area) if copied else sizes
+
+
+def recall_sizes(repository: str, revision: str) -> Sizes | None:
+    """What the Hub told of a repository, when it was asked last; None where it never was."""
+    folder = find_snapshot(repository, INDEX, revision)
+    file = _sizes_file(repository, folder.name) if folder else None
+    if file is None or not file.exists():
+        return None
+    try:
+        return Sizes.from_json(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):  # of another version
+        return None
+
+
+def remember_sizes(repository: str, commit: str, sizes: Sizes) -> None:
+    """Keeps what the Hub told of a repository at a commit, for all who ask without it."""
+    replace_file(_sizes_file(repository, commit), sizes.to_json())
+
+
+def _sizes_file(repository: str, commit: str) -> Path:
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("dopsd", namespace="sizes", subfolder=repository) / f"{commit}.json"
+
+
+def kind_of(name: str, revision: str = "") -> str:
+    """The model of the catalog that a base model is or is made from, told by its size; else the name.
+
+    What cannot be read is not told here: `find_base_model` says why.
+    """
+    if known := catalog_name(name):
+        return known
+    try:
+        parameters = find_facts(name, revision).sizes.parameters
     except BaseModelError:
         return name
     return next((known for known, facts in CATALOG.items() if facts.sizes.parameters == parameters), name)
 
 
-def find_base_model(name: str) -> Path:
-    """Folder of a base model, given by its catalog name or by the path of a diffusers folder.
-
-    Raises `BaseModelError` when there is none, or when it is another kind of model or incomplete.
-    """
-    folder = CATALOG[name].folder if name in CATALOG else Path(name)
-    if name in CATALOG and CATALOG[name].repository and not folder.exists():
-        raise BaseModelError(
-            f"{CATALOG[name].label} is not on this computer, and fetching it is not built in yet. Give the"
-            " path of its diffusers folder as the base model, with a `vision_tower` folder beside its parts."
-        )
-    if problem := _problem(name, folder):
-        raise BaseModelError(problem)
-    return folder
-
-
-def _problem(name: str, folder: Path) -> str | None:
-    """Why a folder cannot be used as a base model; None when it can."""
-    if not (folder / "model_index.json").is_file():
-        return (
-            f"There is no base model `{name}`. Give one of {', '.join(CATALOG)}, or the path of a diffusers"
-            " folder (it holds a model_index.json)."
-        )
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except ValueError:
-        return f"The model_index.json of `{name}` is damaged. Fetch the model again."
-    if (kind := index.get("_class_name")) not in SUPPORTED_PIPELINES:
-        return f"`{name}` is a {kind}. Supported: {', '.join(SUPPORTED_PIPELINES)}."
-    parts = [part for part, value in index.items() if isinstance(value, list)] + ["vision_tower"]
-    if missing := [part for part in parts if not (folder / part).is_dir()]:
-        return f"The base model `{name}` is incomplete: it lacks {', '.join(missing)}."
-    return None
-
-
 def check_resolution(name: str, resolution: int) -> None:
     """Raises `BaseModelError` for a resolution that a base model of the catalog cannot draw."""
-    if name not in CATALOG:
+    if (known := catalog_name(name)) is None:
         return
-    least, greatest = CATALOG[name].resolutions
+    least, greatest = CATALOG[known].resolutions
     if not least <= resolution <= greatest:
         allowed = f"{least}" if least == greatest else f"between {least} and {greatest}"
         raise BaseModelError(f"`resolution` must be {allowed} for {name}, got {resolution}.")
-
-
-def download_size(repository: str) -> int | None:
-    """Bytes that fetching a repository's weights takes, as the Hub tells; None where it cannot be asked."""
-    import httpx2  # slow to import, and nothing else here needs them
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        info = HfApi(token=False).model_info(repository, files_metadata=True, timeout=5)
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError):
-        return None
-    return sum(file.size or 0 for file in info.siblings or () if file.rfilename.endswith(NEEDED_FILES))

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,8 +17,18 @@ from filelock import Timeout
 from tqdm import tqdm
 
 from dopsd_app.access import find_token
+from dopsd_app.base_download import ask_hub, fetch_base_model, needs_fetching
 from dopsd_app.card_pictures import card_pictures
-from dopsd_app.catalog import CATALOG, check_resolution, find_base_model, kind_of
+from dopsd_app.catalog import (
+    CATALOG,
+    catalog_name,
+    check_base_model,
+    check_resolution,
+    find_base_model,
+    find_repository,
+    full_name,
+    kind_of,
+)
 from dopsd_app.config import (
     DEFAULT_PRESET,
     ConfigError,
@@ -31,8 +41,9 @@ from dopsd_app.config import (
 )
 from dopsd_app.drawing import ask_to_leave
 from dopsd_app.events import EventReader, KnownFailure
-from dopsd_app.follow import follow, hint
+from dopsd_app.follow import BYTES, follow, hint, show_bytes
 from dopsd_app.hub import push, suggest_name
+from dopsd_app.lora_file import find_lora
 from dopsd_app.machine import read_machine
 from dopsd_app.runs import (
     RunError,
@@ -53,10 +64,13 @@ if TYPE_CHECKING:
     from dopsd_app.pictures import Dataset
 
 T = TypeVar("T")
+DOWNLOADABLE = tuple(name for name, facts in CATALOG.items() if facts.repository)
 
 EXAMPLES = """examples:
   python -m dopsd_app preview --images photos/my-cat
       what the teacher sees in your pictures, before you train on them
+  python -m dopsd_app download z-image-turbo
+      what a run with it would fetch first, now
   python -m dopsd_app train --images photos/my-cat --trigger-word mycat --set steps=200 rank=8
       train with the default preset and two settings of your own
   python -m dopsd_app generate latest --prompt "mycat on a red sofa" --count 4 --base-too
@@ -117,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", default=Path("teacher-check.png"), help="default: %(default)s"
     )
     _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
+    _add_download(
+        add("download", _download, "Fetch a base model from the Hub, as a run that needs it would.")
+    )
     add("runs", _runs, "List all runs, newest first.")
     add("stop", _stop, "Ask a run to save a checkpoint and stop, or take it out of the queue.").add_argument(
         "run"
@@ -171,6 +188,11 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="default: `generated` in the run's folder")
 
 
+def _add_download(command: argparse.ArgumentParser) -> None:
+    command.add_argument("base_model", help=f"one of {', '.join(DOWNLOADABLE)}, or a repository (owner/name)")
+    command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
+
+
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA, or the newest checkpoint"
@@ -181,9 +203,10 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dopsd_app.plan import make_plan  # brings Pillow
+    from dopsd_app.plan import check_base, make_plan  # brings Pillow
 
     config, dataset = _read_settings(options)
+    check_base(config)
     pictures = len(dataset.examples)
     plan = make_plan(config, pictures=pictures, runs_dir=options.runs, machine=read_machine())
     if plan.problems:
@@ -215,7 +238,11 @@ def _resume(options: argparse.Namespace) -> int:
 def _preview(options: argparse.Namespace) -> int:
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise KnownFailure(f"`--out` must be a .png, .jpg or .webp file, got {options.out}.")
+    from dopsd_app.plan import check_base  # brings Pillow
+
     config, dataset = _read_settings(options)
+    check_base(config)
+    _fetch(config.base_model, config.revision)
     with _gpu(options.runs), tempfile.TemporaryDirectory() as folder:
         from dopsd_app.studio import Studio
         from dopsd_app.teacher_check import save_sheet, teacher_check
@@ -239,6 +266,8 @@ def _generate(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
+    find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
+    _fetch(run.config.base_model, run.config.revision)
     with _gpu(options.runs):
         from dopsd_app.generate import generate
 
@@ -255,6 +284,30 @@ def _generate(options: argparse.Namespace) -> int:
         for file in tqdm(pictures, total=total, desc="drawing", unit="picture", disable=None):
             tqdm.write(str(file))
     return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    name, revision = options.base_model, options.revision
+    if not find_repository(name):
+        here = "comes with the program" if name in CATALOG else "is no repository on the Hub (owner/name)"
+        raise KnownFailure(f"{name} {here}: there is nothing to fetch.")
+    _fetch(name, revision)
+    place = find_base_model(name, revision)
+    print(f"{name} is here: {place.folder}\nThe teacher's eyes: {place.vision_tower}")
+    return 0
+
+
+def _fetch(name: str, revision: str) -> None:
+    """Fetches what a base model lacks here, with a bar."""
+    if not needs_fetching(name, revision):
+        return
+    try:
+        with closing(fetch_base_model(name, revision)) as progress, tqdm(**BYTES, disable=None) as bar:
+            for step in progress:
+                show_bytes(bar, step)
+    except KeyboardInterrupt:
+        print("Stopped. What was fetched is kept: the next time goes on from there.", file=sys.stderr)
+        raise
 
 
 def _runs(options: argparse.Namespace) -> int:
@@ -329,8 +382,9 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
 
     changes = dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
-    wanted = kind_of(changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"]))
-    name = options.preset or next((preset.name for preset in presets_for(wanted)), None)
+    base_model = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
+    wanted = attempt(_kind_of, base_model, changes.get("revision", ""))
+    name = options.preset or next((preset.name for preset in presets_for(wanted or base_model)), None)
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
     if prompts := attempt(_read_prompts, options.images / "prompts.txt"):
@@ -339,8 +393,8 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     given = {"name": vars(options).get("name"), "trigger_word": options.trigger_word}
     settings |= {key: value for key, value in given.items() if value is not None}
     config = attempt(make_config, settings) if preset or not name else None
-    folder = attempt(find_base_model, config.base_model) if config else None
     if config:
+        attempt(check_base_model, config.base_model)
         attempt(check_resolution, config.base_model, config.resolution)
     dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
     if problems:
@@ -352,9 +406,15 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
         print(
             f"No caption holds the trigger word `{config.trigger_word}`: a prompt with it draws nothing new."
         )
-    if config.base_model not in CATALOG:
-        config = replace(config, base_model=str(folder.absolute()))  # the worker has another current folder
-    return config, dataset
+    return replace(config, base_model=full_name(config.base_model)), dataset  # the worker runs elsewhere
+
+
+def _kind_of(base_model: str, revision: str) -> str:
+    """The catalog's model that this is or is made from; of a repository that is not here, the Hub says."""
+    known = catalog_name(base_model) is not None or not find_repository(base_model)
+    if not known and needs_fetching(base_model, revision):
+        ask_hub(base_model, revision)
+    return kind_of(base_model, revision)
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dopsd_app.caption_file import MAX_CAPTION, clean_captions
-from dopsd_app.catalog import CATALOG
+from dopsd_app.catalog import full_name
 from dopsd_app.config import DEFAULT_PRESET, ConfigError, TrainConfig, load_preset, make_config
 from dopsd_app.draft_file import DraftError, changing, draft_lock, read_state
 from dopsd_app.picture_file import PicturesError
@@ -39,6 +39,7 @@ class Item:
     caption: str  # one caption per line, as typed
     problems: tuple[str, ...]
     notes: tuple[str, ...]  # what was repaired
+    creature: bool  # whether the built-in base could learn it
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def _carried(state: dict, preset: str) -> dict:
         return state["settings"]
     kept = list(KEPT_SETTINGS)
     if new.settings["base_model"] == load_preset(state["preset"]).settings["base_model"]:
-        kept.append("base_model")  # a folder that holds it
+        kept += ["base_model", "revision"]  # a folder that holds it, or another repository
     return {name: value for name, value in state["settings"].items() if name in kept}
 
 
@@ -233,9 +234,7 @@ def draft_config(draft: Draft) -> TrainConfig:
 
 def _config(state: dict) -> TrainConfig:
     config = make_config({**load_preset(state["preset"]).settings, **state["settings"]})
-    if config.base_model in CATALOG:
-        return config
-    return replace(config, base_model=str(Path(config.base_model).absolute()))  # the worker runs elsewhere
+    return replace(config, base_model=full_name(config.base_model))  # the worker runs elsewhere
 
 
 def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:
@@ -300,6 +299,7 @@ def _items(draft: Draft) -> tuple[Item, ...]:
             item["caption"],
             problems.get(item["key"], ()),
             notes.get(item["key"], ()),
+            item.get("creature", True),  # drafts of earlier versions do not tell
         )
         for item in state["items"]
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from dopsd_app.config import TrainConfig, make_config
+from dopsd_app.events import DownloadProgress
 from dopsd_app.lora_file import find_lora
 from dopsd_app.runs import (
     RunError,
@@ -34,7 +35,7 @@ from dopsd_app.runs import (
 
 WORKER = (sys.executable, "-m", "dopsd_app.generate")  # gets the folder of runs as its last argument
 KEPT = 30  # drawings; older ones are swept away when a new one is asked for
-LIVE = ("waiting", "loading", "drawing")  # states that a living worker must stand behind
+LIVE = ("waiting", "downloading", "loading", "drawing")  # states that a living worker must stand behind
 ONE_JOB = "one job runs at a time. Draw when it has ended."
 CUT_OFF = "A training began; draw again when it has ended."
 ASKED_TO_LEAVE = "Another job needed the computer; draw again when it has ended."
@@ -68,15 +69,23 @@ class CheckRequest:
 class DrawingStatus:
     """How a drawing stands, as its status.json holds it."""
 
-    state: str = "waiting"  # waiting, loading, drawing, done, failed or cancelled
-    done: int = 0  # of `total` things of this state
+    state: str = "waiting"  # waiting, downloading, loading, drawing, done, failed or cancelled
+    done: int = 0  # of `total` things of this state; bytes of a download
     total: int = 0
     reason: str = ""  # a sentence for the person: why it failed
     updated: float = 0.0  # seconds since 1970
+    speed: float = 0.0  # of a download, in bytes per second
 
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def download(self) -> DownloadProgress | None:
+        """How far the base model has been fetched, while it is."""
+        if self.state != "downloading":
+            return None
+        return DownloadProgress("downloading", self.done, self.total, self.speed)
 
 
 @dataclass(frozen=True)
@@ -230,10 +239,10 @@ def read_drawing_status(drawing: Drawing) -> DrawingStatus:
 
 
 def write_drawing_status(
-    drawing: Drawing, state: str, done: int = 0, total: int = 0, reason: str = ""
+    drawing: Drawing, state: str, done: int = 0, total: int = 0, reason: str = "", speed: float = 0.0
 ) -> None:
     """For the worker, or under the start lock."""
-    status = DrawingStatus(state, done, total, reason, time.time())
+    status = DrawingStatus(state, done, total, reason, time.time(), speed)
     replace_file(drawing.path / "status.json", json.dumps(asdict(status)))
 
 

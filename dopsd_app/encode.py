@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dopsd_app.base_models import BaseModel, Conditioning
-from dopsd_app.catalog import find_base_model
+from dopsd_app.catalog import Place, find_base_model
 from dopsd_app.config import TrainConfig
 from dopsd_app.events import KnownFailure, PhaseProgress
 from dopsd_app.pictures import Example, bucket, crop, load_picture
@@ -86,9 +87,10 @@ class _Encoder:
     def __init__(self, base_model: BaseModel, config: TrainConfig, cache: Path):
         self.base_model, self.cache, self.loaded = base_model, cache, False
         self.identity = [
-            _fingerprint(find_base_model(config.base_model)),
+            _fingerprint(find_base_model(config.base_model, config.revision)),
             str(base_model.dtype),
             base_model.conditioning_version,
+            version("transformers"),
         ]
         cache.mkdir(parents=True, exist_ok=True)
 
@@ -125,9 +127,10 @@ def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:
     return Conditioning(tensors["prompt_embeds"], references)
 
 
-def _fingerprint(folder: Path) -> list:
+def _fingerprint(place: Place) -> list:
     """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
-    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    files = sorted({*place.folder.glob("*/*"), *place.vision_tower.iterdir()})
+    files = [path for path in files if path.is_file()]
     return [
         (f"{path.parent.name}/{path.name}", path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]

@@ -15,9 +15,21 @@ class KnownFailure(ValueError):
 class PhaseProgress:
     """A phase before training moves on: `done` of `total` things."""
 
-    phase: str  # "loading" or "encoding"
+    phase: str  # "downloading", "loading" or "encoding"
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class DownloadProgress(PhaseProgress):
+    """How far the base model has been fetched, in bytes; `total` is 0 until the Hub has told it."""
+
+    speed: float = 0.0  # bytes per second of the last seconds; 0 where nothing comes
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to the end at this speed; None while it cannot be told."""
+        return (self.total - self.done) / self.speed if self.speed and self.total else None
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ class Failed:
 
 Event = (
     PhaseProgress
+    | DownloadProgress
     | Resumed
     | StepDone
     | PreviewSaved

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from dopsd_app.events import (
     CheckpointSaved,
+    DownloadProgress,
     Event,
     EventReader,
     LoraChecked,
@@ -28,6 +29,7 @@ from dopsd_app.runs import (
 )
 
 LOOK_SECONDS = 0.2
+BYTES = {"unit": "B", "unit_scale": True, "desc": "downloading"}  # of a bar that shows a download
 
 
 def follow(run: Run, reader: EventReader) -> int:
@@ -35,25 +37,32 @@ def follow(run: Run, reader: EventReader) -> int:
 
     The run does not depend on this process. Ctrl-C asks it to stop; a second one does not wait (130).
     """
-    with tqdm(total=run.status.steps, initial=run.status.step, unit="step", disable=None) as bar:
+    with (
+        tqdm(total=run.status.steps, initial=run.status.step, unit="step", disable=None) as bar,
+        tqdm(**BYTES, leave=False, disable=None, delay=1) as download,
+    ):
         try:
-            _watch(run, reader, bar)
+            _watch(run, reader, bar, download)
         except KeyboardInterrupt:
             try:
                 _stop(run)
-                _watch(run, reader, bar)
+                _watch(run, reader, bar, download)
             except KeyboardInterrupt:
                 tqdm.write(f"The run goes on to its next checkpoint and then stops. See it: {hint('runs')}")
                 return 130
     return _tell_ending(run)
 
 
-def _watch(run: Run, reader: EventReader, bar: tqdm) -> None:
+def _watch(run: Run, reader: EventReader, bar: tqdm, download: tqdm) -> None:
     said = ""
     while True:
         status = run.status  # looked at before the events, so that after an ending no event is missed
         for event in reader.poll():
-            _show(event, run, bar)
+            if isinstance(event, DownloadProgress):
+                show_bytes(download, event)
+            else:
+                download.close()  # it is over, or there was none
+                _show(event, run, bar)
         if status.state == "queued":
             started = start_next(run.runs_dir)
             if started is None and (waits := _say_why_it_waits(run)) != said:
@@ -61,6 +70,12 @@ def _watch(run: Run, reader: EventReader, bar: tqdm) -> None:
         elif not status.live:
             return
         time.sleep(LOOK_SECONDS)
+
+
+def show_bytes(bar: tqdm, progress: DownloadProgress) -> None:
+    """Sets a bar of bytes to how far a download is."""
+    bar.total = progress.total or None
+    bar.update(progress.done - bar.n)
 
 
 def _say_why_it_waits(run: Run) -> str:

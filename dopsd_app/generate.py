@@ -14,10 +14,11 @@ from pathlib import Path
 from diffusers.training_utils import free_memory
 from PIL import Image
 
+from dopsd_app.base_download import fetch_base_model
 from dopsd_app.config import TrainConfig
-from dopsd_app.drawing import CheckRequest, Drawing, write_drawing_status
+from dopsd_app.drawing import CheckRequest, Drawing, PictureRequest, write_drawing_status
 from dopsd_app.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
-from dopsd_app.events import KnownFailure, PhaseProgress
+from dopsd_app.events import DownloadProgress, KnownFailure, PhaseProgress
 from dopsd_app.lora_file import find_lora
 from dopsd_app.pictures import read_examples
 from dopsd_app.previews import save_picture
@@ -125,7 +126,9 @@ class Desk:
                     if reason := reason_to_leave(self.runs_dir):
                         write_drawing_status(drawing, "failed", reason=reason)
                         return
-                    write_drawing_status(drawing, "drawing" if state == "drawing" else "loading", done, total)
+                    state = state if state in ("downloading", "drawing") else "loading"
+                    speed = event.speed if isinstance(event, DownloadProgress) else 0.0
+                    write_drawing_status(drawing, state, done, total, speed=speed)
             _log(f"{drawing.id}: {time.perf_counter() - started:.2f} s")
             write_drawing_status(drawing, "done", done, total)
         except Exception as error:  # the border: the person is told, the next is served
@@ -133,17 +136,20 @@ class Desk:
                 self.studio = None  # what is loaded may be half of it
                 with suppress(OSError):  # a full disk; the status comes last, and must get through
                     _log("".join(traceback.format_exception(error)))
+            elif detail := getattr(error, "detail", ""):
+                _log(f"{drawing.id}: {detail}")
             write_drawing_status(drawing, "failed", reason=explain(error))
 
     def _job(self, drawing: Drawing) -> Iterator[PhaseProgress]:
         request = drawing.request
         yield PhaseProgress("loading", 0, 3)
+        config = self._config(request)
+        yield from fetch_base_model(config.base_model, config.revision)
         if isinstance(request, CheckRequest):
-            examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
-            yield from teacher_check(self._studio(request.config), request.config, examples, drawing.path)
+            examples = read_examples(request.folder, minimum_side=config.minimum_side).examples
+            yield from teacher_check(self._studio(config), config, examples, drawing.path)
             return
         run = known_run(self.runs_dir, request.run_id)
-        config = run.config
         studio = self._studio(config)
         conditioning = studio.encode([request.prompt])[0]
         yield PhaseProgress("loading", 1, 3)
@@ -159,6 +165,11 @@ class Desk:
         yield PhaseProgress("drawing", 1, 2)
         save_picture(studio.draw(conditioning, config, request.seed), drawing.lora)
         yield PhaseProgress("drawing", 2, 2)
+
+    def _config(self, request: PictureRequest | CheckRequest) -> TrainConfig:
+        if isinstance(request, CheckRequest):
+            return request.config
+        return known_run(self.runs_dir, request.run_id).config
 
     def _studio(self, config: TrainConfig) -> Studio:
         if self.studio is None or not self.studio.serves(config):

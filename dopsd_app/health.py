@@ -164,7 +164,7 @@ class HealthMeter:
         neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
         sides = [side for both in (pairs, neutral) for side in zip(*both, strict=True)]
         look = Look(self.prompts, self.training, *sides)
-        judged = find_facts(config.base_model).has_judge
+        judged = find_facts(config.base_model, config.revision).has_judge
         score = judged_health if judged else partial(seen_health, self.base_model)
         try:
             found = {step: score(look)}

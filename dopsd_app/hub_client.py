@@ -1,6 +1,7 @@
 """How the Hub is asked: a client that does not wait for ever, and a sentence for whatever goes wrong."""
 
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 120  # of silence; the library's own client would wait for ever
+LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is waited for in steps
 
 
 class HubError(KnownFailure):
     """Something that the Hub, the network or a name does not allow; the message says what to do."""
 
     detail = ""  # the client's own words, for the log
+    transient = False  # whether the same may work in a moment
+    wait = 0.0  # seconds that the Hub asks to wait before that
 
 
 def check_token(token: str | None) -> str:
@@ -53,7 +57,65 @@ def hub_errors(about: str, token: str) -> Iterator[None]:
         raise told from None
 
 
-def _sentence(error: BaseException, about: str) -> str:
+def reading_token() -> bool | None:
+    """The `token` with which repositories are read: this computer's own, where there is one.
+
+    On a Space none: the ambient token is its owner's, for other things.
+    """
+    return False if os.environ.get("SYSTEM") == "spaces" else None
+
+
+@contextmanager
+def reading_errors(repository: str) -> Iterator[None]:
+    """Turns what the client raises while a repository is read into a `HubError`, without any token.
+
+    A disk's errors stay what they are. The client is the library's own: that of pushes would give up too
+    early on 30 GB.
+    """
+    import httpx2
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HubError:
+        raise
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise
+        words, token = " ".join(str(error).split()), get_token() or "***"
+        told = HubError(_sentence(error, repository, reading=True).replace(token, "***"))
+        told.detail = f"({type(error).__name__}: {words.replace(token, '***')[:500]})"
+        if isinstance(error, HfHubHTTPError):
+            told.transient = error.response.status_code == 429 or error.response.status_code >= 500
+            told.wait = min(LONGEST_WAIT, float(_seconds_asked(error.response.headers) or 0))
+        else:
+            told.transient = isinstance(error, httpx2.TransportError | ConnectionError)
+        raise told from None
+
+
+def _reading_sentence(answer: "httpx2.Response", repository: str, said: str) -> str | None:
+    """What a refusal to show a repository means; None for what other requests are answered with too."""
+    code = answer.headers.get("X-Error-Code", "")
+    if code == "GatedRepo":
+        page = f"https://huggingface.co/{repository}"
+        sign_in = "" if answer.status_code == 403 else " and sign in here with `hf auth login`"
+        return f"{repository} is gated: accept its terms at {page}{sign_in}, then try again."
+    if code == "RevisionNotFound":
+        return f"{repository} has no such revision: give a branch, a tag or a commit that it has."
+    if code == "RepoNotFound" or answer.status_code == 404:
+        return (
+            f"The Hub does not know {repository}, nor is it a folder here: it is misspelt, gone, or private."
+        )
+    if answer.status_code in (401, 403):
+        return (
+            f"The Hub does not let this computer read {repository}{said}: sign in anew with `hf auth login`,"
+            " or sign out with `hf auth logout`."
+        )
+    return None
+
+
+def _sentence(error: BaseException, about: str, reading: bool = False) -> str:
     """What an exception, or the nearest known one behind it, means for the person."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -66,21 +128,24 @@ def _sentence(error: BaseException, about: str) -> str:
             case OfflineModeIsEnabled():
                 return "The Hub may not be asked: HF_HUB_OFFLINE is set. Start again without it."
             case HfHubHTTPError():
-                answer = cause.response
-                return status_sentence(answer.status_code, about, answer.headers, cause.server_message or "")
+                answer, said = cause.response, cause.server_message or ""
+                if reading and (told := _reading_sentence(answer, about, _quoted(said))):
+                    return told
+                return status_sentence(answer.status_code, about, answer.headers, said)
             case httpx2.TransportError() | ConnectionError():
-                return _network_sentence(cause)
+                return _network_sentence(cause, reading)
             case json.JSONDecodeError() | KeyError():
                 return "The Hub's answer cannot be read: try again in a few minutes."
         cause = cause.__cause__ or cause.__context__
     return f"The Hub's client failed, {type(error).__name__}: {_first_line(str(error))}."
 
 
-def _network_sentence(error: BaseException) -> str:
+def _network_sentence(error: BaseException, reading: bool = False) -> str:
     import httpx2
 
     if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
-        return f"The Hub did not answer for {READ_SECONDS:g} seconds: try again in a few minutes."
+        silence = "too long" if reading else f"{READ_SECONDS:g} seconds"
+        return f"The Hub did not answer for {silence}: try again in a few minutes."
     broken = httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError | ConnectionError
     if isinstance(error, broken):
         return "The connection to the Hub broke off: try again."
@@ -89,7 +154,7 @@ def _network_sentence(error: BaseException) -> str:
 
 def status_sentence(status: int, about: str, headers: Mapping[str, str], said: str = "") -> str:
     """What an HTTP status means for the person; `said` is what the Hub itself wrote."""
-    said = f" (the Hub says: {_first_line(said)})" if said.strip() else ""
+    said = _quoted(said)
     match status:
         case 401:
             return "The Hub does not accept this token: sign in again, or make a new token that may write."
@@ -108,12 +173,21 @@ def status_sentence(status: int, about: str, headers: Mapping[str, str], said: s
     return f"The Hub refused {about} with status {status}{said}: look at your account's page on the Hub."
 
 
+def _quoted(said: str) -> str:
+    return f" (the Hub says: {_first_line(said)})" if said.strip() else ""
+
+
 def _waiting_time(headers: Mapping[str, str]) -> str:
     """How long to wait, from the header Retry-After (`55`) or RateLimit (`"api";r=0;t=55`)."""
+    seconds = _seconds_asked(headers)
+    return f"{seconds} seconds" if seconds else "a few minutes"
+
+
+def _seconds_asked(headers: Mapping[str, str]) -> str:
     found = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", "")) or re.search(
         r"\bt\s*=\s*(\d+)", headers.get("ratelimit", "")
     )
-    return f"{found[1]} seconds" if found else "a few minutes"
+    return found[1] if found else ""
 
 
 def _first_line(text: str) -> str:

@@ -1,6 +1,5 @@
 """The levers that make a base model fit: 4-bit weights and gradient checkpointing."""
 
-import re
 from contextlib import nullcontext
 from functools import partial
 
@@ -10,29 +9,26 @@ from torch.utils.checkpoint import checkpoint
 from dopsd_app.adapters import student_must_be_active
 
 
-def quantize_nf4(
-    transformer: torch.nn.Module, targets: str, compute_dtype: torch.dtype, device: torch.device
-) -> None:
-    """Replaces the linear layers whose names match `targets` by NF4 ones on `device` (arXiv 2305.14314).
+def nf4_layer(linear: torch.nn.Linear, compute_dtype: torch.dtype, device: torch.device) -> torch.nn.Linear:
+    """The NF4 layer of a linear one, on `device` (arXiv 2305.14314).
 
-    diffusers' own quantized loading refuses without a GPU; bitsandbytes itself does not.
+    diffusers' own quantized loading refuses without a GPU; bitsandbytes itself does not. Leave the layer in
+    training mode, as it is made: in evaluation, on a processor with bfloat16 instructions, its first pass
+    packs the weight anew for good, for inference alone.
     """
     from bitsandbytes.nn import Linear4bit, Params4bit  # slow to import, and not every run needs it
 
-    for name in [name for name, _ in transformer.named_modules() if re.fullmatch(targets, name)]:
-        linear = transformer.get_submodule(name)  # by name: a list of layers would keep them all alive
-        quantized = Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=compute_dtype,
-            quant_type="nf4",
-            device="meta",
-        )
-        quantized.weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
-        quantized.bias = linear.bias
-        parent, _, child = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), child, quantized.to(device))
+    quantized = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=compute_dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    quantized.weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+    quantized.bias = linear.bias
+    return quantized.to(device)
 
 
 def enable_gradient_checkpointing(transformer: torch.nn.Module) -> None:

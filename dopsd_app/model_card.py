@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopsd_app.catalog import CATALOG
+from dopsd_app.catalog import CATALOG, find_licence, find_repository
 from dopsd_app.config import TrainConfig
 from dopsd_app.events import KnownFailure, LoraChecked, read_events
 from dopsd_app.runs import LORA_FILE, Run
@@ -55,7 +55,8 @@ def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardDa
     from huggingface_hub import ModelCardData
 
     yaml.add_representer(_Quoted, _represent_quoted)
-    base = _base_repository(config)
+    base = find_repository(config.base_model) or None
+    licence = find_licence(config.base_model, config.revision)
     widget = [
         {"text": _Quoted(prompt), "output": {"url": picture_name(number)}}
         for number, (_, prompt) in enumerate(pictures, start=1)
@@ -65,7 +66,9 @@ def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardDa
         base_model_relation="adapter" if base else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        license=CATALOG[config.base_model].licence if config.base_model in CATALOG else None,
+        license=licence.id or None,
+        license_name=licence.name if licence.id == "other" else None,
+        license_link=(licence.link or None) if licence.id == "other" else None,
         tags=["text-to-image", "diffusers", "lora", "template:sd-lora", "d-opsd"],
         instance_prompt=_Quoted(config.trigger_word) if config.trigger_word.strip() else None,
         widget=widget or None,
@@ -79,18 +82,13 @@ def picture_name(number: int) -> str:
 
 def base_name(config: TrainConfig) -> str:
     """The base model's name, without the folders of this computer."""
-    if config.base_model in CATALOG:
+    if config.base_model in CATALOG or find_repository(config.base_model):
         return config.base_model
     return re.split(r"[\\/]", config.base_model.rstrip("\\/"))[-1]
 
 
-def _base_repository(config: TrainConfig) -> str | None:
-    """The base model's repository on the Hub, if it has one that we know."""
-    return (CATALOG[config.base_model].repository or None) if config.base_model in CATALOG else None
-
-
 def _introduction(config: TrainConfig) -> list[str]:
-    if repository := _base_repository(config):
+    if repository := find_repository(config.base_model):
         base = f"[{repository}](https://huggingface.co/{repository})"
     elif config.base_model in CATALOG:
         base = f"{_code(config.base_model)}, the small demonstration model that comes with the trainer"
@@ -106,8 +104,10 @@ def _introduction(config: TrainConfig) -> list[str]:
 
 
 def _licence_words(config: TrainConfig) -> str:
-    if config.base_model in CATALOG:
-        return f"That of the base model: {CATALOG[config.base_model].licence}."
+    licence = find_licence(config.base_model, config.revision)
+    if licence.name:
+        link = f" ({licence.link})" if re.fullmatch(r"https?://[^\s()<>]+", licence.link) else ""
+        return f"That of the base model: {_code(licence.name)}{link}."
     return f"The licence of the base model {_code(base_name(config))} holds for this LoRA too."
 
 
@@ -115,7 +115,7 @@ def make_snippet(config: TrainConfig, lora: str, prompt: str | None) -> str:
     """A program that draws with the LoRA, which lies in a repository on the Hub or in a folder."""
     trigger = _plain(config.trigger_word)
     prompt = prompt or (f"a picture of {trigger}" if trigger else "a picture")
-    if repository := _base_repository(config):
+    if repository := find_repository(config.base_model):
         base, comment = repository, ""
     elif config.base_model in CATALOG:
         base, comment = f"assets/{config.base_model}", "  # in the trainer's folder"

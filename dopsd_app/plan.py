@@ -2,14 +2,17 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dopsd_app.catalog import BaseModelError, check_resolution, find_base_model, find_facts
+from dopsd_app.base_download import ask_hub, needs_fetching
+from dopsd_app.catalog import BaseModelError, check_base_model, check_resolution, find_facts, is_fetched
 from dopsd_app.config import TrainConfig, memory_levers
-from dopsd_app.cost import REAL_SIZE, disk, memory, preview_work, step_work
+from dopsd_app.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
+from dopsd_app.events import KnownFailure
 from dopsd_app.health_rules import PROMPTS
-from dopsd_app.machine import Machine, free_disk
+from dopsd_app.machine import Machine, free_disk, read_machine
 from dopsd_app.pictures import check_count
 from dopsd_app.sizes import Sizes
 from dopsd_app.speed import seconds_per_step
@@ -33,6 +36,7 @@ class Plan:
     disk_free: int
     # Nothing is known of these while the base model cannot be read.
     seconds_per_step: float = 0.0
+    download: int = 0  # bytes that are fetched from the Hub first; 0 as well where the Hub was not asked
     source: str = ""  # of seconds_per_step, in a few words
     seconds: float = 0.0  # the whole run, with loading and previews
     memory: int = 0  # bytes at the most, on the device that trains
@@ -43,7 +47,7 @@ class Plan:
 
 def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Machine) -> Plan:
     """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`."""
-    on_gpu = config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
+    on_gpu = _on_gpu(config, machine)
     device = machine.gpus[0] if on_gpu else machine
     plan = Plan(
         device=device.name if on_gpu else f"CPU, {machine.cores} cores",
@@ -56,15 +60,17 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     problems = [problem.message for problem in check_count(pictures, "the set")]
     problems += _base_problems(config)
     try:
-        sizes = find_facts(config.base_model).sizes
+        facts = find_facts(config.base_model, config.revision)
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
+    sizes = facts.sizes
     pace, source = seconds_per_step(config, sizes, runs_dir, machine, on_gpu)
     plan = replace(
         plan,
         seconds_per_step=pace,
         source=source,
-        seconds=_seconds(config, sizes, pace, len(find_facts(config.base_model).neutral_prompts)),
+        seconds=_seconds(config, sizes, pace, len(facts.neutral_prompts)),
+        download=0 if is_fetched(config.base_model, config.revision) else sizes.stored_bytes,
         memory=memory(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures),
     )
@@ -73,6 +79,29 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan)]
     warnings += _room_warnings(plan, config, sizes, on_gpu)
     return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
+
+
+def check_base(config: TrainConfig) -> None:
+    """Raises `KnownFailure` where a base model cannot be used here, or has to be fetched and cannot be.
+
+    For what is to begin at once: the Hub is asked, which takes seconds.
+    """
+    problems = []
+    try:
+        if needs_fetching(config.base_model, config.revision):
+            ask_hub(config.base_model, config.revision)
+    except KnownFailure as error:
+        problems.append(str(error))
+    problems += _base_problems(config)
+    with suppress(BaseModelError):  # told already
+        machine, facts = read_machine(), find_facts(config.base_model, config.revision)
+        problems += _device_problems(config, facts.sizes, machine, _on_gpu(config, machine))
+    if problems:
+        raise KnownFailure("\n".join(dict.fromkeys(problems)))
+
+
+def _on_gpu(config: TrainConfig, machine: Machine) -> bool:
+    return config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
 
 
 def _seconds(config: TrainConfig, sizes: Sizes, pace: float, neutral: int) -> float:
@@ -94,7 +123,7 @@ def _base_problems(config: TrainConfig) -> Iterator[str]:
         except BaseModelError as error:
             yield str(error)
 
-    yield from problem(find_base_model)
+    yield from problem(check_base_model)
     yield from problem(check_resolution, config.resolution)
 
 
@@ -106,7 +135,11 @@ def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu
         yield f"`device` is cuda, and there is none. {missing}"
     elif sizes.parameters > REAL_SIZE and not on_gpu:
         why = f"`device` is {config.device}." if config.device == "cpu" else missing
-        yield f"A base model of this size needs an NVIDIA card; a processor would train for weeks. {why}"
+        needed = _gib(least_gpu_memory(sizes))
+        yield (
+            f"A base model of this size needs an NVIDIA card with {needed} or more; a processor would train"
+            f" for weeks. {why}"
+        )
     wanted = {"`optimizer` adamw8bit": config.optimizer, "`quantization` nf4": config.quantization}
     needing = [words for words, value in wanted.items() if words.endswith(f" {value}")]
     if needing and importlib.util.find_spec("bitsandbytes") is None:
@@ -153,10 +186,9 @@ def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> str:
 
 
 def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
-    # On its way to the card the transformer passes through the computer's memory, whole and in bfloat16; with
-    # the program that was 13.5 GB for Z-Image-Turbo's size (benchmarks/results/real_size.json).
-    passing = 2 * sizes.parameters + 2 * GIB
-    if on_gpu and passing > machine.free_memory:
+    # The program with CUDA, and of the base model one tensor at a time on its way to the card.
+    passing = 3 * GIB
+    if on_gpu and sizes.parameters > REAL_SIZE and passing > machine.free_memory:
         free = f"{_gib(machine.free_memory)} of {_gib(machine.memory)} are free"
         yield (
             f"Loading needs about {_gib(passing)} of the computer's own memory, and {free}: it may fail."

@@ -49,7 +49,7 @@ def draw_pairs(
     prompts say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
     The base's never change: they are drawn once, and kept as `<kind>_<index>.png`.
     """
-    pairs, has_judge = [], find_facts(config.base_model).has_judge
+    pairs, has_judge = [], find_facts(config.base_model, config.revision).has_judge
     for index, prompt in enumerate(prompts):
         noise = index if has_judge else 0
         base = run.previews / f"{kind}_{index}.png"

@@ -33,7 +33,10 @@ WORKER = (sys.executable, "-m", "dopsd_app.train")  # gets the run folder as its
 COMMANDS = ("stop", "preview-now", "save-now")
 RUN_NAME = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{12}")  # as `create_run` makes it
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that every loader looks for first
-LIVE = ("loading", "encoding", "training", "stopping")  # states that a living process must stand behind
+# States that a living process must stand behind.
+LIVE = ("downloading", "loading", "encoding", "training", "stopping")
+
+FETCHED_KEPT = "What was fetched is kept: resume, and it goes on from there."
 
 T = TypeVar("T")
 
@@ -109,7 +112,7 @@ class Run:
 class Status:
     """How a run stands, as status.json holds it."""
 
-    # draft, queued, loading, encoding, training, stopping, stopped, failed, finished or interrupted
+    # one of LIVE, or draft, queued, stopped, failed, finished or interrupted
     state: str = "draft"
     step: int = 0  # optimizer steps done; while training up to a fifth of a second old
     steps: int = 0
@@ -249,6 +252,16 @@ def delete_run(run: Run) -> None:
     shutil.rmtree(doomed)
 
 
+def pin_revision(run: Run, commit: str) -> None:
+    """Keeps in the run's settings which commit of its base model's repository it uses from now on."""
+    if commit in ("", run.config.revision):
+        return
+    file = run.path / "config.json"
+    made = file.stat()
+    replace_file(file, json.dumps(asdict(replace(run.config, revision=commit)), indent=2))
+    os.utime(file, ns=(made.st_atime_ns, made.st_mtime_ns))  # the list of runs is ordered by it
+
+
 def latest_checkpoint(run: Run) -> Path | None:
     """The newest complete checkpoint."""
     return next(reversed(complete_checkpoints(run)), None)
@@ -269,7 +282,8 @@ def read_status(run: Run) -> Status:
     if status.live and not is_alive(status):
         status = _stored_status(run)  # it may have had its last word between the two looks
         if status.live and not is_alive(status):
-            return replace(status, state="interrupted", reason=_last_words(run))
+            kept = f" {FETCHED_KEPT}" if status.state == "downloading" else ""
+            return replace(status, state="interrupted", reason=_last_words(run) + kept)
     if status.live and (run.commands / "stop").exists():  # asked for, and the step at hand may be long
         return replace(status, state="stopping")
     return status

@@ -2,8 +2,14 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from dopsd_app.pipeline_folder import EYES_PREFIX, WEIGHTS
+
+# Of the teacher's picture, in pixels, as in the method's released code: whatever the folder of the eyes says.
+# Qwen3-VL's own bounds let a picture fill the message, or be so small that nothing is seen.
+CONTEXT_AREA = (512**2, 768**2)
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,15 @@ class Sizes:
     context_side: int  # the same for the picture in the teacher's context ...
     context_area: tuple[int, int]  # ... which is scaled to between so many pixels
     stored_bytes: int  # of all parts on disk; 0 where they are not there
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Sizes":
+        """What `to_json` wrote; TypeError or ValueError for what another version wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "context_area": tuple(fields["context_area"])})
 
     @property
     def blocks(self) -> int:
@@ -48,43 +63,68 @@ Z_IMAGE_TURBO = Sizes(  # where its folder is not there to be read
     decoder_channels=128,
     token_side=16,
     context_side=32,
-    context_area=(512**2, 768**2),
+    context_area=CONTEXT_AREA,
     stored_bytes=0,
 )
 
 
-def read_sizes(folder: Path) -> Sizes:
-    """Sizes of a diffusers folder with a vision_tower; OSError, KeyError or ValueError if it is damaged."""
-    transformer = _read_json(folder / "transformer" / "config.json")
-    decoder = _read_json(folder / "vae" / "config.json")
-    context = _read_json(folder / "vision_tower" / "preprocessor_config.json")
-    area = context.get("size", {})
-    return Sizes(
+def read_sizes(folder: Path, vision_tower: Path) -> Sizes:
+    """Sizes of a pipeline's folder and the teacher's eyes; OSError, KeyError or ValueError if damaged."""
+    encoder = sum(count_parameters(path) for path in (folder / "text_encoder", vision_tower))
+    stored = {path for part in (*folder.iterdir(), vision_tower) if part.is_dir() for path in part.iterdir()}
+    return make_sizes(
+        transformer=_read_json(folder / "transformer" / "config.json"),
+        decoder=_read_json(folder / "vae" / "config.json"),
+        eyes=_read_json(vision_tower / "preprocessor_config.json"),
         parameters=count_parameters(folder / "transformer"),
+        encoder_parameters=encoder,
+        decoder_parameters=count_parameters(folder / "vae"),
+        stored_bytes=sum(path.stat().st_size for path in stored if path.is_file()),
+    )
+
+
+def make_sizes(
+    *,
+    transformer: dict,
+    decoder: dict,
+    eyes: dict,
+    parameters: int,
+    encoder_parameters: int,
+    decoder_parameters: int,
+    stored_bytes: int,
+) -> Sizes:
+    """Sizes by the configurations of the parts and the numbers of their parameters."""
+    return Sizes(
+        parameters=parameters,
         dim=transformer["dim"],
         layers=transformer["n_layers"],
         refiners=transformer["n_refiner_layers"],
         caption_features=transformer["cap_feat_dim"],
-        encoder_parameters=sum(count_parameters(folder / part) for part in ("text_encoder", "vision_tower")),
-        decoder_parameters=count_parameters(folder / "vae"),
+        encoder_parameters=encoder_parameters,
+        decoder_parameters=decoder_parameters,
         decoder_channels=decoder["block_out_channels"][0],
         token_side=2 ** len(decoder["block_out_channels"]),  # halved between blocks, then 2 x 2 latents
-        context_side=context["patch_size"] * context["merge_size"],
-        context_area=(area["shortest_edge"], area["longest_edge"]),
-        stored_bytes=sum(path.stat().st_size for path in folder.glob("*/*") if path.is_file()),
+        context_side=eyes["patch_size"] * eyes["merge_size"],
+        context_area=CONTEXT_AREA,
+        stored_bytes=stored_bytes,
     )
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in the safetensors files of a folder, by their headers."""
-    return sum(_count(path) for path in folder.glob("*.safetensors"))
+    """Numbers in a folder's weights, by their headers; of a whole vision-language model in its eyes alone."""
+    shapes: dict[str, list[int]] = {}
+    for path in folder.glob("*.safetensors"):
+        if WEIGHTS.fullmatch(path.name):
+            shapes |= _read_shapes(path)
+    seeing = {name for name in shapes if name.startswith(EYES_PREFIX)}
+    return sum(math.prod(shapes[name]) for name in seeing or shapes)
 
 
-def _count(path: Path) -> int:
+def _read_shapes(path: Path) -> dict[str, list[int]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(min(length, 100_000_000)))  # safetensors' own limit
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _read_json(path: Path) -> dict:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dopsd_app import draws
 from dopsd_app.adapters import adapter_arrays, adapter_weights, add_adapters, update_teacher
+from dopsd_app.base_download import fetch_base_model
 from dopsd_app.base_models import BaseModel, load_base_model
-from dopsd_app.catalog import find_facts
+from dopsd_app.catalog import find_base_model, find_facts
 from dopsd_app.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.config import TrainConfig
 from dopsd_app.encode import EncodedExample, crop_example, encode_examples
@@ -42,17 +43,21 @@ from dopsd_app.memory import enable_gradient_checkpointing
 from dopsd_app.pictures import Example, read_examples
 from dopsd_app.previews import Pair, draw_pairs, first_of, save_rollout, save_samples
 from dopsd_app.rollout import rollout
-from dopsd_app.runs import Run, complete_checkpoints, take_commands
+from dopsd_app.runs import Run, complete_checkpoints, pin_revision, take_commands
 from dopsd_app.worker import work
 
 
 def train(run: Run) -> Iterator[Event]:
     """Trains the run's LoRA by D-OPSD (arXiv 2605.05204), from its newest checkpoint if there is one."""
     config = run.config
+    yield from fetch_base_model(config.base_model, config.revision)
+    # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
+    pin_revision(run, find_base_model(config.base_model, config.revision).commit)
+    config = run.config
     base_model = load_base_model(config)
     examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
     prompts, shown = _prompts(config, examples)
-    neutral = find_facts(config.base_model).neutral_prompts
+    neutral = find_facts(config.base_model, config.revision).neutral_prompts
     yield PhaseProgress("loading", 0, 2)
     encoded = yield from encode_examples(
         base_model, config, examples, prompts, neutral, run.path.parent / ".cache"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dopsd_app.caption_file import parse_metadata, parse_row, read_text
 from dopsd_app.config import TrainConfig, list_presets
+from dopsd_app.creatures import is_creature
 from dopsd_app.draft_file import DraftError, changing, read_state
 from dopsd_app.drafts import (
     KINDS,
@@ -205,7 +206,13 @@ def _keep(draft: Draft, picture: Image.Image) -> dict:
     except OSError as error:
         delete_files(draft, key)
         raise DraftError(f"The picture could not be kept: {error.strerror}. Free some space.") from error
-    return {"key": key, "size": picture.size, "pixels": hash_pixels(picture), "caption": ""}
+    return {
+        "key": key,
+        "size": picture.size,
+        "pixels": hash_pixels(picture),
+        "creature": is_creature(thumbnail),
+        "caption": "",
+    }
 
 
 def _enlist(draft: Draft, item: dict) -> str:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import psutil
 
-from dopsd_app.events import Event, EventReader, HealthMeasured, LoraChecked, PreviewSaved, StepDone, Warned
+from dopsd_app.events import (
+    DownloadProgress,
+    Event,
+    EventReader,
+    HealthMeasured,
+    LoraChecked,
+    PreviewSaved,
+    StepDone,
+    Warned,
+)
 from dopsd_app.health_rules import measured_in
 from dopsd_app.runs import Run, Status
 
@@ -38,6 +47,7 @@ class RunView:
     samples: tuple[Preview, ...]  # rows of base beside LoRA, as above
     health: tuple[HealthMeasured, ...]  # by step; that of step 0 is the base's, the zero line
     warnings: tuple[str, ...]
+    download: DownloadProgress | None  # how far the base model has been fetched, while it is
     check: str  # what the check of the LoRA file found; empty before it
     passed: bool  # whether that was good
 
@@ -90,6 +100,7 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "samples": _files(run, previews, "samples"),
         "health": measured_in(events),
         "warnings": tuple(event.message for event in events if isinstance(event, Warned)),
+        "download": events[-1] if events and isinstance(events[-1], DownloadProgress) else None,
         "check": check.summary if check else "",
         "passed": bool(check and check.passed),
     }

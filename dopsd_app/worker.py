@@ -122,7 +122,8 @@ def _record_all(run: Run, job: Callable[[Run], Iterator[Event]]) -> Event:
             run.reserve_file.unlink(missing_ok=True)
         # The status comes last, so that who reads "failed" finds the rest; it alone must get through.
         with suppress(OSError):
-            _log(run, "".join(traceback.format_exception(error)) + event.reason)
+            detail = getattr(error, "detail", "")  # the Hub's client's own words
+            _log(run, "".join(traceback.format_exception(error)) + f"{event.reason} {detail}".rstrip())
         with suppress(OSError):
             append_event(run.events_file, event)
         write_status(run, state="failed", step=step, reason=event.reason)

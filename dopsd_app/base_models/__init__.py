@@ -8,7 +8,7 @@ import transformers
 
 from dopsd_app.base_models.protocol import BaseModel, Conditioning
 from dopsd_app.base_models.z_image import ZImage
-from dopsd_app.catalog import BaseModelError, find_base_model
+from dopsd_app.catalog import BaseModelError, find_base_model, find_facts
 from dopsd_app.config import TrainConfig
 
 __all__ = ["BASE_MODELS", "BaseModel", "Conditioning", "load_base_model"]
@@ -25,8 +25,8 @@ def load_base_model(config: TrainConfig) -> BaseModel:
 
     Raises `BaseModelError` for a folder that is not there or holds another kind of model, and for no card.
     """
-    folder = find_base_model(config.base_model)
-    pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    place = find_base_model(config.base_model, config.revision)
+    pipeline = json.loads((place.folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,5 +36,9 @@ def load_base_model(config: TrainConfig) -> BaseModel:
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
     return BASE_MODELS[pipeline](
-        folder, torch.device(device), getattr(torch, precision), quantization=config.quantization
+        place,
+        torch.device(device),
+        getattr(torch, precision),
+        quantization=config.quantization,
+        context_area=find_facts(config.base_model, config.revision).sizes.context_area,
     )

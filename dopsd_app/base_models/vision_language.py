@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 from transformers import (
+    BatchFeature,
     PreTrainedTokenizerBase,
     Qwen2VLImageProcessorPil,
     Qwen3Model,
@@ -25,27 +25,13 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionModel,
 )
 
-from dopsd_app.catalog import BaseModelError
+from dopsd_app.loading import load_frozen
 
 
-def load_vision_tower(folder: Path, dtype: torch.dtype) -> Qwen3VLVisionModel:
-    """The vision tower of a folder (config.json, model.safetensors).
-
-    Raises `BaseModelError` with the names of tensors that are missing or not wanted: a tower with a few
-    random weights sees nonsense without any other sign.
-    """
-    vision_tower = Qwen3VLVisionModel(Qwen3VLVisionConfig.from_pretrained(folder)).to(dtype)
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        weights = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    wanted = vision_tower.state_dict().keys()
-    if missing := sorted(wanted - weights.keys()):
-        raise BaseModelError(f"The vision tower in {folder.name} lacks weights: {', '.join(missing)}.")
-    if unexpected := sorted(weights.keys() - wanted):
-        raise BaseModelError(
-            f"The vision tower in {folder.name} has unknown weights: {', '.join(unexpected)}."
-        )
-    vision_tower.load_state_dict(weights)
-    return vision_tower.eval().requires_grad_(False)
+def load_vision_tower(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen3VLVisionModel:
+    """The vision tower of a folder that holds it alone, or a whole Qwen3-VL, of which no more is read."""
+    config = Qwen3VLVisionConfig.from_pretrained(folder)
+    return load_frozen(lambda: Qwen3VLVisionModel(config), folder, dtype, device, prefix="model.visual.")
 
 
 def join_encoders(
@@ -88,6 +74,15 @@ def join_encoders(
     return encoder.to(text_encoder.device).eval().requires_grad_(False)
 
 
+def load_image_processor(folder: Path, area: tuple[int, int]) -> Qwen2VLImageProcessorPil:
+    """What makes patches of a picture, once it is scaled to at least and at most so many pixels.
+
+    The folder's own bounds do not count: Qwen3-VL's let a picture take more tokens than fit, or very few.
+    """
+    size = {"shortest_edge": area[0], "longest_edge": area[1]}
+    return Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
+
+
 def picture_text(image_processor: Qwen2VLImageProcessorPil, grid: Tensor) -> str:
     """The placeholder of one picture of `grid` (t, h, w in patches): one image token per merged patch."""
     tokens = int(grid.prod()) // image_processor.merge_size**2
@@ -95,21 +90,12 @@ def picture_text(image_processor: Qwen2VLImageProcessorPil, grid: Tensor) -> str
 
 
 @torch.no_grad()
-def picture_and_text_features(
-    encoder: Qwen3VLModel, image_processor: Qwen2VLImageProcessorPil, picture: Image.Image, token_ids
-) -> Tensor:
-    """Features (L, D), `hidden_states[-2]`, of a picture and a text.
+def features_of(encoder: Qwen3VLModel, inputs: BatchFeature, token_ids: Tensor) -> Tensor:
+    """Features (L, D), `hidden_states[-2]`, of a message (1, L) that holds the picture's `picture_text`.
 
-    `token_ids(placeholder)` gives the ids (1, L) of the whole message, with the picture's placeholder in it.
+    `inputs` is what the image processor made of the picture.
     """
-    inputs = image_processor(picture, return_tensors="pt")
-    placeholder = picture_text(image_processor, inputs.image_grid_thw[0])
-    input_ids = token_ids(placeholder).to(encoder.device)
-    if not (input_ids == encoder.config.vision_end_token_id).any():
-        raise BaseModelError(
-            f"The teacher's view of a picture takes {placeholder.count('<|image_pad|>')} tokens, too many for"
-            " its message. Lower `longest_edge` in the vision tower's preprocessor_config.json."
-        )
+    input_ids = token_ids.to(encoder.device)
     return encoder(
         input_ids=input_ids,
         pixel_values=inputs.pixel_values.to(encoder.device, encoder.dtype),

@@ -1,7 +1,5 @@
 """Z-Image-Turbo, and every model of its architecture: the built-in base included."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
@@ -9,27 +7,41 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3Model
+from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
 from dopsd_app.base_models import vision_language
 from dopsd_app.base_models.protocol import Conditioning
-from dopsd_app.memory import quantize_nf4
+from dopsd_app.catalog import BaseModelError, Place
+from dopsd_app.loading import load_frozen
 
 STUDENT_TOKENS = 512  # the pipeline's max_sequence_length
 TEACHER_TOKENS = 1024  # the picture takes up to 576 of them
 
 
 class ZImage:
-    """A Z-Image-Turbo folder with the teacher's `vision_tower` beside the pipeline's parts."""
+    """Z-Image-Turbo's pipeline with the teacher's eyes, Qwen3-VL's vision tower."""
 
     lora_targets = (
         r"(layers|noise_refiner|context_refiner)\.\d+\."
         r"(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.(w1|w2|w3))"
     )
-    conditioning_version = "z-image 1: picture, caption; hidden_states[-2]; the text encoder's rotary base"
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, quantization: str = "none"):
-        self.folder, self.device, self.dtype, self.quantization = folder, device, dtype, quantization
+    def __init__(
+        self,
+        place: Place,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        quantization: str,
+        context_area: tuple[int, int],
+    ):
+        folder = place.folder
+        self.folder, self.eyes, self.context_area = folder, place.vision_tower, context_area
+        self.device, self.dtype, self.quantization = device, dtype, quantization
+        self.conditioning_version = (
+            "z-image 2: picture, caption; hidden_states[-2]; the text encoder's rotary base;"
+            f" a picture of {context_area} pixels"
+        )
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
         self.vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
@@ -39,16 +51,19 @@ class ZImage:
     def load_encoders(self) -> None:
         """Loads the tokenizer, the text encoder and the vision tower onto the device."""
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-        self.text_encoder = _load(Qwen3Model, self.folder / "text_encoder", self.dtype).to(self.device)
+        folder = self.folder / "text_encoder"
+        config = Qwen3Config.from_pretrained(folder)
+        self.text_encoder = load_frozen(
+            lambda: Qwen3Model(config), folder, self.dtype, self.device, prefix="model."
+        )
         self._load_vision_tower()
         self.teacher_encoder = vision_language.join_encoders(
             self.text_encoder, self.vision_tower, self.tokenizer
         )
 
     def _load_vision_tower(self) -> None:
-        vision_tower = vision_language.load_vision_tower(self.folder / "vision_tower", self.dtype)
-        self.vision_tower = vision_tower.to(self.device)
-        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(self.folder / "vision_tower")
+        self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
+        self.image_processor = vision_language.load_image_processor(self.eyes, self.context_area)
 
     def free_encoders(self) -> None:
         """Gives the encoders' memory back, the vision tower's too."""
@@ -57,31 +72,43 @@ class ZImage:
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
-        self.transformer = _load(ZImageTransformer2DModel, self.folder / "transformer", self.dtype)
-        if self.quantization == "nf4":
-            quantize_nf4(self.transformer, self.lora_targets, self.dtype, self.device)
-        self.transformer.to(self.device)
+        nf4_targets = self.lora_targets if self.quantization == "nf4" else None
+        self.transformer = self._load(ZImageTransformer2DModel, "transformer", self.dtype, nf4_targets)
         # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
-        self.vae = _load(AutoencoderKL, self.folder / "vae", torch.float32).to(self.device)
+        self.vae = self._load(AutoencoderKL, "vae", torch.float32)
+
+    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
+        folder = self.folder / part
+        config = model_class.load_config(folder)
+        return load_frozen(
+            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
+        )
 
     @torch.no_grad()
     def encode_student(self, caption: str) -> Conditioning:
         """Features (L, D) of the templated caption, `hidden_states[-2]`, as `encode_prompt` gives them."""
-        token_ids = self._token_ids(caption, STUDENT_TOKENS).to(self.device)
+        token_ids = self._token_ids(caption)[:, :STUDENT_TOKENS].to(self.device)
         features = self.text_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
         return Conditioning(features[0])
 
     def encode_teacher(self, picture: Image.Image, caption: str) -> Conditioning:
-        """Features (L, D) of one user message, the picture first, then the caption; image tokens stay in."""
-        features = vision_language.picture_and_text_features(
-            self.teacher_encoder,
-            self.image_processor,
-            picture,
-            lambda placeholder: self._token_ids(placeholder + caption, TEACHER_TOKENS),
-        )
-        return Conditioning(features)
+        """Features (L, D) of one user message, the picture first, then the caption; image tokens stay in.
 
-    def _token_ids(self, content: str, max_length: int) -> Tensor:
+        Raises `BaseModelError` for a caption of which something would be cut off, for student or teacher.
+        """
+        inputs = self.image_processor(picture, return_tensors="pt")
+        placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
+        token_ids = self._token_ids(placeholder + caption)
+        taken = token_ids.shape[1] - self._token_ids(caption).shape[1]  # by the picture
+        room = min(STUDENT_TOKENS, TEACHER_TOKENS - taken)
+        if token_ids.shape[1] - taken > room:
+            raise BaseModelError(
+                f"The caption “{caption[:60]} ...” is too long: it takes {token_ids.shape[1] - taken} tokens,"
+                f" and {room} can be read. Shorten it."
+            )
+        return Conditioning(vision_language.features_of(self.teacher_encoder, inputs, token_ids))
+
+    def _token_ids(self, content: str) -> Tensor:
         # Templated here, from a fresh list: encode_prompt writes its template into the list that it is given.
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -89,7 +116,7 @@ class ZImage:
             add_generation_prompt=True,
             enable_thinking=True,
         )
-        return self.tokenizer(text, max_length=max_length, truncation=True, return_tensors="pt").input_ids
+        return self.tokenizer(text, return_tensors="pt").input_ids
 
     @torch.no_grad()
     def encode_picture(self, picture: Image.Image) -> Tensor:
@@ -145,8 +172,3 @@ class ZImage:
             tokenizer=self.tokenizer,
             transformer=self.transformer,
         )
-
-
-def _load(model_class, folder: Path, dtype: torch.dtype):
-    """A frozen part from safetensors files only: a pickle could run code."""
-    return model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval().requires_grad_(False)

@@ -1,5 +1,9 @@
 """The page: five steps from pictures to a published LoRA. It reads folders and never imports torch."""
 
+import os
+import re
+from urllib.request import getproxies
+
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -46,3 +50,22 @@ def launch_options() -> dict:
             ]
         },
     }
+
+
+def reach_own_server_directly() -> None:
+    """Keeps this program's own address out of any proxy: Gradio asks its server over HTTP when it starts.
+
+    The Hub is still asked through the proxy, and what the person had kept out of it stays out. Gradio asks
+    `localhost` for a page that is open to the network (0.0.0.0), else the name it is served at.
+    """
+    proxies = getproxies()
+    if not proxies.keys() - {"no"}:
+        return
+    kept_out = proxies.get("no", "").split(",")
+    own = ["localhost", "127.0.0.1", "::1", os.environ.get("GRADIO_SERVER_NAME", "")]
+    # In brackets, as Gradio needs an IPv6 address, httpx would refuse it.
+    names = [re.sub(r"^\[(.*)\]$", r"\1", name.strip()) for name in kept_out + own]
+    proxies["no"] = ",".join(filter(None, names))
+    # All of them: Windows and macOS keep proxies in their settings, and Python looks there only while no
+    # variable speaks of proxies. In lower case: Python then passes over the other spelling.
+    os.environ.update({f"{kind}_proxy": address for kind, address in proxies.items()})

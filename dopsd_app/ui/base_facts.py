@@ -3,55 +3,85 @@
 import time
 from functools import lru_cache
 
-from dopsd_app.catalog import CATALOG, BaseModelError, BaseModelFacts, download_size, find_base_model
+from dopsd_app.base_download import Offer, ask_hub, needs_fetching
+from dopsd_app.catalog import CATALOG, BaseModelFacts, find_facts
+from dopsd_app.events import KnownFailure
 from dopsd_app.machine import free_disk, read_machine
-from dopsd_app.runs import default_runs_dir
 from dopsd_app.ui import words
 
-HUB_REMEMBERED = 600  # seconds that the Hub's answer about a repository's size is good for
+HUB_REMEMBERED = 600  # seconds that the Hub's answer about a repository is good for
 
 
-def base_facts(base: str, folder: str, *, ask_hub: bool) -> str:
-    """The facts of a base model of the catalog, which may lie in a folder of the person's own.
+def base_facts(base: str, own: str, *, ask: bool) -> str:
+    """The facts of a base model of the catalog, or of a person's own in its place (a repository, a folder).
 
-    Only where `ask_hub` says so, the Hub is asked for the size of the download: that can take seconds.
+    Only where `ask` says so, the Hub is asked what is to be fetched: that can take seconds.
     """
-    facts = CATALOG[base]
-    licence = words.link(facts.licence_link, facts.licence_name)
-    cells, problems = [f"<b>Licence</b> {licence}"], []
-    if facts.repository:
-        cells += [_download(facts, ask_hub), _fit(facts)]
-        try:
-            find_base_model(folder or base)
-            cells.append("<b>Ready</b>")
-        except BaseModelError as error:
+    name, problems, offer, fetching = own or base, [], None, False
+    try:
+        fetching = needs_fetching(name)
+        offer = _offer(name, round(time.monotonic() / HUB_REMEMBERED)) if fetching and ask else None
+    except KnownFailure as error:
+        problems.append(str(error))
+    try:
+        facts = find_facts(name)
+    except KnownFailure as error:
+        if not problems:  # what is not known yet, since the Hub could not be asked, is told already
             problems.append(str(error))
-    else:
-        cells.append("<b>Ready</b> it comes with the program")
-    inner = "".join(f"<span>{cell}</span>" for cell in cells)
-    description = f"<p class='good'>{words.text(facts.description)}</p>"
+        return _card(CATALOG[base].description, [], problems)
+    cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if facts.gpu_memory else ""]
+    if fetching:
+        cells.append(_download(offer, facts))
+    elif not problems:
+        cells.append(f"<b>Ready</b>{'' if facts.repository or own else ' it comes with the program'}")
+    problems += _without_card(facts)
+    return _card(facts.description, cells, problems)
+
+
+def _card(description: str, cells: list[str], problems: list[str]) -> str:
+    inner = "".join(f"<span>{cell}</span>" for cell in cells if cell)
+    about = f"<p class='good'>{words.text(description)}</p>"
     said = words.lines(problems, "problem")
-    return f"<div class='model'>{description}<div class='facts'>{inner}</div>{said}</div>"
+    return f"<div class='model'>{about}<div class='facts'>{inner}</div>{said}</div>"
 
 
-def _download(facts: BaseModelFacts, ask_hub: bool) -> str:
-    free = f"{words.disk(free_disk(default_runs_dir()))} free on this disk"
-    if not ask_hub:
-        return f"<b>Disk</b> {free}"
-    size = _download_size(facts.repository, round(time.monotonic() / HUB_REMEMBERED))
-    shown = words.disk(size) if size else "size unknown: the Hub cannot be asked now"
-    return f"<b>On the Hub</b> {shown}, {free}"
+def _licence(facts: BaseModelFacts) -> str:
+    known = facts.licence
+    return words.link(known.link, known.name) if known.name else "not told: look at where the model is from"
+
+
+def _download(offer: Offer | None, facts: BaseModelFacts) -> str:
+    """What will be fetched, and what the disk has; sizes are the Hub's, or what it told the last time."""
+    if offer is None:
+        size = f": {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
+        return f"<b>From the Hub</b> fetched when it is needed{size}"
+    rest = f", {words.disk(offer.missing)} of it still to come" if offer.missing < offer.size else ""
+    free = words.disk(free_disk(offer.folder))
+    return f"<b>From the Hub</b> {words.disk(offer.size)}, once, when it is needed{rest}; {free} free there"
 
 
 @lru_cache(maxsize=8)
-def _download_size(repository: str, moment: int) -> int | None:
-    return download_size(repository)
+def _offer(name: str, moment: int) -> Offer:
+    return ask_hub(name)
 
 
 def _fit(facts: BaseModelFacts) -> str:
     machine, needed = read_machine(), words.memory(facts.gpu_memory)
     if not machine.gpus or not machine.torch_has_cuda:
-        return f"<b>Memory</b> needs an NVIDIA card with {needed} or more: none can be used here"
+        return f"<b>Memory</b> needs an NVIDIA card with {needed} or more"
     card = machine.gpus[0]
     fits = "fits" if facts.gpu_memory <= card.memory else "does not fit"
     return f"<b>Memory</b> {needed} or more, {fits} {words.text(card.name)}"
+
+
+def _without_card(facts: BaseModelFacts) -> list[str]:
+    """What a person needs who has no card that could train this model."""
+    machine = read_machine()
+    if not facts.gpu_memory or (machine.gpus and machine.torch_has_cuda):
+        return []
+    if machine.gpus:
+        return [f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."]
+    return [
+        f"Here is no NVIDIA card. Use a computer that has one with {words.memory(facts.gpu_memory)} or more,"
+        " or duplicate this app on the Hub as a Space with a GPU."
+    ]

@@ -202,6 +202,7 @@ def _connect_pictures(page: Page) -> None:
     step.base.input(guarded(pictures.choose_base), [draft, step.base], of_base, **shown_on(step.facts))
     step.folder.submit(guarded(pictures.choose_folder), [draft, step.folder], of_base, **shown_on(step.facts))
     step.folder.blur(guarded(pictures.choose_folder), [draft, step.folder], of_base, **shown_on(step.facts))
+    step.real.click(guarded(pictures.use_real_base), draft, [step.base, *of_base], **shown_on(step.facts))
     step.upload.upload(
         guarded(pictures.add_files), [draft, step.upload], [step.upload, *step.shown], **shown_on(step.upload)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from dopsd_app.captions import advise
-from dopsd_app.catalog import CATALOG
+from dopsd_app.catalog import CATALOG, find_repository
 from dopsd_app.config import TrainConfig, load_preset, presets_for
 from dopsd_app.drafts import (
     KINDS,
@@ -33,7 +33,8 @@ from dopsd_app.ui.run_actions import the_run
 from dopsd_app.ui.typing_order import typing_order
 from dopsd_app.uploads import add_pictures, clone_run, list_examples, load_example
 
-SAID = 9  # where in `PicturesStep.shown` the set's messages are
+REAL_BASE = "z-image-turbo"  # for photographs
+SAID = 10  # where in `PicturesStep.shown` the set's messages are
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class PicturesStep:
     really: gr.Button
     keep: gr.Button
     earlier: gr.Dropdown
-    empty: gr.HTML
+    empty: gr.HTML  # what there is to say above the pictures
+    real: gr.Button  # another base model, for pictures that this one cannot learn
     said: gr.HTML
     trigger: gr.Textbox
     kind: gr.Radio
@@ -84,7 +86,7 @@ class PicturesStep:
     @property
     def messages(self) -> list:
         """What `show_messages` fills, in its order, before the slots' own messages."""
-        return [self.empty, self.said, self.go]
+        return [self.empty, self.real, self.said, self.go]
 
 
 def pictures_step() -> PicturesStep:
@@ -97,10 +99,10 @@ def pictures_step() -> PicturesStep:
         elem_id="base",
     )
     folder = gr.Textbox(
-        label="Its folder on this computer",
+        label="Another one of its kind",
         visible=False,
         elem_id="base-folder",
-        info="A pipeline as diffusers saves it, with the teacher's vision_tower beside its parts",
+        info="A repository on the Hub (owner/name), such as a fine-tune, or a folder that diffusers saved",
     )
     facts = gr.HTML(elem_id="base-facts")
     gr.HTML("<h2>Your pictures</h2>")
@@ -147,13 +149,14 @@ def pictures_step() -> PicturesStep:
             elem_id="kind",
         )
     empty = gr.HTML(elem_id="no-pictures")
+    real = gr.Button("Use Z-Image-Turbo", variant="primary", visible=False, elem_id="use-real-base")
     with gr.Row(elem_classes="slots", elem_id="slots"):
         slots = [_slot(number) for number in range(1, MAX_PICTURES + 1)]
     said = gr.HTML(elem_id="set-problems")
     go = gr.Button("Next: what the teacher sees", variant="primary", interactive=False, elem_id="to-teacher")
     return PicturesStep(
         gr.State(""), gr.State([]), base, folder, facts, upload, examples, fresh, throw_away, sure, really,
-        keep, earlier, empty, said,
+        keep, earlier, empty, real, said,
         trigger, kind, slots, go,
     )  # fmt: skip
 
@@ -193,17 +196,17 @@ def show(draft: Draft, *, as_built: bool = False) -> list:
     hidden = [gr.skip()] * 4 if as_built else [gr.Column(visible=False), "", gr.Textbox(value=""), ""]
     slots += hidden * (MAX_PICTURES - len(items))
     messages = show_messages(draft)
-    slots[3 : 4 * len(items) : 4] = messages[3 : 3 + len(items)]
+    slots[3 : 4 * len(items) : 4] = messages[4 : 4 + len(items)]
     return [
         draft.id,
         [item.key for item in items],
         base,
         gr.Textbox(value=folder, visible=not built_in),
-        base_facts(base, folder, ask_hub=False),
+        base_facts(base, folder, ask=False),
         _earlier(draft),
         draft.trigger_word,
         draft.kind,
-        *messages[:3],
+        *messages[:4],
         *slots,
     ]
 
@@ -213,11 +216,12 @@ def show_messages(draft: Draft) -> list:
     items, problems = draft.items, check_draft(draft)
     advice = advise(draft) if items else {}
     whole = problems.get("", ()) if items else ()
-    empty = (
-        ""
-        if items
-        else ("<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>")
-    )
+    strange = strange_pictures(draft)
+    above = words.lines([strange] if strange else [], "problem")
+    if not items:
+        above = (
+            "<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>"
+        )
     waiting = [
         f"{name} belongs to no picture here. It is kept until its picture comes." for name in draft.waiting
     ]
@@ -233,7 +237,23 @@ def show_messages(draft: Draft) -> list:
         for item in items
     ]
     slots += [""] * (MAX_PICTURES - len(items))
-    return [empty, said, gr.Button(interactive=bool(items) and not problems), *slots]
+    variant = "secondary" if strange else "primary"
+    go = gr.Button(interactive=bool(items) and not problems, variant=variant)
+    return [above, gr.Button(visible=bool(strange)), said, go, *slots]
+
+
+def strange_pictures(draft: Draft) -> str:
+    """Why the built-in base cannot learn these pictures, where it cannot; else an empty text."""
+    number = sum(not item.creature for item in draft.items)
+    if not number or find_repository(base_of(draft)) or draft.settings.get("base_model"):
+        return ""
+    which = "These pictures are" if number == len(draft.items) else f"{number} of these pictures are"
+    if number == 1:
+        which = "This picture is" if len(draft.items) == 1 else "One of these pictures is"
+    return (
+        f"{which} not of the built-in model's world: it draws cartoon creatures of its own, and cannot learn"
+        " anything else. Z-Image-Turbo can."
+    )
 
 
 def _earlier(draft: Draft):
@@ -331,14 +351,19 @@ def choose_base(draft_id: str, base: str) -> list:
     """Takes another base model, with the preset that was made for it."""
     draft = shown_draft(draft_id)
     if base != base_of(draft):
-        set_settings(draft, preset=_preset_for(base, draft.kind), base_model=None)
+        set_settings(draft, preset=_preset_for(base, draft.kind), base_model=None, revision=None)
     return _show_base(draft)
 
 
+def use_real_base(draft_id: str) -> list:
+    """Takes the base model that draws photographs, for pictures that the built-in one cannot learn."""
+    return [REAL_BASE, *choose_base(draft_id, REAL_BASE)]
+
+
 def choose_folder(draft_id: str, folder: str) -> list:
-    """Takes the base model from a folder of this computer; empty goes back to the catalog's."""
+    """Takes another base model, by its repository or folder; empty goes back to the catalog's."""
     draft = shown_draft(draft_id)
-    set_settings(draft, base_model=folder.strip() or None)
+    set_settings(draft, base_model=folder.strip() or None, revision=None)
     return _show_base(draft)
 
 
@@ -346,7 +371,7 @@ def _show_base(draft: Draft) -> list:
     """New values for what tells of the base model; what is being typed elsewhere is left alone."""
     base, folder = base_of(draft), draft.settings.get("base_model", "")
     visible = bool(CATALOG[base].repository)
-    facts = base_facts(base, folder, ask_hub=True)
+    facts = base_facts(base, folder, ask=True)
     return [gr.Textbox(value=folder, visible=visible), facts, *show_messages(draft)]
 
 

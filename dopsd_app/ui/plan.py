@@ -14,7 +14,7 @@ from dopsd_app.config import ConfigError, TrainConfig, load_preset, presets_for
 from dopsd_app.draft_file import read_state
 from dopsd_app.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.machine import read_machine
-from dopsd_app.plan import Plan, make_plan
+from dopsd_app.plan import Plan, check_base, make_plan
 from dopsd_app.runs import (
     Run,
     RunError,
@@ -174,6 +174,8 @@ def _needs(plan: Plan) -> str:
         "Memory": (words.memory(plan.memory), f"of {free} free, {plan.device}"),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }
+    if plan.download:
+        cells["Download"] = (words.disk(plan.download), "from the Hub, once, before it begins")
     items = "".join(
         f"<div><dt>{name}</dt><dd>{words.text(figure)}<small>{words.text(remark)}</small></dd></div>"
         for name, (figure, remark) in cells.items()
@@ -227,6 +229,7 @@ def start(draft_id: str) -> str:
         if run := _started(draft):
             return run.id
         config, dataset = draft_config(draft), draft_dataset(draft)
+        check_base(config)
         if problems := plan_draft(draft).problems:
             raise RunError("\n".join(plainly(problem) for problem in problems))
         run = create_run(default_runs_dir(), config, dataset)

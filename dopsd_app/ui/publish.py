@@ -7,7 +7,7 @@ import gradio as gr
 from dopsd_app import hub
 from dopsd_app.access import find_token, this_space
 from dopsd_app.card_pictures import card_pictures, clear_pictures, keep_picture
-from dopsd_app.catalog import CATALOG
+from dopsd_app.catalog import find_licence
 from dopsd_app.events import KnownFailure
 from dopsd_app.lora_file import find_lora
 from dopsd_app.runs import Run
@@ -85,9 +85,9 @@ def show(run_id: str) -> list:
 
 
 def _licence(run: Run) -> str:
-    known = CATALOG.get(run.config.base_model)
-    if known:
-        return f"Licence: {known.licence_name}, as the base model's."
+    licence = find_licence(run.config.base_model, run.config.revision)
+    if licence.name:
+        return f"Licence: {licence.name}, as the base model's."
     return "Licence: that of the base model, which you should know."
 
 

@@ -89,6 +89,7 @@ def show_run(run_id: str) -> dict:
         "memory": view.memory,
         "loss": [list(point) for point in view.curve],
         "health": [asdict(health) for health in view.health],
+        "download": asdict(view.download) if view.download else None,
         "warnings": list(view.warnings),
         "check": view.check,
     }

@@ -15,6 +15,7 @@ from dopsd_app.draft_file import read_state
 from dopsd_app.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
 from dopsd_app.pictures import copy_examples
+from dopsd_app.plan import check_base
 from dopsd_app.runs import RunError, default_runs_dir, replace_file
 from dopsd_app.ui import words
 from dopsd_app.ui.news import only_new, seen_marks
@@ -77,6 +78,7 @@ def start_check(draft_id: str) -> Drawing:
         if (earlier := draft_check(draft)) and earlier.status.live:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
         config, dataset = draft_config(draft), draft_dataset(draft)
+        check_base(config)
         mark = _mark(draft)
         checked = draft.path / f"checked-{secrets.token_hex(6)}"
         copy_examples(replace(dataset, examples=dataset.examples[:CHECKED]), checked)
@@ -146,7 +148,7 @@ def look(draft_id: str, seen: dict) -> list:
     outdated = bool(check) and is_outdated(draft)
     values = {
         "status": (
-            status and (status.state, status.done, status.total, status.reason),
+            status and (status.state, status.done, status.total, status.reason, status.speed),
             lambda: _status(status),
         ),
         "verdict": ((drawing and drawing.id, bool(check), outdated), lambda: _verdict(check, outdated)),
@@ -177,10 +179,15 @@ def _status(status) -> str:
         "waiting": "Waiting for the model",
         "loading": "Loading the model",
     }.get(status.state, f"Drawing, {status.done} of {status.total}")
+    if status.download:
+        said = f"{words.STATES['downloading']}. {words.download(status.download)}."
     share = status.done / status.total if status.total else 0
+    label = "Base model fetched" if status.download else "Pictures drawn"
+    # What changes twice a second is not to be read out twice a second.
+    live = "" if status.download else " role='status' aria-live='polite'"
     return (
-        f"<p class='hint' role='status' aria-live='polite'>{said}</p>"
-        f"<progress max='1' value='{share:.3f}' aria-label='Pictures drawn'></progress>"
+        f"<p class='hint'{live}>{said}</p>"
+        f"<progress max='1' value='{share:.3f}' aria-label='{label}'></progress>"
     )
 
 

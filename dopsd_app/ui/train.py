@@ -7,7 +7,7 @@ import gradio as gr
 import pandas as pd
 
 from dopsd_app.access import this_space
-from dopsd_app.events import HealthMeasured
+from dopsd_app.events import DownloadProgress, HealthMeasured
 from dopsd_app.hub import suggest_name
 from dopsd_app.runs import Run, Status
 from dopsd_app.ui import words
@@ -227,7 +227,7 @@ def _pictures_of_run(view: RunView | None, otherwise: str) -> dict:
     status = view.status
     return {
         "status": ((status.state, status.reason, view.check, view.warnings), lambda: _status(view)),
-        "progress": ((status.step, status.steps, status.state), lambda: _progress(view)),
+        "progress": ((status.step, status.steps, status.state, view.download), lambda: _progress(view)),
         "rollout": (view.rollouts[-1:], lambda: _rollout(view.rollouts)),
         "samples": (view.samples, lambda: _samples(view.samples)),
         "curve": (view.curve, lambda: _curve(view.curve)),
@@ -251,6 +251,8 @@ def _status(view: RunView) -> str:
 
 def _progress(view: RunView) -> str:
     status = view.status
+    if status.state == "downloading" and view.download:
+        return _download(view.download)
     share = status.step / status.steps if status.steps else 0
     facts = [f"Step {status.step} of {status.steps}"]
     if view.seconds_per_step is not None:
@@ -263,6 +265,14 @@ def _progress(view: RunView) -> str:
     return (
         f"<progress max='1' value='{share:.4f}' aria-label='Steps done'></progress>"
         f"<div class='facts'>{cells}</div>"
+    )
+
+
+def _download(progress: DownloadProgress) -> str:
+    share = progress.done / progress.total if progress.total else 0
+    return (
+        f"<progress max='1' value='{share:.4f}' aria-label='Base model fetched'></progress>"
+        f"<div class='facts'><span>{words.download(progress)}</span></div>"
     )
 
 
@@ -323,7 +333,7 @@ def _scores(health: HealthMeasured) -> tuple[float | None, ...]:
 
 def _buttons(run: Run | None, view: RunView | None) -> dict:
     state = view.status.state if view else ""
-    live = state in ("loading", "encoding", "training")
+    live = state in ("downloading", "loading", "encoding", "training")
     active = {
         "stop": live or state == "queued",
         "resume": state in ("draft", "stopped", "failed", "interrupted"),

@@ -13,6 +13,7 @@ from dopsd_app.events import KnownFailure
 from dopsd_app.health_rules import best_step
 from dopsd_app.lora_file import find_lora
 from dopsd_app.model_card import make_snippet
+from dopsd_app.plan import check_base
 from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
 from dopsd_app.ui import words
 from dopsd_app.ui.lora_copies import lora_copy
@@ -149,6 +150,7 @@ def draw_pair(
         raise KnownFailure("Write a prompt first.")
     if not (0 <= seed < 2**32 and 0 <= strength <= MAX_STRENGTH):
         raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
+    check_base(run.config)
     drawing = ask(run.runs_dir, PictureRequest(run.id, prompt.strip(), seed, strength, step))
     wait(drawing, progress)
     return drawing
@@ -158,7 +160,11 @@ def wait(drawing: Drawing, progress) -> None:
     """Comes back when the drawing is done; `KnownFailure` says why it was not."""
     while (status := drawing.status).state not in ("done", "failed", "cancelled"):
         said = {"waiting": "Waiting", "loading": "Loading the model"}.get(status.state, "Drawing")
-        progress((status.done, status.total or 1), desc=said, unit="pictures")
+        if status.download:
+            share = status.done / status.total if status.total else 0.0
+            progress(share, desc=f"{words.STATES['downloading']}. {words.download(status.download)}")
+        else:
+            progress((status.done, status.total or 1), desc=said, unit="pictures")
         time.sleep(LOOK)
     if status.state != "done":
         raise KnownFailure(status.reason or "Cancelled.")

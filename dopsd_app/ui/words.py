@@ -11,11 +11,13 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
+from dopsd_app.events import DownloadProgress
 from dopsd_app.plan import words_for_time as in_time
 
 STATES = {
     "draft": "Not started",
     "queued": "Waiting in the queue",
+    "downloading": "Fetching the base model",
     "loading": "Loading the base model",
     "encoding": "Reading pictures and captions",
     "training": "Training",
@@ -25,6 +27,18 @@ STATES = {
     "finished": "Finished",
     "interrupted": "Interrupted",
 }
+
+
+def download(progress: DownloadProgress) -> str:
+    """How far a download is, how fast, and how long it still takes."""
+    if not progress.total:
+        return "Asking the Hub what it has"
+    if progress.done >= progress.total:
+        return f"All {disk(progress.total)} are here: putting the files into their places"
+    said = [f"{disk(progress.done)} of {disk(progress.total)} fetched"]
+    if progress.seconds_left is None:
+        return f"{said[0]}, nothing is coming just now"
+    return f"{said[0]}, {progress.speed / 1e6:.1f} MB/s, {in_time(progress.seconds_left)} left"
 
 
 def pace(seconds: float) -> str:

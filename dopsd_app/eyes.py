@@ -1,0 +1,128 @@
+"""The teacher's eyes: of a vision-language model on the Hub, only the tensors that see. No torch here.
+
+Of Qwen3-VL-4B's 8.9 GB these are 0.83: the index says which files hold them, the files' headers where they
+lie. They are kept in one file, under their own names, beside the model's configuration.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dopsd_app.download import (
+    Order,
+    RangesRefusedError,
+    Source,
+    Target,
+    open_range,
+    whole_files,
+)
+from dopsd_app.hub_client import HubError
+from dopsd_app.pipeline_folder import EYES_PREFIX
+from dopsd_app.repository import Listing, RemoteFile, find_snapshot, link_files
+
+INDEX = "model.safetensors.index.json"
+CUT_OUT = "model.safetensors"
+CONFIGURATION = ("config.json", "preprocessor_config.json")
+LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
+
+
+def find_eyes(repository: str) -> Path | None:
+    """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache."""
+    for folder in sorted(
+        _kept(repository).glob("*"), key=lambda folder: folder.stat().st_mtime, reverse=True
+    ):
+        if (folder / "model.safetensors").exists() and all(
+            (folder / name).exists() for name in CONFIGURATION
+        ):
+            return folder
+    whole = find_snapshot(repository, INDEX)
+    return whole if whole and _all_there(whole, (*CONFIGURATION, *_shards(whole / INDEX))) else None
+
+
+def _all_there(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def _kept(repository: str) -> Path:
+    """Where cut out eyes of a repository lie, a folder for each commit."""
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("dopsd", namespace="vision_towers", subfolder=repository)
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that hold tensors that see."""
+    weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return sorted({file for name, file in weights.items() if name.startswith(EYES_PREFIX)})
+
+
+def order_eyes(listing: Listing) -> Order:
+    """The order for the eyes of a repository; where the Hub sends no parts of files, for whole ones.
+
+    Reads the index and the headers of the files. Raises `HubError`.
+    """
+    small = [file.path for file in listing.files if file.path in (INDEX, *CONFIGURATION)]
+    if missing := sorted({INDEX, *CONFIGURATION} - set(small)):
+        raise HubError(f"{listing.repository} has no {missing[0]}: it is no vision-language model in parts.")
+    folder = link_files(listing.repository, "", small)
+    files = [file for name in _shards(folder / INDEX) for file in listing.matching(re.escape(name))]
+    try:
+        target = _cut_out(listing, files)
+    except RangesRefusedError:
+        every = [*files, *(file for file in listing.files if file.path in small)]
+        return whole_files(listing, "", every)
+    return Order((target,), lambda: _keep_configuration(folder, target.path.parent))
+
+
+def _keep_configuration(source: Path, folder: Path) -> None:
+    for name in CONFIGURATION:
+        shutil.copyfile(source / name, folder / name)
+
+
+def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
+    """One file with the tensors that see, of parts of these files."""
+    header: dict[str, dict] = {"__metadata__": {"of": f"{listing.repository} {listing.commit}"}}
+    sources: list[Source] = []
+    size = 0
+    for file in files:
+        url = _url(listing, file)
+        for name, facts, start, end in _tensors(url, file):
+            header[name] = {**facts, "data_offsets": [size, size + end - start]}
+            size += end - start
+            if sources and sources[-1].url == url and sources[-1].end == start:
+                sources[-1] = Source(url, sources[-1].start, end)
+            else:
+                sources.append(Source(url, start, end))
+    if not sources:
+        raise HubError(f"{listing.repository} holds no tensors {EYES_PREFIX}*: it has no eyes.")
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    head = len(text).to_bytes(8, "little") + text
+    path = _kept(listing.repository) / listing.commit / CUT_OUT
+    lock = path.with_name(f"{CUT_OUT}.lock")
+    return Target(path, lock, len(head) + size, tuple(sources), head=head, whole=False)
+
+
+def _url(listing: Listing, file: RemoteFile) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(listing.repository, file.path, revision=listing.commit)
+
+
+def _tensors(url: str, file: RemoteFile) -> Iterator[tuple[str, dict, int, int]]:
+    """Of each tensor that sees, in a file's order: name, type and shape, first byte and the one behind."""
+    length = int.from_bytes(_read(url, 0, 8), "little")
+    if not 0 < length <= min(LONGEST_HEADER, file.size):
+        raise HubError(f"{file.path} on the Hub is no safetensors file.")
+    header = json.loads(_read(url, 8, 8 + length))
+    seeing = {name: facts for name, facts in header.items() if name.startswith(EYES_PREFIX)}
+    for name, facts in sorted(seeing.items(), key=lambda item: item[1]["data_offsets"]):
+        start, end = (8 + length + offset for offset in facts["data_offsets"])
+        yield name, {"dtype": facts["dtype"], "shape": facts["shape"]}, start, end
+
+
+def _read(url: str, start: int, end: int) -> bytes:
+    with open_range(url, start, end) as response:
+        return response.read()

@@ -1,0 +1,92 @@
+"""What lies in a repository on the Hub, and which of its files are on this computer. No torch here.
+
+Files lie in the Hub's own cache (`HF_HOME`), where other programs find them, and we theirs.
+"""
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dopsd_app.hub_client import reading_errors, reading_token
+
+ASK_SECONDS = 10  # of silence, when the Hub is asked for a list
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository."""
+
+    path: str
+    size: int  # bytes
+    sha256: str  # of a large one, by which the cache names it too; "" for one that git itself keeps
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository at one commit."""
+
+    repository: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    def matching(self, pattern: str) -> list[RemoteFile]:
+        """The files whose whole path matches a regular expression."""
+        return [file for file in self.files if re.fullmatch(pattern, file.path)]
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name can be a repository's, `owner/name`; a folder of this name goes first."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if name.count("/") != 1 or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def list_files(repository: str, revision: str = "") -> Listing:
+    """What the Hub has at a revision (a branch, a tag or a commit; "": main); raises `HubError`."""
+    from huggingface_hub import HfApi
+
+    with reading_errors(repository):
+        api = HfApi(token=reading_token())
+        info = api.model_info(repository, revision=revision or None, files_metadata=True, timeout=ASK_SECONDS)
+        files = (
+            RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
+            for file in info.siblings or ()
+        )
+        return Listing(repository, info.sha, tuple(files))
+
+
+def find_snapshot(repository: str, file: str, revision: str = "") -> Path | None:
+    """The folder in the Hub's cache that has this file of a repository; None where it is not there.
+
+    The folder's name is the commit. Other files of the commit may be missing.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, file, revision=revision or None)
+    return Path(found).parents[file.count("/")] if isinstance(found, str) else None
+
+
+def link_files(repository: str, revision: str, paths: list[str]) -> Path:
+    """Has the Hub's client put these files into its cache's folder of the commit, which is returned.
+
+    What lies in the cache already, under its content's name, is only linked; small files are fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with reading_errors(repository):
+        folder = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=[*map(glob.escape, paths)],
+            token=reading_token(),
+        )
+        return Path(folder)

@@ -1,0 +1,72 @@
+"""A process that fetches, as a worker does: one JSON line in for each call, one out for its result.
+
+huggingface_hub reads its environment when it is imported, so that the tests' own process, offline, cannot.
+Each call may name a cache of its own.
+"""
+
+import json
+import sys
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.utils import _cache_assets
+
+from dopsd_app import base_download, catalog, download
+from dopsd_app.events import KnownFailure
+
+download.WAITS = (0.05, 0.05, 0.05)
+download.SILENCE_SECONDS = 1.0
+download.LOOK_SECONDS = 0.05
+
+
+def fetch(name: str, revision: str = "", stop_after: int = 0) -> dict:
+    """Fetches; with `stop_after` only until so many bytes are here. The steps it told, and where all is."""
+    steps, begun = [], time.monotonic()
+    with closing(base_download.fetch_base_model(name, revision)) as progress:
+        for step in progress:
+            steps.append(asdict(step))
+            if stop_after and step.done >= stop_after:
+                stopping = time.monotonic()
+                break
+        else:
+            return {"steps": steps, "seconds": time.monotonic() - begun, **places(name, revision)}
+    return {"steps": steps, "closed_in": time.monotonic() - stopping}
+
+
+def places(name: str, revision: str = "") -> dict:
+    place = catalog.find_base_model(name, revision)
+    return {"folder": str(place.folder), "eyes": str(place.vision_tower), "commit": place.commit}
+
+
+def ask(name: str, revision: str = "") -> dict:
+    offer = base_download.ask_hub(name, revision)
+    facts = catalog.find_facts(name, revision)
+    return {**asdict(offer), "folder": str(offer.folder), "facts": asdict(facts)}
+
+
+def facts(name: str, revision: str = "") -> dict:
+    return asdict(catalog.find_facts(name, revision))
+
+
+def kind(name: str, revision: str = "") -> str:
+    return catalog.kind_of(name, revision)
+
+
+def set_room(free: int) -> None:
+    """So many bytes are free on every disk."""
+    download.free_disk = lambda folder: free
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        call = json.loads(line)
+        constants.HF_HUB_CACHE = str(Path(call["home"]) / "hub")
+        constants.HF_ASSETS_CACHE = _cache_assets.HF_ASSETS_CACHE = str(Path(call["home"]) / "assets")
+        try:
+            answer = {"result": globals()[call["name"]](**call["arguments"])}
+        except KnownFailure as error:
+            answer = {"error": str(error), "detail": getattr(error, "detail", "")}
+        print(json.dumps(answer), flush=True)
