@@ -10,7 +10,7 @@ from pathlib import Path
 from dopsd_app.cost import least_gpu_memory
 from dopsd_app.eyes import find_eyes
 from dopsd_app.pipeline_folder import INDEX, BaseModelError, Licence, check_pipeline, read_licence
-from dopsd_app.repository import find_snapshot, is_repository
+from dopsd_app.repository import assets_folder, find_snapshot, is_repository
 from dopsd_app.runs import replace_file
 from dopsd_app.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
 
@@ -241,13 +241,13 @@ def recall_sizes(repository: str, revision: str) -> Sizes | None:
 
 def remember_sizes(repository: str, commit: str, sizes: Sizes) -> None:
     """Keeps what the Hub told of a repository at a commit, for all who ask without it."""
-    replace_file(_sizes_file(repository, commit), sizes.to_json())
+    file = _sizes_file(repository, commit)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, sizes.to_json())
 
 
 def _sizes_file(repository: str, commit: str) -> Path:
-    from huggingface_hub import cached_assets_path
-
-    return cached_assets_path("dopsd", namespace="sizes", subfolder=repository) / f"{commit}.json"
+    return assets_folder("sizes", repository) / f"{commit}.json"
 
 
 def kind_of(name: str, revision: str = "") -> str:

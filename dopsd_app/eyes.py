@@ -20,9 +20,10 @@ from dopsd_app.download import (
 )
 from dopsd_app.hub_client import HubError
 from dopsd_app.pipeline_folder import EYES_PREFIX
-from dopsd_app.repository import Listing, RemoteFile, find_snapshot, link_files
+from dopsd_app.repository import Listing, RemoteFile, assets_folder, find_snapshot, link_files
 
 INDEX = "model.safetensors.index.json"
+KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
 CUT_OUT = "model.safetensors"
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
@@ -31,7 +32,7 @@ LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
 def find_eyes(repository: str) -> Path | None:
     """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache."""
     for folder in sorted(
-        _kept(repository).glob("*"), key=lambda folder: folder.stat().st_mtime, reverse=True
+        assets_folder(KEPT, repository).glob("*"), key=lambda folder: folder.stat().st_mtime, reverse=True
     ):
         if (folder / "model.safetensors").exists() and all(
             (folder / name).exists() for name in CONFIGURATION
@@ -43,13 +44,6 @@ def find_eyes(repository: str) -> Path | None:
 
 def _all_there(folder: Path, names: Iterable[str]) -> bool:
     return all((folder / name).is_file() for name in names)
-
-
-def _kept(repository: str) -> Path:
-    """Where cut out eyes of a repository lie, a folder for each commit."""
-    from huggingface_hub import cached_assets_path
-
-    return cached_assets_path("dopsd", namespace="vision_towers", subfolder=repository)
 
 
 def _shards(index: Path) -> list[str]:
@@ -100,7 +94,7 @@ def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     head = len(text).to_bytes(8, "little") + text
-    path = _kept(listing.repository) / listing.commit / CUT_OUT
+    path = assets_folder(KEPT, listing.repository) / listing.commit / CUT_OUT
     lock = path.with_name(f"{CUT_OUT}.lock")
     return Target(path, lock, len(head) + size, tuple(sources), head=head, whole=False)
 

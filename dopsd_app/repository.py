@@ -73,6 +73,13 @@ def find_snapshot(repository: str, file: str, revision: str = "") -> Path | None
     return Path(found).parents[file.count("/")] if isinstance(found, str) else None
 
 
+def assets_folder(kind: str, repository: str) -> Path:
+    """Where we keep what we made of a repository: a folder of the Hub's cache that is meant for that."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE) / "dopsd" / kind / repository.replace("/", "--")
+
+
 def link_files(repository: str, revision: str, paths: list[str]) -> Path:
     """Has the Hub's client put these files into its cache's folder of the commit, which is returned.
 

@@ -1,10 +1,16 @@
 """What tests share. Nothing heavy is imported here: the process that hands tests out needs none of it."""
 
+import atexit
 import gc
 import json
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nobody's own base models: what is there, and what is not, is each test's affair.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 # Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
 # is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import constants
-from huggingface_hub.utils import _cache_assets
 
 from dopsd_app import base_download, catalog, download
 from dopsd_app.events import KnownFailure
@@ -64,7 +63,7 @@ if __name__ == "__main__":
     for line in sys.stdin:
         call = json.loads(line)
         constants.HF_HUB_CACHE = str(Path(call["home"]) / "hub")
-        constants.HF_ASSETS_CACHE = _cache_assets.HF_ASSETS_CACHE = str(Path(call["home"]) / "assets")
+        constants.HF_ASSETS_CACHE = str(Path(call["home"]) / "assets")
         try:
             answer = {"result": globals()[call["name"]](**call["arguments"])}
         except KnownFailure as error:

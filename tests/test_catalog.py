@@ -1,18 +1,22 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
-from dopsd_app.catalog import CATALOG, BaseModelError, download_size, find_base_model, find_facts, kind_of
-from dopsd_app.sizes import Z_IMAGE_TURBO, read_sizes
+from dopsd_app.catalog import (
+    CATALOG,
+    BaseModelError,
+    catalog_name,
+    find_base_model,
+    find_facts,
+    find_repository,
+    full_name,
+    is_fetched,
+    kind_of,
+)
+from dopsd_app.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
 
 GIB = 1024**3
 
@@ -24,23 +28,41 @@ def parameters(model):
 def test_the_built_in_base_is_ready_and_needs_no_card():
     facts = CATALOG["pocket-turbo"]
     assert (facts.repository, facts.gpu_memory) == ("", 0)
-    assert find_base_model("pocket-turbo") == facts.folder
+    place = find_base_model("pocket-turbo")
+    assert place.folder.name == "pocket-turbo" and place.vision_tower.parent == place.folder
+    assert facts.sizes.context_area == (64 * 64, 64 * 64)
 
 
 def test_every_base_model_says_its_licence():
     for facts in CATALOG.values():
-        assert facts.licence
-        assert facts.licence_name
-        assert facts.licence_link.startswith("https://")
+        assert facts.licence.id
+        assert facts.licence.name
+        assert facts.licence.link.startswith("https://")
 
 
 def test_z_image_turbo_is_told_of_before_it_is_there():
     facts = CATALOG["z-image-turbo"]
     assert facts.repository == "Tongyi-MAI/Z-Image-Turbo"
     assert 8 * GIB < facts.gpu_memory < 12 * GIB  # its text encoder alone takes 8 GB
-    if not facts.folder.exists():
-        with pytest.raises(BaseModelError, match=r"not on this computer.*path of its diffusers folder"):
-            find_base_model("z-image-turbo")
+    assert not is_fetched("z-image-turbo")
+    with pytest.raises(BaseModelError, match="Tongyi-MAI/Z-Image-Turbo is not on this computer yet"):
+        find_base_model("z-image-turbo")
+    assert find_facts("Tongyi-MAI/Z-Image-Turbo").sizes == Z_IMAGE_TURBO
+
+
+def test_a_base_model_has_one_name_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Ann" / "mine").mkdir(parents=True)
+    assert full_name("pocket-turbo") == "pocket-turbo"
+    assert full_name("Ann/z-image") == find_repository("Ann/z-image") == "Ann/z-image"
+    assert full_name("Ann/mine") == str(tmp_path / "Ann" / "mine")  # a folder goes first
+    assert find_repository("Ann/mine") == find_repository("pocket-turbo") == ""
+    assert find_repository("z-image-turbo") == "Tongyi-MAI/Z-Image-Turbo"
+    assert catalog_name("Tongyi-MAI/Z-Image-Turbo") == "z-image-turbo"
+    for no_repository in ("mine", "a/b/c", "../x", "/etc", "a b/c", "C:\\models"):
+        assert find_repository(no_repository) == ""
+    with pytest.raises(BaseModelError, match="Nothing is known of Ann/z-image yet"):
+        find_facts("Ann/z-image")
 
 
 def test_the_sizes_of_z_image_turbo_are_those_of_its_classes():
@@ -65,24 +87,28 @@ def test_a_folder_of_a_known_size_is_of_that_kind(real_size_folder, z_image_fold
 
 
 def test_sizes_of_a_folder_are_read_from_its_files():
-    folder = CATALOG["pocket-turbo"].folder
-    sizes = read_sizes(folder)
+    folder = find_base_model("pocket-turbo").folder
+    sizes = read_sizes(folder, folder / "vision_tower")
     transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer")
     assert sizes.parameters == parameters(transformer)
     assert sizes.decoder_parameters == parameters(AutoencoderKL.from_pretrained(folder / "vae"))
     assert (sizes.dim, sizes.layers, sizes.refiners, sizes.token_side) == (192, 6, 1, 8)
-    assert (sizes.context_side, sizes.context_area) == (16, (64 * 64, 64 * 64))
+    assert sizes.context_side == 16
+    assert sizes.context_area == (512**2, 768**2)  # whatever the folder's own preprocessor_config.json says
+    assert Sizes.from_json(sizes.to_json()) == sizes
 
 
 def test_a_folder_of_ones_own_is_known_by_its_files(z_image_folder):
     facts = find_facts(str(z_image_folder))
-    assert (facts.label, facts.licence, facts.resolutions) == (z_image_folder.name, "", None)
+    assert (facts.label, facts.licence.id, facts.resolutions) == (z_image_folder.name, "", None)
     assert facts.sizes.dim == 32
 
 
 def test_a_damaged_folder_is_refused_in_a_sentence(tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(CATALOG["pocket-turbo"].folder, folder)
+    shutil.copytree(find_base_model("pocket-turbo").folder, folder)
+    assert find_facts(str(folder)).licence.id == "apache-2.0"  # its README.md says so
+    assert find_facts(str(folder)).sizes == CATALOG["pocket-turbo"].sizes
     (folder / "transformer" / "config.json").write_text("{}")
     with pytest.raises(BaseModelError, match="is damaged"):
         find_facts(str(folder))
@@ -91,48 +117,30 @@ def test_a_damaged_folder_is_refused_in_a_sentence(tmp_path):
         find_facts(str(folder))
 
 
-class Hub(BaseHTTPRequestHandler):
-    def do_GET(self):
-        files = {
-            "transformer/a.safetensors": 700,
-            "tokenizer/merges.txt": 40,
-            "README.md": 5,
-            "assets/x.png": 9,
-        }
-        siblings = [{"rfilename": name, "size": size} for name, size in files.items()]
-        known = self.path.startswith("/api/models/some/model") and "blobs=true" in self.path
-        body = json.dumps({"id": "some/model", "siblings": siblings} if known else {"error": "no"}).encode()
-        self.send_response(200 if known else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_the_hub_is_asked_for_the_size_of_what_is_needed():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = (
-        "from dopsd_app.catalog import download_size;"
-        " print(download_size('some/model'), download_size('other/model'))"
+def test_a_folder_that_is_no_base_model_is_told_what_it_lacks(tmp_path):
+    with pytest.raises(
+        BaseModelError, match=r"it has no model_index\.json, nor transformer or text_encoder or vae"
+    ):
+        find_base_model(str(tmp_path))
+    folder = tmp_path / "model"
+    shutil.copytree(find_base_model("pocket-turbo").folder, folder)
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(
+        folder / "transformer" / "diffusion_pytorch_model.fp16.safetensors"
     )
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"},
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert answer.stdout.split() == ["740", "None"]
+    (folder / "vae" / "config.json").unlink()
+    told = r"lacks (vae/config.json, )?transformer/\*.safetensors(, vae/config.json)?"
+    with pytest.raises(BaseModelError, match=told):
+        find_base_model(str(folder))
+    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model.safetensors"}}
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BaseModelError, match=r"text_encoder/model-1-of-2\.safetensors"):
+        find_base_model(str(folder))
 
 
-def test_offline_the_size_is_not_known():
-    assert download_size("some/model") is None  # HF_HUB_OFFLINE is set for the tests
+def test_a_folder_without_eyes_of_its_own_waits_for_those_of_the_hub(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(find_base_model("pocket-turbo").folder, folder)
+    shutil.rmtree(folder / "vision_tower")
+    assert not is_fetched(str(folder))
+    with pytest.raises(BaseModelError, match=r"The teacher's eyes for .* are not on this computer yet"):
+        find_base_model(str(folder))

@@ -85,7 +85,7 @@ def run_text_encoder(text_encoder):
 
 
 def run_vision_tower(vision_tower):
-    patches = torch.randn(16, 3 * 2 * 8 * 8, generator=torch.Generator().manual_seed(0))
+    patches = torch.randn(16, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(0))
     return vision_tower(patches.to(vision_tower.dtype), torch.tensor([[1, 4, 4]])).pooler_output
 
 

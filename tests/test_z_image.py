@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from dopsd_app.adapters import add_adapters, as_base
 from dopsd_app.base_models import load_base_model
-from dopsd_app.base_models.z_image import TEACHER_TOKENS
 from dopsd_app.catalog import BaseModelError
 from dopsd_app.rollout import rollout, sample
 
@@ -93,14 +92,17 @@ def test_the_pipeline_changes_the_list_it_is_given_so_that_it_never_gets_one_of_
 
 
 def test_teacher_without_a_picture_sees_exactly_what_the_student_sees(tiny_z_image):
-    token_ids = tiny_z_image._token_ids("a dog", TEACHER_TOKENS)
+    token_ids = tiny_z_image._token_ids("a dog")
     features = tiny_z_image.teacher_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(features[0], tiny_z_image.encode_student("a dog").prompt_embeds)
 
 
-@pytest.mark.parametrize(("size", "tokens"), [((32, 32), 4), ((64, 32), 8), ((128, 128), 16), ((16, 16), 4)])
+@pytest.mark.parametrize(
+    ("size", "tokens"),
+    [((512, 512), 256), ((640, 512), 320), ((768, 768), 576), ((1024, 1024), 576), ((32, 32), 256)],
+)
 def test_teacher_sees_one_token_per_merged_patch_and_the_caption(tiny_z_image, size, tokens):
-    # Patches of 8 pixels, merged 2 x 2: a token is 16 x 16 pixels; the area is kept within 32**2 .. 64**2.
+    # A token is 32 x 32 pixels, of an area within 512**2 .. 768**2, whatever the folder's own bounds are.
     student = tiny_z_image.encode_student("a dog").prompt_embeds
     teacher = tiny_z_image.encode_teacher(make_picture(0, *size), "a dog").prompt_embeds
     assert len(teacher) == len(student) + tokens + 2  # + <|vision_start|> and <|vision_end|>
@@ -123,9 +125,22 @@ def test_teacher_message_is_picture_then_caption_templated_once(tiny_z_image, mo
     )
     tiny_z_image.encode_teacher(make_picture(0), "a dog")
     assert seen == [
-        "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>a dog<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 256 + "<|vision_end|>a dog<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "<|im_start|>user\na dog<|im_end|>\n<|im_start|>assistant\n",  # to see how long the caption is
     ]
+
+
+@pytest.mark.parametrize(("side", "letters"), [(32, 493), (1024, 427)])
+def test_a_caption_that_would_be_cut_off_is_refused_before_training(tiny_z_image, side, letters):
+    # A letter is a token. The student reads 512, of which the template takes 19; the teacher 1024, of which
+    # picture and template take 256 + 2 + 19 or 576 + 2 + 19.
+    picture = make_picture(0, side, side)
+    tiny_z_image.encode_teacher(picture, "x" * letters)
+    with pytest.raises(
+        BaseModelError, match=r"“xxx.* is too long: it takes .* and .* can be read. Shorten it."
+    ):
+        tiny_z_image.encode_teacher(picture, "x" * (letters + 1))
 
 
 def test_missing_or_unexpected_vision_weights_are_named(z_image_folder, tiny_config, tmp_path):
@@ -181,7 +196,7 @@ def test_a_folder_that_is_no_base_model_is_refused(tmp_path, tiny_config):
     with pytest.raises(BaseModelError, match="is damaged"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
     index.write_text('{"_class_name": "ZImagePipeline", "vae": ["diffusers", "AutoencoderKL"]}')
-    with pytest.raises(BaseModelError, match="is incomplete: it lacks vae, vision_tower"):
+    with pytest.raises(BaseModelError, match="is incomplete: it lacks vae"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
 
 

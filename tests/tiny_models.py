@@ -89,13 +89,14 @@ def save_z_image(folder: Path) -> None:
             hidden_size=16,
             intermediate_size=32,
             num_heads=2,
-            patch_size=8,
+            patch_size=16,
             out_hidden_size=32,
             num_position_embeddings=64,
             deepstack_visual_indexes=[0, 1],
         )
     )
     vision_tower.save_pretrained(folder / "vision_tower")
-    Qwen2VLImageProcessorPil(patch_size=8, min_pixels=32 * 32, max_pixels=64 * 64).save_pretrained(
+    # As wide as Qwen3-VL's own: the product sets bounds itself.
+    Qwen2VLImageProcessorPil(patch_size=16, min_pixels=256**2, max_pixels=4096**2).save_pretrained(
         folder / "vision_tower"
     )
