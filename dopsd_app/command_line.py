@@ -261,13 +261,17 @@ def _preview(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    from dopsd_app.plan import check_base  # brings Pillow
+
     run = find_run(options.runs, options.run)
     out = options.out or run.path / "generated"
     if options.count < 1:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
-    find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
-    _fetch(run.config.base_model, run.config.revision)
+    if needs_fetching(run.config.base_model, run.config.revision):
+        find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
+        check_base(run.config)
+        _fetch(run.config.base_model, run.config.revision)
     with _gpu(options.runs):
         from dopsd_app.generate import generate
 

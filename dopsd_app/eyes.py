@@ -31,13 +31,10 @@ LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
 
 def find_eyes(repository: str) -> Path | None:
     """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache."""
-    for folder in sorted(
-        assets_folder(KEPT, repository).glob("*"), key=lambda folder: folder.stat().st_mtime, reverse=True
-    ):
-        if (folder / "model.safetensors").exists() and all(
-            (folder / name).exists() for name in CONFIGURATION
-        ):
-            return folder
+    folders = assets_folder(KEPT, repository).glob("*")
+    kept = [folder for folder in folders if _all_there(folder, (CUT_OUT, *CONFIGURATION))]
+    if kept:
+        return max(kept, key=lambda folder: folder.stat().st_mtime)
     whole = find_snapshot(repository, INDEX)
     return whole if whole and _all_there(whole, (*CONFIGURATION, *_shards(whole / INDEX))) else None
 

@@ -107,7 +107,8 @@ def _licence_words(config: TrainConfig) -> str:
     licence = find_licence(config.base_model, config.revision)
     if licence.name:
         link = f" ({licence.link})" if re.fullmatch(r"https?://[^\s()<>]+", licence.link) else ""
-        return f"That of the base model: {_code(licence.name)}{link}."
+        name = licence.name if licence.id == "other" else licence.id
+        return f"That of the base model: {_code(name)}{link}."
     return f"The licence of the base model {_code(base_name(config))} holds for this LoRA too."
 
 

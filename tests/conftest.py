@@ -1,6 +1,5 @@
 """What tests share. Nothing heavy is imported here: the process that hands tests out needs none of it."""
 
-import atexit
 import gc
 import json
 import os
@@ -10,7 +9,6 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nobody's own base models: what is there, and what is not, is each test's affair.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-")
-atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 # Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
 # is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -48,6 +46,10 @@ def pytest_collection_finish():
     """All modules are there now, and stay: collecting garbage, as runs do often, leaves them out."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

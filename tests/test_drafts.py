@@ -389,8 +389,11 @@ def test_values_are_judged_at_the_end_and_nonsense_at_once(draft):
 
 def test_a_base_models_folder_is_kept_as_a_whole_path(draft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
     set_settings(draft, base_model="some/model")
     assert draft_config(draft).base_model == str(tmp_path / "some" / "model")
+    set_settings(draft, base_model="other/model")  # no folder here: a repository on the Hub
+    assert draft_config(draft).base_model == "other/model"
     set_settings(draft, base_model="z-image-turbo")
     assert draft_config(draft).base_model in CATALOG
 

@@ -6,6 +6,7 @@ import pytest
 from dopsd_app.events import (
     EVENTS,
     CheckpointSaved,
+    DownloadProgress,
     EventReader,
     Failed,
     Finished,
@@ -22,6 +23,7 @@ from dopsd_app.events import (
 )
 
 ONE_OF_EACH = [
+    DownloadProgress("downloading", 1_000_000, 3_000_000, 500_000.0),
     PhaseProgress("encoding", 1, 6),
     Resumed(0),
     StepDone(1, 0.25, 1.5, 0.1, 0),

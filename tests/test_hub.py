@@ -708,7 +708,9 @@ def test_a_hostile_folder_name_of_the_base_stays_a_text(run, tmp_path):
 
 
 def test_a_base_of_the_hub_is_named_with_its_revision(run, monkeypatch):
-    facts = replace(catalog.CATALOG["pocket-turbo"], licence="mit", repository="maker/model")
+    facts = replace(
+        catalog.CATALOG["pocket-turbo"], licence=catalog.Licence("mit", "MIT"), repository="maker/model"
+    )
     monkeypatch.setitem(catalog.CATALOG, "a-base", facts)
     settings = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps(settings | {"base_model": "a-base", "revision": "abc"}))

@@ -11,7 +11,7 @@ from page_server import PageServer, wait_for
 from playwright.sync_api import expect
 from test_page_runs import at_plan, make_draft
 
-from dopsd_app.catalog import CATALOG
+from dopsd_app.catalog import find_base_model
 from dopsd_app.drafts import current_draft
 from dopsd_app.runs import list_runs
 
@@ -297,7 +297,7 @@ def test_the_keyboard_alone_leads_from_an_example_to_a_started_run(visit, server
 
 def test_a_base_model_that_breaks_is_told_as_a_failure_in_a_sentence(visit, server, tmp_path):
     base = tmp_path / "my-base"
-    shutil.copytree(CATALOG["pocket-turbo"].folder, base)
+    shutil.copytree(find_base_model("pocket-turbo").folder, base)
     make_draft(server, base_model=str(base))
     page = at_plan(visit)
     weights = next((base / "transformer").glob("*.safetensors"))

@@ -313,7 +313,7 @@ def test_little_memory_of_the_computer_is_told_where_the_base_passes_through_it(
 
 
 def test_without_a_card_it_is_said_what_is_needed():
-    [problem] = plan_for(Z_IMAGE).problems
+    problem = plan_for(Z_IMAGE).problems[0]
     assert (
         "needs an NVIDIA card with 9.2 GB or more" in problem and "No NVIDIA card was found here" in problem
     )

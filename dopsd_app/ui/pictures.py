@@ -364,7 +364,8 @@ def choose_folder(draft_id: str, folder: str) -> list:
     """Takes another base model, by its repository or folder; empty goes back to the catalog's."""
     draft = shown_draft(draft_id)
     set_settings(draft, base_model=folder.strip() or None, revision=None)
-    return _show_base(draft)
+    # What is in the box stays: by the time the Hub has answered, something else may be typed there.
+    return [gr.skip(), *_show_base(draft)[1:]]
 
 
 def _show_base(draft: Draft) -> list:
@@ -372,6 +373,8 @@ def _show_base(draft: Draft) -> list:
     base, folder = base_of(draft), draft.settings.get("base_model", "")
     visible = bool(CATALOG[base].repository)
     facts = base_facts(base, folder, ask=True)
+    if (base, folder) != (base_of(draft), draft.settings.get("base_model", "")):
+        facts = gr.skip()  # another one was chosen while the Hub was asked, and is answered by itself
     return [gr.Textbox(value=folder, visible=visible), facts, *show_messages(draft)]
 
 
