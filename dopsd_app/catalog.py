@@ -190,7 +190,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         return replace(facts, sizes=_sizes(name, revision) or facts.sizes) if facts.repository else facts
     sizes = _sizes(name, revision)
     if sizes is None:
-        raise BaseModelError(f"Nothing is known of {name} yet: the Hub could not be asked.")
+        raise BaseModelError(f"Nothing is known of {name} here yet: the Hub has to be asked first.")
     repository = find_repository(name)
     licence = find_licence(name, revision)
     whose = f"The repository {repository} on the Hub." if repository else "A folder of your own."

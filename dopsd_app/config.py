@@ -36,8 +36,8 @@ class TrainConfig:
     Raises `ConfigError` when made with values that cannot work.
     """
 
-    base_model: str = "pocket-turbo"  # a name in catalog.py, or a diffusers folder with a vision_tower
-    revision: str = ""  # the base model's commit on the Hub; empty for a folder
+    base_model: str = "pocket-turbo"  # a name in catalog.py, a repository on the Hub, or a folder
+    revision: str = ""  # of a repository: branch, tag or commit; a run that has begun keeps the commit
     name: str = ""  # becomes part of the run's folder name
     trigger_word: str = ""  # the word that stands for the concept in captions and prompts
 

@@ -64,7 +64,7 @@ def check_pipeline(folder: Path, name: str) -> None:
         raise BaseModelError(f"There is no folder {folder}.")
     if not (folder / INDEX).is_file():
         there = [part for part in WITH_WEIGHTS if not (folder / part).is_dir()]
-        also = f", nor {' or '.join(there)}" if there else ""
+        also = f", nor {', '.join(there)}" if there else ""
         raise BaseModelError(
             f"The folder `{name}` is no base model: it has no {INDEX}{also}. Give one that diffusers saved."
         )

@@ -61,7 +61,7 @@ def test_a_base_model_has_one_name_from_every_folder(tmp_path, monkeypatch):
     assert catalog_name("Tongyi-MAI/Z-Image-Turbo") == "z-image-turbo"
     for no_repository in ("mine", "a/b/c", "../x", "/etc", "a b/c", "C:\\models"):
         assert find_repository(no_repository) == ""
-    with pytest.raises(BaseModelError, match="Nothing is known of Ann/z-image yet"):
+    with pytest.raises(BaseModelError, match="Nothing is known of Ann/z-image here yet"):
         find_facts("Ann/z-image")
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_folder_is_refused_in_a_sentence(tmp_path):
 
 def test_a_folder_that_is_no_base_model_is_told_what_it_lacks(tmp_path):
     with pytest.raises(
-        BaseModelError, match=r"it has no model_index\.json, nor transformer or text_encoder or vae"
+        BaseModelError, match=r"it has no model_index\.json, nor transformer, text_encoder, vae"
     ):
         find_base_model(str(tmp_path))
     folder = tmp_path / "model"

@@ -13,6 +13,7 @@ from filelock import FileLock
 from dopsd_app.config import ConfigError, TrainConfig, load_preset, presets_for
 from dopsd_app.draft_file import read_state
 from dopsd_app.drafts import Draft, draft_config, draft_dataset, set_settings
+from dopsd_app.events import KnownFailure
 from dopsd_app.machine import read_machine
 from dopsd_app.plan import Plan, check_base, make_plan
 from dopsd_app.runs import (
@@ -192,6 +193,14 @@ def _messages(plan: Plan) -> str:
 # --- actions
 
 
+def check_ready(config: TrainConfig) -> None:
+    """Raises `RunError` where the base model cannot be used or fetched, in the words of the page."""
+    try:
+        check_base(config)
+    except KnownFailure as error:
+        raise RunError(plainly(str(error))) from error
+
+
 def plan_draft(draft: Draft) -> Plan:
     """What a run of this draft would need; `ConfigError` for settings that cannot work."""
     return make_plan(
@@ -229,7 +238,7 @@ def start(draft_id: str) -> str:
         if run := _started(draft):
             return run.id
         config, dataset = draft_config(draft), draft_dataset(draft)
-        check_base(config)
+        check_ready(config)
         if problems := plan_draft(draft).problems:
             raise RunError("\n".join(plainly(problem) for problem in problems))
         run = create_run(default_runs_dir(), config, dataset)

@@ -15,11 +15,11 @@ from dopsd_app.draft_file import read_state
 from dopsd_app.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
 from dopsd_app.pictures import copy_examples
-from dopsd_app.plan import check_base
 from dopsd_app.runs import RunError, default_runs_dir, replace_file
 from dopsd_app.ui import words
 from dopsd_app.ui.news import only_new, seen_marks
 from dopsd_app.ui.pictures import the_draft
+from dopsd_app.ui.plan import check_ready
 from dopsd_app.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 
 LOOKING, RESTING = 0.5, 30.0  # seconds between two looks
@@ -78,7 +78,7 @@ def start_check(draft_id: str) -> Drawing:
         if (earlier := draft_check(draft)) and earlier.status.live:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
         config, dataset = draft_config(draft), draft_dataset(draft)
-        check_base(config)
+        check_ready(config)
         mark = _mark(draft)
         checked = draft.path / f"checked-{secrets.token_hex(6)}"
         copy_examples(replace(dataset, examples=dataset.examples[:CHECKED]), checked)
