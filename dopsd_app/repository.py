@@ -6,7 +6,7 @@ Files lie in the Hub's own cache (`HF_HOME`), where other programs find them, an
 import glob
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dopsd_app.hub_client import reading_errors, reading_token
 
@@ -59,7 +59,13 @@ def list_files(repository: str, revision: str = "") -> Listing:
             RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
             for file in info.siblings or ()
         )
-        return Listing(repository, info.sha, tuple(files))
+        return Listing(repository, info.sha, tuple(file for file in files if _is_plain(file)))
+
+
+def _is_plain(file: RemoteFile) -> bool:
+    """Whether a file may be written where its names say: what is no Hub could name other places."""
+    inside = not PurePosixPath(file.path).is_absolute() and ".." not in re.split(r"[\\/]", file.path)
+    return inside and bool(re.fullmatch("[0-9a-f]{64}|", file.sha256))
 
 
 def find_snapshot(repository: str, file: str, revision: str = "") -> Path | None:

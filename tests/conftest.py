@@ -23,6 +23,7 @@ from dopsd_app.pictures import read_examples
 from dopsd_app.runs import create_run
 
 LONGEST = (
+    "test_page_fetch.py",
     "test_page_job.py",
     "test_train.py",
     "test_page_runs.py",

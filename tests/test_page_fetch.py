@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import expect
 from real_layout import save_qwen_vl_repository, save_z_image_repository
 
+from dopsd_app.drafts import current_draft, set_settings
 from dopsd_app.runs import list_runs
 
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
@@ -75,7 +76,9 @@ def look(page, name: str) -> None:
         page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
-def test_photos_with_the_built_in_base_are_told_at_once_with_the_right_base_as_next_action(page, photos):
+def test_photos_on_the_built_in_base_are_told_at_once_with_the_right_base_as_next_action(
+    page, server, photos
+):
     page.set_input_files("#upload input[type=file]", photos)
     expect(page.locator(".slot:visible")).to_have_count(4)
     expect(page.locator("#no-pictures")).to_contain_text("not of the built-in model's world")
@@ -90,6 +93,8 @@ def test_photos_with_the_built_in_base_are_told_at_once_with_the_right_base_as_n
     box(page, "trigger").fill("grumbo")
     page.locator("#trigger textarea, #trigger input").first.blur()
     look(page, "2-z-image-turbo")
+    # As little as the base may draw: all that follows is drawn on a processor.
+    set_settings(current_draft(server.drafts), resolution=256, rank=4)
 
 
 def test_the_teacher_check_fetches_the_base_first_and_a_cancelled_one_loses_nothing(page, hub, server):
@@ -113,7 +118,7 @@ def test_the_teacher_check_fetches_the_base_first_and_a_cancelled_one_loses_noth
 def test_a_run_trains_on_it_and_keeps_which_commit_it_was(page, hub, server):
     page.click("#to-plan")
     page.wait_for_selector("#needs dl")
-    for name, value in {"steps": 3, "resolution": 256, "rank": 4}.items():
+    for name, value in {"steps": 3}.items():
         box(page, f"set-{name}").fill(str(value))
     unfold(page, "more")
     box(page, "set-preview-every").fill("3")

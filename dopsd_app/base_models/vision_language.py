@@ -25,6 +25,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionModel,
 )
 
+from dopsd_app.catalog import BaseModelError
 from dopsd_app.loading import load_frozen
 
 
@@ -43,6 +44,11 @@ def join_encoders(
     at Qwen3-VL's 5e6 instead of Qwen3's 1e6, so that even its text features differ from the student's.
     """
     text = text_encoder.config
+    if (seen := vision_tower.config.out_hidden_size) != text.hidden_size:
+        raise BaseModelError(
+            f"The teacher's eyes give {seen} numbers for each part of a picture, and the text encoder of this"
+            f" base model takes {text.hidden_size}: they do not belong together."
+        )
     third = text.head_dim // 2 * 5 // 16  # Qwen3-VL's own split of a head of 128: 24, 20, 20
     text_config = {
         **{key: getattr(text, key) for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")},
