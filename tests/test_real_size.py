@@ -1,15 +1,107 @@
-"""The run of real size: what is told of each phase."""
+"""The run of real size: the base that it is of, and what is told of each phase."""
 
 import json
+import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks import real_size
-from benchmarks.real_size import EXAMPLE, enlarge, measure
+from benchmarks.real_size import EXAMPLE, draw_file, enlarge, measure, save_base, stored_as
+from dopsd_app.base_models.z_image import ZImage
+from dopsd_app.catalog import find_base_model, find_facts
+from dopsd_app.cost import teacher_tokens
 from dopsd_app.events import Finished, LoraChecked, PhaseProgress, PreviewSaved, Resumed, StepDone, Warned
 from dopsd_app.pictures import read_examples
+
+# --- the base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real-size") / "base"
+    save_base(folder, tiny=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "stem", "dtype", "prefix"),
+    [
+        ("transformer", "diffusion_pytorch_model", torch.float32, ""),
+        ("text_encoder", "model", torch.bfloat16, "model."),
+    ],
+)
+def test_a_large_part_lies_in_three_files_with_an_index(base, part, stem, dtype, prefix):
+    names = [f"{stem}-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    assert sorted(path.name for path in (base / part).glob("*.safetensors")) == names
+    index = json.loads((base / part / f"{stem}.safetensors.index.json").read_text())
+    stored = {name: load_file(base / part / name) for name in names}
+    assert {weight: file for file, weights in stored.items() for weight in weights} == index["weight_map"]
+    weights = {name: weight for weights in stored.values() for name, weight in weights.items()}
+    assert {weight.dtype for weight in weights.values()} == {dtype}
+    assert all(name.startswith(prefix) for name in weights) and "lm_head.weight" not in weights
+    assert sum(weight.nbytes for weight in weights.values()) == index["metadata"]["total_size"]
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_the_teachers_eyes_are_as_the_product_cuts_them_out(base):
+    assert find_base_model(str(base)).vision_tower == base / "vision_tower"
+    files = {path.name for path in (base / "vision_tower").iterdir()}
+    assert files == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    weights = load_file(base / "vision_tower" / "model.safetensors")
+    assert all(name.startswith("model.visual.") for name in weights)
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    config = json.loads((base / "vision_tower" / "config.json").read_text())
+    assert (config["model_type"], config["vision_config"]["depth"]) == ("qwen3_vl", 3)
+    pictures = json.loads((base / "vision_tower" / "preprocessor_config.json").read_text())
+    assert pictures["size"] == {"shortest_edge": 65536, "longest_edge": 16777216}
+    told = [pictures[name] for name in ("patch_size", "merge_size", "image_mean", "image_std")]
+    assert told == [16, 2, [0.5] * 3, [0.5] * 3]
+
+
+def test_the_product_loads_the_base_and_its_numbers_stay_finite(base):
+    sizes = find_facts(str(base)).sizes
+    assert (stored_as(base), sizes.parameters) == ("float32", 706_144)
+    assert teacher_tokens(sizes, 64) == 64 + 256  # of 512 x 512 pixels, 32 x 32 each
+    place = find_base_model(str(base))
+    loading = {"quantization": "none", "context_area": sizes.context_area}
+    model = ZImage(place, torch.device("cpu"), torch.float32, **loading)
+    model.load_encoders()
+    model.load_transformer()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    teacher = model.encode_teacher(picture, "a red cube")
+    latents = model.encode_picture(picture)[None]
+    with torch.no_grad():
+        velocity = model.predict_velocity(latents, torch.tensor([0.5]), [teacher])
+    assert teacher.prompt_embeds.isfinite().all()
+    assert velocity.isfinite().all() and velocity.std() > 0
+
+
+def test_a_file_is_drawn_one_tensor_at_a_time(tmp_path, monkeypatch):
+    """Also where a tensor's size is no multiple of 8 bytes; scales are 1, biases 0."""
+    draw, alive = real_size.draw, []
+
+    def watched(name, weight):
+        assert not any(earlier() is not None for earlier in alive)
+        drawn = draw(name, weight)
+        alive.append(weakref.ref(drawn))
+        return drawn
+
+    monkeypatch.setattr(real_size, "draw", watched)
+    shapes = {"b.weight": (3, 5), "norm.weight": (7,), "a.bias": (3,), "a.weight": (200, 300)}
+    wanted = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
+    draw_file(tmp_path / "some.safetensors", wanted)
+    stored = load_file(tmp_path / "some.safetensors")
+    assert {name: tuple(weight.shape) for name, weight in stored.items()} == shapes
+    assert (stored["norm.weight"] == 1).all() and (stored["a.bias"] == 0).all()
+    assert stored["a.weight"].float().std() == pytest.approx(0.02, rel=0.05)
+
+
+# --- what a run tells
 
 
 @pytest.fixture
@@ -44,6 +136,9 @@ def test_the_time_before_an_event_is_that_of_its_phase(told):
     assert found["seconds"] == phases
     assert (found["seconds_per_step"], found["losses"]) == ([0.25, 0.125], [0.5, 0.75])
     assert found["check"] == "good"
+    resident = found["resident_until_gb"]
+    assert resident.keys() == phases.keys()
+    assert 0 < resident["encoding"] <= resident["loading"] <= resident["checking"]
 
 
 def test_what_went_wrong_stands_beside_what_was_measured_until_then(told):
@@ -59,11 +154,13 @@ def test_what_went_wrong_stands_beside_what_was_measured_until_then(told):
 
 def test_a_case_takes_the_place_of_its_earlier_row_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(real_size, "RESULT", tmp_path / "real_size.json")
-    row = {"card_gb": 12.0, "resolution": 512, "quantization": "nf4"}
+    row = {"card_gb": 12.0, "resolution": 512, "quantization": "nf4", "stored_as": "float32"}
     assert real_size.other_rows(row) == []
-    rows = [row, row | {"card_gb": 24.0}, row | {"quantization": "none"}]
+    first = {name: row[name] for name in ("card_gb", "resolution", "quantization")}  # of bfloat16 files
+    rows = [row, row | {"card_gb": 24.0}, row | {"quantization": "none"}, first]
     real_size.RESULT.write_text(json.dumps({"rows": rows}))
     assert real_size.other_rows(row) == rows[1:]
+    assert real_size.other_rows(row | {"stored_as": "bfloat16"}) == rows[:3]
 
 
 def test_pictures_of_the_example_are_as_large_as_they_are_wanted(tmp_path):
