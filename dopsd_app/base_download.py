@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,29 +11,29 @@ from dopsd_app.catalog import (
     check_base_model,
     find_base_model,
     find_repository,
+    has_own_eyes,
     has_pipeline,
     is_fetched,
-    recall_sizes,
-    remember_sizes,
 )
-from dopsd_app.download import Order, check_disk, fetch, missing_bytes, whole_files
+from dopsd_app.download import Order, check_disk, fetch, in_threads, missing_bytes, whole_files
 from dopsd_app.events import DownloadProgress
 from dopsd_app.eyes import find_eyes, order_eyes
-from dopsd_app.hub_client import reading_errors, reading_token
+from dopsd_app.hub_client import HubError, reading_errors, reading_token
+from dopsd_app.hub_record import HubRecord, recall, remember
 from dopsd_app.pipeline_folder import (
     INDEX,
     README,
     WEIGHTS,
+    WEIGHTS_INDEX,
     WITH_WEIGHTS,
     BaseModelError,
     choose_files,
     read_parts,
+    read_weight_map,
 )
 from dopsd_app.repository import Listing, RemoteFile, link_files, list_files
-from dopsd_app.sizes import make_sizes
-
-EYES_PARAMETERS = 415_347_712  # of Qwen3-VL-4B's vision tower and mergers
-EYES_PATCH = {"patch_size": 16, "merge_size": 2}
+from dopsd_app.sizes import DAMAGED, EYES_PARAMETERS, EYES_PATCH, Sizes, make_sizes
+from dopsd_app.worker import is_disk_full
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def fetch_base_model(name: str, revision: str = "") -> Iterator[DownloadProgress
     """
     if not needs_fetching(name, revision):
         return
-    yield from fetch(lambda: order_base_model(name, revision), find_repository(name) or "The teacher's eyes")
+    with _told_of_disk():
+        yield from fetch(lambda: order_base_model(name, revision), _about(name))
     find_base_model(name, revision)
 
 
@@ -68,10 +69,10 @@ def order_base_model(name: str, revision: str = "") -> list[Order]:
     repository = find_repository(name)
     if repository and not has_pipeline(name, revision):
         listing = list_files(repository, revision)
-        files = _needed(listing, revision)
+        files = _needed(listing)
         _remember(listing, files)
         orders.append(whole_files(listing, revision, files))
-    if find_eyes(QWEN3_VL) is None:
+    if not has_own_eyes(name) and find_eyes(QWEN3_VL) is None:
         orders.append(order_eyes(list_files(QWEN3_VL)))
     return orders
 
@@ -81,64 +82,105 @@ def ask_hub(name: str, revision: str = "") -> Offer:
 
     Raises `HubError` or `BaseModelError`. What it tells of the model is remembered: `find_facts` finds it.
     """
-    targets = [target for order in order_base_model(name, revision) for target in order.targets]
-    missing = missing_bytes(targets)
-    check_disk(targets, find_repository(name) or "The teacher's eyes")
-    folder = max(missing, key=missing.get, default=Path())
-    return Offer(sum(target.size for target in targets), sum(missing.values()), folder)
+    with _told_of_disk():
+        targets = [target for order in order_base_model(name, revision) for target in order.targets]
+        check_disk(targets, _about(name))
+        missing = missing_bytes(targets)
+        folder = max(missing, key=missing.get, default=Path())
+        return Offer(sum(target.size for target in targets), sum(missing.values()), folder)
 
 
-def _needed(listing: Listing, revision: str) -> list[RemoteFile]:
-    """The files that the pipeline is loaded from; `BaseModelError` for a repository that is none."""
+def _about(name: str) -> str:
+    return find_repository(name) or "The teacher's eyes"
+
+
+@contextmanager
+def _told_of_disk() -> Iterator[None]:
+    """Turns what a disk does not let us do into a `HubError`; that it is full stays what it is."""
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise HubError("The disk is full. Free some space, then try again.") from error
+        raise HubError(
+            f"The Hub's cache, {constants.HF_HOME}, cannot be used: {error.strerror or error}. Mend its"
+            " rights, or let the environment variable HF_HOME name another folder."
+        ) from error
+
+
+def _needed(listing: Listing) -> list[RemoteFile]:
+    """The files that the pipeline is loaded from; `BaseModelError` where that is not all there."""
     paths = {file.path for file in listing.files}
     if INDEX not in paths:
         raise BaseModelError(f"{listing.repository} is no pipeline of diffusers: it has no {INDEX}.")
-    folder = link_files(listing.repository, revision, sorted(paths & {INDEX, README}))
+    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README}))
     parts = read_parts(folder / INDEX, listing.repository)
     chosen = set(choose_files(paths, parts))
-    for part in set(parts) & set(WITH_WEIGHTS):
-        if not any(path.startswith(f"{part}/") and path.endswith(".safetensors") for path in chosen):
+    indexes = sorted(path for path in chosen if WEIGHTS_INDEX.fullmatch(path.rpartition("/")[2]))
+    folder = link_files(listing.repository, listing.commit, indexes) if indexes else folder
+    for part in WITH_WEIGHTS:
+        weights = {path for path in chosen if path.startswith(f"{part}/") and path.endswith(".safetensors")}
+        wanted = weights
+        for index in indexes:
+            if index.startswith(f"{part}/"):
+                wanted = {f"{part}/{file}" for file in read_weight_map(folder / index).values()}
+        if not wanted:
             raise BaseModelError(
                 f"{listing.repository} has no safetensors file for its {part}. Only that format is read."
             )
+        if lacking := sorted({*wanted, f"{part}/config.json"} - paths):
+            raise BaseModelError(
+                f"{listing.repository} itself is incomplete: it lacks {', '.join(lacking[:3])}."
+            )
+        chosen = (chosen - weights) | wanted
     return [file for file in listing.files if file.path in chosen]
 
 
 def _remember(listing: Listing, files: list[RemoteFile]) -> None:
-    """Keeps how large the model is, by its configurations and the headers of its weights."""
-    if recall_sizes(listing.repository, listing.commit):
+    """Keeps which files belong to the model, and how large its parts are by the headers of the weights."""
+    if recall(listing.repository, listing.commit):
         return
     configurations = [f"{part}/config.json" for part in ("transformer", "vae")]
     folder = link_files(listing.repository, listing.commit, configurations)
-    transformer, decoder = (json.loads((folder / path).read_bytes()) for path in configurations)
     weights = [file.path for file in files if WEIGHTS.fullmatch(file.path.rpartition("/")[2])]
-    with ThreadPoolExecutor(max_workers=len(weights)) as pool:
-        counts = dict(zip(weights, pool.map(lambda path: _count(listing, path), weights), strict=True))
+    counts = dict(zip(weights, in_threads(lambda path: _count(listing, path), weights), strict=True))
+    try:
+        sizes = _sizes(folder, counts, sum(file.size for file in files))
+    except DAMAGED as error:
+        told = f"The configuration of {listing.repository} cannot be read, {type(error).__name__}: {error}."
+        raise BaseModelError(told) from error
+    remember(listing.repository, listing.commit, HubRecord({file.path: file.size for file in files}, sizes))
+
+
+def _sizes(folder: Path, counts: dict[str, int], stored: int) -> Sizes:
+    """The sizes of a pipeline whose configurations are here, and its weights not."""
 
     def parameters(part: str) -> int:
         return sum(count for path, count in counts.items() if path.startswith(f"{part}/"))
 
-    try:
-        sizes = make_sizes(
-            transformer=transformer,
-            decoder=decoder,
-            eyes=EYES_PATCH,
-            parameters=parameters("transformer"),
-            encoder_parameters=parameters("text_encoder") + EYES_PARAMETERS,
-            decoder_parameters=parameters("vae"),
-            stored_bytes=sum(file.size for file in files),
-        )
-    except KeyError as error:
-        raise BaseModelError(f"{listing.repository} has a configuration that lacks {error}.") from error
-    remember_sizes(listing.repository, listing.commit, sizes)
+    return make_sizes(
+        transformer=json.loads((folder / "transformer" / "config.json").read_bytes()),
+        decoder=json.loads((folder / "vae" / "config.json").read_bytes()),
+        eyes=EYES_PATCH,
+        parameters=parameters("transformer"),
+        encoder_parameters=parameters("text_encoder") + EYES_PARAMETERS,
+        decoder_parameters=parameters("vae"),
+        stored_bytes=stored + 2 * EYES_PARAMETERS,
+    )
 
 
 def _count(listing: Listing, path: str) -> int:
     """Numbers in a file of weights on the Hub, by its header."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
 
     with reading_errors(listing.repository):
-        header = HfApi(token=reading_token()).parse_safetensors_file_metadata(
-            listing.repository, path, revision=listing.commit
-        )
+        try:
+            header = HfApi(token=reading_token()).parse_safetensors_file_metadata(
+                listing.repository, path, revision=listing.commit
+            )
+        except SafetensorsParsingError as error:
+            raise HubError(f"{path} of {listing.repository} is no safetensors file: {error}") from error
     return sum(header.parameter_count.values())

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dopsd_app.cost import least_gpu_memory
 from dopsd_app.eyes import find_eyes
+from dopsd_app.hub_record import recall
 from dopsd_app.pipeline_folder import INDEX, BaseModelError, Licence, check_pipeline, read_licence
-from dopsd_app.repository import assets_folder, find_snapshot, is_repository
-from dopsd_app.runs import replace_file
-from dopsd_app.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
+from dopsd_app.repository import find_snapshot, find_snapshots, is_repository
+from dopsd_app.sizes import DAMAGED, Z_IMAGE_TURBO, Sizes, read_sizes
 
 ASSETS = Path(__file__).parent.parent / "assets"
 APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
@@ -120,11 +120,15 @@ def find_base_model(name: str, revision: str = "") -> Place:
     that is none, and for another kind of model.
     """
     folder = _find_pipeline(name, revision)
-    own = folder / "vision_tower"  # the built-in one has it, and a person's own folder may
-    eyes = own if own.is_dir() else find_eyes(QWEN3_VL)
+    eyes = _find_eyes(folder)
     if eyes is None:
         raise BaseModelError(f"The teacher's eyes for {name} are not on this computer yet: fetch them.")
     return Place(folder, eyes, folder.name if find_repository(name) else "")
+
+
+def _find_eyes(folder: Path) -> Path | None:
+    own = folder / "vision_tower"  # the built-in one has it, and a person's own folder may
+    return own if own.is_dir() else find_eyes(QWEN3_VL)
 
 
 def _find_pipeline(name: str, revision: str) -> Path:
@@ -133,11 +137,29 @@ def _find_pipeline(name: str, revision: str) -> Path:
     repository = find_repository(name)
     if not repository:
         return _own_folder(name)
-    folder = find_snapshot(repository, INDEX, revision)
-    if folder is None:
-        raise BaseModelError(f"{repository} is not on this computer yet: fetch it.")
+    problem = BaseModelError(f"{repository} is not on this computer yet: fetch it.")
+    for number, folder in enumerate(find_snapshots(repository, INDEX, revision)):
+        try:
+            _check_snapshot(folder, repository)
+            return folder
+        except BaseModelError as error:
+            problem = problem if number else error
+    raise problem
+
+
+def _check_snapshot(folder: Path, repository: str) -> None:
+    """Raises `BaseModelError` where a repository's folder lacks something, of all that the Hub told of it."""
     check_pipeline(folder, repository)
-    return folder
+    record = recall(repository, folder.name)
+    for path, size in record.files.items() if record else ():
+        file = folder / path
+        if not file.is_file() or file.stat().st_size != size:
+            raise BaseModelError(f"The base model `{repository}` is incomplete: it lacks {path}.")
+
+
+def has_own_eyes(name: str) -> bool:
+    """Whether a base model in a folder has the teacher's eyes beside its parts."""
+    return not find_repository(name) and (_own_folder(name) / "vision_tower").is_dir()
 
 
 def has_pipeline(name: str, revision: str = "") -> bool:
@@ -216,38 +238,17 @@ def find_licence(name: str, revision: str = "") -> Licence:
 def _sizes(name: str, revision: str) -> Sizes | None:
     """The sizes of a base model by its files; None where there are none here, and the Hub told none."""
     repository = find_repository(name)
-    if repository and not is_fetched(name, revision):
-        return recall_sizes(repository, revision)
-    place = find_base_model(name, revision)
+    if repository and not has_pipeline(name, revision):
+        folder = find_snapshot(repository, INDEX, revision)
+        record = recall(repository, folder.name) if folder else None
+        return record.sizes if record else None
+    folder = _find_pipeline(name, revision)
     try:
-        sizes = read_sizes(place.folder, place.vision_tower)
-    except (OSError, KeyError, ValueError) as error:
+        sizes = read_sizes(folder, _find_eyes(folder))
+    except DAMAGED as error:
         raise BaseModelError(f"The base model `{name}` is damaged: {error}. Fetch it again.") from error
     copied = next((known for known in CATALOG.values() if known.sizes.parameters == sizes.parameters), None)
     return replace(sizes, context_area=copied.sizes.context_area) if copied else sizes
-
-
-def recall_sizes(repository: str, revision: str) -> Sizes | None:
-    """What the Hub told of a repository, when it was asked last; None where it never was."""
-    folder = find_snapshot(repository, INDEX, revision)
-    file = _sizes_file(repository, folder.name) if folder else None
-    if file is None or not file.exists():
-        return None
-    try:
-        return Sizes.from_json(file.read_text(encoding="utf-8"))
-    except (ValueError, TypeError):  # of another version
-        return None
-
-
-def remember_sizes(repository: str, commit: str, sizes: Sizes) -> None:
-    """Keeps what the Hub told of a repository at a commit, for all who ask without it."""
-    file = _sizes_file(repository, commit)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, sizes.to_json())
-
-
-def _sizes_file(repository: str, commit: str) -> Path:
-    return assets_folder("sizes", repository) / f"{commit}.json"
 
 
 def kind_of(name: str, revision: str = "") -> str:

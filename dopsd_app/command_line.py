@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from dopsd_app.pictures import Dataset
 
 T = TypeVar("T")
-DOWNLOADABLE = tuple(name for name, facts in CATALOG.items() if facts.repository)
 
 EXAMPLES = """examples:
   python -m dopsd_app preview --images photos/my-cat
@@ -189,7 +188,9 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 
 
 def _add_download(command: argparse.ArgumentParser) -> None:
-    command.add_argument("base_model", help=f"one of {', '.join(DOWNLOADABLE)}, or a repository (owner/name)")
+    names = ", ".join(name for name, facts in CATALOG.items() if facts.repository)
+    told = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
+    command.add_argument("base_model", help=told)
     command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
 
 
@@ -261,8 +262,6 @@ def _preview(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from dopsd_app.plan import check_base  # brings Pillow
-
     run = find_run(options.runs, options.run)
     out = options.out or run.path / "generated"
     if options.count < 1:
@@ -270,7 +269,6 @@ def _generate(options: argparse.Namespace) -> int:
     seeds = list(range(options.seed, options.seed + options.count))
     if needs_fetching(run.config.base_model, run.config.revision):
         find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
-        check_base(run.config)
         _fetch(run.config.base_model, run.config.revision)
     with _gpu(options.runs):
         from dopsd_app.generate import generate
@@ -292,9 +290,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _download(options: argparse.Namespace) -> int:
     name, revision = options.base_model, options.revision
-    if not find_repository(name):
-        here = "comes with the program" if name in CATALOG else "is no repository on the Hub (owner/name)"
-        raise KnownFailure(f"{name} {here}: there is nothing to fetch.")
+    if name in CATALOG and not find_repository(name):
+        raise KnownFailure(f"{name} comes with the program: there is nothing to fetch.")
     _fetch(name, revision)
     place = find_base_model(name, revision)
     print(f"{name} is here: {place.folder}\nThe teacher's eyes: {place.vision_tower}")

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from dopsd_app.events import DownloadProgress
 from dopsd_app.hub_client import HubError, reading_errors, reading_token
 from dopsd_app.machine import free_disk
-from dopsd_app.repository import Listing, RemoteFile, link_files
+from dopsd_app.repository import Listing, RemoteFile, keep_revision, link_files
 from dopsd_app.worker import is_disk_full
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ PIECE = 1 << 16  # bytes that are read and written at once
 MARGIN = 200_000_000  # bytes that are left free on the disk
 PARTIAL = ".incomplete"
 
-T = TypeVar("T")
+A, T = TypeVar("A"), TypeVar("T")
 
 
 class RangesRefusedError(HubError):
@@ -66,6 +66,38 @@ def _persist(
                 raise
             if cancelled.wait(error.wait or waits[max(0, tries - 1)]):
                 raise _Cancelled from None
+
+
+def in_threads(
+    function: Callable[[A], T], items: Sequence[A], cancelled: threading.Event | None = None
+) -> list[T]:
+    """The function's results for all items, some at once; the first exception ends it.
+
+    Its threads are not waited for, not even when the program ends: a silent server must hold up nobody.
+    """
+    waiting, results, failed = deque(enumerate(items)), {}, []
+
+    def work() -> None:
+        while not failed and not (cancelled and cancelled.is_set()):
+            try:
+                number, item = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = function(item)
+            except BaseException as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(AT_ONCE, len(items)))]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) and not failed:
+        if cancelled and cancelled.is_set():
+            raise _Cancelled
+        time.sleep(0.02)
+    if failed:
+        raise failed[0]
+    return [results[number] for number in range(len(items))]
 
 
 @dataclass(frozen=True)
@@ -107,13 +139,17 @@ class Order:
     """What is to be fetched of one repository: large files here, then `finish` puts all into its place."""
 
     targets: tuple[Target, ...]
-    finish: Callable[[], object]
+    finish: Callable[[], object] = lambda: None
 
 
 def whole_files(listing: Listing, revision: str, files: Sequence[RemoteFile]) -> Order:
-    """The order for files of a repository, into the Hub's cache."""
-    targets = tuple(_blob(listing, file) for file in files if file.sha256)
-    return Order(targets, lambda: link_files(listing.repository, revision, [file.path for file in files]))
+    """The order for files of a repository at the commit that was listed, into the Hub's cache."""
+
+    def finish() -> None:
+        link_files(listing.repository, listing.commit, [file.path for file in files])
+        keep_revision(listing.repository, revision, listing.commit)
+
+    return Order(tuple(_blob(listing, file) for file in files if file.sha256), finish)
 
 
 def _blob(listing: Listing, file: RemoteFile) -> Target:
@@ -160,11 +196,12 @@ class _Work:
 
     def progress(self) -> DownloadProgress:
         """How far it is now."""
+        seen = self._seen  # the other thread may begin a new one
         now, done = time.monotonic(), sum(target.done for target in self.targets)
-        self._seen.append((now, done))
-        while now - self._seen[0][0] > SPEED_SECONDS:
-            self._seen.popleft()
-        before, had = self._seen[0]
+        seen.append((now, done))
+        while now - seen[0][0] > SPEED_SECONDS:
+            seen.popleft()
+        before, had = seen[0]
         speed = (done - had) / (now - before) if now > before else 0.0
         total = sum(target.size for target in self.targets)
         return DownloadProgress("downloading", done, total, max(0.0, round(speed)))
@@ -182,34 +219,18 @@ class _Work:
     def _fetch_all(self, orders: Sequence[Order]) -> None:
         targets = tuple(target for order in orders for target in order.targets)
         check_disk(targets, self.about)
-        self._seen.clear()  # what was here before is no speed
+        self._seen = deque()  # what was here before is no speed
         self.targets = targets
-        waiting, failed = deque(sorted(targets, key=lambda target: -target.size)), []
-
-        def work() -> None:
-            try:
-                while target := self._next(waiting):
-                    _fetch_file(target, self.cancelled)
-            except Exception as error:  # the border of this thread: the first of them is raised by all
-                failed.append(error)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(AT_ONCE)]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads) and not failed and not self.cancelled.is_set():
-            time.sleep(0.05)
-        if failed:
+        largest_first = sorted(targets, key=lambda target: -target.size)
+        try:
+            in_threads(lambda target: _fetch_file(target, self.cancelled), largest_first, self.cancelled)
+        except BaseException:
             self.cancelled.set()  # the other files go on where they are, next time
-            raise failed[0]
+            raise
         for order in orders:
             if self.cancelled.is_set():
                 raise _Cancelled
             _persist(order.finish, self.cancelled)
-
-    def _next(self, waiting: deque[Target]) -> Target | None:
-        with suppress(IndexError):
-            return None if self.cancelled.is_set() else waiting.popleft()
-        return None
 
     def _explained(self, error: Exception) -> Exception:
         """The error as one sentence; what is no fault of the Hub or the disk stays what it is."""
@@ -228,8 +249,11 @@ class _Work:
 
 def check_disk(targets: Sequence[Target], about: str) -> None:
     """Raises `HubError` where the disk cannot take what is still to come."""
+    missing_on: dict[int, int] = {}  # by the number of the disk
     for folder, missing in missing_bytes(targets).items():
-        free = free_disk(folder)
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        disk, free = there.stat().st_dev, free_disk(folder)
+        missing = missing_on[disk] = missing_on.get(disk, 0) + missing
         if missing and missing + MARGIN > free:
             raise HubError(
                 f"{about} needs {missing / 1e9:.1f} GB more on the disk of {folder}, and {free / 1e9:.1f} GB"
@@ -257,8 +281,10 @@ def _fetch_file(target: Target, cancelled: threading.Event) -> None:
     target.path.parent.mkdir(parents=True, exist_ok=True)
     target.lock.parent.mkdir(parents=True, exist_ok=True)
     with _held(target.lock, cancelled):
-        if target.path.exists():
-            return
+        with suppress(FileNotFoundError):
+            if target.path.stat().st_size == target.size:
+                return
+            os.replace(target.path, target.partial)  # cut off by a disk that was full, or by a hand
         with target.partial.open("a+b") as file:
             growing = _Growing(target, file, cancelled)
             _persist(growing.go_on, cancelled, done=lambda: target.done)
@@ -294,7 +320,9 @@ class _Growing:
             file.write(target.head)
         self.digest = hashlib.sha256()
         file.seek(0)
-        while piece := file.read(PIECE << 4):
+        while target.sha256 and (piece := file.read(PIECE << 4)):
+            if cancelled.is_set():
+                raise _Cancelled
             self.digest.update(piece)
 
     def go_on(self) -> None:
@@ -302,25 +330,28 @@ class _Growing:
         at = self.file.seek(0, os.SEEK_END) - len(self.target.head)
         for source in self.target.sources:
             length = source.end - source.start
-            if at < length:
-                self._append(source, at)
+            if at < length and self._append(source, at) < length - at:
+                broken = HubError("The connection to the Hub broke off.")
+                broken.transient = True
+                raise broken
             at = max(0, at - length)
-        if self.file.tell() < self.target.size:
-            broken = HubError("The connection to the Hub broke off.")
-            broken.transient = True
-            raise broken
 
-    def _append(self, source: Source, at: int) -> None:
+    def _append(self, source: Source, at: int) -> int:
+        """Brings what a source has from `at` on; how many bytes of it came."""
+        came = 0
         with open_range(source.url, source.start + at, source.end, any_answer=self.target.whole) as response:
             if response.status_code != 206:  # from the beginning, whatever the server was asked for
                 self.file.truncate(0)
-                self.digest = hashlib.sha256()
+                self.digest, at = hashlib.sha256(), 0
             for piece in response.iter_bytes(PIECE):
                 if self.cancelled.is_set():
                     raise _Cancelled
+                piece = piece[: source.end - source.start - at - came]
                 self.file.write(piece)
                 self.digest.update(piece)
+                came += len(piece)
             self.file.flush()
+        return came
 
     def check(self) -> None:
         """Raises `HubError`, and throws the file away, where it does not hold what the Hub says."""
@@ -356,4 +387,7 @@ def open_range(url: str, start: int, end: int, *, any_answer: bool = False) -> I
         hf_raise_for_status(response)
         if response.status_code != 206 and not any_answer:
             raise RangesRefusedError("The Hub sends whole files only.")
+        came = response.headers.get("Content-Range", "")
+        if response.status_code == 206 and not came.startswith(f"bytes {start}-"):
+            raise HubError(f"The Hub was asked for bytes from {start} on, and sent {came[:50] or 'others'}.")
         yield response

@@ -6,7 +6,6 @@ lie. They are kept in one file, under their own names, beside the model's config
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from dopsd_app.download import (
     whole_files,
 )
 from dopsd_app.hub_client import HubError
-from dopsd_app.pipeline_folder import EYES_PREFIX
-from dopsd_app.repository import Listing, RemoteFile, assets_folder, find_snapshot, link_files
+from dopsd_app.pipeline_folder import EYES_PREFIX, is_whole, read_weight_map
+from dopsd_app.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
+from dopsd_app.runs import replace_file
 
 INDEX = "model.safetensors.index.json"
 KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
@@ -35,17 +35,17 @@ def find_eyes(repository: str) -> Path | None:
     kept = [folder for folder in folders if _all_there(folder, (CUT_OUT, *CONFIGURATION))]
     if kept:
         return max(kept, key=lambda folder: folder.stat().st_mtime)
-    whole = find_snapshot(repository, INDEX)
-    return whole if whole and _all_there(whole, (*CONFIGURATION, *_shards(whole / INDEX))) else None
+    whole = find_snapshots(repository, INDEX)
+    return next((folder for folder in whole if _all_there(folder, (*CONFIGURATION, *_shards(folder)))), None)
 
 
 def _all_there(folder: Path, names: Iterable[str]) -> bool:
-    return all((folder / name).is_file() for name in names)
+    return all(is_whole(folder / name) for name in names)
 
 
-def _shards(index: Path) -> list[str]:
-    """The files that hold tensors that see."""
-    weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+def _shards(folder: Path) -> list[str]:
+    """The files that hold tensors that see, by the index in a folder."""
+    weights = read_weight_map(folder / INDEX)
     return sorted({file for name, file in weights.items() if name.startswith(EYES_PREFIX)})
 
 
@@ -57,19 +57,18 @@ def order_eyes(listing: Listing) -> Order:
     small = [file.path for file in listing.files if file.path in (INDEX, *CONFIGURATION)]
     if missing := sorted({INDEX, *CONFIGURATION} - set(small)):
         raise HubError(f"{listing.repository} has no {missing[0]}: it is no vision-language model in parts.")
-    folder = link_files(listing.repository, "", small)
-    files = [file for name in _shards(folder / INDEX) for file in listing.matching(re.escape(name))]
+    folder = link_files(listing.repository, listing.commit, small)
+    files = [file for name in _shards(folder) for file in listing.matching(re.escape(name))]
     try:
         target = _cut_out(listing, files)
     except RangesRefusedError:
         every = [*files, *(file for file in listing.files if file.path in small)]
         return whole_files(listing, "", every)
-    return Order((target,), lambda: _keep_configuration(folder, target.path.parent))
-
-
-def _keep_configuration(source: Path, folder: Path) -> None:
+    # Before the weights, which alone say that all is there.
+    target.path.parent.mkdir(parents=True, exist_ok=True)
     for name in CONFIGURATION:
-        shutil.copyfile(source / name, folder / name)
+        replace_file(target.path.parent / name, (folder / name).read_bytes())
+    return Order((target,))
 
 
 def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
@@ -107,11 +106,18 @@ def _tensors(url: str, file: RemoteFile) -> Iterator[tuple[str, dict, int, int]]
     length = int.from_bytes(_read(url, 0, 8), "little")
     if not 0 < length <= min(LONGEST_HEADER, file.size):
         raise HubError(f"{file.path} on the Hub is no safetensors file.")
-    header = json.loads(_read(url, 8, 8 + length))
-    seeing = {name: facts for name, facts in header.items() if name.startswith(EYES_PREFIX)}
-    for name, facts in sorted(seeing.items(), key=lambda item: item[1]["data_offsets"]):
-        start, end = (8 + length + offset for offset in facts["data_offsets"])
-        yield name, {"dtype": facts["dtype"], "shape": facts["shape"]}, start, end
+    try:
+        header = json.loads(_read(url, 8, 8 + length))
+        seeing = {name: facts for name, facts in header.items() if name.startswith(EYES_PREFIX)}
+        for name, facts in sorted(seeing.items(), key=lambda item: item[1]["data_offsets"]):
+            start, end = (8 + length + offset for offset in facts["data_offsets"])
+            if not 8 + length <= start <= end <= file.size:
+                raise ValueError("outside the file")
+            yield name, {"dtype": facts["dtype"], "shape": facts["shape"]}, start, end
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, HubError):
+            raise
+        raise HubError(f"The header of {file.path} on the Hub cannot be read: {error}.") from error
 
 
 def _read(url: str, start: int, end: int) -> bytes:

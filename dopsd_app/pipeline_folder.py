@@ -41,7 +41,12 @@ def read_parts(index: Path, name: str) -> list[str]:
         raise BaseModelError(f"The {INDEX} of `{name}` is damaged. Fetch the model again.") from error
     if kind not in SUPPORTED_PIPELINES:
         raise BaseModelError(f"`{name}` is a {kind}. Supported: {', '.join(SUPPORTED_PIPELINES)}.")
-    return [part for part, value in content.items() if isinstance(value, list)]
+    parts = [part for part, value in content.items() if isinstance(value, list)]
+    if odd := [part for part in parts if not re.fullmatch("[A-Za-z0-9_]+", part)]:
+        raise BaseModelError(f"`{name}` has a part {odd[0][:50]!r}, which is no name of one.")
+    if missing := [part for part in WITH_WEIGHTS if part not in parts]:
+        raise BaseModelError(f"`{name}` has no {', '.join(missing)}: it is no whole pipeline.")
+    return parts
 
 
 def choose_files(paths: Iterable[str], parts: Iterable[str]) -> list[str]:
@@ -79,33 +84,75 @@ def _lacking(folder: Path, part: str) -> Iterator[str]:
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not files:
         yield part
-    if not files or part not in WITH_WEIGHTS:
+        return
+    if part == "tokenizer":
+        # With some of them alone it loads all the same, and knows no words.
+        words = {"tokenizer.json"} if "tokenizer.json" in files else {"vocab.json", "merges.txt"}
+        yield from (f"{part}/{file}" for file in sorted({"tokenizer_config.json", *words} - files))
+    if part not in WITH_WEIGHTS:
         return
     if "config.json" not in files:
         yield f"{part}/config.json"
-    wanted = _shards(folder, files)
+    wanted = shards(folder, files)
     if not wanted:
         yield f"{part}/*.safetensors"
-    yield from (f"{part}/{file}" for file in sorted(wanted - files))
+    for file in sorted(wanted):
+        if file not in files:
+            yield f"{part}/{file}"
+        elif not is_whole(folder / file):
+            yield f"{part}/{file} (which is damaged)"
 
 
-def _shards(folder: Path, files: set[str]) -> set[str]:
-    """The files that hold a part's weights, whether they are there or not."""
+def shards(folder: Path, files: Iterable[str]) -> set[str]:
+    """The files that hold a part's weights, whether they are there or not; `files` are those that are."""
     for index in filter(WEIGHTS_INDEX.fullmatch, files):
-        try:
-            return set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise BaseModelError(f"{folder.name}/{index} is damaged. Fetch the model again.") from error
+        return set(read_weight_map(folder / index).values())
     return set(filter(WEIGHTS.fullmatch, files))
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor, by an index of weights; raises `BaseModelError`."""
+    try:
+        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in weights.values()):
+            raise TypeError("a file's name is no text")
+        return weights
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaseModelError(
+            f"{index.parent.name}/{index.name} is damaged: delete it, and fetch the model again."
+        ) from error
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file is there and, if it holds weights, as long as its header says."""
+    if not file.is_file() or file.suffix != ".safetensors":
+        return file.is_file()
+    try:
+        header, data = read_header(file)
+        ends = (facts["data_offsets"][1] for name, facts in header.items() if name != "__metadata__")
+        return file.stat().st_size == data + max(ends, default=0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def read_header(file: Path) -> tuple[dict, int]:
+    """The header of a safetensors file, and where its data begins; ValueError for what is none."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return json.loads(opened.read(min(length, 100_000_000))), 8 + length  # safetensors' own limit
 
 
 def read_licence(folder: Path) -> Licence:
     """The licence that the README of a repository says; empty where there is none, or it says none."""
-    from huggingface_hub import ModelCard
+    import yaml
 
     try:
-        data = ModelCard.load(folder / README).data.to_dict()
-    except (OSError, ValueError):
+        text = (folder / README).read_text(encoding="utf-8")
+        front = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
+        data = yaml.safe_load(front[1]) if front else {}
+    except (OSError, ValueError, yaml.YAMLError):
         return Licence()
-    told = {key: str(data.get(key) or "") for key in ("license", "license_name", "license_link")}
-    return Licence(told["license"], told["license_name"] or told["license"], told["license_link"])
+    keys = ("license", "license_name", "license_link")
+    told = {key: data.get(key) for key in keys} if isinstance(data, dict) else {}
+    id, name, link = (value if isinstance(value := told.get(key), str) else "" for key in keys)
+    return Licence(id if re.fullmatch("[a-z0-9][a-z0-9.+-]*", id) else "", name or id, link)

@@ -82,14 +82,13 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
 
 
 def check_base(config: TrainConfig) -> None:
-    """Raises `KnownFailure` where a base model cannot be used here, or has to be fetched and cannot be.
+    """Raises `KnownFailure` where a base model cannot be trained on here, or cannot be fetched.
 
     For what is to begin at once: the Hub is asked, which takes seconds.
     """
     problems = []
     try:
-        if needs_fetching(config.base_model, config.revision):
-            ask_hub(config.base_model, config.revision)
+        check_fetch(config)
     except KnownFailure as error:
         problems.append(str(error))
     problems += _base_problems(config)
@@ -98,6 +97,12 @@ def check_base(config: TrainConfig) -> None:
         problems += _device_problems(config, facts.sizes, machine, _on_gpu(config, machine))
     if problems:
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
+
+
+def check_fetch(config: TrainConfig) -> None:
+    """Raises `KnownFailure` where a base model is not here and cannot be fetched, as far as the Hub tells."""
+    if needs_fetching(config.base_model, config.revision):
+        ask_hub(config.base_model, config.revision)
 
 
 def _on_gpu(config: TrainConfig, machine: Machine) -> bool:

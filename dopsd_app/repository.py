@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dopsd_app.hub_client import reading_errors, reading_token
+from dopsd_app.runs import replace_file
 
 ASK_SECONDS = 10  # of silence, when the Hub is asked for a list
 
@@ -68,15 +69,36 @@ def _is_plain(file: RemoteFile) -> bool:
     return inside and bool(re.fullmatch("[0-9a-f]{64}|", file.sha256))
 
 
-def find_snapshot(repository: str, file: str, revision: str = "") -> Path | None:
-    """The folder in the Hub's cache that has this file of a repository; None where it is not there.
+def find_snapshots(repository: str, file: str, revision: str = "") -> list[Path]:
+    """The folders in the Hub's cache that have this file of a repository, the best first.
 
-    The folder's name is the commit. Other files of the commit may be missing.
+    A folder's name is the commit; other files of it may be missing. Without a revision that is asked for,
+    older commits are as good: another program may have made a newer one known and fetched little of it.
     """
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file, revision=revision or None)
-    return Path(found).parents[file.count("/")] if isinstance(found, str) else None
+    folders = [Path(found).parents[file.count("/")]] if isinstance(found, str) else []
+    if revision:
+        return folders
+    known = (Path(constants.HF_HUB_CACHE) / _cache_name(repository) / "snapshots").glob(f"*/{file}")
+    others = sorted(
+        {path.parents[file.count("/")] for path in known} - set(folders), key=_changed, reverse=True
+    )
+    return folders + others
+
+
+def find_snapshot(repository: str, file: str, revision: str = "") -> Path | None:
+    """The first of `find_snapshots`; None where there is none."""
+    return next(iter(find_snapshots(repository, file, revision)), None)
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _cache_name(repository: str) -> str:
+    return "models--" + repository.replace("/", "--")
 
 
 def assets_folder(kind: str, repository: str) -> Path:
@@ -86,7 +108,18 @@ def assets_folder(kind: str, repository: str) -> Path:
     return Path(constants.HF_ASSETS_CACHE) / "dopsd" / kind / repository.replace("/", "--")
 
 
-def link_files(repository: str, revision: str, paths: list[str]) -> Path:
+def keep_revision(repository: str, revision: str, commit: str) -> None:
+    """Keeps which commit a branch or tag was, as the client does: so it is found without network."""
+    from huggingface_hub import constants
+
+    if (revision := revision or constants.DEFAULT_REVISION) == commit:
+        return
+    file = Path(constants.HF_HUB_CACHE) / _cache_name(repository) / "refs" / revision
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, commit)
+
+
+def link_files(repository: str, commit: str, paths: list[str]) -> Path:
     """Has the Hub's client put these files into its cache's folder of the commit, which is returned.
 
     What lies in the cache already, under its content's name, is only linked; small files are fetched.
@@ -98,7 +131,7 @@ def link_files(repository: str, revision: str, paths: list[str]) -> Path:
     with reading_errors(repository):
         folder = snapshot_download(
             repository,
-            revision=revision or None,
+            revision=commit,
             allow_patterns=[*map(glob.escape, paths)],
             token=reading_token(),
         )

@@ -5,11 +5,14 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dopsd_app.pipeline_folder import EYES_PREFIX, WEIGHTS
+from dopsd_app.pipeline_folder import EYES_PREFIX, WEIGHTS, read_header
 
 # Of the teacher's picture, in pixels, as in the method's released code: whatever the folder of the eyes says.
 # Qwen3-VL's own bounds let a picture fill the message, or be so small that nothing is seen.
 CONTEXT_AREA = (512**2, 768**2)
+EYES_PARAMETERS = 415_347_712  # of Qwen3-VL-4B's vision tower and mergers, in bfloat16 on the Hub
+EYES_PATCH = {"patch_size": 16, "merge_size": 2}
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what odd configurations raise
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,12 @@ class Sizes:
     context_area: tuple[int, int]  # ... which is scaled to between so many pixels
     stored_bytes: int  # of all parts on disk; 0 where they are not there
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
+    def to_fields(self) -> dict:
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> "Sizes":
-        """What `to_json` wrote; TypeError or ValueError for what another version wrote."""
-        fields = json.loads(text)
+    def from_fields(cls, fields: dict) -> "Sizes":
+        """What `to_fields` made, after a way through JSON; TypeError or KeyError for another version's."""
         return cls(**{**fields, "context_area": tuple(fields["context_area"])})
 
     @property
@@ -68,18 +70,23 @@ Z_IMAGE_TURBO = Sizes(  # where its folder is not there to be read
 )
 
 
-def read_sizes(folder: Path, vision_tower: Path) -> Sizes:
-    """Sizes of a pipeline's folder and the teacher's eyes; OSError, KeyError or ValueError if damaged."""
-    encoder = sum(count_parameters(path) for path in (folder / "text_encoder", vision_tower))
-    stored = {path for part in (*folder.iterdir(), vision_tower) if part.is_dir() for path in part.iterdir()}
+def read_sizes(folder: Path, vision_tower: Path | None) -> Sizes:
+    """Sizes of a pipeline's folder and the teacher's eyes, Qwen3-VL-4B's where these are not here yet.
+
+    Raises one of `DAMAGED` for what is not as it should be.
+    """
+    parts = [part for part in folder.iterdir() if part.is_dir()] + ([vision_tower] if vision_tower else [])
+    stored = {path for part in parts for path in part.iterdir() if path.is_file()}
+    eyes = _read_json(vision_tower / "preprocessor_config.json") if vision_tower else EYES_PATCH
+    seeing = count_parameters(vision_tower) if vision_tower else EYES_PARAMETERS
     return make_sizes(
         transformer=_read_json(folder / "transformer" / "config.json"),
         decoder=_read_json(folder / "vae" / "config.json"),
-        eyes=_read_json(vision_tower / "preprocessor_config.json"),
+        eyes=eyes,
         parameters=count_parameters(folder / "transformer"),
-        encoder_parameters=encoder,
+        encoder_parameters=count_parameters(folder / "text_encoder") + seeing,
         decoder_parameters=count_parameters(folder / "vae"),
-        stored_bytes=sum(path.stat().st_size for path in stored if path.is_file()),
+        stored_bytes=sum(path.stat().st_size for path in stored),
     )
 
 
@@ -121,9 +128,7 @@ def count_parameters(folder: Path) -> int:
 
 
 def _read_shapes(path: Path) -> dict[str, list[int]]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, 100_000_000)))  # safetensors' own limit
+    header, _ = read_header(path)
     return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
 
 

@@ -292,6 +292,7 @@ class ImitationHub:
     def mend(self) -> None:
         """Nothing fails or is slow any more; what is silent already stays so."""
         self.ranges = True  # whether a part of a file can be asked for
+        self.longest_range = 1 << 60  # bytes; of a longer one only so many are sent, as HTTP allows
         self._faults: list[Fault] = []
         self._troubles: list[Trouble] = []
         self._speeds: dict[str, float] = {}  # bytes per second by regular expression
@@ -726,6 +727,7 @@ class _Handler(BaseHTTPRequestHandler):
         if part is None:
             return 200, headers, 0, size
         start, end = part
+        end = min(end, start + self.imitation.longest_range)
         return 206, {**headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}, start, end
 
     def _send_file(self, request: Request, answer: FileAnswer, start: int, end: int) -> None:

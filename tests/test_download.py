@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from imitation_hub import ImitationHub
 from real_layout import save_qwen_vl_repository, save_z_image_repository
 from safetensors import safe_open
 from test_runs import on_a_small_disk
+
+from dopsd_app.pipeline_folder import read_licence
 
 ROOT = Path(__file__).parent.parent
 Z_IMAGE, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-VL-4B-Instruct"
@@ -220,6 +223,70 @@ def test_a_broken_connection_goes_on_where_it_was(hub, call, repositories):
     assert hub.fetched(SHARD) <= shard.stat().st_size + HEADER + 2 * 65_536
 
 
+def test_a_server_may_send_less_than_it_was_asked_for(hub, call, repositories):
+    hub.longest_range = 101_000  # the headers come at once
+    told = call("fetch", Z_IMAGE)
+    same_files(Path(told["folder"]), repositories / "z-image")
+    assert tensors(Path(told["eyes"])) == eyes_of(repositories / "qwen")
+
+
+def test_what_was_cut_off_on_the_disk_is_fetched_again(hub, call, repositories):
+    told = call("fetch", Z_IMAGE)
+    folder, eyes = Path(told["folder"]), Path(told["eyes"])
+    shard = folder / "transformer" / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    for file in (shard.resolve(), eyes / "model.safetensors"):
+        os.truncate(file, file.stat().st_size // 2)
+    (folder / "tokenizer" / "vocab.json").unlink()
+    assert "is incomplete: it lacks transformer/diffusion_pytorch_model-00002" in call("places", Z_IMAGE)
+    same_files(Path(call("fetch", Z_IMAGE)["folder"]), repositories / "z-image")
+    assert tensors(eyes) == eyes_of(repositories / "qwen")
+
+
+def test_an_interrupted_end_is_no_end(hub, call, repositories):
+    call("fetch", Z_IMAGE)  # the eyes are here from now on
+    hub.add_model(FINE_TUNE, repositories / "comic")
+    for file in ("tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json"):
+        hub.fail(f"{FINE_TUNE}/resolve/.*{file}", 503, times=1000)
+        assert "status 503" in call("fetch", FINE_TUNE)
+        assert "incomplete" in call("places", FINE_TUNE)
+        hub.mend()
+    same_files(Path(call("fetch", FINE_TUNE)["folder"]), repositories / "comic")
+
+
+def test_a_commit_that_comes_while_one_is_fetched_changes_nothing(hub, call, repositories):
+    hub.slow(WEIGHTS, 600_000)
+    newer = threading.Timer(1.0, hub.add_model, (Z_IMAGE, repositories / "newer"))
+    newer.start()
+    told = call("fetch", Z_IMAGE)
+    newer.join()
+    assert len(told["steps"]) > 20  # it came in the middle
+    same_files(Path(told["folder"]), repositories / "z-image")
+
+
+def test_what_is_whole_serves_though_another_program_knows_a_newer_commit(hub, call, repositories, tmp_path):
+    told = call("fetch", Z_IMAGE)
+    hub.add_model(Z_IMAGE, repositories / "newer")
+    code = f"from huggingface_hub import hf_hub_download as h; h({Z_IMAGE!r}, 'model_index.json')"
+    environment = os.environ | hub.environment(tmp_path)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    hub.stop()
+    try:
+        assert call("fetch", Z_IMAGE)["folder"] == told["folder"]
+    finally:
+        hub.start()
+
+
+def test_where_only_the_eyes_are_missing_all_else_is_known(hub, call, repositories, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(repositories / "comic", folder)
+    assert call("facts", str(folder))["licence"]["name"] == "my-licence"
+    offer = call("ask", str(folder))
+    eyes = Path(call("fetch", str(folder))["eyes"])
+    assert offer["size"] == (eyes / "model.safetensors").stat().st_size
+    assert tensors(eyes) == eyes_of(repositories / "qwen")
+    assert not hub.fetched("Ann/|Tongyi")
+
+
 def test_a_server_that_refuses_ranges_begins_a_broken_file_anew(hub, call, repositories):
     hub.ranges = False
     hub.cut(SHARD, 300_000)
@@ -294,6 +361,82 @@ def test_what_is_no_base_model_is_told(hub, call, tmp_path, repositories, name, 
     weights.rename(weights.with_suffix(".bin"))
     hub.add_model("Ann/pickles", pickles)
     assert told in call("fetch", name)
+
+
+def odd_repository(folder: Path, what: str) -> None:
+    """Spoils a repository in some way."""
+    config = folder / "transformer" / "config.json"
+    index = folder / "text_encoder" / "model.safetensors.index.json"
+    match what:
+        case "no configuration":
+            config.unlink()
+        case "no JSON":
+            config.write_text("{")
+        case "a list":
+            config.write_text("[]")
+        case "no blocks":
+            (folder / "vae" / "config.json").write_text('{"block_out_channels": []}')
+        case "a shard is missing":
+            (folder / "text_encoder" / "model-00002-of-00003.safetensors").unlink()
+        case "files that are lists":
+            index.write_text('{"weight_map": {"a": ["x"]}}')
+        case "files elsewhere":
+            index.write_text('{"weight_map": {"a": "../../../passwd"}}')
+        case "no weights":
+            (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 1000)
+        case "a part elsewhere":
+            (folder / "model_index.json").write_text('{"_class_name": "ZImagePipeline", "..": ["a", "b"]}')
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("no configuration", "itself is incomplete: it lacks transformer/config.json"),
+        ("no JSON", "The configuration of Ann/odd cannot be read"),
+        ("a list", "The configuration of Ann/odd cannot be read"),
+        ("no blocks", "The configuration of Ann/odd cannot be read"),
+        (
+            "a shard is missing",
+            "itself is incomplete: it lacks text_encoder/model-00002-of-00003.safetensors",
+        ),
+        ("files that are lists", "text_encoder/model.safetensors.index.json is damaged"),
+        ("files elsewhere", "itself is incomplete: it lacks text_encoder/../../../passwd"),
+        ("no weights", "vae/diffusion_pytorch_model.safetensors of Ann/odd is no safetensors file"),
+        ("a part elsewhere", "has a part '..', which is no name of one"),
+    ],
+)
+def test_an_odd_repository_is_told_before_gigabytes_are_fetched(
+    hub, call, repositories, tmp_path, what, told
+):
+    folder = tmp_path / "odd"
+    shutil.copytree(repositories / "z-image", folder)
+    odd_repository(folder, what)
+    hub.add_model("Ann/odd", folder)
+    assert told in call("fetch", "Ann/odd")
+    assert hub.fetched("Ann/odd.*safetensors$") < 8 * HEADER
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license: mit", ("mit", "mit", "")),
+        ("license: [mit, apache-2.0]", ("", "", "")),
+        ("license: mit\nmodel-index: 5\n1: x", ("mit", "mit", "")),
+        ("license: 'a: [\n", ("", "", "")),
+        ("license: other\nlicense_name: X\nlicense_link: LICENSE.md", ("other", "X", "LICENSE.md")),
+        ("- a list", ("", "", "")),
+    ],
+)
+def test_a_licence_is_read_as_far_as_it_can_be(tmp_path, front, licence):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n\nwords")
+    read = read_licence(tmp_path)
+    assert (read.id, read.name, read.link) == licence
+
+
+def test_a_cache_that_cannot_be_written_is_told(hub, hub_and_process, tmp_path):
+    (tmp_path / "hub").write_text("a file where a folder should be")
+    told = hub_and_process[1](tmp_path, "fetch", Z_IMAGE)
+    assert "cannot be used: " in told and "HF_HOME" in told
 
 
 def test_a_gate_says_what_to_do(hub, call, hub_and_process, repositories, tmp_path_factory):
@@ -413,7 +556,7 @@ def test_a_full_disk_is_told_and_the_download_goes_on(hub, call, repositories, t
     ("name", "told"),
     [
         ("pocket-turbo", "comes with the program: there is nothing to fetch."),
-        ("z-imag", "is no repository on the Hub (owner/name)"),
+        ("z-imag", "There is no base model `z-imag`. Give one of"),
     ],
 )
 def test_what_cannot_be_fetched_is_told(hub, tmp_path, name, told):

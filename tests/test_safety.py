@@ -564,7 +564,7 @@ def page_of(tmp_path, monkeypatch):
         values = [value for component, value in filled if isinstance(component, gr.HTML)]
         return [
             *(value if isinstance(value, str) else value.value for value in values),
-            base_facts("z-image-turbo", text, ask=False),
+            base_facts("z-image-turbo", text, "", ask=False),
             publish.link(f"https://hub/{text}"),
             visitors.welcome(space, ""),
             visitors.welcome(space, text),

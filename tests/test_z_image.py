@@ -1,5 +1,6 @@
 """Z-Image, proved against the official pipeline on tiny random weights in float32."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -196,7 +197,11 @@ def test_a_folder_that_is_no_base_model_is_refused(tmp_path, tiny_config):
     with pytest.raises(BaseModelError, match="is damaged"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
     index.write_text('{"_class_name": "ZImagePipeline", "vae": ["diffusers", "AutoencoderKL"]}')
-    with pytest.raises(BaseModelError, match="is incomplete: it lacks vae"):
+    with pytest.raises(BaseModelError, match="has no transformer, text_encoder"):
+        load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
+    parts = dict.fromkeys(("transformer", "text_encoder", "vae"), ["library", "class"])
+    index.write_text(json.dumps({"_class_name": "ZImagePipeline", **parts}))
+    with pytest.raises(BaseModelError, match="is incomplete: it lacks transformer, text_encoder, vae"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
 
 

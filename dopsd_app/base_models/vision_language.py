@@ -31,7 +31,11 @@ from dopsd_app.loading import load_frozen
 
 def load_vision_tower(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen3VLVisionModel:
     """The vision tower of a folder that holds it alone, or a whole Qwen3-VL, of which no more is read."""
-    config = Qwen3VLVisionConfig.from_pretrained(folder)
+    try:
+        config = Qwen3VLVisionConfig.from_pretrained(folder, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        told = f"The config.json in {folder} is damaged: delete that folder. ({error})"
+        raise BaseModelError(told) from error
     return load_frozen(lambda: Qwen3VLVisionModel(config), folder, dtype, device, prefix="model.visual.")
 
 

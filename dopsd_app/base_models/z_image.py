@@ -7,7 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
 
 from dopsd_app.base_models import vision_language
 from dopsd_app.base_models.protocol import Conditioning
@@ -50,9 +50,10 @@ class ZImage:
 
     def load_encoders(self) -> None:
         """Loads the tokenizer, the text encoder and the vision tower onto the device."""
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        self.tokenizer = self._load_tokenizer()
         folder = self.folder / "text_encoder"
-        config = Qwen3Config.from_pretrained(folder)
+        # Said here: a configuration from anywhere could name code on the Hub in its place.
+        config = Qwen3Config.from_pretrained(folder, attn_implementation="sdpa")
         self.text_encoder = load_frozen(
             lambda: Qwen3Model(config), folder, self.dtype, self.device, prefix="model."
         )
@@ -60,6 +61,12 @@ class ZImage:
         self.teacher_encoder = vision_language.join_encoders(
             self.text_encoder, self.vision_tower, self.tokenizer
         )
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise BaseModelError(f"The tokenizer of {self.folder.name} cannot be used: {error}") from error
 
     def _load_vision_tower(self) -> None:
         self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)

@@ -9,22 +9,22 @@ from dopsd_app.events import KnownFailure
 from dopsd_app.machine import free_disk, read_machine
 from dopsd_app.ui import words
 
-HUB_REMEMBERED = 600  # seconds that the Hub's answer about a repository is good for
+HUB_REMEMBERED = 60  # seconds that the Hub's answer about a repository is good for
 
 
-def base_facts(base: str, own: str, *, ask: bool) -> str:
+def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
     """The facts of a base model of the catalog, or of a person's own in its place (a repository, a folder).
 
     Only where `ask` says so, the Hub is asked what is to be fetched: that can take seconds.
     """
     name, problems, offer, fetching = own or base, [], None, False
     try:
-        fetching = needs_fetching(name)
-        offer = _offer(name, round(time.monotonic() / HUB_REMEMBERED)) if fetching and ask else None
+        fetching = needs_fetching(name, revision)
+        offer = _offer(name, revision, round(time.monotonic() / HUB_REMEMBERED)) if fetching and ask else None
     except KnownFailure as error:
         problems.append(str(error))
     try:
-        facts = find_facts(name)
+        facts = find_facts(name, revision)
     except KnownFailure as error:
         if not problems:  # what is not known yet, since the Hub could not be asked, is told already
             problems.append(str(error))
@@ -61,8 +61,8 @@ def _download(offer: Offer | None, facts: BaseModelFacts) -> str:
 
 
 @lru_cache(maxsize=8)
-def _offer(name: str, moment: int) -> Offer:
-    return ask_hub(name)
+def _offer(name: str, revision: str, moment: int) -> Offer:
+    return ask_hub(name, revision)
 
 
 def _fit(facts: BaseModelFacts) -> str:

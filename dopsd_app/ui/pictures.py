@@ -202,7 +202,7 @@ def show(draft: Draft, *, as_built: bool = False) -> list:
         [item.key for item in items],
         base,
         gr.Textbox(value=folder, visible=not built_in),
-        base_facts(base, folder, ask=False),
+        base_facts(base, folder, draft.settings.get("revision", ""), ask=False),
         _earlier(draft),
         draft.trigger_word,
         draft.kind,
@@ -363,7 +363,8 @@ def use_real_base(draft_id: str) -> list:
 def choose_folder(draft_id: str, folder: str) -> list:
     """Takes another base model, by its repository or folder; empty goes back to the catalog's."""
     draft = shown_draft(draft_id)
-    set_settings(draft, base_model=folder.strip() or None, revision=None)
+    if folder.strip() != draft.settings.get("base_model", ""):  # a pinned commit is of the last one
+        set_settings(draft, base_model=folder.strip() or None, revision=None)
     # What is in the box stays: by the time the Hub has answered, something else may be typed there.
     return [gr.skip(), *_show_base(draft)[1:]]
 
@@ -372,7 +373,7 @@ def _show_base(draft: Draft) -> list:
     """New values for what tells of the base model; what is being typed elsewhere is left alone."""
     base, folder = base_of(draft), draft.settings.get("base_model", "")
     visible = bool(CATALOG[base].repository)
-    facts = base_facts(base, folder, ask=True)
+    facts = base_facts(base, folder, draft.settings.get("revision", ""), ask=True)
     if (base, folder) != (base_of(draft), draft.settings.get("base_model", "")):
         facts = gr.skip()  # another one was chosen while the Hub was asked, and is answered by itself
     return [gr.Textbox(value=folder, visible=visible), facts, *show_messages(draft)]

@@ -176,7 +176,7 @@ def _needs(plan: Plan) -> str:
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }
     if plan.download:
-        cells["Download"] = (words.disk(plan.download), "from the Hub, once, before it begins")
+        cells["Download"] = (words.disk(plan.download), "at most, from the Hub, once, before it begins")
     items = "".join(
         f"<div><dt>{name}</dt><dd>{words.text(figure)}<small>{words.text(remark)}</small></dd></div>"
         for name, (figure, remark) in cells.items()
@@ -234,11 +234,13 @@ def start(draft_id: str) -> str:
     While a run of this very draft waits or works, it is that run: a second tab must not train the same twice.
     """
     draft = the_draft(draft_id)
+    if run := _started(draft):
+        return run.id
+    check_ready(draft_config(draft))  # it may ask the Hub: not while another tab waits for the lock
     with FileLock(draft.path / ".start.lock", timeout=60):
         if run := _started(draft):
             return run.id
         config, dataset = draft_config(draft), draft_dataset(draft)
-        check_ready(config)
         if problems := plan_draft(draft).problems:
             raise RunError("\n".join(plainly(problem) for problem in problems))
         run = create_run(default_runs_dir(), config, dataset)

@@ -74,11 +74,11 @@ def teacher_step() -> TeacherStep:
 def start_check(draft_id: str) -> Drawing:
     """Begins a teacher check of the draft as it is now; the draft remembers which check is its own."""
     draft = the_draft(draft_id)
+    check_ready(draft_config(draft))  # it may ask the Hub: not while another tab waits for the lock
     with FileLock(draft.path / ".check.lock", timeout=60):
         if (earlier := draft_check(draft)) and earlier.status.live:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
         config, dataset = draft_config(draft), draft_dataset(draft)
-        check_ready(config)
         mark = _mark(draft)
         checked = draft.path / f"checked-{secrets.token_hex(6)}"
         copy_examples(replace(dataset, examples=dataset.examples[:CHECKED]), checked)

@@ -13,10 +13,10 @@ from dopsd_app.events import KnownFailure
 from dopsd_app.health_rules import best_step
 from dopsd_app.lora_file import find_lora
 from dopsd_app.model_card import make_snippet
+from dopsd_app.plan import check_fetch
 from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
 from dopsd_app.ui import words
 from dopsd_app.ui.lora_copies import lora_copy
-from dopsd_app.ui.plan import check_ready
 from dopsd_app.ui.run_actions import run_name, the_run, watcher
 
 FINISHED = "Final"
@@ -150,7 +150,7 @@ def draw_pair(
         raise KnownFailure("Write a prompt first.")
     if not (0 <= seed < 2**32 and 0 <= strength <= MAX_STRENGTH):
         raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
-    check_ready(run.config)
+    check_fetch(run.config)
     drawing = ask(run.runs_dir, PictureRequest(run.id, prompt.strip(), seed, strength, step))
     wait(drawing, progress)
     return drawing
