@@ -245,11 +245,10 @@ def test_what_was_cut_off_on_the_disk_is_fetched_again(hub, call, repositories):
 def test_an_interrupted_end_is_no_end(hub, call, repositories):
     call("fetch", Z_IMAGE)  # the eyes are here from now on
     hub.add_model(FINE_TUNE, repositories / "comic")
-    for file in ("tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json"):
-        hub.fail(f"{FINE_TUNE}/resolve/.*{file}", 503, times=1000)
-        assert "status 503" in call("fetch", FINE_TUNE)
-        assert "incomplete" in call("places", FINE_TUNE)
-        hub.mend()
+    hub.fail(f"{FINE_TUNE}/resolve/.*tokenizer/vocab.json", 503, times=1000)
+    assert "status 503" in call("fetch", FINE_TUNE)
+    assert "incomplete" in call("places", FINE_TUNE)  # though the tokenizer could be loaded without it
+    hub.mend()
     same_files(Path(call("fetch", FINE_TUNE)["folder"]), repositories / "comic")
 
 

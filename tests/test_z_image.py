@@ -199,7 +199,7 @@ def test_a_folder_that_is_no_base_model_is_refused(tmp_path, tiny_config):
     index.write_text('{"_class_name": "ZImagePipeline", "vae": ["diffusers", "AutoencoderKL"]}')
     with pytest.raises(BaseModelError, match="has no transformer, text_encoder"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
-    parts = dict.fromkeys(("transformer", "text_encoder", "vae"), ["library", "class"])
+    parts = {part: ["library", "class"] for part in ("transformer", "text_encoder", "vae")}
     index.write_text(json.dumps({"_class_name": "ZImagePipeline", **parts}))
     with pytest.raises(BaseModelError, match="is incomplete: it lacks transformer, text_encoder, vae"):
         load_base_model(tiny_config.__class__(base_model=str(tmp_path)))
