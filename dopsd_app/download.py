@@ -230,7 +230,7 @@ class _Work:
         for order in orders:
             if self.cancelled.is_set():
                 raise _Cancelled
-            _persist(order.finish, self.cancelled)
+            _persist(order.finish, self.cancelled, WAITS[:1])  # the client itself tries some times
 
     def _explained(self, error: Exception) -> Exception:
         """The error as one sentence; what is no fault of the Hub or the disk stays what it is."""
