@@ -4,6 +4,7 @@ A base model is given by its name in the catalog, by a repository on the Hub (`o
 that diffusers saved.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dopsd_app.sizes import DAMAGED, Z_IMAGE_TURBO, Sizes, read_sizes
 
 ASSETS = Path(__file__).parent.parent / "assets"
 APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+LONGEST_NAME = 1000  # characters; no system finds longer paths
 QWEN3_VL = "Qwen/Qwen3-VL-4B-Instruct"  # its eyes were made for the text encoder Qwen3-4B
 POCKET_CONTEXT = (64**2, 64**2)  # pixels of the picture that its teacher sees
 
@@ -94,6 +96,15 @@ def catalog_name(name: str) -> str | None:
     if name in CATALOG:
         return name
     return next((known for known, facts in CATALOG.items() if facts.repository == name), None)
+
+
+def read_name(text: str) -> str:
+    """The name of a base model in what a person wrote: it may be its address on the Hub, or its label."""
+    text = text.strip()
+    if found := re.fullmatch(r"https?://[^/]+/([^/\s]+/[^/\s?#]+?)(/tree/[^/]+)?/?", text):
+        return found[1]
+    labels = {facts.label.lower(): name for name, facts in CATALOG.items()}
+    return labels.get(text.lower(), text)
 
 
 def full_name(name: str) -> str:
@@ -189,7 +200,8 @@ def is_fetched(name: str, revision: str = "") -> bool:
 def _own_folder(name: str) -> Path:
     """A folder that a person gave, which must be a whole pipeline."""
     folder = Path(name)
-    if not folder.exists():
+    if len(name) > LONGEST_NAME or not folder.exists():
+        name = name if len(name) <= LONGEST_NAME else f"{name[:50]}..."
         raise BaseModelError(
             f"There is no base model `{name}`. Give one of {', '.join(CATALOG)}, a repository on the Hub"
             f" (owner/name), or the path of a diffusers folder (it holds a {INDEX})."
@@ -218,12 +230,21 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
     whose = f"The repository {repository} on the Hub." if repository else "A folder of your own."
     return BaseModelFacts(
         label=repository or Path(name).name,
-        description=f"{whose} Mind the licence of the model in it.",
+        description=f"{whose} Its licence holds for your LoRA too.",
         repository=repository,
         licence=licence,
         resolutions=None,
         sizes=sizes,
     )
+
+
+def is_known(name: str, revision: str = "") -> bool:
+    """Whether there is anything to tell of a base model without asking the Hub."""
+    try:
+        find_facts(name, revision)
+    except BaseModelError:
+        return False
+    return True
 
 
 def find_licence(name: str, revision: str = "") -> Licence:

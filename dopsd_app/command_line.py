@@ -28,6 +28,7 @@ from dopsd_app.catalog import (
     find_repository,
     full_name,
     kind_of,
+    read_name,
 )
 from dopsd_app.config import (
     DEFAULT_PRESET,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from dopsd_app.pictures import Dataset
 
 T = TypeVar("T")
+TELL_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
 
 EXAMPLES = """examples:
   python -m dopsd_app preview --images photos/my-cat
@@ -131,7 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
     _add_download(
-        add("download", _download, "Fetch a base model from the Hub, as a run that needs it would.")
+        add(
+            "download",
+            _download,
+            "Fetch a base model from the Hub into its cache (HF_HOME), as a run that needs it would.",
+        )
     )
     add("runs", _runs, "List all runs, newest first.")
     add("stop", _stop, "Ask a run to save a checkpoint and stop, or take it out of the queue.").add_argument(
@@ -289,7 +295,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    name, revision = options.base_model, options.revision
+    name, revision = read_name(options.base_model), options.revision
     if name in CATALOG and not find_repository(name):
         raise KnownFailure(f"{name} comes with the program: there is nothing to fetch.")
     _fetch(name, revision)
@@ -300,12 +306,18 @@ def _download(options: argparse.Namespace) -> int:
 
 def _fetch(name: str, revision: str) -> None:
     """Fetches what a base model lacks here, with a bar."""
+    from dopsd_app.plan import words_for_download  # brings Pillow
+
     if not needs_fetching(name, revision):
         return
     try:
         with closing(fetch_base_model(name, revision)) as progress, tqdm(**BYTES, disable=None) as bar:
+            told = time.monotonic()
             for step in progress:
                 show_bytes(bar, step)
+                if bar.disable and time.monotonic() - told > TELL_SECONDS:  # no terminal: a file, or a pipe
+                    told = time.monotonic()
+                    print(words_for_download(step), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("Stopped. What was fetched is kept: the next time goes on from there.", file=sys.stderr)
         raise
@@ -334,11 +346,10 @@ def _runs(options: argparse.Namespace) -> int:
 
 def _stop(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
+    before = run.status.state
     send_command(run, "stop")
-    state = run.status.state
-    print(
-        f"{run.id} is out of the queue." if state == "stopped" else f"{run.id} saves a checkpoint and stops."
-    )
+    what = "saves a checkpoint and stops" if before == "training" else "stops"
+    print(f"{run.id} {'is out of the queue' if before == 'queued' else what}.")
     return 0
 
 
@@ -382,6 +393,8 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
             return None
 
     changes = dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
+    if "base_model" in changes:
+        changes["base_model"] = read_name(changes["base_model"])
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
     base_model = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
     wanted = attempt(_kind_of, base_model, changes.get("revision", ""))

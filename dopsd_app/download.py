@@ -235,7 +235,7 @@ class _Work:
     def _explained(self, error: Exception) -> Exception:
         """The error as one sentence; what is no fault of the Hub or the disk stays what it is."""
         progress = self.progress()
-        far = f"{progress.done / 1e9:.1f} of {progress.total / 1e9:.1f} GB are here and are kept"
+        far = f"{_size(progress.done)} of {_size(progress.total)} are here and are kept"
         if is_disk_full(error):
             return HubError(
                 f"The disk is full: {far}. Free some space, then try again: it goes on from there."
@@ -256,10 +256,15 @@ def check_disk(targets: Sequence[Target], about: str) -> None:
         missing = missing_on[disk] = missing_on.get(disk, 0) + missing
         if missing and missing + MARGIN > free:
             raise HubError(
-                f"{about} needs {missing / 1e9:.1f} GB more on the disk of {folder}, and {free / 1e9:.1f} GB"
+                f"{about} needs {_size(missing)} more on the disk of {folder}, and {_size(free)}"
                 " are free. Free some space, or let the environment variable HF_HOME name a folder on another"
                 " disk."
             )
+
+
+def _size(number_of_bytes: float) -> str:
+    gigabytes = number_of_bytes / 1e9
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{round(gigabytes * 1000)} MB"
 
 
 def missing_bytes(targets: Sequence[Target]) -> dict[Path, int]:

@@ -29,7 +29,7 @@ from dopsd_app.runs import (
 )
 
 LOOK_SECONDS = 0.2
-BYTES = {"unit": "B", "unit_scale": True, "desc": "downloading"}  # of a bar that shows a download
+BYTES = {"desc": "downloading", "bar_format": "{l_bar}{bar}|{postfix}"}  # of a bar that shows a download
 
 
 def follow(run: Run, reader: EventReader) -> int:
@@ -73,9 +73,12 @@ def _watch(run: Run, reader: EventReader, bar: tqdm, download: tqdm) -> None:
 
 
 def show_bytes(bar: tqdm, progress: DownloadProgress) -> None:
-    """Sets a bar of bytes to how far a download is."""
-    bar.total = progress.total or None
-    bar.update(progress.done - bar.n)
+    """Sets a bar of bytes to how far a download is; its speed is the progress' own."""
+    from dopsd_app.plan import words_for_download  # brings Pillow
+
+    bar.total, bar.n = progress.total or None, progress.done
+    bar.set_postfix_str(words_for_download(progress), refresh=False)
+    bar.refresh()
 
 
 def _say_why_it_waits(run: Run) -> str:
@@ -86,11 +89,13 @@ def _say_why_it_waits(run: Run) -> str:
 
 
 def _stop(run: Run) -> None:
+    before = run.status.state
     try:
         send_command(run, "stop")
     except RunError:  # it ended in the meantime
         return
-    tqdm.write("Stopping: the run saves a checkpoint first. Ctrl-C again does not wait for it.")
+    first = {"training": ": the run saves a checkpoint first", "downloading": ": what was fetched is kept"}
+    tqdm.write(f"Stopping{first.get(before, '')}. Ctrl-C again does not wait for it.")
 
 
 def _show(event: Event, run: Run, bar: tqdm) -> None:

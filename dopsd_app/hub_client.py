@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.request import getproxies
 
 from dopsd_app.events import KnownFailure
 
@@ -110,7 +111,7 @@ def _reading_sentence(answer: "httpx2.Response", repository: str, said: str) -> 
     if answer.status_code in (401, 403):
         return (
             f"The Hub does not let this computer read {repository}{said}: sign in anew with `hf auth login`,"
-            " or sign out with `hf auth logout`."
+            " or sign out with `hf auth logout`; a wrong HF_TOKEN in the environment counts before both."
         )
     return None
 
@@ -149,7 +150,10 @@ def _network_sentence(error: BaseException, reading: bool = False) -> str:
     broken = httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError | ConnectionError
     if isinstance(error, broken):
         return "The connection to the Hub broke off: try again."
-    return "The Hub cannot be reached: see whether this computer is online, then try again."
+    told = "The Hub cannot be reached: see whether this computer is online, then try again."
+    if reading and (proxy := getproxies().get("https") or getproxies().get("http")):
+        told += f" It is asked through the proxy {re.sub('//[^@/]*@', '//', proxy)}."
+    return told
 
 
 def status_sentence(status: int, about: str, headers: Mapping[str, str], said: str = "") -> str:

@@ -2,15 +2,21 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dopsd_app.base_download import ask_hub, needs_fetching
-from dopsd_app.catalog import BaseModelError, check_base_model, check_resolution, find_facts, is_fetched
+from dopsd_app.catalog import (
+    BaseModelError,
+    check_base_model,
+    check_resolution,
+    find_facts,
+    find_repository,
+    is_fetched,
+)
 from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
-from dopsd_app.events import KnownFailure
+from dopsd_app.events import DownloadProgress, KnownFailure
 from dopsd_app.health_rules import PROMPTS
 from dopsd_app.machine import Machine, free_disk, read_machine
 from dopsd_app.pictures import check_count
@@ -36,7 +42,7 @@ class Plan:
     disk_free: int
     # Nothing is known of these while the base model cannot be read.
     seconds_per_step: float = 0.0
-    download: int = 0  # bytes that are fetched from the Hub first; 0 as well where the Hub was not asked
+    download: int | None = 0  # bytes that are fetched from the Hub first; None: the Hub was not asked yet
     source: str = ""  # of seconds_per_step, in a few words
     seconds: float = 0.0  # the whole run, with loading and previews
     memory: int = 0  # bytes at the most, on the device that trains
@@ -70,7 +76,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         seconds_per_step=pace,
         source=source,
         seconds=_seconds(config, sizes, pace, len(facts.neutral_prompts)),
-        download=0 if is_fetched(config.base_model, config.revision) else sizes.stored_bytes,
+        download=0 if is_fetched(config.base_model, config.revision) else sizes.stored_bytes or None,
         memory=memory(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures),
     )
@@ -86,13 +92,9 @@ def check_base(config: TrainConfig) -> None:
 
     For what is to begin at once: the Hub is asked, which takes seconds.
     """
-    problems = []
-    try:
+    problems = [*_base_problems(config)]
+    if not problems:
         check_fetch(config)
-    except KnownFailure as error:
-        problems.append(str(error))
-    problems += _base_problems(config)
-    with suppress(BaseModelError):  # told already
         machine, facts = read_machine(), find_facts(config.base_model, config.revision)
         problems += _device_problems(config, facts.sizes, machine, _on_gpu(config, machine))
     if problems:
@@ -129,6 +131,8 @@ def _base_problems(config: TrainConfig) -> Iterator[str]:
             yield str(error)
 
     yield from problem(check_base_model)
+    if config.revision and not find_repository(config.base_model):
+        yield f"`revision` is of a repository on the Hub, and {config.base_model} is none: leave it out."
     yield from problem(check_resolution, config.resolution)
 
 
@@ -223,6 +227,24 @@ def words_for_time(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"about {seconds / 60:.0f} min"
     return f"about {seconds / 3600:.0f} hours" if seconds < 48 * 3600 else f"about {seconds / 86400:.0f} days"
+
+
+def words_for_download(progress: DownloadProgress) -> str:
+    """How far a download is, how fast, and how long it still takes."""
+    if not progress.total:
+        return "Asking the Hub what it has"
+    if progress.done >= progress.total:
+        return f"All {words_for_disk(progress.total)} are here: putting the files into their places"
+    said = f"{words_for_disk(progress.done)} of {words_for_disk(progress.total)} fetched"
+    if progress.seconds_left is None:
+        return f"{said}, waiting for more"
+    return f"{said}, {progress.speed / 1e6:.1f} MB/s, {words_for_time(progress.seconds_left)} left"
+
+
+def words_for_disk(number_of_bytes: float) -> str:
+    """An amount of disk: 850 MB, 3.2 GB."""
+    gigabytes = number_of_bytes / 1e9
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{max(1, round(gigabytes * 1000))} MB"
 
 
 def _gib(size: float) -> str:

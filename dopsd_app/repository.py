@@ -40,13 +40,11 @@ def is_repository(name: str) -> bool:
     """Whether a name can be a repository's, `owner/name`; a folder of this name goes first."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    if name.count("/") != 1 or Path(name).exists():
-        return False
     try:
         validate_repo_id(name)
-    except HFValidationError:
+        return name.count("/") == 1 and not Path(name).exists()
+    except (HFValidationError, OSError):  # OSError: longer than any name of a file
         return False
-    return True
 
 
 def list_files(repository: str, revision: str = "") -> Listing:
@@ -125,9 +123,10 @@ def link_files(repository: str, commit: str, paths: list[str]) -> Path:
     What lies in the cache already, under its content's name, is only linked; small files are fetched.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, logging
 
     disable_progress_bars()
+    logging.set_verbosity_error()  # whatever matters is told by an exception
     with reading_errors(repository):
         folder = snapshot_download(
             repository,

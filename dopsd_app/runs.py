@@ -36,6 +36,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that every loader loo
 # States that a living process must stand behind.
 LIVE = ("downloading", "loading", "encoding", "training", "stopping")
 
+KILLED = "Its process ended without saying why: killed, or the computer went off."
 FETCHED_KEPT = "What was fetched is kept: resume, and it goes on from there."
 
 T = TypeVar("T")
@@ -282,8 +283,8 @@ def read_status(run: Run) -> Status:
     if status.live and not is_alive(status):
         status = _stored_status(run)  # it may have had its last word between the two looks
         if status.live and not is_alive(status):
-            kept = f" {FETCHED_KEPT}" if status.state == "downloading" else ""
-            return replace(status, state="interrupted", reason=_last_words(run) + kept)
+            reason = f"{KILLED} {FETCHED_KEPT}" if status.state == "downloading" else _last_words(run)
+            return replace(status, state="interrupted", reason=reason)
     if status.live and (run.commands / "stop").exists():  # asked for, and the step at hand may be long
         return replace(status, state="stopping")
     return status
@@ -326,15 +327,14 @@ def process_started(pid: int) -> float | None:
 
 
 def _last_words(run: Run) -> str:
-    reason = "Its process ended without saying why: killed, or the computer went off."
     if not run.log_file.exists():
-        return reason
+        return KILLED
     with run.log_file.open("rb") as file:
         file.seek(max(0, run.log_file.stat().st_size - 4096))
         lines = file.read().decode(errors="replace").split("\n")
     lines = [line.rpartition("\r")[2].strip() for line in lines]
     last = next((line for line in reversed(lines) if line), "")
-    return f"{reason} log.txt ends with: {last[:300]}" if last else reason
+    return f"{KILLED} log.txt ends with: {last[:300]}" if last else KILLED
 
 
 # --- commands

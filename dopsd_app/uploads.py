@@ -11,7 +11,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from PIL import Image
 
 from dopsd_app.caption_file import parse_metadata, parse_row, read_text
-from dopsd_app.config import TrainConfig, list_presets
+from dopsd_app.config import Preset, TrainConfig, list_presets
 from dopsd_app.creatures import is_creature
 from dopsd_app.draft_file import DraftError, changing, read_state
 from dopsd_app.drafts import (
@@ -87,9 +87,14 @@ def clone_run(drafts_dir: Path, run: Run) -> Draft:
         return {name: value for name, value in settings.items() if value != usual[name]}
 
     presets = [(preset, differences(preset)) for preset in list_presets()]
-    preset, changes = min(presets, key=lambda pair: ("base_model" in pair[1], len(pair[1])))
+    preset, changes = min(presets, key=lambda pair: _likely(*pair))
     kind = next((kind for kind in KINDS if preset.name.endswith(kind)), KINDS[0])
     return _filled_draft(drafts_dir, run.dataset, {"preset": preset.name, "kind": kind, **changes})
+
+
+def _likely(preset: Preset, changes: dict) -> tuple:
+    """The less, the likelier did a run with these changes come from the preset; most are of a subject."""
+    return "base_model" in changes, len(changes), not preset.name.endswith(KINDS[0])
 
 
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:

@@ -15,6 +15,7 @@ from dopsd_app.catalog import (
     full_name,
     is_fetched,
     kind_of,
+    read_name,
 )
 from dopsd_app.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
 
@@ -144,3 +145,24 @@ def test_a_folder_without_eyes_of_its_own_waits_for_those_of_the_hub(tmp_path):
     assert not is_fetched(str(folder))
     with pytest.raises(BaseModelError, match=r"The teacher's eyes for .* are not on this computer yet"):
         find_base_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("https://huggingface.co/Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image-Turbo"),
+        ("https://huggingface.co/Ann/mine/tree/main/", "Ann/mine"),
+        (" Z-Image-Turbo ", "z-image-turbo"),
+        ("Ann/mine", "Ann/mine"),
+        ("C:\\models\\mine", "C:\\models\\mine"),
+        ("https://huggingface.co/", "https://huggingface.co/"),
+    ],
+)
+def test_what_a_person_writes_or_pastes_is_a_name(written, name):
+    assert read_name(written) == name
+
+
+def test_a_name_longer_than_any_path_is_no_base_model():
+    for name in ("a" * 5000, "a/" * 3000):
+        with pytest.raises(BaseModelError, match="There is no base model"):
+            find_base_model(name)

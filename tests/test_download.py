@@ -299,7 +299,7 @@ def test_when_the_hub_is_gone_one_sentence_tells_what_is_kept(hub, call, reposit
     hub.fail(SHARD, 503, times=1000)
     told = call("fetch", Z_IMAGE)
     assert "problem of its own (status 503)" in told
-    assert "GB are here and are kept: the next try goes on from there." in told
+    assert "MB are here and are kept: the next try goes on from there." in told
     hub.mend()
     hub.requests.clear()
     same_files(Path(call("fetch", Z_IMAGE)["folder"]), repositories / "z-image")
@@ -459,7 +459,7 @@ def test_a_disk_without_room_is_told_before_the_first_byte(hub, call, hub_and_pr
         told = call("fetch", Z_IMAGE)
     finally:
         call("set_room", free=10**15)
-    assert "needs 0.0 GB more on the disk of" in told and "0.2 GB are free" in told and "HF_HOME" in told
+    assert "needs 4 MB more on the disk of" in told and "200 MB are free" in told and "HF_HOME" in told
     assert hub.fetched("Tongyi") < 8 * HEADER
 
 

@@ -5,6 +5,7 @@ model was trained with, the same tensors: features of
 an un-replaced Qwen3-VL are strange to it (arXiv 2605.05204).
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -32,8 +33,11 @@ from dopsd_app.loading import load_frozen
 def load_vision_tower(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen3VLVisionModel:
     """The vision tower of a folder that holds it alone, or a whole Qwen3-VL, of which no more is read."""
     try:
-        config = Qwen3VLVisionConfig.from_pretrained(folder, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        seeing = fields.get("vision_config", fields)
+        # Said here: a configuration from anywhere could name code on the Hub in its place.
+        config = Qwen3VLVisionConfig(**{**seeing, "attn_implementation": "sdpa"})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         told = f"The config.json in {folder} is damaged: delete that folder. ({error})"
         raise BaseModelError(told) from error
     return load_frozen(lambda: Qwen3VLVisionModel(config), folder, dtype, device, prefix="model.visual.")

@@ -4,7 +4,7 @@ import time
 from functools import lru_cache
 
 from dopsd_app.base_download import Offer, ask_hub, needs_fetching
-from dopsd_app.catalog import CATALOG, BaseModelFacts, find_facts
+from dopsd_app.catalog import BaseModelFacts, find_facts, is_known
 from dopsd_app.events import KnownFailure
 from dopsd_app.machine import free_disk, read_machine
 from dopsd_app.ui import words
@@ -15,12 +15,13 @@ HUB_REMEMBERED = 60  # seconds that the Hub's answer about a repository is good 
 def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
     """The facts of a base model of the catalog, or of a person's own in its place (a repository, a folder).
 
-    Only where `ask` says so, the Hub is asked what is to be fetched: that can take seconds.
+    Only where `ask` says so, or nothing is known yet, the Hub is asked: that can take seconds.
     """
     name, problems, offer, fetching = own or base, [], None, False
     try:
         fetching = needs_fetching(name, revision)
-        offer = _offer(name, revision, round(time.monotonic() / HUB_REMEMBERED)) if fetching and ask else None
+        if fetching and (ask or not is_known(name, revision)):
+            offer = _offer(name, revision, round(time.monotonic() / HUB_REMEMBERED))
     except KnownFailure as error:
         problems.append(str(error))
     try:
@@ -28,7 +29,7 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
     except KnownFailure as error:
         if not problems:  # what is not known yet, since the Hub could not be asked, is told already
             problems.append(str(error))
-        return _card(CATALOG[base].description, [], problems)
+        return _card("", [], problems)
     cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if facts.gpu_memory else ""]
     if fetching:
         cells.append(_download(offer, facts))
@@ -40,14 +41,14 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
 
 def _card(description: str, cells: list[str], problems: list[str]) -> str:
     inner = "".join(f"<span>{cell}</span>" for cell in cells if cell)
-    about = f"<p class='good'>{words.text(description)}</p>"
+    about = f"<p class='good'>{words.text(description)}</p>" if description else ""
     said = words.lines(problems, "problem")
     return f"<div class='model'>{about}<div class='facts'>{inner}</div>{said}</div>"
 
 
 def _licence(facts: BaseModelFacts) -> str:
     known = facts.licence
-    return words.link(known.link, known.name) if known.name else "not told: look at where the model is from"
+    return words.link(known.link, known.name) if known.name else "not said: see where the model is from"
 
 
 def _download(offer: Offer | None, facts: BaseModelFacts) -> str:
@@ -82,6 +83,6 @@ def _without_card(facts: BaseModelFacts) -> list[str]:
     if machine.gpus:
         return [f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."]
     return [
-        f"Here is no NVIDIA card. Use a computer that has one with {words.memory(facts.gpu_memory)} or more,"
+        f"There is no NVIDIA card here. Use a computer with one of {words.memory(facts.gpu_memory)} or more,"
         " or duplicate this app on the Hub as a Space with a GPU."
     ]

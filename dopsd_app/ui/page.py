@@ -200,8 +200,15 @@ def _connect_pictures(page: Page) -> None:
     said = [*step.messages, *(slot.said for slot in step.slots)]
     of_base = [step.folder, step.facts, *said]
     step.base.input(guarded(pictures.choose_base), [draft, step.base], of_base, **shown_on(step.facts))
-    step.folder.submit(guarded(pictures.choose_folder), [draft, step.folder], of_base, **shown_on(step.facts))
-    step.folder.blur(guarded(pictures.choose_folder), [draft, step.folder], of_base, **shown_on(step.facts))
+    # The last name counts: an earlier one may still be asked for.
+    gr.on(
+        [step.folder.submit, step.folder.blur],
+        guarded(pictures.choose_folder),
+        [draft, step.folder],
+        of_base,
+        trigger_mode="always_last",
+        **shown_on(step.facts),
+    )
     step.real.click(guarded(pictures.use_real_base), draft, [step.base, *of_base], **shown_on(step.facts))
     step.upload.upload(
         guarded(pictures.add_files), [draft, step.upload], [step.upload, *step.shown], **shown_on(step.upload)

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from dopsd_app.captions import advise
-from dopsd_app.catalog import CATALOG, find_repository
+from dopsd_app.catalog import CATALOG, find_repository, read_name
 from dopsd_app.config import TrainConfig, load_preset, presets_for
 from dopsd_app.drafts import (
     KINDS,
@@ -363,8 +363,11 @@ def use_real_base(draft_id: str) -> list:
 def choose_folder(draft_id: str, folder: str) -> list:
     """Takes another base model, by its repository or folder; empty goes back to the catalog's."""
     draft = shown_draft(draft_id)
-    if folder.strip() != draft.settings.get("base_model", ""):  # a pinned commit is of the last one
-        set_settings(draft, base_model=folder.strip() or None, revision=None)
+    folder = read_name(folder)
+    if folder in CATALOG:
+        folder = ""  # it has a button of its own
+    if folder != draft.settings.get("base_model", ""):  # a pinned commit is of the last one
+        set_settings(draft, base_model=folder or None, revision=None)
     # What is in the box stays: by the time the Hub has answered, something else may be typed there.
     return [gr.skip(), *_show_base(draft)[1:]]
 

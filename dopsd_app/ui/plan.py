@@ -4,12 +4,15 @@ import dataclasses
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import gradio as gr
 from filelock import FileLock
 
+from dopsd_app.base_download import ask_hub
+from dopsd_app.catalog import is_known
 from dopsd_app.config import ConfigError, TrainConfig, load_preset, presets_for
 from dopsd_app.draft_file import read_state
 from dopsd_app.drafts import Draft, draft_config, draft_dataset, set_settings
@@ -124,6 +127,7 @@ def show(draft: Draft) -> list:
     base = load_preset(draft.preset).settings.get("base_model")
     presets = presets_for(base)
     chosen = load_preset(draft.preset)
+    _learn(draft)
     usual = {**asdict(TrainConfig()), **chosen.settings, **draft.settings}
     values = [_shown(name, usual[name]) for name in _order()]
     return [
@@ -141,6 +145,14 @@ def _order() -> list[str]:
 
 def _shown(name: str, value):
     return "\n".join(value) if name == "preview_prompts" else value
+
+
+def _learn(draft: Draft) -> None:
+    """Asks the Hub about a base model of which nothing is known here; what it refuses is told elsewhere."""
+    with suppress(KnownFailure):
+        config = draft_config(draft)
+        if not is_known(config.base_model, config.revision):
+            ask_hub(config.base_model, config.revision)
 
 
 def show_needs(draft: Draft) -> list:
@@ -169,14 +181,16 @@ def _needs(plan: Plan) -> str:
         return _messages(plan)
     time, pace = words.in_time(plan.seconds), words.pace(plan.seconds_per_step)
     free, disk_free = words.memory(plan.memory_free), words.disk(plan.disk_free)
+    each, fetched = plan.pictures_per_step, plan.download == 0
     cells = {
-        "Steps": (f"{plan.steps}", f"{plan.pictures_per_step} pictures each"),
-        "Time": (time, f"{pace} a step, {plan.source}"),
+        "Steps": (f"{plan.steps}", f"{each} picture{'' if each == 1 else 's'} each"),
+        "Time": (time, f"{pace} a step, {plan.source}{'' if fetched else '; without the download'}"),
         "Memory": (words.memory(plan.memory), f"of {free} free, {plan.device}"),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }
-    if plan.download:
-        cells["Download"] = (words.disk(plan.download), "at most, from the Hub, once, before it begins")
+    if not fetched:
+        size = words.disk(plan.download) if plan.download else "Size not known yet"
+        cells["Download"] = (size, "from the Hub, once, before it begins")
     items = "".join(
         f"<div><dt>{name}</dt><dd>{words.text(figure)}<small>{words.text(remark)}</small></dd></div>"
         for name, (figure, remark) in cells.items()

@@ -37,9 +37,13 @@ def run_name(run: Run) -> str:
 def stop_run(run_id: str) -> str:
     """Asks a run to save a checkpoint and stop, or takes it out of the queue."""
     run = the_run(run_id)
-    waited = run.status.state == "queued"
+    state = run.status.state
     send_command(run, "stop")
-    return "It is out of the queue." if waited else "Stopping after this step. A checkpoint is kept."
+    if state == "queued":
+        return "It is out of the queue."
+    if state == "downloading":
+        return "Stopping. What was fetched is kept."
+    return "Stopping after this step. A checkpoint is kept." if state == "training" else "Stopping."
 
 
 def resume_run(run_id: str) -> str:

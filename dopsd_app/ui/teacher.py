@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, replace
 import gradio as gr
 from filelock import FileLock
 
+from dopsd_app.base_download import needs_fetching
 from dopsd_app.caption_file import clean_captions
+from dopsd_app.catalog import find_facts
 from dopsd_app.config import load_preset
 from dopsd_app.draft_file import read_state
 from dopsd_app.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
+from dopsd_app.events import KnownFailure
 from dopsd_app.pictures import copy_examples
 from dopsd_app.runs import RunError, default_runs_dir, replace_file
 from dopsd_app.ui import words
@@ -146,10 +149,11 @@ def look(draft_id: str, seen: dict) -> list:
     rows = rows_drawn(drawing.path) if drawing else []
     check = read_check(drawing.path) if drawing else None
     outdated = bool(check) and is_outdated(draft)
+    first = _fetched_first(draft) if draft and not live and not rows else ""
     values = {
         "status": (
-            status and (status.state, status.done, status.total, status.reason, status.speed),
-            lambda: _status(status),
+            (status and (status.state, status.done, status.total, status.reason, status.speed)) or first,
+            lambda: _status(status) or first,
         ),
         "verdict": ((drawing and drawing.id, bool(check), outdated), lambda: _verdict(check, outdated)),
         "rows": ((drawing and drawing.id, len(rows)), lambda: _rows(drawing, rows)),
@@ -159,6 +163,19 @@ def look(draft_id: str, seen: dict) -> list:
         "timer": (live, lambda: gr.Timer(LOOKING if live else RESTING)),
     }
     return only_new(values, seen)
+
+
+def _fetched_first(draft: Draft) -> str:
+    """That a check begins with a download, where it does."""
+    try:
+        config = draft_config(draft)
+        if not needs_fetching(config.base_model, config.revision):
+            return ""
+        facts = find_facts(config.base_model, config.revision)
+    except KnownFailure:  # told where the settings and the base model are
+        return ""
+    size = f": {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
+    return f"<p class='hint'>{words.text(facts.label)} is fetched from the Hub first, once{size}.</p>"
 
 
 def _check_button(live: bool, again: bool):

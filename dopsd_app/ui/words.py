@@ -11,7 +11,6 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from dopsd_app.events import DownloadProgress
 from dopsd_app.plan import words_for_time as in_time
 
 STATES = {
@@ -29,18 +28,6 @@ STATES = {
 }
 
 
-def download(progress: DownloadProgress) -> str:
-    """How far a download is, how fast, and how long it still takes."""
-    if not progress.total:
-        return "Asking the Hub what it has"
-    if progress.done >= progress.total:
-        return f"All {disk(progress.total)} are here: putting the files into their places"
-    said = [f"{disk(progress.done)} of {disk(progress.total)} fetched"]
-    if progress.seconds_left is None:
-        return f"{said[0]}, nothing is coming just now"
-    return f"{said[0]}, {progress.speed / 1e6:.1f} MB/s, {in_time(progress.seconds_left)} left"
-
-
 def pace(seconds: float) -> str:
     """Seconds per step with two significant digits or so."""
     return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s" if seconds < 100 else in_time(seconds)
@@ -50,12 +37,6 @@ def memory(number_of_bytes: float) -> str:
     """An amount of memory, in the units that cards and memory are sold in."""
     gigabytes = number_of_bytes / 1024**3
     return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{max(1, round(gigabytes * 1024))} MB"
-
-
-def disk(number_of_bytes: float) -> str:
-    """An amount of disk: 850 MB, 3.2 GB."""
-    gigabytes = number_of_bytes / 1e9
-    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{max(1, round(gigabytes * 1000))} MB"
 
 
 def text(words: str) -> str:
