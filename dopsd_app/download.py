@@ -219,8 +219,8 @@ class _Work:
     def _fetch_all(self, orders: Sequence[Order]) -> None:
         targets = tuple(target for order in orders for target in order.targets)
         check_disk(targets, self.about)
-        self._seen = deque()  # what was here before is no speed
         self.targets = targets
+        self._seen = deque()  # what was here before is no speed
         largest_first = sorted(targets, key=lambda target: -target.size)
         try:
             in_threads(lambda target: _fetch_file(target, self.cancelled), largest_first, self.cancelled)
@@ -235,7 +235,7 @@ class _Work:
     def _explained(self, error: Exception) -> Exception:
         """The error as one sentence; what is no fault of the Hub or the disk stays what it is."""
         progress = self.progress()
-        far = f"{_size(progress.done)} of {_size(progress.total)} are here and are kept"
+        far = f"{words_for_disk(progress.done)} of {words_for_disk(progress.total)} are here and are kept"
         if is_disk_full(error):
             return HubError(
                 f"The disk is full: {far}. Free some space, then try again: it goes on from there."
@@ -256,15 +256,16 @@ def check_disk(targets: Sequence[Target], about: str) -> None:
         missing = missing_on[disk] = missing_on.get(disk, 0) + missing
         if missing and missing + MARGIN > free:
             raise HubError(
-                f"{about} needs {_size(missing)} more on the disk of {folder}, and {_size(free)}"
-                " are free. Free some space, or let the environment variable HF_HOME name a folder on another"
+                f"{about} needs {words_for_disk(missing)} more on the disk of {folder}, and"
+                f" {words_for_disk(free)} are free. Free some space, or let the environment variable HF_HOME name a folder on another"
                 " disk."
             )
 
 
-def _size(number_of_bytes: float) -> str:
+def words_for_disk(number_of_bytes: float) -> str:
+    """An amount of disk: 850 MB, 3.2 GB."""
     gigabytes = number_of_bytes / 1e9
-    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{round(gigabytes * 1000)} MB"
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{max(1, round(gigabytes * 1000))} MB"
 
 
 def missing_bytes(targets: Sequence[Target]) -> dict[Path, int]:

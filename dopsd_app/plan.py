@@ -16,6 +16,7 @@ from dopsd_app.catalog import (
 )
 from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
+from dopsd_app.download import words_for_disk
 from dopsd_app.events import DownloadProgress, KnownFailure
 from dopsd_app.health_rules import PROMPTS
 from dopsd_app.machine import Machine, free_disk, read_machine
@@ -239,12 +240,6 @@ def words_for_download(progress: DownloadProgress) -> str:
     if progress.seconds_left is None:
         return f"{said}, waiting for more"
     return f"{said}, {progress.speed / 1e6:.1f} MB/s, {words_for_time(progress.seconds_left)} left"
-
-
-def words_for_disk(number_of_bytes: float) -> str:
-    """An amount of disk: 850 MB, 3.2 GB."""
-    gigabytes = number_of_bytes / 1e9
-    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{max(1, round(gigabytes * 1000))} MB"
 
 
 def _gib(size: float) -> str:

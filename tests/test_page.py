@@ -300,8 +300,9 @@ def test_a_base_model_that_breaks_is_told_as_a_failure_in_a_sentence(visit, serv
     shutil.copytree(find_base_model("pocket-turbo").folder, base)
     make_draft(server, base_model=str(base))
     page = at_plan(visit)
+    # As long as it was, and whole: only loading finds that a tensor has another name.
     weights = next((base / "transformer").glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    weights.write_bytes(weights.read_bytes().replace(b"layers.0.", b"layerz.0."))
     page.click("#start")
     status = page.locator("#run-status")
     expect(status).to_contain_text("Failed")
