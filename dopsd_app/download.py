@@ -257,8 +257,8 @@ def check_disk(targets: Sequence[Target], about: str) -> None:
         if missing and missing + MARGIN > free:
             raise HubError(
                 f"{about} needs {words_for_disk(missing)} more on the disk of {folder}, and"
-                f" {words_for_disk(free)} are free. Free some space, or let the environment variable HF_HOME name a folder on another"
-                " disk."
+                f" {words_for_disk(free)} are free. Free some space, or let the environment variable HF_HOME"
+                " name a folder on another disk."
             )
 
 
