@@ -96,7 +96,7 @@ def _about(name: str) -> str:
 
 @contextmanager
 def _told_of_disk() -> Iterator[None]:
-    """Turns what a disk does not let us do into a `HubError`; that it is full stays what it is."""
+    """Turns what a disk does not let us do into a `HubError` that says what would help."""
     from huggingface_hub import constants
 
     try:

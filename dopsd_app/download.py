@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from dopsd_app.events import DownloadProgress
 from dopsd_app.hub_client import HubError, reading_errors, reading_token
 from dopsd_app.machine import free_disk
-from dopsd_app.repository import Listing, RemoteFile, keep_revision, link_files
+from dopsd_app.repository import Listing, RemoteFile, cache_folder, keep_revision, link_files
 from dopsd_app.worker import is_disk_full
 
 if TYPE_CHECKING:
@@ -154,16 +154,15 @@ def whole_files(listing: Listing, revision: str, files: Sequence[RemoteFile]) ->
 
 def _blob(listing: Listing, file: RemoteFile) -> Target:
     from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
+    from huggingface_hub.file_download import are_symlinks_supported
 
-    cache = Path(constants.HF_HUB_CACHE)
-    name = repo_folder_name(repo_id=listing.repository, repo_type="model")
-    path = cache / name / "blobs" / file.sha256
+    cache, folder = Path(constants.HF_HUB_CACHE), cache_folder(listing.repository)
+    path = folder / "blobs" / file.sha256
     if not path.exists() and not are_symlinks_supported(cache):
         # As the client does there: a link would be a second copy.
-        path = cache / name / "snapshots" / listing.commit / file.path
+        path = folder / "snapshots" / listing.commit / file.path
     url = hf_hub_url(listing.repository, file.path, revision=listing.commit)
-    lock = cache / ".locks" / name / f"{file.sha256}.lock"  # the client's own: it keeps out of our way
+    lock = cache / ".locks" / folder.name / f"{file.sha256}.lock"  # the client's own: it keeps out of our way
     return Target(path, lock, file.size, (Source(url, 0, file.size),), sha256=file.sha256)
 
 

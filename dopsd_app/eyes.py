@@ -5,7 +5,6 @@ lie. They are kept in one file, under their own names, beside the model's config
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from dopsd_app.download import (
     whole_files,
 )
 from dopsd_app.hub_client import HubError
-from dopsd_app.pipeline_folder import EYES_PREFIX, is_whole, read_weight_map
+from dopsd_app.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_whole, read_weight_map
 from dopsd_app.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
 from dopsd_app.runs import replace_file
 
@@ -26,7 +25,6 @@ INDEX = "model.safetensors.index.json"
 KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
 CUT_OUT = "model.safetensors"
 CONFIGURATION = ("config.json", "preprocessor_config.json")
-LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
 
 
 def find_eyes(repository: str) -> Path | None:
@@ -58,7 +56,8 @@ def order_eyes(listing: Listing) -> Order:
     if missing := sorted({INDEX, *CONFIGURATION} - set(small)):
         raise HubError(f"{listing.repository} has no {missing[0]}: it is no vision-language model in parts.")
     folder = link_files(listing.repository, listing.commit, small)
-    files = [file for name in _shards(folder) for file in listing.matching(re.escape(name))]
+    seeing = _shards(folder)
+    files = [file for file in listing.files if file.path in seeing]
     try:
         target = _cut_out(listing, files)
     except RangesRefusedError:

@@ -16,6 +16,7 @@ WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index\.json")
 EYES_PREFIX = "model.visual."  # of the tensors that see, in a vision-language model
+LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file: the format's own limit
 SMALL = (".json", ".txt", ".jinja")  # configurations and tokenizers
 
 
@@ -93,7 +94,7 @@ def _lacking(folder: Path, part: str) -> Iterator[str]:
         return
     if "config.json" not in files:
         yield f"{part}/config.json"
-    wanted = shards(folder, files)
+    wanted = _shards(folder, files)
     if not wanted:
         yield f"{part}/*.safetensors"
     for file in sorted(wanted):
@@ -103,7 +104,7 @@ def _lacking(folder: Path, part: str) -> Iterator[str]:
             yield f"{part}/{file} (which is damaged)"
 
 
-def shards(folder: Path, files: Iterable[str]) -> set[str]:
+def _shards(folder: Path, files: Iterable[str]) -> set[str]:
     """The files that hold a part's weights, whether they are there or not; `files` are those that are."""
     for index in filter(WEIGHTS_INDEX.fullmatch, files):
         return set(read_weight_map(folder / index).values())
@@ -139,7 +140,7 @@ def read_header(file: Path) -> tuple[dict, int]:
     """The header of a safetensors file, and where its data begins; ValueError for what is none."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        return json.loads(opened.read(min(length, 100_000_000))), 8 + length  # safetensors' own limit
+        return json.loads(opened.read(min(length, LONGEST_HEADER))), 8 + length
 
 
 def read_licence(folder: Path) -> Licence:

@@ -31,10 +31,6 @@ class Listing:
     commit: str
     files: tuple[RemoteFile, ...]
 
-    def matching(self, pattern: str) -> list[RemoteFile]:
-        """The files whose whole path matches a regular expression."""
-        return [file for file in self.files if re.fullmatch(pattern, file.path)]
-
 
 def is_repository(name: str) -> bool:
     """Whether a name can be a repository's, `owner/name`; a folder of this name goes first."""
@@ -73,13 +69,13 @@ def find_snapshots(repository: str, file: str, revision: str = "") -> list[Path]
     A folder's name is the commit; other files of it may be missing. Without a revision that is asked for,
     older commits are as good: another program may have made a newer one known and fetched little of it.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file, revision=revision or None)
     folders = [Path(found).parents[file.count("/")]] if isinstance(found, str) else []
     if revision:
         return folders
-    known = (Path(constants.HF_HUB_CACHE) / _cache_name(repository) / "snapshots").glob(f"*/{file}")
+    known = (cache_folder(repository) / "snapshots").glob(f"*/{file}")
     others = sorted(
         {path.parents[file.count("/")] for path in known} - set(folders), key=_changed, reverse=True
     )
@@ -95,8 +91,12 @@ def _changed(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _cache_name(repository: str) -> str:
-    return "models--" + repository.replace("/", "--")
+def cache_folder(repository: str) -> Path:
+    """The folder of a repository in the Hub's cache, as its client names it."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
 def assets_folder(kind: str, repository: str) -> Path:
@@ -112,7 +112,7 @@ def keep_revision(repository: str, revision: str, commit: str) -> None:
 
     if (revision := revision or constants.DEFAULT_REVISION) == commit:
         return
-    file = Path(constants.HF_HUB_CACHE) / _cache_name(repository) / "refs" / revision
+    file = cache_folder(repository) / "refs" / revision
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, commit)
 
