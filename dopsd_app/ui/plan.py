@@ -190,7 +190,10 @@ def _needs(plan: Plan) -> str:
     }
     if not fetched:
         size = words.disk(plan.download) if plan.download else "Size not known yet"
-        cells["Download"] = (size, "from the Hub, once, before it begins")
+        cells["Download"] = (
+            size,
+            f"{'at most, ' if plan.download else ''}from the Hub, once, before it begins",
+        )
     items = "".join(
         f"<div><dt>{name}</dt><dd>{words.text(figure)}<small>{words.text(remark)}</small></dd></div>"
         for name, (figure, remark) in cells.items()

@@ -174,7 +174,7 @@ def _fetched_first(draft: Draft) -> str:
         facts = find_facts(config.base_model, config.revision)
     except KnownFailure:  # told where the settings and the base model are
         return ""
-    size = f": {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
+    size = f": at most {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
     return f"<p class='hint'>{words.text(facts.label)} is fetched from the Hub first, once{size}.</p>"
 
 
