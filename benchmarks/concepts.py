@@ -8,12 +8,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dopsd_app.base_models import BaseModel, Conditioning
-from dopsd_app.encode import EncodedExample
-from dopsd_app.health_rules import PROMPTS
-from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, usual_caption
+from dopsd_app.checks.health_rules import PROMPTS
+from dopsd_app.checks.judge.world import (
+    BACKGROUND_WORDS,
+    PLACE_WORDS,
+    SIZES,
+    Concept,
+    Scene,
+    all_scenes,
+    draw,
+    random_concept,
+    random_scene,
+)
+from dopsd_app.method.encode import EncodedExample
+from dopsd_app.models.protocol import BaseModel, Conditioning
+from pocket.captions import usual_caption
 from pocket.wear import WORN, wear
-from pocket.world import SIZES, Concept, Scene, all_scenes, draw, random_concept, random_scene
 
 TRIGGER = "zorp"
 SAID = 0.5  # how often a caption says the size, and how often the place

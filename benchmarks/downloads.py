@@ -103,8 +103,8 @@ def digest(path: Path) -> str:
 
 
 OURS = """
-from dopsd_app.download import fetch, whole_files
-from dopsd_app.repository import list_files
+from dopsd_app.models.download import fetch, whole_files
+from dopsd_app.models.repository import list_files
 def order():
     listing = list_files("Ann/large")
     return [whole_files(listing, "", list(listing.files))]

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from benchmarks.record import save_result
-from dopsd_app.events import StepDone, read_events
-from dopsd_app.runs import find_run
+from dopsd_app.jobs.events import StepDone, read_events
+from dopsd_app.jobs.runs import find_run
 
 EXAMPLE = Path("assets/examples/zorp")
 

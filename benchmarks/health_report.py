@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from dopsd_app.events import HealthMeasured
-from dopsd_app.health_rules import best_step, stopped_improving, what_is_bad
+from dopsd_app.checks.health_rules import best_step, stopped_improving, what_is_bad
+from dopsd_app.jobs.events import HealthMeasured
 
 RUINED_FOLLOWING, RUINED_QUALITY = 0.8, 0.6  # of the test's own scores; the base's own are 1.0 and 0.75
 TAKEN = 0.25  # of the neutral prompts' pictures show the creature

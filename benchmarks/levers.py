@@ -8,11 +8,11 @@ from torch import Tensor
 
 from benchmarks.concepts import PICTURES, SIDE
 from benchmarks.methods import METHODS, Method, Training, students_prompts
-from dopsd_app import draws
-from dopsd_app.adapters import as_base, as_teacher
-from dopsd_app.base_models import Conditioning
-from dopsd_app.losses import distillation_loss
-from dopsd_app.rollout import RolloutStep
+from dopsd_app.method import randomness
+from dopsd_app.method.adapters import as_base, as_teacher
+from dopsd_app.method.losses import distillation_loss
+from dopsd_app.method.rollout import RolloutStep
+from dopsd_app.models.protocol import Conditioning
 
 RECIPE = "dopsd_ema"  # what every lever is one change away from
 STATES, GRID, CONTEXT = range(20, 23)  # purposes of draws
@@ -40,13 +40,13 @@ def walk(
     sigmas = training.sigmas
     if subset:
         native = base_model.sigmas(config.num_inference_steps, SIDE, SIDE)
-        order = torch.randperm(len(native) - 2, generator=draws.generator(config.seed, GRID, step))
+        order = torch.randperm(len(native) - 2, generator=randomness.generator(config.seed, GRID, step))
         kept = sorted([0, *(order[: subset - 1] + 1).tolist()])
         sigmas = torch.cat([native[kept], native[-1:]])
     count = len(sigmas) - 1
     chosen = set(range(count))
     if states:
-        order = torch.randperm(count, generator=draws.generator(config.seed, STATES, step))
+        order = torch.randperm(count, generator=randomness.generator(config.seed, STATES, step))
         chosen = set(order[:states].tolist())
     student = students_prompts(training, drawn)
     teachers = _teachers(training, step, drawn, context)
@@ -79,7 +79,7 @@ def _teachers(training: Training, step: int, drawn: list[int], context: str) -> 
     seen = training.data.seen
     if context == "own":
         return [[seen[index][index] for index in drawn]]
-    generator = draws.generator(training.config.seed, CONTEXT, step)
+    generator = randomness.generator(training.config.seed, CONTEXT, step)
     orders = [torch.randperm(PICTURES - 1, generator=generator).tolist() for _ in drawn]
     others = [
         [(index + 1 + order[n]) % PICTURES for index, order in zip(drawn, orders, strict=True)]

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3Model
 
 from benchmarks.record import save_result
-from dopsd_app.base_models.z_image import ZImage
-from dopsd_app.loading import load_frozen
-from dopsd_app.memory import nf4_layer
+from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.quantize import nf4_layer
+from dopsd_app.models.z_image import ZImage
 
 MB = 1024**2
 SMALL = Path("assets/pocket-turbo")

@@ -70,11 +70,12 @@ from benchmarks.tables import (
     make_table,
     steps_as_markdown,
 )
-from dopsd_app.adapters import adapter_weights, load_adapter_weights
-from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
-from dopsd_app.catalog import find_facts
+from dopsd_app.checks.health import Look, judged_health, seen_health
 from dopsd_app.config import TrainConfig, make_config
-from dopsd_app.health import Look, judged_health, seen_health
+from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
+from dopsd_app.models.catalog import find_facts
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import BaseModel, Conditioning
 from dopsd_app.train import prepare
 from pocket.measure import PARENT
 

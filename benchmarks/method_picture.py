@@ -7,7 +7,7 @@ from benchmarks.concepts import SIDE, captions_of, concepts_of, training_picture
 from benchmarks.method import SHOWN
 from benchmarks.record import RESULTS
 from benchmarks.rows import LABELS, OTHERS, SCENES, job_of, read_rows
-from pocket.world import draw
+from dopsd_app.checks.judge.world import draw
 
 METHODS = (
     "base",

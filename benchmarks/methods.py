@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.concepts import SIDE, ConceptData, NeutralData
-from dopsd_app import draws
-from dopsd_app.adapters import as_teacher, update_teacher
-from dopsd_app.base_models import BaseModel, Conditioning
 from dopsd_app.config import TrainConfig
-from dopsd_app.rollout import sample
+from dopsd_app.method import randomness
+from dopsd_app.method.adapters import as_teacher, update_teacher
+from dopsd_app.method.rollout import sample
+from dopsd_app.models.protocol import BaseModel, Conditioning
 from dopsd_app.train import optimizer_step, prepare
 
 PSO_SLOPE, PSO_KEPT = 5.0, 0.5  # of the hinge on the errors' difference, and the share of the own picture's
@@ -78,17 +78,19 @@ class Training:
 
     def drawn(self, step: int) -> list[int]:
         """Which examples make the batch of a step."""
-        return draws.draw_examples(self.config.seed, step, self.config.batch_size, len(self.data.examples))
+        return randomness.draw_examples(
+            self.config.seed, step, self.config.batch_size, len(self.data.examples)
+        )
 
-    def noise(self, step: int, count: int, purpose: int = draws.NOISE) -> Tensor:
+    def noise(self, step: int, count: int, purpose: int = randomness.NOISE) -> Tensor:
         """Fresh noise (count, C, h, w)."""
         shape = self.data.latents.shape[1:]
-        rows = [draws.draw_noise(shape, self.config.seed, step, i, purpose) for i in range(count)]
+        rows = [randomness.draw_noise(shape, self.config.seed, step, i, purpose) for i in range(count)]
         return torch.stack(rows).to(self.data.latents)
 
     def uniform(self, step: int, count: int, purpose: int) -> Tensor:
         """Numbers (count,) in [0, 1)."""
-        generator = draws.generator(self.config.seed, purpose, step, NO_EXAMPLE)
+        generator = randomness.generator(self.config.seed, purpose, step, NO_EXAMPLE)
         return torch.rand(count, generator=generator).to(self.data.latents)
 
 

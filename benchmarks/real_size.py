@@ -28,23 +28,23 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3Config, Q
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from benchmarks.record import RESULTS, hardware, save_result
-from dopsd_app.catalog import find_base_model, find_facts
 from dopsd_app.config import load_preset, make_config
-from dopsd_app.cost import memory, step_work
-from dopsd_app.events import (
+from dopsd_app.data.pictures import read_examples
+from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
     HealthMeasured,
     LoraChecked,
-    PhaseProgress,
     PreviewSaved,
     Resumed,
     StepDone,
     Warned,
 )
-from dopsd_app.pictures import read_examples
-from dopsd_app.pipeline_folder import EYES_PREFIX
-from dopsd_app.runs import create_run
+from dopsd_app.jobs.runs import create_run
+from dopsd_app.models.catalog import find_base_model, find_facts
+from dopsd_app.models.pipeline_folder import EYES_PREFIX
+from dopsd_app.planning.cost import memory, step_work
+from dopsd_app.progress import PhaseProgress
 from dopsd_app.train import train, use_repeatable_kernels
 
 GIB = 1024**3

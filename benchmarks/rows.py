@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.concepts import DEVELOPMENT
 from benchmarks.record import RESULTS
-from dopsd_app.catalog import find_base_model
-from pocket.judge import WEIGHTS
+from dopsd_app.checks.judge.classifier import WEIGHTS
+from dopsd_app.models.catalog import find_base_model
 from pocket.measure import PARENT
 
 ROWS = RESULTS / "method.jsonl"

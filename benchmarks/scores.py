@@ -9,13 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.concepts import SIDE, ConceptData, NeutralData
-from dopsd_app import draws
-from dopsd_app.base_models import BaseModel, Conditioning
-from dopsd_app.rollout import sample
-from pocket.judge import agreement, features, judge, load_judge
-from pocket.likeness import likeness_to_the_world
+from dopsd_app.checks.judge.classifier import features, judge, load_judge
+from dopsd_app.checks.judge.likeness import likeness_to_the_world
+from dopsd_app.checks.judge.world import Concept, draw
+from dopsd_app.method import randomness
+from dopsd_app.method.rollout import sample
+from dopsd_app.models.protocol import BaseModel, Conditioning
+from pocket.judge import agreement
 from pocket.measure import following
-from pocket.world import Concept, draw
 
 BATCH = 8  # the fastest on a processor
 OTHER_STEPS = (1, 2, 32)  # beside the few of the base: what is left with fewer, and what the few cost
@@ -40,7 +41,7 @@ def draw_pictures(
         part = list(prompts[start : start + BATCH])
         noise = torch.stack(
             [
-                draws.draw_noise(shape, seed, 0, 0 if one_noise else start + index, draws.PREVIEW)
+                randomness.draw_noise(shape, seed, 0, 0 if one_noise else start + index, randomness.PREVIEW)
                 for index in range(len(part))
             ]
         ).to(base_model.device)

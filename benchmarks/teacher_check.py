@@ -25,19 +25,30 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.record import save_result
 from benchmarks.teacher_scores import Outcome, Scoring, count_verdicts, spread, summarize
-from dopsd_app import draws
-from dopsd_app.base_models import BaseModel, Conditioning, load_base_model
-from dopsd_app.base_models.vision_language import run_vision_tower
-from dopsd_app.catalog import ASSETS
+from dopsd_app.checks.judge.classifier import CONCEPT, judge, load_judge
+from dopsd_app.checks.judge.world import (
+    BACKGROUND_WORDS,
+    PLACE_WORDS,
+    SIZES,
+    Concept,
+    Scene,
+    draw,
+    random_concept,
+    random_scene,
+)
+from dopsd_app.checks.teacher_check import CHECKED, colours_of, control_picture
 from dopsd_app.config import TrainConfig, load_preset, make_config
-from dopsd_app.drawing import CheckRequest, ask, ask_to_leave, read_worker
-from dopsd_app.pictures import load_picture
-from dopsd_app.rollout import sample
-from dopsd_app.teacher_check import CHECKED, colours_of, control_picture
-from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS, nonsense_name
+from dopsd_app.data.pictures import load_picture
+from dopsd_app.jobs.drawing import CheckRequest, ask, ask_to_leave, read_worker
+from dopsd_app.method import randomness
+from dopsd_app.method.rollout import sample
+from dopsd_app.models.catalog import ASSETS
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import BaseModel, Conditioning
+from dopsd_app.models.vision_language import run_vision_tower
+from pocket.captions import nonsense_name
 from pocket.examples import TEMPLATES
-from pocket.judge import CONCEPT, agreement, judge, load_judge
-from pocket.world import SIZES, Concept, Scene, draw, random_concept, random_scene
+from pocket.judge import agreement
 
 NOISES = 3  # from which each picture is drawn for the truth; the check itself sees the first
 LEVELS = (0.25, 0.5, 0.75)  # how much of a worse teacher's conditioning is of something else
@@ -78,7 +89,7 @@ class Lab:
         """The four pictures from the check's own noise, then those from further noises."""
         shape = self.base_model.latent_shape(64, 64)
         noise = [
-            draws.draw_noise(shape, self.config.seed, number, index, draws.PREVIEW)
+            randomness.draw_noise(shape, self.config.seed, number, index, randomness.PREVIEW)
             for number in range(noises)
             for index in range(len(told))
         ]

@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.statistics import best_thresholds, rank_correlation, roc_area
-from dopsd_app.teacher_check import compare
-from dopsd_app.verdict import PARTLY, SEES, CheckRow, score_rows
+from dopsd_app.checks.teacher_check import compare
+from dopsd_app.checks.verdict import PARTLY, SEES, CheckRow, score_rows
 
 # How many of a creature's six attributes a teacher shows because it sees the creature: where "partly" and
 # "sees" begin. Half a one is about what chance gives and takes; half of the six is much of what makes it.

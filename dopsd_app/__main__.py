@@ -2,7 +2,7 @@
 
 import sys
 
-from dopsd_app.command_line import main
+from dopsd_app.cli import main
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):

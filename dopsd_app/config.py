@@ -1,7 +1,4 @@
-"""What a training run is asked to do: one flat value, saved with the run.
-
-No torch here: the page and the light commands read configurations too.
-"""
+"""What a training run is asked to do: one flat value, saved with the run."""
 
 import dataclasses
 import difflib
@@ -11,7 +8,7 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from dopsd_app.events import KnownFailure
+from dopsd_app.errors import KnownFailure
 
 PRESETS = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere

@@ -14,18 +14,20 @@ from pathlib import Path
 from diffusers.training_utils import free_memory
 from PIL import Image
 
-from dopsd_app.base_download import fetch_base_model
+from dopsd_app.checks.previews import save_picture
+from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.config import TrainConfig
-from dopsd_app.drawing import CheckRequest, Drawing, PictureRequest, write_drawing_status
-from dopsd_app.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
-from dopsd_app.events import DownloadProgress, KnownFailure, PhaseProgress
-from dopsd_app.lora_file import find_lora
-from dopsd_app.pictures import read_examples
-from dopsd_app.previews import save_picture
-from dopsd_app.runs import Run, known_run, run_lock, start_next
-from dopsd_app.studio import Studio
-from dopsd_app.teacher_check import teacher_check
-from dopsd_app.worker import BUSY, is_disk_full, is_out_of_memory, unexpected
+from dopsd_app.data.pictures import read_examples
+from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
+from dopsd_app.files import is_disk_full
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, write_drawing_status
+from dopsd_app.jobs.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
+from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.runs import Run, known_run, run_lock, start_next
+from dopsd_app.jobs.worker import BUSY
+from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.studio import Studio
+from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 IDLE_SECONDS = 300  # without a request; then the memory is given back
 LOOK_SECONDS = 0.2  # between looks for a request, or for a reason to leave

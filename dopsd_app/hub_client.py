@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.request import getproxies
 
-from dopsd_app.events import KnownFailure
+from dopsd_app.errors import KnownFailure
 
 if TYPE_CHECKING:
     import httpx2

@@ -12,39 +12,40 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dopsd_app import draws
-from dopsd_app.adapters import adapter_arrays, adapter_weights, add_adapters, update_teacher
-from dopsd_app.base_download import fetch_base_model
-from dopsd_app.base_models import BaseModel, load_base_model
-from dopsd_app.catalog import find_base_model, find_facts
-from dopsd_app.checkpoint import load_checkpoint, save_checkpoint
+from dopsd_app.checks.health import HealthMeter
+from dopsd_app.checks.health_rules import PROMPTS, best_step, stopped_improving
+from dopsd_app.checks.lora_check import check_lora
+from dopsd_app.checks.previews import Pair, draw_pairs, first_of, save_rollout, save_samples
 from dopsd_app.config import TrainConfig
-from dopsd_app.encode import EncodedExample, crop_example, encode_examples
-from dopsd_app.events import (
+from dopsd_app.data.pictures import Example, read_examples
+from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
     Finished,
     HealthMeasured,
-    KnownFailure,
     LoraChecked,
-    PhaseProgress,
     PreviewSaved,
     Resumed,
     StepDone,
     Stopped,
     Warned,
 )
-from dopsd_app.health import HealthMeter
-from dopsd_app.health_rules import PROMPTS, best_step, stopped_improving
-from dopsd_app.lora_check import check_lora
-from dopsd_app.lora_file import save_lora
-from dopsd_app.losses import distillation_loss
-from dopsd_app.memory import enable_gradient_checkpointing
-from dopsd_app.pictures import Example, read_examples
-from dopsd_app.previews import Pair, draw_pairs, first_of, save_rollout, save_samples
-from dopsd_app.rollout import rollout
-from dopsd_app.runs import Run, complete_checkpoints, pin_revision, take_commands
-from dopsd_app.worker import work
+from dopsd_app.jobs.lora_file import save_lora
+from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision, take_commands
+from dopsd_app.jobs.worker import work
+from dopsd_app.method import randomness
+from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters, update_teacher
+from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
+from dopsd_app.method.encode import EncodedExample, crop_example, encode_examples
+from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
+from dopsd_app.method.losses import distillation_loss
+from dopsd_app.method.rollout import rollout
+from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.catalog import find_base_model, find_facts
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import BaseModel
+from dopsd_app.progress import PhaseProgress
 
 
 def train(run: Run) -> Iterator[Event]:
@@ -170,7 +171,7 @@ def micro_batches(
     config: TrainConfig, examples: tuple[EncodedExample, ...], step: int
 ) -> list[dict[int, int]]:
     """The step's batch in passes of one picture size: position in the batch -> which example."""
-    drawn = draws.draw_examples(config.seed, step, config.batch_size, len(examples))
+    drawn = randomness.draw_examples(config.seed, step, config.batch_size, len(examples))
     by_size: dict[tuple[int, int], list[int]] = {}
     for position, index in enumerate(drawn):
         by_size.setdefault((examples[index].height, examples[index].width), []).append(position)
@@ -186,11 +187,11 @@ def _draw_batch(base_model: BaseModel, config: TrainConfig, examples, step: int,
     student, teacher, noise = [], [], []
     for position, index in batch.items():
         example = examples[index]
-        caption = draws.draw_caption(config.seed, step, position, len(example.student))
+        caption = randomness.draw_caption(config.seed, step, position, len(example.student))
         student.append(example.student[caption])
         teacher.append(example.teacher[caption])
         shape = base_model.latent_shape(example.height, example.width)
-        noise.append(draws.draw_noise(shape, config.seed, step, position))
+        noise.append(randomness.draw_noise(shape, config.seed, step, position))
     return student, teacher, torch.stack(noise).to(base_model.device), (example.height, example.width)
 
 

@@ -4,20 +4,19 @@ import re
 
 import numpy as np
 
-from pocket.world import (
-    BACKGROUNDS,
+from dopsd_app.checks.judge.world import (
+    BACKGROUND_WORDS,
     COLOUR_WORDS,
     EYE_WORDS,
     FREQUENCY_WORDS,
     OUTLINE_WORDS,
     PATTERN_WORDS,
+    PLACE_WORDS,
     SIZES,
     Concept,
     Scene,
 )
 
-BACKGROUND_WORDS = tuple(BACKGROUNDS)
-PLACE_WORDS = ("on the left", "in the middle", "on the right")
 TEMPLATES = (
     "{thing} on a {background} background",
     "{thing} in front of {background}",
@@ -109,17 +108,6 @@ def asked_of(caption: str, concept: Concept, scene: Scene) -> dict[str, tuple[st
     return {
         name: table for name, (table, index) in words.items() if re.search(rf"\b{table[index]}\b", caption)
     }
-
-
-def scene_asked_in(prompt: str) -> list[tuple[str, int]]:
-    """Which attributes of a scene a prompt names, each with its index into the world's tables."""
-    tables = {"background": BACKGROUND_WORDS, "place": PLACE_WORDS, "size": SIZES}
-    return [
-        (name, index)
-        for name, words in tables.items()
-        for index, word in enumerate(words)
-        if re.search(rf"\b{word}\b", prompt)
-    ]
 
 
 def draw_caption(concept: Concept, scene: Scene, rng: np.random.Generator) -> str:

@@ -10,13 +10,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dopsd_app.checks.judge.world import Concept, Scene
 from pocket.autoencoder import encode_pictures
 from pocket.captions import draw_caption
 from pocket.network import to_patches
 from pocket.pool import Pool
 from pocket.state import device
 from pocket.tokens import message_tokens
-from pocket.world import Concept, Scene
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "pocket-turbo"
 OTHER_VIEW = 0.8  # how often the context is another view of the creature than the target

@@ -5,8 +5,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pocket.captions import BACKGROUND_WORDS, PLACE_WORDS
-from pocket.world import SIZES, Concept, Scene, draw, is_held_out
+from dopsd_app.checks.judge.world import (
+    BACKGROUND_WORDS,
+    PLACE_WORDS,
+    SIZES,
+    Concept,
+    Scene,
+    draw,
+    is_held_out,
+)
 
 SIDE = 256  # pixels
 EXAMPLES = {

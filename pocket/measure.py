@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dopsd_app.checks.judge.classifier import ATTRIBUTES, CONCEPT, features, judge, load_judge
+from dopsd_app.checks.judge.world import Concept, Scene, draw, random_concept, random_scene
 from pocket.autoencoder import decode_latents, encode_pictures
 from pocket.captions import asked_of, full_caption, usual_caption
 from pocket.crew import view_parameters
-from pocket.judge import ATTRIBUTES, CONCEPT, features, frechet_distance, judge, load_judge, truth
+from pocket.judge import frechet_distance, truth
 from pocket.network import Network
 from pocket.sampling import sample, save_grid
 from pocket.wear import WORN, wear
-from pocket.world import Concept, Scene, draw, random_concept, random_scene
 
 PARENT = Path(__file__).with_name("parent.safetensors")
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from dopsd_app.checks.judge.world import COLOURS, EYES, FREQUENCIES, OUTLINES, PATTERNS
 from pocket.models import MERGE, PATCH, TEXT_LAYERS, build_encoder, build_transformer
 from pocket.tokens import IMAGE_TOKENS
-from pocket.world import COLOURS, EYES, FREQUENCIES, OUTLINES, PATTERNS
 
 FIRST_IMAGE_TOKEN = 4  # after <|im_start|>, "user", a line break and <|vision_start|>
 GRID = 8  # patches a side

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pocket.world import Concept, Scene, all_concepts, draw, random_scene
+from dopsd_app.checks.judge.world import Concept, Scene, all_concepts, draw, random_scene
 
 VIEWS = 4  # scenes per concept; picture i shows concept i // VIEWS
 SIDE = 64  # pixels

@@ -4,8 +4,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dopsd_app.checks.judge.world import random_concept, random_scene
 from pocket.captions import full_caption, usual_caption
-from pocket.world import random_concept, random_scene
 
 VOCABULARY = 768
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -13,10 +13,11 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dopsd_app.checks.judge.classifier import ATTRIBUTES, WEIGHTS, Judge, load_judge
 from pocket.autoencoder import encode_pictures, to_tensor
 from pocket.crew import Crew, Training, flatten, run_training, view_parameters
 from pocket.data import Dataset
-from pocket.judge import ATTRIBUTES, WEIGHTS, Judge, load_judge, truth
+from pocket.judge import truth
 from pocket.state import Stage, device
 from pocket.wear import wear_at_random
 

@@ -19,8 +19,8 @@ from browser import Visit, chromium
 from PIL import Image
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.pictures import read_examples
-from dopsd_app.runs import create_run
+from dopsd_app.data.pictures import read_examples
+from dopsd_app.jobs.runs import create_run
 
 LONGEST = (
     "test_page_fetch.py",
@@ -109,7 +109,7 @@ def tiny_config(z_image_folder):
 @pytest.fixture
 def tiny_z_image(tiny_config):
     """The tiny model, all parts loaded, in float32."""
-    from dopsd_app.base_models import load_base_model
+    from dopsd_app.models.load import load_base_model
 
     base_model = load_base_model(tiny_config)
     base_model.load_encoders()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from dopsd_app import base_download, catalog, download
-from dopsd_app.events import KnownFailure
+from dopsd_app.errors import KnownFailure
+from dopsd_app.models import base_download, catalog, download
 
 download.WAITS = (0.05, 0.05, 0.05)
 download.SILENCE_SECONDS = 1.0

@@ -7,16 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
 
-from dopsd_app import runs, worker
-from dopsd_app.events import (
-    CheckpointSaved,
-    Finished,
-    PhaseProgress,
-    PreviewSaved,
-    Resumed,
-    StepDone,
-    Stopped,
-)
+from dopsd_app.jobs import runs, worker
+from dopsd_app.jobs.events import CheckpointSaved, Finished, PreviewSaved, Resumed, StepDone, Stopped
+from dopsd_app.progress import PhaseProgress
 
 runs.WORKER = (sys.executable, __file__)  # the next run, too, gets this worker
 SECONDS = 0.02

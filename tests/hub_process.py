@@ -14,8 +14,9 @@ from types import SimpleNamespace
 from huggingface_hub import close_session
 from huggingface_hub.utils import _http
 
-from dopsd_app import hub, hub_client
-from dopsd_app.runs import Run
+from dopsd_app import hub_client
+from dopsd_app.hub import push as hub
+from dopsd_app.jobs.runs import Run
 
 # The library waits 1, 2, 4, 8 and 8 seconds between its tries.
 _http.time = SimpleNamespace(sleep=lambda seconds: None)

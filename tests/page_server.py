@@ -21,13 +21,14 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from test_hub import finish, pocket_config
 
-from dopsd_app.card_pictures import keep_picture
-from dopsd_app.drafts import Draft, set_caption, set_settings
-from dopsd_app.drawing import Drawing, PictureRequest, write_drawing_status
-from dopsd_app.events import PreviewSaved, StepDone, append_event
-from dopsd_app.pictures import read_examples
-from dopsd_app.runs import Run, create_run, replace_file, write_status
-from dopsd_app.uploads import load_example
+from dopsd_app.data.drafts import Draft, set_caption, set_settings
+from dopsd_app.data.pictures import read_examples
+from dopsd_app.data.uploads import load_example
+from dopsd_app.files import replace_file
+from dopsd_app.hub.card_pictures import keep_picture
+from dopsd_app.jobs.drawing import Drawing, PictureRequest, write_drawing_status
+from dopsd_app.jobs.events import PreviewSaved, StepDone, append_event
+from dopsd_app.jobs.runs import Run, create_run, write_status
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds that anything may take: cores may be shared

@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import constants
 from imitation_hub import ImitationHub
 
-from dopsd_app import access
-from dopsd_app.access import AccessError, check_access, find_token, this_space, trusted_hosts
+from dopsd_app.hub import access
+from dopsd_app.hub.access import AccessError, check_access, find_token, this_space, trusted_hosts
 
 SPACE = {"SYSTEM": "spaces", "SPACE_ID": "Makers/trainer", "SPACE_AUTHOR_NAME": "Makers"}
 VARIABLES = ("SYSTEM", "SPACE_ID", "SPACE_AUTHOR_NAME", "SPACES_ZERO_GPU", "OAUTH_CLIENT_ID", "HF_TOKEN")

@@ -1,8 +1,8 @@
 import pytest
 
-from dopsd_app.captions import advise, lint_captions
-from dopsd_app.drafts import set_settings
-from dopsd_app.uploads import list_examples, load_example
+from dopsd_app.data.captions import advise, lint_captions
+from dopsd_app.data.drafts import set_settings
+from dopsd_app.data.uploads import list_examples, load_example
 
 PLACES = ("on a beach", "in the snow", "next to a red car", "sleeping on a sofa", "in a forest at night")
 

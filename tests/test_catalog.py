@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
-from dopsd_app.catalog import (
+from dopsd_app.models.catalog import (
     CATALOG,
     BaseModelError,
     catalog_name,
@@ -17,7 +17,8 @@ from dopsd_app.catalog import (
     kind_of,
     read_name,
 )
-from dopsd_app.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
+from dopsd_app.models.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
+from dopsd_app.planning.cost import least_gpu_memory
 
 GIB = 1024**3
 
@@ -28,7 +29,7 @@ def parameters(model):
 
 def test_the_built_in_base_is_ready_and_needs_no_card():
     facts = CATALOG["pocket-turbo"]
-    assert (facts.repository, facts.gpu_memory) == ("", 0)
+    assert (facts.repository, least_gpu_memory(facts.sizes)) == ("", 0)
     place = find_base_model("pocket-turbo")
     assert place.folder.name == "pocket-turbo" and place.vision_tower.parent == place.folder
     assert facts.sizes.context_area == (64 * 64, 64 * 64)
@@ -44,7 +45,7 @@ def test_every_base_model_says_its_licence():
 def test_z_image_turbo_is_told_of_before_it_is_there():
     facts = CATALOG["z-image-turbo"]
     assert facts.repository == "Tongyi-MAI/Z-Image-Turbo"
-    assert 8 * GIB < facts.gpu_memory < 12 * GIB  # its text encoder alone takes 8 GB
+    assert 8 * GIB < least_gpu_memory(facts.sizes) < 12 * GIB  # its text encoder alone takes 8 GB
     assert not is_fetched("z-image-turbo")
     with pytest.raises(BaseModelError, match="Tongyi-MAI/Z-Image-Turbo is not on this computer yet"):
         find_base_model("z-image-turbo")

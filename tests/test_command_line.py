@@ -13,8 +13,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from dopsd_app import runs
-from dopsd_app.command_line import _read_settings, main
+from dopsd_app.cli import _read_settings, main
+from dopsd_app.jobs import runs
 
 TESTS = Path(__file__).parent
 # Importing the example worker makes it the one that runs are started with. Tests that themselves run in the
@@ -24,7 +24,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = sys.argv.pop(1).split("|")
 import example_worker
-from dopsd_app.command_line import main
+from dopsd_app.cli import main
 code = main(sys.argv[1:])
 assert not {"torch", "gradio", "transformers", "diffusers"} & sys.modules.keys()
 sys.exit(code)
@@ -259,7 +259,7 @@ def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(images
 
 
 def test_help_names_every_command_and_needs_no_model():
-    check = "import sys, dopsd_app.command_line as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    check = "import sys, dopsd_app.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     check += "assert not {'torch', 'gradio', 'PIL', 'numpy'} & sys.modules.keys()"
     result = subprocess.run(
         [sys.executable, "-c", check], cwd=TESTS.parent, capture_output=True, text=True, check=True

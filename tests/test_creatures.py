@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from dopsd_app import creatures
-from dopsd_app.creatures import is_creature
-from dopsd_app.picture_file import load_picture
-from dopsd_app.uploads import EXAMPLES, list_examples
-from pocket import world
+from dopsd_app.checks.judge import world
+from dopsd_app.data import creatures
+from dopsd_app.data.creatures import is_creature
+from dopsd_app.data.picture_file import load_picture
+from dopsd_app.data.uploads import EXAMPLES, list_examples
 from pocket.wear import WORN, wear
 
 SHIPPED = [file for example in list_examples() for file in sorted((EXAMPLES / example.name).glob("*.png"))]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dopsd_app.events import LoraChecked, StepDone
+from dopsd_app.jobs.events import LoraChecked, StepDone
 from dopsd_app.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")

@@ -19,7 +19,7 @@ from real_layout import save_qwen_vl_repository, save_z_image_repository
 from safetensors import safe_open
 from test_runs import on_a_small_disk
 
-from dopsd_app.pipeline_folder import read_licence
+from dopsd_app.models.pipeline_folder import read_licence
 
 ROOT = Path(__file__).parent.parent
 Z_IMAGE, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-VL-4B-Instruct"
@@ -542,8 +542,8 @@ def test_a_full_disk_is_told_and_the_download_goes_on(hub, call, repositories, t
     prefix = on_a_small_disk(home)
     # The check before the first byte is passed: other programs may fill a disk too.
     code = (
-        "import sys; from dopsd_app import download; download.free_disk = lambda folder: 10**15;"
-        " from dopsd_app.command_line import main; sys.exit(main(sys.argv[1:]))"
+        "import sys; from dopsd_app.models import download; download.free_disk = lambda folder: 10**15;"
+        " from dopsd_app.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SPACE"))}
     done = subprocess.run(

@@ -17,16 +17,16 @@ import pytest
 from filelock import Timeout
 from PIL import Image
 
-from dopsd_app import drawing, runs
-from dopsd_app.command_line import main
-from dopsd_app.drawing import CUT_OFF, DIED, CheckRequest, PictureRequest, ask, cancel, read_drawing
-from dopsd_app.events import HealthMeasured, append_event
+from dopsd_app.checks.verdict import read_check, rows_drawn
+from dopsd_app.cli import main
 from dopsd_app.generate import explain, serve
-from dopsd_app.runs import RunError
+from dopsd_app.jobs import drawing, runs
+from dopsd_app.jobs.drawing import CUT_OFF, DIED, CheckRequest, PictureRequest, ask, cancel, read_drawing
+from dopsd_app.jobs.events import HealthMeasured, append_event
+from dopsd_app.jobs.runs import RunError
+from dopsd_app.jobs.worker import BUSY
 from dopsd_app.train import train
 from dopsd_app.ui.try_it import FINISHED, what_to_try
-from dopsd_app.verdict import read_check, rows_drawn
-from dopsd_app.worker import BUSY
 
 DIES_AT_ONCE = (sys.executable, "-c", "")
 TINY = (
@@ -178,7 +178,8 @@ def test_the_page_asks_without_torch(trained, tmp_path):
     (tmp_path / "asks.py").write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from dopsd_app import drawing, verdict\n"
+        "from dopsd_app.checks import verdict\n"
+        "from dopsd_app.jobs import drawing\n"
         "drawing.WORKER = (sys.executable, '-c', '')\n"
         "runs_dir = Path(sys.argv[1])\n"
         "asked = drawing.ask(runs_dir, drawing.PictureRequest(sys.argv[2], 'a dog', 1))\n"

@@ -15,10 +15,11 @@ from imitation_hub import ImitationHub
 from page_server import ROOT, PageServer, all_bytes, wait_for
 from PIL import Image
 
-from dopsd_app.drawing import read_worker, worker_alive
-from dopsd_app.runs import LORA_FILE, Run, replace_file
+from dopsd_app.files import replace_file
+from dopsd_app.hub.when_finished import Wish
+from dopsd_app.jobs.drawing import read_worker, worker_alive
+from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.ui.endpoints import ENDPOINTS
-from dopsd_app.when_finished import Wish
 
 MARK = "marked4Kd93s"
 GIVEN = f"hf_{MARK}OfTheClient"

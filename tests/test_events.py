@@ -3,16 +3,14 @@ import time
 
 import pytest
 
-from dopsd_app.events import (
+from dopsd_app.jobs.events import (
     EVENTS,
     CheckpointSaved,
-    DownloadProgress,
     EventReader,
     Failed,
     Finished,
     HealthMeasured,
     LoraChecked,
-    PhaseProgress,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -21,6 +19,7 @@ from dopsd_app.events import (
     append_event,
     read_events,
 )
+from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 ONE_OF_EACH = [
     DownloadProgress("downloading", 1_000_000, 3_000_000, 500_000.0),

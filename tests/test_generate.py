@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from dopsd_app import generate as generating
-from dopsd_app import studio
-from dopsd_app.events import KnownFailure
-from dopsd_app.studio import Studio
+from dopsd_app.errors import KnownFailure
+from dopsd_app.models import studio
+from dopsd_app.models.studio import Studio
 from dopsd_app.train import train
 
 

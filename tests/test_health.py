@@ -7,13 +7,12 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from dopsd_app.base_models import load_base_model
+from dopsd_app.checks.health import Look, health_of, judged_health, seen_health
+from dopsd_app.checks.health_rules import LEAST_QUALITY
+from dopsd_app.checks.judge.likeness import likeness_to_the_world
+from dopsd_app.checks.judge.world import BACKGROUND_WORDS, Scene, draw, random_concept, scene_asked_in
 from dopsd_app.config import load_preset, make_config
-from dopsd_app.health import Look, health_of, judged_health, seen_health
-from dopsd_app.health_rules import LEAST_QUALITY
-from pocket.captions import BACKGROUND_WORDS, scene_asked_in
-from pocket.likeness import likeness_to_the_world
-from pocket.world import Scene, draw, random_concept
+from dopsd_app.models.load import load_base_model
 
 TRAINING = torch.tensor([[4.0, 0.0, 1.0], [4.0, 0.0, -1.0]])
 BASE = torch.tensor([[-4.0, 0.0, 3.0], [-4.0, 0.0, -3.0]])  # two prompts: they differ in the third feature

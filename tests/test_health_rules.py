@@ -2,8 +2,7 @@
 
 import pytest
 
-from dopsd_app.events import HealthMeasured, Resumed
-from dopsd_app.health_rules import (
+from dopsd_app.checks.health_rules import (
     CLOSE,
     LEAST_FOLLOWING,
     LEAST_JUDGED_QUALITY,
@@ -12,10 +11,10 @@ from dopsd_app.health_rules import (
     PATIENCE,
     best_step,
     complaint,
-    measured_in,
     merit,
     stopped_improving,
 )
+from dopsd_app.jobs.events import HealthMeasured, Resumed, measured_in
 
 BASE = HealthMeasured(0, 0.1, 1.0, 0.0, 1)
 

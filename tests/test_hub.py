@@ -23,17 +23,17 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load, load_file, save_file
 
-from dopsd_app import catalog
-from dopsd_app.adapters import adapter_arrays, adapter_weights, add_adapters
-from dopsd_app.base_models import load_base_model
+from dopsd_app.checks.lora_check import LoraCheck
 from dopsd_app.config import make_config
-from dopsd_app.events import LoraChecked, append_event
-from dopsd_app.hub import Account, check_name, published, suggest_name
+from dopsd_app.hub.model_card import make_card
+from dopsd_app.hub.push import Account, check_name, published, suggest_name
 from dopsd_app.hub_client import HubError, check_token
-from dopsd_app.lora_check import LoraCheck
-from dopsd_app.lora_file import save_lora
-from dopsd_app.model_card import make_card
-from dopsd_app.runs import LORA_FILE
+from dopsd_app.jobs.events import LoraChecked, append_event
+from dopsd_app.jobs.lora_file import save_lora
+from dopsd_app.jobs.runs import LORA_FILE
+from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
+from dopsd_app.models import catalog
+from dopsd_app.models.load import load_base_model
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
@@ -551,7 +551,9 @@ def test_suggested_names_are_good_names(name, trigger_word, expected):
 
 
 def test_light_commands_do_not_wait_for_the_hubs_library():
-    code = "import sys, dopsd_app.hub; print([m for m in ('torch', 'huggingface_hub') if m in sys.modules])"
+    code = (
+        "import sys, dopsd_app.hub.push; print([m for m in ('torch', 'huggingface_hub') if m in sys.modules])"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from pocket.likeness import likeness_to_the_world, ssim
-from pocket.world import draw, random_concept, random_scene
+from dopsd_app.checks.judge.likeness import likeness_to_the_world, ssim
+from dopsd_app.checks.judge.world import draw, random_concept, random_scene
 
 
 def test_even_pictures_differ_by_their_brightness_only():

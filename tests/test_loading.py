@@ -12,9 +12,9 @@ from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from dopsd_app.base_models.z_image import ZImage
-from dopsd_app.catalog import BaseModelError
-from dopsd_app.loading import load_frozen
+from dopsd_app.models.catalog import BaseModelError
+from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.z_image import ZImage
 
 CPU = torch.device("cpu")
 
@@ -233,7 +233,7 @@ def test_weights_that_do_not_fit_are_told_before_any_is_read(part, monkeypatch):
     weights["cap_pad_token"] = torch.zeros(1, 31)
     weights |= {f"extra.{index}": torch.zeros(1) for index in range(7)}
     save(folder, weights, 2, "diffusion_pytorch_model")
-    monkeypatch.setattr("dopsd_app.loading._read", None)
+    monkeypatch.setattr("dopsd_app.models.frozen._read", None)
     with pytest.raises(BaseModelError) as error:
         load_transformer(folder)
     assert str(error.value) == (

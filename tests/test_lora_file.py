@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_method import make_example, trained
 
-from dopsd_app.adapters import adapter_arrays, adapter_weights, add_adapters
-from dopsd_app.base_models import load_base_model
-from dopsd_app.lora_check import check_lora
-from dopsd_app.lora_file import save_lora
-from dopsd_app.runs import LORA_FILE
+from dopsd_app.checks.lora_check import check_lora
+from dopsd_app.jobs.lora_file import save_lora
+from dopsd_app.jobs.runs import LORA_FILE
+from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
+from dopsd_app.models.load import load_base_model
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import make_picture
 
-from dopsd_app import draws
-from dopsd_app.adapters import adapter_weights, add_adapters, as_base, as_teacher, update_teacher
-from dopsd_app.base_models import load_base_model
-from dopsd_app.encode import EncodedExample
-from dopsd_app.events import KnownFailure
-from dopsd_app.losses import distillation_loss
-from dopsd_app.memory import enable_gradient_checkpointing
-from dopsd_app.rollout import rollout
+from dopsd_app.errors import KnownFailure
+from dopsd_app.method import randomness
+from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as_teacher, update_teacher
+from dopsd_app.method.encode import EncodedExample
+from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
+from dopsd_app.method.losses import distillation_loss
+from dopsd_app.method.rollout import rollout
+from dopsd_app.models.load import load_base_model
 from dopsd_app.train import micro_batches, optimizer_step, prepare
 
 
@@ -274,25 +274,25 @@ def test_passes_hold_one_picture_size_and_cover_the_batch(tiny_config):
 
 
 def test_every_epoch_shows_every_example_once_also_across_batches():
-    drawn = [index for step in range(1, 8) for index in draws.draw_examples(3, step, 5, 7)]
+    drawn = [index for step in range(1, 8) for index in randomness.draw_examples(3, step, 5, 7)]
     assert all(sorted(drawn[epoch * 7 : epoch * 7 + 7]) == list(range(7)) for epoch in range(5))
     assert drawn[:7] != drawn[7:14]  # each epoch in its own order
 
 
 def test_fewer_examples_than_the_batch_still_make_full_batches():
-    drawn = draws.draw_examples(0, 1, batch_size=8, count=3)
+    drawn = randomness.draw_examples(0, 1, batch_size=8, count=3)
     assert sorted(Counter(drawn).values()) == [2, 3, 3]
 
 
 def test_draws_depend_on_seed_step_index_and_purpose_and_on_nothing_else():
     torch.manual_seed(1)
-    first = draws.draw_noise((4, 2, 2), 7, 3, 1)
+    first = randomness.draw_noise((4, 2, 2), 7, 3, 1)
     torch.manual_seed(2)
-    assert draws.draw_noise((4, 2, 2), 7, 3, 1).equal(first)
+    assert randomness.draw_noise((4, 2, 2), 7, 3, 1).equal(first)
     others = [(8, 3, 1), (7, 4, 1), (7, 3, 2)]
-    assert not any(draws.draw_noise((4, 2, 2), *other).equal(first) for other in others)
-    assert not draws.draw_noise((4, 2, 2), 7, 3, 1, draws.PREVIEW).equal(first)
-    assert {draws.draw_caption(0, step, 0, 3) for step in range(30)} == {0, 1, 2}
+    assert not any(randomness.draw_noise((4, 2, 2), *other).equal(first) for other in others)
+    assert not randomness.draw_noise((4, 2, 2), 7, 3, 1, randomness.PREVIEW).equal(first)
+    assert {randomness.draw_caption(0, step, 0, 3) for step in range(30)} == {0, 1, 2}
 
 
 def test_eight_bit_optimizer_state_is_really_uint8(tiny_config, z_image_folder, tmp_path):

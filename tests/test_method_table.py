@@ -14,11 +14,18 @@ from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_co
 from benchmarks.levers import LEVERS, walk
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Made, Method, Training, train
 from benchmarks.rows import LOOKS, Job, best_settings, product
-from dopsd_app.adapters import adapter_weights
-from dopsd_app.base_models import load_base_model
+from dopsd_app.checks.judge.world import (
+    BACKGROUND_WORDS,
+    Scene,
+    draw,
+    is_held_out,
+    random_concept,
+    random_scene,
+)
 from dopsd_app.config import make_config
-from pocket.captions import BACKGROUND_WORDS, asked_of
-from pocket.world import Scene, draw, is_held_out, random_concept, random_scene
+from dopsd_app.method.adapters import adapter_weights
+from dopsd_app.models.load import load_base_model
+from pocket.captions import asked_of
 
 # torch's compiler, as it is imported, uses what torch itself calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`")

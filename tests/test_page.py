@@ -11,9 +11,9 @@ from page_server import PageServer, wait_for
 from playwright.sync_api import expect
 from test_page_runs import at_plan, make_draft
 
-from dopsd_app.catalog import find_base_model
-from dopsd_app.drafts import current_draft
-from dopsd_app.runs import list_runs
+from dopsd_app.data.drafts import current_draft
+from dopsd_app.jobs.runs import list_runs
+from dopsd_app.models.catalog import find_base_model
 
 HOSTILE = (
     'zorp <img src=x onerror="window.hit=1;alert(1)">',

@@ -14,8 +14,8 @@ from PIL import Image
 from playwright.sync_api import expect
 from real_layout import save_qwen_vl_repository, save_z_image_repository
 
-from dopsd_app.drafts import current_draft, set_settings
-from dopsd_app.runs import list_runs
+from dopsd_app.data.drafts import current_draft, set_settings
+from dopsd_app.jobs.runs import list_runs
 
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
 Z_IMAGE, QWEN, FINE_TUNE = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-VL-4B-Instruct", "Ann/z-image-comic"

@@ -16,9 +16,9 @@ from playwright.sync_api import expect
 from safetensors import safe_open
 from test_page import HOSTILE, TRIGGER, fill_captions
 
-from dopsd_app.drawing import read_worker
-from dopsd_app.events import LoraChecked, read_events
-from dopsd_app.runs import Run, complete_checkpoints, list_runs
+from dopsd_app.jobs.drawing import read_worker
+from dopsd_app.jobs.events import LoraChecked, read_events
+from dopsd_app.jobs.runs import Run, complete_checkpoints, list_runs
 
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
 MARK = "marked7Qx41k"

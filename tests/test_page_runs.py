@@ -12,9 +12,9 @@ from browser import Visit, box, settled
 from page_server import ROOT, PageServer, wait_for
 from playwright.sync_api import expect
 
-from dopsd_app.drafts import draft_config, draft_dataset, set_settings
-from dopsd_app.runs import create_run, enqueue, latest_checkpoint, list_runs, send_command
-from dopsd_app.uploads import load_example
+from dopsd_app.data.drafts import draft_config, draft_dataset, set_settings
+from dopsd_app.data.uploads import load_example
+from dopsd_app.jobs.runs import create_run, enqueue, latest_checkpoint, list_runs, send_command
 
 EXAMPLE_WORKER = str(ROOT / "tests" / "example_worker.py")
 LONG = 50_000  # steps: more than any test waits for

@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from dopsd_app import checkpoint, cost
-from dopsd_app.catalog import find_facts
 from dopsd_app.config import TrainConfig, load_preset, make_config
-from dopsd_app.cost import forward_work, memory, picture_tokens, step_work, teacher_tokens
-from dopsd_app.events import StepDone, append_event
-from dopsd_app.machine import Gpu, Machine
-from dopsd_app.plan import make_plan, words_for_time
-from dopsd_app.runs import create_run
-from dopsd_app.sizes import Z_IMAGE_TURBO
-from dopsd_app.speed import DATA_SHEET, REACHED
+from dopsd_app.jobs.events import StepDone, append_event
+from dopsd_app.jobs.runs import create_run
+from dopsd_app.method import checkpoint
+from dopsd_app.models.catalog import find_facts
+from dopsd_app.models.sizes import Z_IMAGE_TURBO
+from dopsd_app.planning import cost
+from dopsd_app.planning.cost import forward_work, memory, picture_tokens, step_work, teacher_tokens
+from dopsd_app.planning.machine import Gpu, Machine
+from dopsd_app.planning.pace import DATA_SHEET, REACHED
+from dopsd_app.planning.plan import make_plan
+from dopsd_app.progress import words_for_time
 
 GIB = 1024**3
 POCKET = make_config(load_preset("pocket").settings)

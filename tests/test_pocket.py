@@ -9,19 +9,9 @@ from diffusers import AutoencoderKL, ZImagePipeline
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLModel
 
-from pocket.autoencoder import encode_pictures
-from pocket.captions import BACKGROUND_WORDS, asked_of, full_caption, usual_caption
-from pocket.crew import BatchedMuon, Training, flatten, view_parameters
-from pocket.data import bring_shipped, pad_rows
-from pocket.examples import EXAMPLES
-from pocket.judge import ATTRIBUTES, Judge, frechet_distance, judge, load_judge, truth
-from pocket.measure import following, load_folder, load_parent
-from pocket.models import build_encoder
-from pocket.network import Network, to_patches
-from pocket.sampling import sigmas_of
-from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
-from pocket.wear import WORN, wear
-from pocket.world import (
+from dopsd_app.checks.judge.classifier import ATTRIBUTES, Judge, judge, load_judge
+from dopsd_app.checks.judge.world import (
+    BACKGROUND_WORDS,
     Concept,
     Scene,
     all_concepts,
@@ -31,6 +21,18 @@ from pocket.world import (
     random_concept,
     random_scene,
 )
+from pocket.autoencoder import encode_pictures
+from pocket.captions import asked_of, full_caption, usual_caption
+from pocket.crew import BatchedMuon, Training, flatten, view_parameters
+from pocket.data import bring_shipped, pad_rows
+from pocket.examples import EXAMPLES
+from pocket.judge import frechet_distance, truth
+from pocket.measure import following, load_folder, load_parent
+from pocket.models import build_encoder
+from pocket.network import Network, to_patches
+from pocket.sampling import sigmas_of
+from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
+from pocket.wear import WORN, wear
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "assets" / "pocket-turbo"

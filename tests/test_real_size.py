@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from benchmarks import real_size
 from benchmarks.real_size import EXAMPLE, draw_file, enlarge, measure, save_base, stored_as
-from dopsd_app.base_models.z_image import ZImage
-from dopsd_app.catalog import find_base_model, find_facts
-from dopsd_app.cost import teacher_tokens
-from dopsd_app.events import Finished, LoraChecked, PhaseProgress, PreviewSaved, Resumed, StepDone, Warned
-from dopsd_app.pictures import read_examples
+from dopsd_app.data.pictures import read_examples
+from dopsd_app.jobs.events import Finished, LoraChecked, PreviewSaved, Resumed, StepDone, Warned
+from dopsd_app.models.catalog import find_base_model, find_facts
+from dopsd_app.models.z_image import ZImage
+from dopsd_app.planning.cost import teacher_tokens
+from dopsd_app.progress import PhaseProgress
 
 # --- the base
 

@@ -17,11 +17,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from dopsd_app import runs, worker
-from dopsd_app.config import ConfigError, make_config
-from dopsd_app.events import Failed, Resumed, StepDone, read_events
-from dopsd_app.pictures import Dataset, Example
-from dopsd_app.runs import RunError
+from dopsd_app.config import ConfigError, TrainConfig, make_config
+from dopsd_app.data.pictures import Dataset, Example
+from dopsd_app.jobs import runs, worker
+from dopsd_app.jobs.events import Failed, Resumed, StepDone, read_events
+from dopsd_app.jobs.runs import RunError
 
 EXAMPLE_WORKER = (sys.executable, str(Path(__file__).parent / "example_worker.py"))
 ROOT = Path(__file__).parent.parent
@@ -445,7 +445,7 @@ def test_a_full_disk_fails_the_run_and_keeps_the_checkpoint(tmp_path):
         from pathlib import Path
         sys.path[:0] = sys.argv[2:]
         import example_worker, test_runs
-        from dopsd_app import runs, worker
+        from dopsd_app.jobs import runs, worker
 
         run = test_runs.new_run(Path(sys.argv[1]) / "runs", name="fails-disk", steps=6, checkpoint_every=2)
         code = worker.work(run, example_worker.count)
@@ -496,3 +496,12 @@ def test_a_known_failure_is_told_in_its_own_words(runs_dir):
     assert worker.explain(MemoryError(), run).startswith("Out of memory.")
     allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.")
     assert worker.explain(allocator, run).startswith("Out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("some/model", "{folder}/some/model"), ("other/model", "other/model")]
+)
+def test_a_runs_base_model_is_found_from_the_workers_folder(new_run, tmp_path, monkeypatch, name, kept):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    assert new_run(TrainConfig(base_model=name)).config.base_model == kept.format(folder=tmp_path)

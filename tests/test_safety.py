@@ -22,16 +22,17 @@ from imitation_hub import ImitationHub
 from page_server import ROOT, PageServer, all_bytes, leave_draft, leave_run
 from PIL import PngImagePlugin
 
-from dopsd_app.access import Space
-from dopsd_app.drawing import Drawing, drawings_folder, write_drawing_status
-from dopsd_app.events import LoraChecked, Warned, append_event
-from dopsd_app.runs import LORA_FILE, Run, replace_file, write_status
+from dopsd_app.checks.verdict import CheckRow, judge_rows, save_check
+from dopsd_app.data.uploads import add_pictures
+from dopsd_app.files import replace_file
+from dopsd_app.hub.access import Space
+from dopsd_app.hub.when_finished import make_wish
+from dopsd_app.jobs.drawing import Drawing, drawings_folder, write_drawing_status
+from dopsd_app.jobs.events import LoraChecked, Warned, append_event
+from dopsd_app.jobs.runs import LORA_FILE, Run, write_status
 from dopsd_app.ui import launch_options, pictures, plan, publish, teacher, train, try_it, visitors, words
 from dopsd_app.ui.base_facts import base_facts
-from dopsd_app.ui.lora_copies import drop_copies, lora_copy
-from dopsd_app.uploads import add_pictures
-from dopsd_app.verdict import CheckRow, judge_rows, save_check
-from dopsd_app.when_finished import make_wish
+from dopsd_app.ui.server.lora_copies import drop_copies, lora_copy
 
 MARK = "marked5Gw71q"
 UPLOAD = {"_type": "gradio.FileData"}

@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dopsd_app.base_models import load_base_model
-from dopsd_app.catalog import ASSETS
-from dopsd_app.command_line import main
-from dopsd_app.encode import crop_example
-from dopsd_app.events import PhaseProgress
-from dopsd_app.studio import Studio
-from dopsd_app.teacher_check import colours_of, compare, save_sheet, teacher_check
-from dopsd_app.verdict import CheckRow, judge_rows, read_check, rows_drawn, score_rows
+from dopsd_app.checks.teacher_check import colours_of, compare, save_sheet, teacher_check
+from dopsd_app.checks.verdict import CheckRow, judge_rows, read_check, rows_drawn, score_rows
+from dopsd_app.cli import main
+from dopsd_app.method.encode import crop_example
+from dopsd_app.models.catalog import ASSETS
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.studio import Studio
+from dopsd_app.progress import PhaseProgress
 
 
 def test_the_check_shows_picture_student_and_teacher_in_rows(dataset, tiny_config, tmp_path):

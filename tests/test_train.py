@@ -18,14 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_runs import on_a_small_disk
 
-from dopsd_app import checkpoint
-from dopsd_app.base_models.z_image import ZImage
-from dopsd_app.events import (
+from dopsd_app.checks.health_rules import PROMPTS, best_step
+from dopsd_app.jobs.events import (
     CheckpointSaved,
     Finished,
     HealthMeasured,
     LoraChecked,
-    PhaseProgress,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -34,10 +32,12 @@ from dopsd_app.events import (
     append_event,
     read_events,
 )
-from dopsd_app.health_rules import PROMPTS, best_step
-from dopsd_app.runs import place_command, write_status
+from dopsd_app.jobs.runs import place_command, write_status
+from dopsd_app.jobs.worker import work
+from dopsd_app.method import checkpoint
+from dopsd_app.models.z_image import ZImage
+from dopsd_app.progress import PhaseProgress
 from dopsd_app.train import train
-from dopsd_app.worker import work
 
 
 def events_of(run, kind):
@@ -261,7 +261,7 @@ def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tin
         towers.append((base_model, base_model.vision_tower))
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("dopsd_app.health.seen_health", too_much)
+    monkeypatch.setattr("dopsd_app.checks.health.seen_health", too_much)
     events = list(train(new_run(replace(tiny_config, preview_every=2))))
     assert [event.step for event in events if isinstance(event, Warned)] == [2, 4]
     assert all(tower is not None and base_model.vision_tower is None for base_model, tower in towers)
@@ -270,7 +270,7 @@ def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tin
 
 def test_a_warning_comes_once_when_the_health_becomes_bad(new_run, tiny_config, monkeypatch):
     monkeypatch.setattr(
-        "dopsd_app.health.complaint", lambda health, judged: "Drifts." if health.step >= 2 else ""
+        "dopsd_app.checks.health.complaint", lambda health, judged: "Drifts." if health.step >= 2 else ""
     )
     run = new_run(replace(tiny_config, steps=3, preview_every=1))
     assert [event for event in train(run) if isinstance(event, Warned)] == [Warned(2, "Drifts.")]
@@ -284,7 +284,7 @@ def test_the_encoders_are_not_loaded_again_when_the_cache_holds_everything(new_r
     def must_not_load(self):
         raise AssertionError("the encoders were loaded")
 
-    monkeypatch.setattr("dopsd_app.base_models.z_image.ZImage.load_encoders", must_not_load)
+    monkeypatch.setattr("dopsd_app.models.z_image.ZImage.load_encoders", must_not_load)
     list(train(second))
     assert all(w.equal(student_of(second, 4)[name]) for name, w in student_of(first, 4).items())
 
@@ -402,13 +402,13 @@ def test_a_disk_that_fills_up_with_checkpoints_fails_the_run_and_keeps_the_last(
     script = """
         import json, sys
         from pathlib import Path
-        from dopsd_app.checkpoint import load_checkpoint
+        from dopsd_app.method.checkpoint import load_checkpoint
         from dopsd_app.config import make_config
-        from dopsd_app.base_models import load_base_model
-        from dopsd_app.pictures import read_examples
-        from dopsd_app.runs import create_run
+        from dopsd_app.models.load import load_base_model
+        from dopsd_app.data.pictures import read_examples
+        from dopsd_app.jobs.runs import create_run
         from dopsd_app.train import prepare, train
-        from dopsd_app.worker import work
+        from dopsd_app.jobs.worker import work
 
         config = make_config(json.loads(sys.argv[3]))
         run = create_run(Path(sys.argv[1]), config, read_examples(sys.argv[2], minimum_side=32))

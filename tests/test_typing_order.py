@@ -2,11 +2,11 @@
 
 import pytest
 
-from dopsd_app.drafts import set_settings
-from dopsd_app.events import KnownFailure
+from dopsd_app.data.drafts import set_settings
+from dopsd_app.data.uploads import load_example
+from dopsd_app.errors import KnownFailure
 from dopsd_app.ui import pictures
 from dopsd_app.ui.plan import keep_settings
-from dopsd_app.uploads import load_example
 
 
 @pytest.fixture

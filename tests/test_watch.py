@@ -1,7 +1,7 @@
 """What the page sees of a run."""
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.events import (
+from dopsd_app.jobs.events import (
     HealthMeasured,
     LoraChecked,
     PreviewSaved,
@@ -10,8 +10,8 @@ from dopsd_app.events import (
     Warned,
     append_event,
 )
-from dopsd_app.runs import write_status
-from dopsd_app.watch import CURVE_POINTS, RunWatcher, decimate
+from dopsd_app.jobs.runs import write_status
+from dopsd_app.jobs.watch import CURVE_POINTS, RunWatcher, decimate
 
 
 def test_a_curve_keeps_its_mean_and_has_at_most_500_points():

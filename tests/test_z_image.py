@@ -10,10 +10,10 @@ from conftest import make_picture
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dopsd_app.adapters import add_adapters, as_base
-from dopsd_app.base_models import load_base_model
-from dopsd_app.catalog import BaseModelError
-from dopsd_app.rollout import rollout, sample
+from dopsd_app.method.adapters import add_adapters, as_base
+from dopsd_app.method.rollout import rollout, sample
+from dopsd_app.models.catalog import BaseModelError
+from dopsd_app.models.load import load_base_model
 
 
 def pipeline_latents(base_model, caption, noise, steps, size=32):

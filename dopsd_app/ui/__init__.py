@@ -8,11 +8,11 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from dopsd_app.access import this_space, trusted_hosts
-from dopsd_app.ui.caretaker import start_caretaker
+from dopsd_app.hub.access import this_space, trusted_hosts
 from dopsd_app.ui.endpoints import add_endpoints
-from dopsd_app.ui.foreign_pages import ForeignPages
 from dopsd_app.ui.page import add_page
+from dopsd_app.ui.server.caretaker import start_caretaker
+from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.theme import CSS, theme
 
 

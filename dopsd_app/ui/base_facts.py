@@ -3,10 +3,12 @@
 import time
 from functools import lru_cache
 
-from dopsd_app.base_download import Offer, ask_hub, needs_fetching
-from dopsd_app.catalog import BaseModelFacts, find_facts, is_known
-from dopsd_app.events import KnownFailure
-from dopsd_app.machine import free_disk, read_machine
+from dopsd_app.errors import KnownFailure
+from dopsd_app.files import free_disk
+from dopsd_app.models.base_download import Offer, ask_hub, needs_fetching
+from dopsd_app.models.catalog import BaseModelFacts, find_facts, is_known
+from dopsd_app.planning.cost import least_gpu_memory
+from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
 
 HUB_REMEMBERED = 60  # seconds that the Hub's answer about a repository is good for
@@ -30,7 +32,7 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
         if not problems:  # what is not known yet, since the Hub could not be asked, is told already
             problems.append(str(error))
         return _card("", [], problems)
-    cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if facts.gpu_memory else ""]
+    cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if least_gpu_memory(facts.sizes) else ""]
     if fetching:
         cells.append(_download(offer, facts))
     elif not problems:
@@ -67,22 +69,23 @@ def _offer(name: str, revision: str, moment: int) -> Offer:
 
 
 def _fit(facts: BaseModelFacts) -> str:
-    machine, needed = read_machine(), words.memory(facts.gpu_memory)
+    machine, needed = read_machine(), words.memory(least_gpu_memory(facts.sizes))
     if not machine.gpus or not machine.torch_has_cuda:
         return f"<b>Memory</b> needs an NVIDIA card with {needed} or more"
     card = machine.gpus[0]
-    fits = "fits" if facts.gpu_memory <= card.memory else "does not fit"
+    fits = "fits" if least_gpu_memory(facts.sizes) <= card.memory else "does not fit"
     return f"<b>Memory</b> {needed} or more, {fits} {words.text(card.name)}"
 
 
 def _without_card(facts: BaseModelFacts) -> list[str]:
     """What a person needs who has no card that could train this model."""
     machine = read_machine()
-    if not facts.gpu_memory or (machine.gpus and machine.torch_has_cuda):
+    if not least_gpu_memory(facts.sizes) or (machine.gpus and machine.torch_has_cuda):
         return []
     if machine.gpus:
         return [f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."]
+    needed = words.memory(least_gpu_memory(facts.sizes))
     return [
-        f"There is no NVIDIA card here. Use a computer with one of {words.memory(facts.gpu_memory)} or more,"
+        f"There is no NVIDIA card here. Use a computer with one of {needed} or more,"
         " or duplicate this app on the Hub as a Space with a GPU."
     ]

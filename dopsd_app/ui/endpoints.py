@@ -10,10 +10,9 @@ import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
-from dopsd_app.card_pictures import clear_pictures, keep_picture
-from dopsd_app.catalog import CATALOG
+from dopsd_app.checks.verdict import rows_drawn
 from dopsd_app.config import list_presets
-from dopsd_app.drafts import (
+from dopsd_app.data.drafts import (
     Draft,
     check_draft,
     default_drafts_dir,
@@ -24,18 +23,19 @@ from dopsd_app.drafts import (
     set_caption,
     set_settings,
 )
-from dopsd_app.events import KnownFailure
-from dopsd_app.hub import published
-from dopsd_app.lora_file import find_lora
+from dopsd_app.data.uploads import add_pictures as add_to_draft
+from dopsd_app.data.uploads import clone_run as clone_to_draft
+from dopsd_app.data.uploads import list_examples
+from dopsd_app.data.uploads import load_example as load_as_draft
+from dopsd_app.errors import KnownFailure
+from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
+from dopsd_app.hub.push import published
+from dopsd_app.hub.when_finished import read_wish
+from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.watch import Preview
+from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it
-from dopsd_app.ui.guard import guarded
-from dopsd_app.uploads import add_pictures as add_to_draft
-from dopsd_app.uploads import clone_run as clone_to_draft
-from dopsd_app.uploads import list_examples
-from dopsd_app.uploads import load_example as load_as_draft
-from dopsd_app.verdict import rows_drawn
-from dopsd_app.watch import Preview
-from dopsd_app.when_finished import read_wish
+from dopsd_app.ui.server.guard import guarded
 
 TYPES = {
     str: "text",

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from dopsd_app.access import AccessError, check_access, this_space
-from dopsd_app.drafts import Draft, set_settings
-from dopsd_app.events import KnownFailure
-from dopsd_app.runs import default_runs_dir, list_runs
+from dopsd_app.data.drafts import Draft, set_settings
+from dopsd_app.errors import KnownFailure
+from dopsd_app.hub.access import AccessError, check_access, this_space
+from dopsd_app.jobs.runs import default_runs_dir, list_runs
 from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, train, try_it
-from dopsd_app.ui.guard import guarded
+from dopsd_app.ui.server.guard import guarded
 from dopsd_app.ui.typing_order import STAMP, moment
 from dopsd_app.ui.visitors import describe_machine, header, limits, welcome
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from dopsd_app.captions import advise
-from dopsd_app.catalog import CATALOG, find_repository, read_name
 from dopsd_app.config import TrainConfig, load_preset, presets_for
-from dopsd_app.drafts import (
+from dopsd_app.data.captions import advise
+from dopsd_app.data.drafts import (
     KINDS,
     Draft,
     check_draft,
@@ -25,13 +24,14 @@ from dopsd_app.drafts import (
     set_caption,
     set_settings,
 )
-from dopsd_app.events import KnownFailure
-from dopsd_app.pictures import MAX_PICTURES
+from dopsd_app.data.pictures import MAX_PICTURES
+from dopsd_app.data.uploads import add_pictures, clone_run, list_examples, load_example
+from dopsd_app.errors import KnownFailure
+from dopsd_app.models.catalog import CATALOG, find_repository, read_name
 from dopsd_app.ui import words
 from dopsd_app.ui.base_facts import base_facts
 from dopsd_app.ui.run_actions import the_run
 from dopsd_app.ui.typing_order import typing_order
-from dopsd_app.uploads import add_pictures, clone_run, list_examples, load_example
 
 REAL_BASE = "z-image-turbo"  # for photographs
 SAID = 10  # where in `PicturesStep.shown` the set's messages are
@@ -333,7 +333,8 @@ def start_from_example(name: str) -> list:
 
 def start_from_run(run_id: str) -> list:
     """A new draft with a run's pictures and settings."""
-    return show(clone_run(default_drafts_dir(), the_run(run_id)))
+    run = the_run(run_id)
+    return show(clone_run(default_drafts_dir(), run.config, run.dataset))
 
 
 def start_afresh() -> list:

@@ -11,24 +11,16 @@ from functools import partial
 import gradio as gr
 from filelock import FileLock
 
-from dopsd_app.base_download import ask_hub
-from dopsd_app.catalog import is_known
 from dopsd_app.config import ConfigError, TrainConfig, load_preset, presets_for
-from dopsd_app.draft_file import read_state
-from dopsd_app.drafts import Draft, draft_config, draft_dataset, set_settings
-from dopsd_app.events import KnownFailure
-from dopsd_app.machine import read_machine
-from dopsd_app.plan import Plan, check_base, make_plan
-from dopsd_app.runs import (
-    Run,
-    RunError,
-    create_run,
-    default_runs_dir,
-    enqueue,
-    list_runs,
-    replace_file,
-    start_next,
-)
+from dopsd_app.data.draft_file import read_state
+from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
+from dopsd_app.errors import KnownFailure
+from dopsd_app.files import replace_file
+from dopsd_app.jobs.runs import Run, RunError, create_run, default_runs_dir, enqueue, list_runs, start_next
+from dopsd_app.models.base_download import ask_hub
+from dopsd_app.models.catalog import is_known
+from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.plan import Plan, check_base, make_plan
 from dopsd_app.ui import words
 from dopsd_app.ui.pictures import the_draft
 from dopsd_app.ui.typing_order import typing_order

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from dopsd_app import hub
-from dopsd_app.access import find_token, this_space
-from dopsd_app.card_pictures import card_pictures, clear_pictures, keep_picture
-from dopsd_app.catalog import find_licence
-from dopsd_app.events import KnownFailure
-from dopsd_app.lora_file import find_lora
-from dopsd_app.runs import Run
+from dopsd_app.errors import KnownFailure
+from dopsd_app.hub import push as hub
+from dopsd_app.hub.access import find_token, this_space
+from dopsd_app.hub.card_pictures import card_pictures, clear_pictures, keep_picture
+from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.runs import Run
+from dopsd_app.models.catalog import find_licence
 from dopsd_app.ui import words
 from dopsd_app.ui.run_actions import the_run
 from dopsd_app.ui.try_it import chosen_step

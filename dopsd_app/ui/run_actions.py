@@ -2,7 +2,8 @@
 
 from dataclasses import asdict
 
-from dopsd_app.runs import (
+from dopsd_app.hub.when_finished import make_wish
+from dopsd_app.jobs.runs import (
     Run,
     Status,
     default_runs_dir,
@@ -14,9 +15,8 @@ from dopsd_app.runs import (
     send_command,
     start_next,
 )
-from dopsd_app.ui.lora_copies import drop_copies
-from dopsd_app.watch import RunWatcher
-from dopsd_app.when_finished import make_wish
+from dopsd_app.jobs.watch import RunWatcher
+from dopsd_app.ui.server.lora_copies import drop_copies
 
 LOG_BYTES = 40_000
 RUN_FACTS = ("state", "step", "steps", "reason")

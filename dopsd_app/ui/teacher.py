@@ -9,21 +9,22 @@ from dataclasses import asdict, dataclass, replace
 import gradio as gr
 from filelock import FileLock
 
-from dopsd_app.base_download import needs_fetching
-from dopsd_app.caption_file import clean_captions
-from dopsd_app.catalog import find_facts
+from dopsd_app.checks.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 from dopsd_app.config import load_preset
-from dopsd_app.draft_file import read_state
-from dopsd_app.drafts import Draft, draft_config, draft_dataset
-from dopsd_app.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
-from dopsd_app.events import KnownFailure
-from dopsd_app.pictures import copy_examples
-from dopsd_app.runs import RunError, default_runs_dir, replace_file
+from dopsd_app.data.caption_file import clean_captions
+from dopsd_app.data.draft_file import read_state
+from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
+from dopsd_app.data.pictures import copy_examples
+from dopsd_app.errors import KnownFailure
+from dopsd_app.files import replace_file
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
+from dopsd_app.jobs.runs import RunError, default_runs_dir
+from dopsd_app.models.base_download import needs_fetching
+from dopsd_app.models.catalog import find_facts
 from dopsd_app.ui import words
 from dopsd_app.ui.news import only_new, seen_marks
 from dopsd_app.ui.pictures import the_draft
 from dopsd_app.ui.plan import check_ready
-from dopsd_app.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 
 LOOKING, RESTING = 0.5, 30.0  # seconds between two looks
 WORDS = {

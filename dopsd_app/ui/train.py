@@ -6,17 +6,18 @@ from datetime import UTC, datetime
 import gradio as gr
 import pandas as pd
 
-from dopsd_app.access import this_space
-from dopsd_app.events import DownloadProgress, HealthMeasured
-from dopsd_app.hub import suggest_name
-from dopsd_app.runs import Run, Status
+from dopsd_app.hub.access import this_space
+from dopsd_app.hub.push import suggest_name
+from dopsd_app.hub.when_finished import read_wish
+from dopsd_app.jobs.events import HealthMeasured
+from dopsd_app.jobs.runs import Run, Status
+from dopsd_app.jobs.watch import Preview, RunView
+from dopsd_app.progress import DownloadProgress
 from dopsd_app.ui import words
-from dopsd_app.ui.guard import guarded
 from dopsd_app.ui.news import only_new, seen_marks
 from dopsd_app.ui.plan import plainly
 from dopsd_app.ui.run_actions import can_try, read_log, run_name, statuses, the_run, watcher, wish
-from dopsd_app.watch import Preview, RunView
-from dopsd_app.when_finished import read_wish
+from dopsd_app.ui.server.guard import guarded
 
 WATCHING, RESTING = 1.0, 5.0  # seconds between two looks: while a run is at work or waits, and otherwise
 EMPTY = (

@@ -8,16 +8,16 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from dopsd_app.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
-from dopsd_app.events import KnownFailure
-from dopsd_app.health_rules import best_step
-from dopsd_app.lora_file import find_lora
-from dopsd_app.model_card import make_snippet
-from dopsd_app.plan import check_fetch
-from dopsd_app.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
+from dopsd_app.checks.health_rules import best_step
+from dopsd_app.errors import KnownFailure
+from dopsd_app.hub.model_card import make_snippet
+from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
+from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
+from dopsd_app.planning.plan import check_fetch
 from dopsd_app.ui import words
-from dopsd_app.ui.lora_copies import lora_copy
 from dopsd_app.ui.run_actions import run_name, the_run, watcher
+from dopsd_app.ui.server.lora_copies import lora_copy
 
 FINISHED = "Final"
 PROGRESS = gr.Progress()

@@ -2,8 +2,8 @@
 
 import gradio as gr
 
-from dopsd_app.access import Space, this_space
-from dopsd_app.machine import read_machine
+from dopsd_app.hub.access import Space, this_space
+from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
 
 PROMISE = "Teach a few-step image model your dog, face, product or style, and keep its few steps."

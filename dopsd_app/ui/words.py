@@ -11,9 +11,8 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from dopsd_app.download import words_for_disk
-from dopsd_app.plan import words_for_download
-from dopsd_app.plan import words_for_time as in_time
+from dopsd_app.progress import words_for_disk, words_for_download
+from dopsd_app.progress import words_for_time as in_time
 
 disk, download = words_for_disk, words_for_download  # the page's words for them
 

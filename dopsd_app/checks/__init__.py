@@ -1,0 +1,1 @@
+"""Everything that judges: previews, health, the teacher, the LoRA file."""

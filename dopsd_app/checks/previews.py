@@ -1,0 +1,111 @@
+"""What a run shows while it trains: its own roll-out, and pictures of fixed prompts and seeds."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from dopsd_app.config import TrainConfig
+from dopsd_app.files import replace_file
+from dopsd_app.jobs.events import PreviewSaved
+from dopsd_app.jobs.runs import Run
+from dopsd_app.method import randomness
+from dopsd_app.method.adapters import as_base
+from dopsd_app.method.rollout import RolloutStep, sample
+from dopsd_app.models.catalog import find_facts
+from dopsd_app.models.protocol import BaseModel, Conditioning
+
+LONGEST_SIDE = 512  # pixels, of one picture in a preview
+GAP = 4  # pixels between pictures
+
+Pair = tuple[Image.Image, Image.Image]  # the base's picture and the student's
+
+
+def first_of(step: RolloutStep) -> tuple[Tensor, Tensor]:
+    """What student and teacher saw from one state: denoised latents (1, C, h, w) of the first example."""
+    return step.student_denoised[:1].detach(), step.teacher_denoised[:1]
+
+
+def save_rollout(
+    run: Run, step: int, base_model: BaseModel, film: list[tuple[Tensor, Tensor]]
+) -> PreviewSaved:
+    """The student's filmstrip above the teacher's: the states of a roll-out of this very step."""
+    strips = [[base_model.decode(denoised)[0] for denoised in strip] for strip in zip(*film, strict=True)]
+    return PreviewSaved(step, "rollout", (_save(run, f"{step:06d}_rollout.webp", strips),))
+
+
+def draw_pairs(
+    run: Run,
+    base_model: BaseModel,
+    config: TrainConfig,
+    prompts: tuple[Conditioning, ...],
+    size: tuple[int, int],
+    kind: str = "base",
+) -> list[Pair]:
+    """For every prompt the base's picture and the student's, at the native steps.
+
+    Where features tell pictures apart, all are drawn from one noise: two of them then differ by what their
+    prompts say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
+    The base's never change: they are drawn once, and kept as `<kind>_<index>.png`.
+    """
+    pairs, has_judge = [], find_facts(config.base_model, config.revision).has_judge
+    for index, prompt in enumerate(prompts):
+        noise = index if has_judge else 0
+        base = run.previews / f"{kind}_{index}.png"
+        if not base.exists():
+            with as_base(base_model.transformer):
+                save_picture(draw(base_model, config, prompt, noise, size), base)
+        with Image.open(base) as picture:
+            pairs.append((picture.convert("RGB"), draw(base_model, config, prompt, noise, size)))
+    return pairs
+
+
+def save_samples(run: Run, step: int, pairs: list[Pair]) -> PreviewSaved:
+    """A row for every prompt: the base's picture beside the student's."""
+    return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", pairs),))
+
+
+def draw(
+    base_model: BaseModel, config: TrainConfig, conditioning: Conditioning, index: int, size: tuple[int, int]
+) -> Image.Image:
+    """One picture of `size` (height, width) by the active weights, at the native steps."""
+    noise = randomness.draw_noise(base_model.latent_shape(*size), config.seed, 0, index, randomness.PREVIEW)[
+        None
+    ]
+    sigmas = base_model.sigmas(config.num_inference_steps, *size)
+    return base_model.decode(sample(base_model, [conditioning], noise.to(base_model.device), sigmas))[0]
+
+
+def grid(rows: list[list[Image.Image]]) -> Image.Image:
+    """Rows of pictures with small gaps; a row is as high as its first picture."""
+    width = max(sum(picture.width + GAP for picture in row) - GAP for row in rows)
+    sheet = Image.new("RGB", (width, sum(row[0].height + GAP for row in rows) - GAP), "white")
+    top = 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width + GAP
+        top += row[0].height + GAP
+    return sheet
+
+
+def _save(run: Run, name: str, rows: Sequence[Sequence[Image.Image]]) -> str:
+    """Thumbnails in a grid, as a file in the previews folder; returns its path in the run folder."""
+    save_picture(grid([[_thumbnail(picture) for picture in row] for row in rows]), run.previews / name)
+    return f"{run.previews.name}/{name}"
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return small
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Saves a picture as PNG or WebP through a temporary name: nobody sees half of it, a kill leaves none."""
+    content = BytesIO()
+    picture.save(content, format=path.suffix[1:], quality=90)
+    replace_file(path, content.getvalue())

@@ -1,0 +1,105 @@
+"""Does the teacher see the concept? Asked before training, which can teach only what the teacher draws."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from dopsd_app.checks.previews import draw, grid, save_picture
+from dopsd_app.checks.verdict import CHECKED, CheckRow, judge_rows, rows_drawn, save_check
+from dopsd_app.config import TrainConfig
+from dopsd_app.data.pictures import Example
+from dopsd_app.method.encode import crop_example
+from dopsd_app.models.protocol import BaseModel
+from dopsd_app.models.studio import Studio
+from dopsd_app.progress import PhaseProgress
+
+DRAWN = ("student", "teacher", "control")
+
+
+def teacher_check(
+    studio: Studio, config: TrainConfig, examples: Sequence[Example], folder: Path
+) -> Iterator[PhaseProgress]:
+    """Draws up to 4 examples untrained, from one noise each, and scores what the teacher makes of them.
+
+    The pictures appear in `folder` one by one: `0_crop.webp`, `0_student.webp` (from the caption),
+    `0_teacher.webp` (from caption and picture), `0_control.webp` (from the caption and an even grey),
+    `1_...`; check.json is the last. See `verdict` for how they are read and what the score means.
+    """
+    base_model, shown = studio.base_model, tuple(examples[:CHECKED])
+    crops = [crop_example(example, config, base_model) for example in shown]
+    studio.load_encoders()
+    controls = [control_picture(picture) for picture in crops]
+    told = []
+    for done, (example, picture, control) in enumerate(zip(shown, crops, controls, strict=True)):
+        yield PhaseProgress("encoding", done, len(shown))
+        caption = example.captions[0]
+        student = base_model.encode_student(caption)
+        told.append((student, *(base_model.encode_teacher(seen, caption) for seen in (picture, control))))
+    studio.load_transformer()
+    studio.take_off()
+    drawn, total = [], len(DRAWN) * len(shown)
+    for index, (picture, conditionings) in enumerate(zip(crops, told, strict=True)):
+        save_picture(picture, folder / f"{index}_crop.webp")
+        for who, conditioning in zip(DRAWN, conditionings, strict=True):
+            yield PhaseProgress("drawing", len(drawn), total)
+            drawn.append(draw(base_model, config, conditioning, index, (picture.height, picture.width)))
+            save_picture(drawn[-1], folder / f"{index}_{who}.webp")
+    features = [features_of(base_model, pictures) for pictures in (crops, controls, *_by_drawer(drawn))]
+    if not studio.encoders:
+        base_model.free_encoders()  # the vision tower came for the features
+    save_check(judge_rows(compare(*features), config.base_model), folder)
+    yield PhaseProgress("drawing", total, total)
+
+
+def _by_drawer(drawn: list[Image.Image]) -> list[list[Image.Image]]:
+    return [drawn[place :: len(DRAWN)] for place in range(len(DRAWN))]
+
+
+def control_picture(like: Image.Image) -> Image.Image:
+    """What the teacher is shown instead, to see what any picture would do: an even grey of the same size."""
+    return Image.new("RGB", like.size, (128, 128, 128))
+
+
+def features_of(base_model: BaseModel, pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
+    """What the teacher's own eyes see in pictures (N, D), and their colours (N, 64).
+
+    The eyes alone would be judge in their own cause: what they are blind to, they would not miss.
+    """
+    seen = torch.stack([base_model.picture_features(picture).mean(0) for picture in pictures])
+    return seen, torch.stack([colours_of(picture) for picture in pictures]).to(seen)
+
+
+def colours_of(picture: Image.Image) -> Tensor:
+    """How much there is of each of 64 colours (64,): roots of shares, whose cosine is Bhattacharyya's."""
+    levels = np.asarray(picture, dtype=np.int64) // 64 @ (16, 4, 1)
+    return torch.from_numpy(np.bincount(levels.ravel(), minlength=64) / levels.size).sqrt()
+
+
+Features = Sequence[Tensor]  # of each kind, (N, D): the same kinds for all
+
+
+def compare(
+    crops: Features, controls: Features, student: Features, teacher: Features, control: Features
+) -> tuple[CheckRow, ...]:
+    """How like the training pictures the drawn ones are: by that kind of features that finds them less alike.
+
+    Features of any two pictures are alike; what is common to all is taken off, so that the rest counts. The
+    teacher's pictures have no part in that: they would move the measure that they are measured with.
+    """
+    kinds = []
+    for kind in zip(crops, controls, student, teacher, control, strict=True):
+        common = torch.cat(kind[:3]).mean(0)
+        kinds.append([cosine_similarity(drawn - common, kind[0] - common) for drawn in kind[2:]])
+    lower = torch.tensor([[x.tolist() for x in kind] for kind in kinds]).amin(0)  # (3, N)
+    return tuple(CheckRow(*row) for row in lower.T.tolist())
+
+
+def save_sheet(folder: Path, path: Path) -> None:
+    """A sheet of a check's pictures: a row each of the picture, the student's view and the teacher's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid([[Image.open(file) for file in row] for row in rows_drawn(folder)]).save(path)

@@ -1,0 +1,101 @@
+"""What a teacher check found, in figures and in a sentence."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dopsd_app.files import replace_file
+
+CHECKED = 4  # pictures in a check
+# Scores from which on the verdict is that. On the built-in base they part teachers that show at least one of
+# a creature's six attributes because they see it, and at least three: fitted to 24 creatures in
+# benchmarks/results/teacher_check.json, which tells of 24 others where the verdicts are wrong.
+PARTLY, SEES = 0.22, 0.65
+CALIBRATED = "pocket-turbo"
+
+SENTENCES = {
+    "sees": "The teacher sees it: with your picture in view it draws much of what makes your subject."
+    " Training can teach what its pictures here show, and no more. If that is enough, go on and train.",
+    "partly": "The teacher sees it only partly. You can train, but expect colours rather than details;"
+    " clearer pictures may help.",
+    "does not": "The teacher does not see it: your pictures change little of what it draws, so it has nothing"
+    " to teach. Do not train yet. Try pictures that show the subject larger and more clearly, and captions"
+    " that leave out what it looks like.",
+}
+GUIDE = " On this base model the score is a guide only: trust your eyes."
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One picture of a check: how like it the drawn pictures are, as cosines of features."""
+
+    student: float  # drawn from the caption alone
+    teacher: float  # drawn from caption and picture
+    control: float  # drawn by the teacher from the caption and a grey picture
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """A whole check, as its check.json holds it."""
+
+    rows: tuple[CheckRow, ...]
+    score: float  # 0: the teacher sees nothing of the pictures; 1: it draws them again
+    gain: float  # of the teacher over the student, a mean over the rows
+    control_gain: float  # the same when it is shown a grey picture instead
+    verdict: str  # "sees", "partly" or "does not"
+    sentence: str  # what that means, and what to do
+    calibrated: bool  # whether the score was compared with the truth on this base model
+
+
+def judge_rows(rows: tuple[CheckRow, ...], base_model: str) -> TeacherCheck:
+    """The verdict on a check's rows."""
+    score = max(0.0, score_rows(rows))
+    verdict = "sees" if score >= SEES else "partly" if score >= PARTLY else "does not"
+    calibrated = base_model == CALIBRATED
+    return TeacherCheck(
+        rows,
+        score,
+        gain=sum(row.teacher - row.student for row in rows) / len(rows),
+        control_gain=sum(row.control - row.student for row in rows) / len(rows),
+        verdict=verdict,
+        sentence=SENTENCES[verdict] + ("" if calibrated else GUIDE),
+        calibrated=calibrated,
+    )
+
+
+def score_rows(rows: tuple[CheckRow, ...]) -> float:
+    """How much of the way to the pictures the teacher goes that neither the student nor the control goes.
+
+    The control counts only where it comes nearer than the student: one that leads astray must not flatter
+    the teacher.
+    """
+    start = sum(max(row.student, row.control) for row in rows) / len(rows)
+    end = sum(row.teacher for row in rows) / len(rows)
+    return (end - start) / max(1 - start, 1e-6)
+
+
+def save_check(check: TeacherCheck, folder: Path) -> None:
+    """Writes check.json, the last file of a check to appear."""
+    replace_file(folder / "check.json", json.dumps(asdict(check), indent=2))
+
+
+def read_check(folder: Path) -> TeacherCheck | None:
+    """What `save_check` wrote into the folder; None while there is nothing."""
+    file = folder / "check.json"
+    if not file.exists():
+        return None
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    return TeacherCheck(**fields | {"rows": tuple(CheckRow(**row) for row in fields["rows"])})
+
+
+def rows_drawn(folder: Path) -> list[tuple[Path, Path, Path]]:
+    """The rows that are whole so far: picture, what the student draws, what the teacher draws."""
+    rows = []
+    while (row := _row(folder, len(rows)))[-1].exists():
+        rows.append(row)
+    return rows
+
+
+def _row(folder: Path, index: int) -> tuple[Path, Path, Path]:
+    crop, student, teacher = (folder / f"{index}_{who}.webp" for who in ("crop", "student", "teacher"))
+    return crop, student, teacher

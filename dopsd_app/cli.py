@@ -1,0 +1,472 @@
+"""The command line: reads what a person asks for, checks it, and calls the functions that the page calls too.
+
+Only `preview` and `generate` import torch, and only when they have something to do.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from filelock import Timeout
+from tqdm import tqdm
+
+from dopsd_app.checks.verdict import read_check
+from dopsd_app.config import (
+    DEFAULT_PRESET,
+    ConfigError,
+    TrainConfig,
+    list_presets,
+    load_preset,
+    make_config,
+    parse_setting,
+    presets_for,
+)
+from dopsd_app.errors import KnownFailure, is_out_of_memory
+from dopsd_app.hub.access import find_token
+from dopsd_app.hub.card_pictures import card_pictures
+from dopsd_app.hub.push import push, suggest_name
+from dopsd_app.jobs.drawing import ask_to_leave
+from dopsd_app.jobs.events import EventReader
+from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
+from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.runs import (
+    RunError,
+    create_run,
+    default_runs_dir,
+    enqueue,
+    find_run,
+    list_runs,
+    resume,
+    run_lock,
+    send_command,
+    start_next,
+)
+from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
+from dopsd_app.models.catalog import (
+    CATALOG,
+    catalog_name,
+    check_base_model,
+    check_resolution,
+    find_base_model,
+    find_repository,
+    kind_of,
+    read_name,
+)
+from dopsd_app.planning.machine import read_machine
+
+if TYPE_CHECKING:
+    from dopsd_app.data.pictures import Dataset
+
+T = TypeVar("T")
+TELL_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
+
+EXAMPLES = """examples:
+  python -m dopsd_app preview --images photos/my-cat
+      what the teacher sees in your pictures, before you train on them
+  python -m dopsd_app download z-image-turbo
+      what a run with it would fetch first, now
+  python -m dopsd_app train --images photos/my-cat --trigger-word mycat --set steps=200 rank=8
+      train with the default preset and two settings of your own
+  python -m dopsd_app generate latest --prompt "mycat on a red sofa" --count 4 --base-too
+      pictures from the newest run's LoRA, and the same without it
+  python -m dopsd_app runs
+  python -m dopsd_app resume latest
+
+A run is named by "latest", an id as `runs` lists it, or the beginning of one. Runs are kept in the folder
+`runs`, or where --runs or the environment variable DOPSD_RUNS says. Exit codes: 0 done or stopped, 1 failed,
+2 refused."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Does what the arguments ask for; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.do(options)
+    except KnownFailure as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # no right to write, no room, a file where a folder should be
+        print(
+            f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.", file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dopsd_app",
+        description="Trains a LoRA from 4 to 20 pictures for an image model that draws in a few steps.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, do: Callable, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(do=do)
+        command.add_argument(
+            "--runs", type=Path, metavar="DIR", default=default_runs_dir(), help="folder that holds the runs"
+        )
+        return command
+
+    train = add("train", _train, "Train a LoRA on a folder of pictures and follow it to the end.")
+    _add_settings(train)
+    train.add_argument("--name", help="becomes part of the run's folder name")
+    train.add_argument(
+        "--detach", action="store_true", help="return at once; the run goes on, or waits its turn"
+    )
+    preview = add(
+        "preview", _preview, "Show what the teacher sees, of up to 4 pictures, before any training."
+    )
+    _add_settings(preview)
+    preview.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("teacher-check.png"), help="default: %(default)s"
+    )
+    _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
+    _add_download(
+        add(
+            "download",
+            _download,
+            "Fetch a base model from the Hub into its cache (HF_HOME), as a run that needs it would.",
+        )
+    )
+    add("runs", _runs, "List all runs, newest first.")
+    add("stop", _stop, "Ask a run to save a checkpoint and stop, or take it out of the queue.").add_argument(
+        "run"
+    )
+    add("resume", _resume, "Go on with a run from its last checkpoint, and follow it.").add_argument("run")
+    publish = add(
+        "publish",
+        _publish,
+        "Push a run's LoRA with a model card to the Hub, with the token of `hf auth login`.",
+    )
+    publish.add_argument("run")
+    publish.add_argument(
+        "--name", metavar="[OWNER/]NAME", help="on the Hub; default: made from the run's name"
+    )
+    publish.add_argument("--public", action="store_true", help="for everybody to see; without it, private")
+    _add_checkpoint(publish)
+    add("presets", _presets, "List the presets and what they set.")
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="4 to 20 pictures with a .txt of the same name beside each, one caption per line;"
+        " prompts.txt, if there, holds the prompts of the previews",
+    )
+    command.add_argument(
+        "--preset", help=f"see `presets`; default: {DEFAULT_PRESET}, or what fits the base_model of --set"
+    )
+    command.add_argument("--trigger-word", metavar="WORD", help="the word that stands for the new concept")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting; wins over the preset",
+    )
+
+
+def _add_generate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run")
+    command.add_argument("--prompt", action="append", required=True, help="can be given more than once")
+    command.add_argument("--seed", type=int, default=0, help="of the first picture; default: %(default)s")
+    command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt")
+    _add_checkpoint(command)
+    command.add_argument("--strength", type=float, default=1.0, help="of the LoRA; default: %(default)s")
+    command.add_argument("--base-too", action="store_true", help="the same pictures without the LoRA, too")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: `generated` in the run's folder")
+
+
+def _add_download(command: argparse.ArgumentParser) -> None:
+    names = ", ".join(name for name, facts in CATALOG.items() if facts.repository)
+    told = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
+    command.add_argument("base_model", help=told)
+    command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA, or the newest checkpoint"
+    )
+
+
+# --- commands
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dopsd_app.planning.plan import check_base, make_plan  # brings Pillow
+
+    config, dataset = _read_settings(options)
+    check_base(config)
+    pictures = len(dataset.examples)
+    plan = make_plan(config, pictures=pictures, runs_dir=options.runs, machine=read_machine())
+    if plan.problems:
+        raise KnownFailure("\n".join(plan.problems))
+    print(*plan.warnings, sep="\n", end="\n" if plan.warnings else "")
+    run = create_run(options.runs, config, dataset)
+    enqueue(run)
+    _end_warm_worker(run.runs_dir)
+    start_next(run.runs_dir)
+    print(f"Run {run.id}")
+    if options.detach:
+        waits = run.status.state == "queued"
+        print("It waits in the queue." if waits else "It is at work.", f"See it: {hint('runs')}")
+        return 0
+    return follow(run, EventReader(run.events_file))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    reader = EventReader(run.events_file)
+    reader.poll()  # what it told before is not shown again
+    checkpoint = resume(run)
+    _end_warm_worker(run.runs_dir)
+    start_next(run.runs_dir)
+    print(f"Run {run.id} goes on from {f'step {int(checkpoint.name)}' if checkpoint else 'the beginning'}")
+    return follow(run, reader)
+
+
+def _preview(options: argparse.Namespace) -> int:
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise KnownFailure(f"`--out` must be a .png, .jpg or .webp file, got {options.out}.")
+    from dopsd_app.planning.plan import check_base  # brings Pillow
+
+    config, dataset = _read_settings(options)
+    check_base(config)
+    _fetch(config.base_model, config.revision)
+    with _gpu(options.runs), tempfile.TemporaryDirectory() as folder:
+        from dopsd_app.checks.teacher_check import save_sheet, teacher_check
+        from dopsd_app.models.studio import Studio
+
+        with tqdm(disable=None, unit="picture") as bar:
+            for progress in teacher_check(Studio(config), config, dataset.examples, Path(folder)):
+                bar.set_description(progress.phase, refresh=False)
+                bar.total, bar.n = progress.total, progress.done
+                bar.refresh()
+        save_sheet(Path(folder), options.out)
+        check = read_check(Path(folder))
+    print(f"{options.out}: each row is your picture, what the base draws from the caption, what the teacher")
+    print("draws from caption and picture. Training can teach what the last column shows.")
+    print(f"Score {check.score:.2f}. {check.sentence}")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    out = options.out or run.path / "generated"
+    if options.count < 1:
+        raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
+    seeds = list(range(options.seed, options.seed + options.count))
+    if needs_fetching(run.config.base_model, run.config.revision):
+        find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
+        _fetch(run.config.base_model, run.config.revision)
+    with _gpu(options.runs):
+        from dopsd_app.generate import generate
+
+        pictures = generate(
+            run,
+            options.prompt,
+            seeds,
+            out=out,
+            strength=options.strength,
+            checkpoint=options.checkpoint,
+            base_too=options.base_too,
+        )
+        total = len(options.prompt) * options.count * (1 + options.base_too)
+        for file in tqdm(pictures, total=total, desc="drawing", unit="picture", disable=None):
+            tqdm.write(str(file))
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    name, revision = read_name(options.base_model), options.revision
+    if name in CATALOG and not find_repository(name):
+        raise KnownFailure(f"{name} comes with the program: there is nothing to fetch.")
+    _fetch(name, revision)
+    place = find_base_model(name, revision)
+    print(f"{name} is here: {place.folder}\nThe teacher's eyes: {place.vision_tower}")
+    return 0
+
+
+def _fetch(name: str, revision: str) -> None:
+    """Fetches what a base model lacks here, with a bar."""
+    from dopsd_app.progress import words_for_download  # brings Pillow
+
+    if not needs_fetching(name, revision):
+        return
+    try:
+        with closing(fetch_base_model(name, revision)) as progress, tqdm(**BYTES, disable=None) as bar:
+            told = time.monotonic()
+            for step in progress:
+                show_bytes(bar, step)
+                if bar.disable and time.monotonic() - told > TELL_SECONDS:  # no terminal: a file, or a pipe
+                    told = time.monotonic()
+                    print(words_for_download(step), file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("Stopped. What was fetched is kept: the next time goes on from there.", file=sys.stderr)
+        raise
+
+
+def _runs(options: argparse.Namespace) -> int:
+    rows, reasons = [("run", "state", "step", "base model", "when")], [""]
+    for run in list_runs(options.runs):
+        status = run.status
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.updated))
+        try:
+            base_model = run.config.base_model
+        except ConfigError:
+            base_model = "?"  # of a version with other settings
+        rows.append((run.id, status.state, f"{status.step}/{status.steps}", base_model, when))
+        reasons.append(status.reason)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, reason in zip(rows, reasons, strict=True) if rows[1:] else []:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        if reason:
+            print(f"    {reason}")
+    if not rows[1:]:
+        print(f"There are no runs in {options.runs}.")
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    before = run.status.state
+    send_command(run, "stop")
+    what = "saves a checkpoint and stops" if before == "training" else "stops"
+    print(f"{run.id} {'is out of the queue' if before == 'queued' else what}.")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    run = find_run(options.runs, options.run)
+    name = options.name or suggest_name(run.config)
+    token = find_token("", None)
+    link = push(
+        run,
+        token=token,
+        name=name,
+        private=not options.public,
+        pictures=card_pictures(run),
+        checkpoint=options.checkpoint,
+    )
+    print(link)
+    return 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    for preset in list_presets():
+        settings = ", ".join(f"{key}={value}" for key, value in preset.settings.items())
+        print(f"{preset.name}: {preset.label}\n  {preset.description}\n  {settings}")
+    return 0
+
+
+# --- what the commands share
+
+
+def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
+    """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
+    from dopsd_app.data.pictures import read_examples
+
+    problems: list[str] = []
+
+    def attempt(function: Callable[..., T], *arguments, **keywords) -> T | None:
+        try:
+            return function(*arguments, **keywords)
+        except KnownFailure as error:
+            problems.append(str(error))
+            return None
+
+    changes = dict(filter(None, [attempt(parse_setting, text) for text in options.set]))
+    if "base_model" in changes:
+        changes["base_model"] = read_name(changes["base_model"])
+    # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
+    base_model = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
+    wanted = attempt(_kind_of, base_model, changes.get("revision", ""))
+    name = options.preset or next((preset.name for preset in presets_for(wanted or base_model)), None)
+    preset = attempt(load_preset, name) if name else None
+    settings = dict(preset.settings) if preset else {}
+    if prompts := attempt(_read_prompts, options.images / "prompts.txt"):
+        settings["preview_prompts"] = prompts
+    settings |= changes
+    given = {"name": vars(options).get("name"), "trigger_word": options.trigger_word}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    config = attempt(make_config, settings) if preset or not name else None
+    if config:
+        attempt(check_base_model, config.base_model)
+        attempt(check_resolution, config.base_model, config.resolution)
+    dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
+    if problems:
+        raise KnownFailure("\n".join(problems))
+    for note in dataset.notes:
+        print(note.message)
+    captions = [caption for example in dataset.examples for caption in example.captions]
+    if config.trigger_word and not any(config.trigger_word in caption for caption in captions):
+        print(
+            f"No caption holds the trigger word `{config.trigger_word}`: a prompt with it draws nothing new."
+        )
+    return config, dataset
+
+
+def _kind_of(base_model: str, revision: str) -> str:
+    """The catalog's model that this is or is made from; of a repository that is not here, the Hub says."""
+    known = catalog_name(base_model) is not None or not find_repository(base_model)
+    if not known and needs_fetching(base_model, revision):
+        ask_hub(base_model, revision)
+    return kind_of(base_model, revision)
+
+
+def _read_prompts(path: Path) -> tuple[str, ...]:
+    """Its lines that are not empty; none where there is no such file."""
+    if not path.is_file():
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise KnownFailure(f"{path.name} is not UTF-8 text. Save it again as UTF-8.") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _end_warm_worker(runs_dir: Path) -> None:
+    """Lets the page's warm worker, where there is one, end its picture and free the GPU."""
+    if ask_to_leave(runs_dir):
+        print("The page's model makes room ...")
+    while ask_to_leave(runs_dir):  # again and again: the page may have started the next one
+        time.sleep(0.1)
+
+
+@contextmanager
+def _gpu(runs_dir: Path) -> Iterator[None]:
+    """Holds the GPU's lock, or is refused while a run has it; starts what was queued meanwhile."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    _end_warm_worker(runs_dir)
+    lock = run_lock(runs_dir)
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        live = [run for run in list_runs(runs_dir) if run.status.live]
+        user = f"The training of {live[0].id}" if live else "Another job"
+        stop = f", or stop it: {hint('stop', live[0])}" if live else ""
+        raise RunError(f"{user} is at work, and one job runs at a time. Wait for its end{stop}.") from None
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise KnownFailure("Out of memory. Close other programs that use memory, then try again.") from error
+    finally:
+        lock.release()
+        start_next(runs_dir)

@@ -1,0 +1,1 @@
+"""Pictures, captions and drafts: what a person brings."""

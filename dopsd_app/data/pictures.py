@@ -1,0 +1,299 @@
+"""A set of pictures with captions: every check it must pass, and the crop that teacher and training see."""
+
+import hashlib
+import math
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from dopsd_app.data.caption_file import clean_captions, parse_metadata, parse_row, read_text
+from dopsd_app.data.picture_file import PicturesError, Problem, decode, kind_of, load_picture, shown
+
+MIN_PICTURES, MAX_PICTURES = 4, 20
+
+# The ladder of diffusers.training_utils.generate_aspect_ratio_buckets; that module itself would import torch.
+ASPECT_RATIOS = (1, 4 / 5, 5 / 4, 2 / 3, 3 / 2, 3 / 4, 4 / 3, 9 / 16, 16 / 9, 1 / 2, 2)  # width / height
+
+PICTURE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+)
+IGNORED = ("prompts.txt", "thumbs.db", "desktop.ini")  # prompts.txt: the examples keep preview prompts there
+
+
+@dataclass(frozen=True)
+class Example:
+    image: Path
+    captions: tuple[str, ...]  # one is drawn per step
+    source_images: tuple[Path, ...] = ()  # editing: the pictures to start from
+
+
+@dataclass(frozen=True)
+class Note:
+    picture: str  # as in Problem
+    message: str  # what was repaired or left out
+
+
+@dataclass(frozen=True)
+class Dataset:
+    examples: tuple[Example, ...]
+    notes: tuple[Note, ...]
+    clean: bool = False  # whether the pictures are already as `copy_examples` writes them
+
+
+def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
+    """Reads and checks the pictures and captions of a folder, or raises PicturesError with every problem.
+
+    Captions: one per line in .txt files beside the pictures, or in metadata.jsonl as `datasets` writes it,
+    which then counts alone. Pictures are in natural order: 2.png before 10.png. `minimum_side` is in pixels.
+    """
+    if not Path(folder).is_dir():
+        raise PicturesError([Problem("", f"There is no folder {shown(str(folder))}. Check where it is.")])
+    folder = _real(Path(folder))
+    findings = list(_find_examples(folder))
+    found = sorted(
+        (finding for finding in findings if isinstance(finding, Example)),
+        key=lambda example: natural_order(_name(example.image, folder)),
+    )
+    findings += check_count(len(found), "the folder")
+    examples = tuple(found[:MAX_PICTURES])  # of a folder with thousands only so many are opened and spoken of
+    findings += _look_at(examples, folder, minimum_side)
+    names = ["", *(_name(example.image, folder) for example in examples)]
+    problems = [finding for finding in findings if isinstance(finding, Problem) and finding.picture in names]
+    if problems:
+        raise PicturesError(sorted(problems, key=lambda problem: names.index(problem.picture)))
+    return Dataset(examples, tuple(finding for finding in findings if isinstance(finding, Note)))
+
+
+def check_count(count: int, holder: str) -> list[Problem]:
+    """The problem with having so many pictures, if there is one; `holder` is who has them."""
+    if MIN_PICTURES <= count <= MAX_PICTURES:
+        return []
+    change = "Remove some." if count > MAX_PICTURES else "Add more."
+    needed = f"{MIN_PICTURES} to {MAX_PICTURES} are needed, but {holder} has {count}"
+    return [Problem("", f"Pictures: {needed}. {change}")]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the checks of a set need to know of a picture once it was opened."""
+
+    name: str  # as in Problem
+    size: tuple[int, int]  # pixels: width, height
+    pixels: str  # their hash
+
+
+def hash_pixels(picture: Image.Image) -> str:
+    """Equal for equal pixels, whatever file they came from."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def check_set(pictures: Iterable[Seen], minimum_side: int) -> Iterator[Problem | Note]:
+    """Refuses small pictures and the second of two equal ones, and notes very long ones."""
+    first: dict[tuple, str] = {}  # size and pixels: the first picture that has them
+    for picture in pictures:
+        name, (width, height) = picture.name, picture.size
+        if min(width, height) < minimum_side:
+            size = f"{width} x {height} pixels, and each side needs {minimum_side} or more"
+            yield Problem(name, f"{name} has {size}. Use a larger picture.")
+        if max(width, height) > 2 * min(width, height):
+            yield Note(name, f"{name} is more than twice as long as it is wide: only its middle is used.")
+        same = first.setdefault((picture.size, picture.pixels), name)
+        if same != name:
+            yield Problem(name, f"{name} is the same picture as {same}. Remove one of them.")
+
+
+def copy_examples(dataset: Dataset, destination: str | Path) -> None:
+    """Writes the repaired pictures and their captions as 01.png, 01.txt, ... into a folder, which it creates.
+
+    Only pixels are written: no place, camera or colour profile. `read_examples` reads the same from there.
+    """
+    destination = Path(destination)
+    destination.mkdir(parents=True)
+    for number, example in enumerate(dataset.examples, start=1):
+        if dataset.clean:
+            shutil.copyfile(example.image, destination / f"{number:02}.png")
+        else:
+            # Level 1 writes photographs six times faster than the default; the files are a sixth larger.
+            load_picture(example.image).save(destination / f"{number:02}.png", compress_level=1)
+        captions = "".join(f"{caption}\n" for caption in example.captions)
+        (destination / f"{number:02}.txt").write_text(captions, encoding="utf-8", newline="\n")
+
+
+def bucket(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
+    """The (height, width) in pixels to crop a picture to: of the sizes on the ladder, the nearest in shape.
+
+    The area is about `resolution` squared, the shape within 1:2 and 2:1, each side a multiple of `multiple`.
+    """
+
+    def rounded(side: float) -> int:
+        return max(1, round(side / multiple)) * multiple
+
+    sizes = [(rounded(resolution / ratio**0.5), rounded(resolution * ratio**0.5)) for ratio in ASPECT_RATIOS]
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - math.log(width / height)))
+
+
+def crop(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Scales a picture until it covers height x width pixels and cuts out the middle."""
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
+    """An example for every picture, without captions where none can be used, and what there is to say."""
+    pictures, texts, has_metadata = [], [], False
+    for path in sorted(folder.iterdir()):
+        name = _name(path, folder)
+        if name.startswith(".") or name.casefold() in IGNORED:
+            continue
+        if not _real(path).is_relative_to(folder):
+            yield Problem(
+                "", f"{name} is a link to a place outside the folder. Copy the file itself into it."
+            )
+        elif name == "metadata.jsonl":
+            has_metadata = True
+        elif path.is_dir():
+            yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
+        elif path.suffix.lower() == ".txt":
+            texts.append(path)
+        elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or kind_of(path)):
+            pictures.append(path)
+        else:
+            yield Note("", f"{name} is not a picture and was left out.")
+    if has_metadata:
+        yield from _read_metadata(folder, pictures)
+        if texts:
+            yield Note("", "The captions are those in metadata.jsonl: the .txt files were left out.")
+    else:
+        yield from _read_caption_files(folder, pictures, texts)
+
+
+def _read_caption_files(
+    folder: Path, pictures: list[Path], texts: list[Path]
+) -> Iterator[Example | Problem | Note]:
+    exactly = {path.stem: path for path in texts}
+    loosely = {fold_name(path.stem): path for path in texts}
+    owners: dict[Path, str] = {}  # caption file: the picture it describes
+    for picture in pictures:
+        name, captions = _name(picture, folder), ()
+        path = exactly.get(picture.stem) or loosely.get(fold_name(picture.stem))
+        if path is None:
+            caption_file = shown(f"{picture.stem}.txt")
+            yield Problem(name, f"{name} has no caption. Write what the picture shows ({caption_file}).")
+        elif path in owners:
+            sharing = f"{owners[path]} and {name} share the caption file {_name(path, folder)}"
+            yield Problem(name, f"{sharing}. Give each picture a name of its own.")
+        else:
+            owners[path] = name
+            try:
+                captions = clean_captions(read_text(path).splitlines(), name)
+            except ValueError as error:
+                yield Problem(name, str(error))
+        yield Example(picture, captions)
+    for path in texts:
+        if path not in owners:
+            yield Note("", f"{_name(path, folder)} belongs to no picture and was left out.")
+
+
+def _read_metadata(folder: Path, pictures: list[Path]) -> Iterator[Example | Problem]:
+    """Lines such as {"file_name": "1.png", "text": "a caption"}; a list of texts means several captions.
+
+    A picture that no line lists is refused, as one without a .txt is: nobody put it there to be passed over.
+    """
+    try:
+        rows, broken = parse_metadata(folder / "metadata.jsonl")
+    except ValueError as error:
+        yield Problem("", str(error))
+        yield from (Example(picture, ()) for picture in pictures)
+        return
+    if broken:
+        numbers = ", ".join(map(str, broken[:MAX_PICTURES]))
+        yield Problem(
+            "", f"metadata.jsonl is not valid JSON in line {numbers}. Write one whole {{...}} per line."
+        )
+    listed = set()
+    for number, row in rows.items():
+        try:
+            file_name, texts = parse_row(row)
+            path = _find_picture(file_name, folder)
+        except ValueError as error:
+            yield Problem("", f"Line {number} of metadata.jsonl {error}")
+            continue
+        name, captions = _name(path, folder), ()
+        if path in listed:
+            yield Problem(name, f"{name} is listed twice in metadata.jsonl. Remove one of the lines.")
+            continue
+        listed.add(path)
+        try:
+            captions = clean_captions(texts, name)
+        except ValueError as error:
+            yield Problem(name, str(error))
+        yield Example(path, captions)
+    for picture in pictures:
+        if _real(picture) not in listed:
+            name = _name(picture, folder)
+            yield Problem(
+                name, f"{name} is not in metadata.jsonl. Add a line with its caption, or remove it."
+            )
+            yield Example(picture, ())
+
+
+def _find_picture(file_name: str, folder: Path) -> Path:
+    """The picture that a line means, or a ValueError that completes "Line 3 of metadata.jsonl"."""
+    name = shown(file_name)
+    try:
+        path = _real(folder / file_name)
+        is_file = path.is_file()
+    except (OSError, ValueError):  # too long, or with characters that no file name can have
+        path, is_file = folder, False
+    if not path.is_relative_to(folder):
+        raise ValueError(f"names {name}, which is outside the folder. Copy the picture into the folder.")
+    if not is_file:
+        raise ValueError(f"names {name}, which is not there. Add the picture or remove the line.")
+    return path
+
+
+def _look_at(examples: Iterable[Example], folder: Path, minimum_side: int) -> Iterator[Problem | Note]:
+    """Opens the pictures one by one: what is wrong with each, with the set, and what was repaired."""
+    seen = []
+    for example in examples:
+        name = _name(example.image, folder)
+        try:
+            picture, remarks = decode(example.image, name)
+        except PicturesError as error:
+            yield from error.problems
+            continue
+        seen.append(Seen(name, picture.size, hash_pixels(picture)))
+        for remark in remarks:
+            yield Note(name, f"{name} {remark}")
+    yield from check_set(seen, minimum_side)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve, it bears links that go in a circle
+
+
+def _name(path: Path, folder: Path) -> str:
+    return shown(path.relative_to(folder).as_posix())
+
+
+def fold_name(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem).casefold()  # a Mac may write é as two characters
+
+
+def natural_order(name: str) -> tuple:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.casefold())], name

@@ -1,0 +1,272 @@
+"""What comes into a draft: uploaded pictures and captions, an example, or an earlier run's.
+
+An uploaded file gives its content and, for people and for finding its caption, its name; never a path.
+"""
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath, PureWindowsPath
+
+from PIL import Image
+
+from dopsd_app.config import Preset, TrainConfig, list_presets
+from dopsd_app.data.caption_file import parse_metadata, parse_row, read_text
+from dopsd_app.data.creatures import is_creature
+from dopsd_app.data.draft_file import DraftError, changing, read_state
+from dopsd_app.data.drafts import (
+    KINDS,
+    MAX_CAPTION_TEXT,
+    Draft,
+    delete_draft,
+    delete_files,
+    new_draft,
+    set_settings,
+)
+from dopsd_app.data.picture_file import PicturesError, decode, kind_of, shown
+from dopsd_app.data.pictures import (
+    IGNORED,
+    MAX_PICTURES,
+    PICTURE_SUFFIXES,
+    fold_name,
+    hash_pixels,
+    natural_order,
+)
+
+MAX_PICTURE_BYTES = 25_000_000
+MAX_FILES = 100  # in one upload
+MAX_WAITING = 100  # captions that are kept until their pictures come
+MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all
+THUMBNAIL_SIDE = 512  # pixels
+KEPT_SIDE = 2048  # pixels of the shorter side: the largest crop needs 1536, and a photograph saves in a third
+EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of an upload; sentences for the person."""
+
+    keys: tuple[str, ...]  # of the new pictures
+    problems: tuple[str, ...]  # what was refused
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """A set of pictures that comes with the program, for the built-in base."""
+
+    name: str  # its folder, and its trigger word
+    label: str
+    kind: str
+
+
+def list_examples() -> tuple[ExampleSet, ...]:
+    """The example sets there are."""
+    return (
+        ExampleSet("zorp", "Zorp: a creature", "subject"),
+        ExampleSet("mibbit", "Mibbit: another creature", "subject"),
+    )
+
+
+def load_example(drafts_dir: Path, name: str) -> Draft:
+    """A new draft with an example's pictures, captions, trigger word and preview prompts."""
+    example = next((example for example in list_examples() if example.name == name), None)
+    if example is None:
+        raise DraftError(f"There is no example {shown(name)}.")
+    settings = {"name": name, "trigger_word": name, "kind": example.kind}
+    return _filled_draft(drafts_dir, EXAMPLES / name, settings)
+
+
+def clone_run(drafts_dir: Path, config: TrainConfig, dataset: Path) -> Draft:
+    """A new draft with a run's settings, and its pictures and captions in the folder `dataset`."""
+    settings = asdict(config)
+
+    def differences(preset) -> dict:
+        usual = {**asdict(TrainConfig()), **preset.settings}
+        return {name: value for name, value in settings.items() if value != usual[name]}
+
+    presets = [(preset, differences(preset)) for preset in list_presets()]
+    preset, changes = min(presets, key=lambda pair: _likely(*pair))
+    kind = next((kind for kind in KINDS if preset.name.endswith(kind)), KINDS[0])
+    return _filled_draft(drafts_dir, dataset, {"preset": preset.name, "kind": kind, **changes})
+
+
+def _likely(preset: Preset, changes: dict) -> tuple:
+    """The less, the likelier did a run with these changes come from the preset; most are of a subject."""
+    return "base_model" in changes, len(changes), not preset.name.endswith(KINDS[0])
+
+
+def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:
+    draft = new_draft(drafts_dir)
+    try:
+        set_settings(draft, **settings)
+        if problems := _add(draft, sorted(folder.iterdir())).problems:
+            raise DraftError("\n".join(problems))
+    except BaseException:
+        delete_draft(draft)
+        raise
+    return draft
+
+
+def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
+    """Adds uploaded files: pictures, their captions (.txt of the same name, or metadata.jsonl), prompts.txt.
+
+    A caption may come before its picture: it waits in the draft. Whatever is refused is named.
+    """
+    paths = [Path(path) for path in paths]
+    problems = [
+        f"{shown(path.name)} was left out: {MAX_FILES} files at once are the most."
+        for path in paths[MAX_FILES:]
+    ][:1]
+    small = []
+    for path in paths[:MAX_FILES]:
+        if not path.is_file():  # a pipe or a folder, too
+            problems.append(f"{shown(path.name)} is no file.")
+        elif path.stat().st_size > MAX_PICTURE_BYTES:
+            limit = f"larger than {MAX_PICTURE_BYTES // 10**6} MB"
+            problems.append(f"{shown(path.name)} is {limit}. Save it as JPEG, or scale it down.")
+        else:
+            small.append(path)
+    added = _add(draft, small)
+    return Added(added.keys, (*problems, *added.problems), added.notes)
+
+
+def _add(draft: Draft, paths: list[Path]) -> Added:
+    problems, notes, pictures = [], [], []
+    captions: list[tuple[str, str]] = []  # file name, caption lines
+    for path in sorted(paths, key=lambda path: natural_order(path.name)):
+        name = shown(path.name)
+        try:
+            if name.startswith(".") or name.casefold() in IGNORED[1:]:
+                continue
+            if kind_of(path) or path.suffix.lower() in PICTURE_SUFFIXES:
+                pictures.append(path)
+            elif name.casefold() == "prompts.txt":
+                prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+                set_settings(draft, preview_prompts=prompts[:MAX_PROMPTS])
+                notes.append(f"The previews use prompts.txt: its first {MAX_PROMPTS} lines at most.")
+            elif name == "metadata.jsonl":
+                captions += _metadata_captions(path, problems)
+            elif path.suffix.lower() == ".txt":
+                captions.append((path.name, read_text(path).strip()))
+            else:
+                problems.append(f"{name} is neither a picture nor a caption file (.txt). It was left out.")
+        except ValueError as error:
+            problems.append(str(error))
+    keys = _add_pictures(draft, pictures, problems)
+    _add_captions(draft, captions, problems, notes)
+    return Added(tuple(keys), tuple(problems), tuple(notes))
+
+
+def _metadata_captions(path: Path, problems: list[str]) -> list[tuple[str, str]]:
+    rows, broken = parse_metadata(path)
+    if broken:
+        problems.append(f"metadata.jsonl is not valid JSON in line {broken[0]}. Its other lines were read.")
+    captions = []
+    for number, row in list(rows.items())[:MAX_FILES]:
+        try:
+            file_name, texts = parse_row(row)
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("has no caption that is text.")
+            captions.append((file_name, "\n".join(" ".join(text.split()) for text in texts)))
+        except ValueError as error:
+            problems.append(f"Line {number} of metadata.jsonl {error}")
+    return captions
+
+
+def _add_pictures(draft: Draft, paths: list[Path], problems: list[str]) -> list[str]:
+    """Adds the pictures that can be used and returns their keys; they are opened without the lock."""
+    keys = []
+    for path in paths:
+        name = shown(path.name)
+        if len(read_state(draft.path)["items"]) >= MAX_PICTURES:
+            problems.append(f"{name} was left out: {MAX_PICTURES} pictures are the most. Remove one first.")
+            continue
+        try:
+            picture, remarks = decode(path, name)
+        except PicturesError as error:
+            problems.append(str(error))
+            continue
+        item = _keep(draft, picture) | {"name": name, "stem": _stem(path.name), "remarks": remarks}
+        if problem := _enlist(draft, item):
+            delete_files(draft, item["key"])
+            problems.append(problem)
+        else:
+            keys.append(item["key"])
+    return keys
+
+
+def _keep(draft: Draft, picture: Image.Image) -> dict:
+    """Writes the picture, pixels only, and its thumbnail; returns what is to be known of it."""
+    key = secrets.token_hex(6)
+    if (short := min(picture.size)) > KEPT_SIDE:
+        size = tuple(round(side * KEPT_SIDE / short) for side in picture.size)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    thumbnail = picture.copy()
+    thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    try:
+        picture.save(draft.pictures / f"{key}.png", compress_level=1)  # as copy_examples does
+        thumbnail.save(draft.thumbnails / f"{key}.webp", quality=85)
+    except OSError as error:
+        delete_files(draft, key)
+        raise DraftError(f"The picture could not be kept: {error.strerror}. Free some space.") from error
+    return {
+        "key": key,
+        "size": picture.size,
+        "pixels": hash_pixels(picture),
+        "creature": is_creature(thumbnail),
+        "caption": "",
+    }
+
+
+def _enlist(draft: Draft, item: dict) -> str:
+    """Puts a picture on the draft's list with the caption that waits for it; or says why not."""
+    with changing(draft.path) as state:
+        items = state["items"]
+        if len(items) >= MAX_PICTURES:  # another tab was faster
+            return f"{item['name']} was left out: {MAX_PICTURES} pictures are the most. Remove one first."
+        for other in items:
+            if other["pixels"] == item["pixels"] and tuple(other["size"]) == item["size"]:
+                return f"{item['name']} is the same picture as {other['name']}. It was left out."
+        names = {other["name"] for other in items}
+        item["name"] = next(name for name in _names(item["name"]) if name not in names)
+        if waiting := state["waiting"].pop(item["stem"], None):
+            item["caption"] = waiting[1]
+        items.append(item)
+    return ""
+
+
+def _names(name: str):
+    """A name, and then the same with numbers: the page and its messages must tell two pictures apart."""
+    yield name
+    path = PurePath(name)
+    for number in range(2, MAX_PICTURES + 2):
+        yield f"{path.stem} ({number}){path.suffix}"
+
+
+def _add_captions(
+    draft: Draft, captions: list[tuple[str, str]], problems: list[str], notes: list[str]
+) -> None:
+    with changing(draft.path) as state:
+        for file_name, text in captions:
+            name, stem = shown(PureWindowsPath(file_name).name), _stem(file_name)
+            if len(text) > MAX_CAPTION_TEXT:
+                problems.append(
+                    f"{name} holds more than {MAX_CAPTION_TEXT} characters. Shorten its captions."
+                )
+                continue
+            owners = [item for item in state["items"] if item["stem"] == stem]
+            if owners:
+                owner = next((item for item in owners if not item["caption"].strip()), owners[-1])
+                if owner["caption"].strip() not in ("", text.strip()):
+                    notes.append(f"{name} replaced the caption of {owner['name']}.")
+                owner["caption"] = text
+            elif len(state["waiting"]) >= MAX_WAITING:
+                problems.append(f"{name} was left out: it belongs to no picture.")
+            else:
+                state["waiting"][stem] = (name, text)
+
+
+def _stem(file_name: str) -> str:
+    """What a picture and its caption file share; a name from Windows may hold backslashes."""
+    return fold_name(PureWindowsPath(file_name).stem)

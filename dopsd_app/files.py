@@ -1,0 +1,59 @@
+"""Manners with files: replaced whole, tried again where a system refuses for a moment, room looked for."""
+
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a whole file through a temporary name: a reader sees the old content or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        insist(lambda: os.replace(temporary, path))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def insist(action: Callable[[], T]) -> T:
+    """Tries a file operation for up to two seconds: Windows refuses it while others have the file open."""
+    for _ in range(100):
+        try:
+            return action()
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(0.02)
+    return action()
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that can be written to a folder, which need not exist yet."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came from, says that nothing more can be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # safetensors quotes the system; torch.save only finds that its file did not grow.
+        if "(os error 28)" in str(error) or (
+            "inline_container.cc" in str(error) and "unexpected pos" in str(error)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,42 @@
+"""The generated pictures that a person chose for a run's card, kept in the run folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+from dopsd_app.errors import KnownFailure
+from dopsd_app.files import insist, replace_file
+from dopsd_app.hub.push import MAX_PICTURES
+from dopsd_app.jobs.drawing import read_drawing
+from dopsd_app.jobs.runs import Run
+
+
+def card_pictures(run: Run) -> list[tuple[Path, str]]:
+    """The chosen pictures with their prompts, in the order of choosing."""
+    kept = []
+    for file in sorted((run.path / "card").glob("*.png")):
+        prompt = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["prompt"]
+        kept.append((file, prompt))
+    return kept
+
+
+def keep_picture(run: Run, drawing_id: str) -> None:
+    """Puts a picture that was drawn with the run's LoRA on its card, at most MAX_PICTURES of them."""
+    drawing = read_drawing(run.runs_dir, drawing_id)
+    if getattr(drawing.request, "run_id", "") != run.id or not drawing.lora.exists():
+        raise KnownFailure("This picture was not drawn with this LoRA. Draw one first.")
+    kept = card_pictures(run)
+    if len(kept) >= MAX_PICTURES:
+        raise KnownFailure(f"A card has at most {MAX_PICTURES} pictures. Take them off to choose others.")
+    number = int(kept[-1][0].stem) + 1 if kept else 1
+    file = run.path / "card" / f"{number:02}.png"
+    file.parent.mkdir(exist_ok=True)
+    # The prompt first: a picture counts only when it is there.
+    replace_file(file.with_suffix(".json"), json.dumps({"prompt": drawing.request.prompt}))
+    replace_file(file, drawing.lora.read_bytes())
+
+
+def clear_pictures(run: Run) -> None:
+    """Takes all pictures off the card."""
+    if (run.path / "card").exists():
+        insist(lambda: shutil.rmtree(run.path / "card"))

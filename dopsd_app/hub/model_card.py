@@ -1,0 +1,220 @@
+"""The model card of a LoRA.
+
+Much of it was typed by people. In the metadata such texts stand in double quotes; in the body only as code,
+into which Markdown reads nothing; and in the programme as Python writes them.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dopsd_app.config import TrainConfig
+from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.events import LoraChecked, read_events
+from dopsd_app.jobs.runs import LORA_FILE, Run
+from dopsd_app.models.catalog import CATALOG, find_licence, find_repository
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard, ModelCardData
+
+PAPER = "https://arxiv.org/abs/2605.05204"
+
+Picture = tuple[Path, str]  # a generated picture and its prompt
+
+
+def make_card(
+    run: Run,
+    *,
+    repo_id: str,
+    pictures: Sequence[Picture] = (),
+    with_captions: bool = False,
+    lora_file: Path | None = None,
+) -> "ModelCard":
+    """The model card of a run's LoRA, or of the one in `lora_file`; `picture_name` names its pictures."""
+    from huggingface_hub import ModelCard
+
+    config = run.config
+    prompt = pictures[0][1] if pictures else None
+    body = [
+        "<Gallery />" if pictures else "",
+        f"# LoRA {_code(repo_id.rpartition('/')[2])}",
+        *_introduction(config),
+        f"## Use with diffusers\n\n{_fenced('python', make_snippet(config, repo_id, prompt))}",
+        f"## How it was trained\n\n{_training_facts(run, config, lora_file or run.lora_file)}",
+        _captions(run) if with_captions else "",
+        f"## Licence\n\n{_licence_words(config)}",
+    ]
+    card = ModelCard("---\n\n---\n\n" + "\n\n".join(part for part in body if part) + "\n")
+    card.data = _card_data(config, pictures)
+    return card
+
+
+def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardData":
+    import yaml
+    from huggingface_hub import ModelCardData
+
+    yaml.add_representer(_Quoted, _represent_quoted)
+    base = find_repository(config.base_model) or None
+    licence = find_licence(config.base_model, config.revision)
+    widget = [
+        {"text": _Quoted(prompt), "output": {"url": picture_name(number)}}
+        for number, (_, prompt) in enumerate(pictures, start=1)
+    ]
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="adapter" if base else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license=licence.id or None,
+        license_name=licence.name if licence.id == "other" else None,
+        license_link=(licence.link or None) if licence.id == "other" else None,
+        tags=["text-to-image", "diffusers", "lora", "template:sd-lora", "d-opsd"],
+        instance_prompt=_Quoted(config.trigger_word) if config.trigger_word.strip() else None,
+        widget=widget or None,
+    )
+
+
+def picture_name(number: int) -> str:
+    """Where the card expects its pictures, counted from 1."""
+    return f"images/picture-{number}.webp"
+
+
+def base_name(config: TrainConfig) -> str:
+    """The base model's name, without the folders of this computer."""
+    if config.base_model in CATALOG or find_repository(config.base_model):
+        return config.base_model
+    return re.split(r"[\\/]", config.base_model.rstrip("\\/"))[-1]
+
+
+def _introduction(config: TrainConfig) -> list[str]:
+    if repository := find_repository(config.base_model):
+        base = f"[{repository}](https://huggingface.co/{repository})"
+    elif config.base_model in CATALOG:
+        base = f"{_code(config.base_model)}, the small demonstration model that comes with the trainer"
+    else:
+        base = f"{_code(base_name(config))}, a base model in a diffusers folder"
+    method = f"trained with [D-OPSD]({PAPER}): the model learned on its own few steps"
+    steps = f"It draws in {config.num_inference_steps} steps, as the base model does."
+    trigger = _plain(config.trigger_word)
+    return [
+        f"A LoRA for {base}, {method}. {steps}",
+        f"## Trigger word\n\nWrite {_code(trigger)} in the prompt." if trigger else "",
+    ]
+
+
+def _licence_words(config: TrainConfig) -> str:
+    licence = find_licence(config.base_model, config.revision)
+    if licence.name:
+        link = f" ({licence.link})" if re.fullmatch(r"https?://[^\s()<>]+", licence.link) else ""
+        name = licence.name if licence.id == "other" else licence.id
+        return f"That of the base model: {_code(name)}{link}."
+    return f"The licence of the base model {_code(base_name(config))} holds for this LoRA too."
+
+
+def make_snippet(config: TrainConfig, lora: str, prompt: str | None) -> str:
+    """A program that draws with the LoRA, which lies in a repository on the Hub or in a folder."""
+    trigger = _plain(config.trigger_word)
+    prompt = prompt or (f"a picture of {trigger}" if trigger else "a picture")
+    if repository := find_repository(config.base_model):
+        base, comment = repository, ""
+    elif config.base_model in CATALOG:
+        base, comment = f"assets/{config.base_model}", "  # in the trainer's folder"
+    else:
+        base, comment = base_name(config), "  # the base model's folder"
+    revision = f", revision={config.revision!r}" if repository and config.revision else ""
+    side = max(config.resolution // 16 * 16, 16)  # what the base models can draw are multiples of 16
+    return f"""import torch
+from diffusers import DiffusionPipeline
+
+base = {base!r}{comment}
+device = "cuda" if torch.cuda.is_available() else "cpu"
+dtype = torch.bfloat16 if device == "cuda" else torch.float32
+pipeline = DiffusionPipeline.from_pretrained(base{revision}, dtype=dtype).to(device)
+pipeline.load_lora_weights({lora!r}, weight_name={LORA_FILE!r})
+picture = pipeline(
+    {prompt!r},
+    height={side},
+    width={side},
+    num_inference_steps={config.num_inference_steps},
+    guidance_scale=0.0,
+).images[0]
+picture.save("picture.png")"""
+
+
+def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
+    side = config.resolution
+    facts = [
+        f"{len(list(run.dataset.glob('*.png')))} pictures of about {side} x {side} pixels",
+        f"{_lora_steps(lora_file) or config.steps} optimizer steps of {config.batch_size} pictures each,"
+        f" learning rate {config.learning_rate:g}",
+        f"rank {config.rank}; the strength of {config.strength:g} is in the weights: load them at 1",
+        f"{config.rollout_steps} states of the model's own {config.num_inference_steps} steps visited in each"
+        " roll-out",
+    ]
+    checks = [event for event in read_events(run.events_file) if isinstance(event, LoraChecked)]
+    if checks and lora_file == run.lora_file:
+        # What a failed check says may quote folders of this computer.
+        said = checks[-1].summary if checks[-1].passed else "It did not load as it should."
+        facts.append(f"check after saving: {said}")
+    listed = "\n".join(f"- {fact}" for fact in facts)
+    return f"{listed}\n\n`training_config.json` holds the settings."
+
+
+def _lora_steps(lora_file: Path) -> int | None:
+    """The optimizer steps that a LoRA file says it took; reading it also shows whether it is one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(lora_file, framework="np") as file:
+            return json.loads((file.metadata() or {}).get("dopsd", "{}")).get("steps")
+    except SafetensorError as error:
+        raise KnownFailure(f"{lora_file.name} cannot be read as a LoRA file: {error}.") from error
+
+
+def _captions(run: Run) -> str:
+    files = sorted(run.dataset.glob("*.txt"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").split("\n")]
+    captions = "\n".join(caption for line in lines if (caption := _plain(line)))
+    return f"## Captions of the training pictures\n\n{_fenced('text', captions)}"
+
+
+# --- texts of people
+
+
+class _Quoted(str):
+    """A text that YAML gets in double quotes.
+
+    PyYAML itself leaves plain what other readers take for a number (`1e3`), and loses a line end (U+0085).
+    """
+
+
+def _represent_quoted(dumper, text: _Quoted):
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+
+
+def _plain(text: str) -> str:
+    """The text in one line of characters that can be seen."""
+    seen = "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # U+200D joins emojis
+    return " ".join(seen.split())
+
+
+def _code(text: str) -> str:
+    """The text as code within a line."""
+    text = _plain(text)
+    fence = _fence(text, 1)
+    # Blanks keep a backtick at either end apart from the fence; Markdown takes one off each side.
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+
+
+def _fenced(language: str, text: str) -> str:
+    """The text as a block of code."""
+    fence = _fence(text, 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """More backticks in a row than the text has anywhere."""
+    longest = max((len(row) for row in re.findall("`+", text)), default=0)
+    return "`" * max(least, longest + 1)

@@ -1,0 +1,1 @@
+"""Everything that takes long: folder, queue, worker, events."""

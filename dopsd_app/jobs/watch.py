@@ -1,0 +1,119 @@
+"""What there is to see of a run at this moment, for whoever watches it: the page."""
+
+import statistics
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from dopsd_app.jobs.events import (
+    Event,
+    EventReader,
+    HealthMeasured,
+    LoraChecked,
+    PreviewSaved,
+    StepDone,
+    Warned,
+    measured_in,
+)
+from dopsd_app.jobs.runs import Run, Status
+from dopsd_app.progress import DownloadProgress
+
+CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
+SHOWN_PREVIEWS = 24
+RECENT = 20  # steps whose time tells how fast the run is now
+KEPT_READERS = 8  # runs whose events are held in memory between two looks
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One preview picture."""
+
+    step: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as its folder tells it now."""
+
+    status: Status
+    curve: tuple[tuple[float, float], ...]  # (step, mean loss around it), at most CURVE_POINTS
+    seconds_per_step: float | None  # of the last steps; None before the first
+    memory: int  # bytes: the peak on the GPU, or on a CPU what the worker uses now; 0 when it is gone
+    rollouts: tuple[Preview, ...]  # student above teacher, oldest first, the last SHOWN_PREVIEWS
+    samples: tuple[Preview, ...]  # rows of base beside LoRA, as above
+    health: tuple[HealthMeasured, ...]  # by step; that of step 0 is the base's, the zero line
+    warnings: tuple[str, ...]
+    download: DownloadProgress | None  # how far the base model has been fetched, while it is
+    check: str  # what the check of the LoRA file found; empty before it
+    passed: bool  # whether that was good
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to the last step at the present pace, while the run trains."""
+        if self.seconds_per_step is None or self.status.state != "training":
+            return None
+        return self.seconds_per_step * (self.status.steps - self.status.step)
+
+
+class RunWatcher:
+    """Looks at runs again and again, and reads only what was added to their events since the last look."""
+
+    def __init__(self):
+        self._readers: OrderedDict[Path, tuple[EventReader, dict]] = OrderedDict()
+        self._lock = threading.Lock()  # two tabs may look at once
+
+    def look(self, run: Run) -> RunView:
+        """How the run stands; raises `FileNotFoundError` when it was deleted."""
+        # The status first: whoever then reads "finished" finds the events that led there.
+        status = run.status
+        with self._lock:
+            reader, seen = self._readers.pop(run.events_file, None) or (EventReader(run.events_file), {})
+            if reader.poll() or not seen:
+                seen = _summary(run, reader.events)
+            self._readers[run.events_file] = reader, seen
+            while len(self._readers) > KEPT_READERS:
+                self._readers.popitem(last=False)
+        memory = seen["peak_memory"] or _memory_of(status)
+        return RunView(status=status, memory=memory, **{k: v for k, v in seen.items() if k != "peak_memory"})
+
+
+def _memory_of(status: Status) -> int:
+    try:
+        return psutil.Process(status.pid).memory_info().rss if status.live else 0
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended between two looks
+        return 0
+
+
+def _summary(run: Run, events: list[Event]) -> dict:
+    steps = [event for event in events if isinstance(event, StepDone)]
+    previews = [event for event in events if isinstance(event, PreviewSaved)]
+    check = next((event for event in reversed(events) if isinstance(event, LoraChecked)), None)
+    return {
+        "curve": decimate([(step.step, step.loss) for step in steps]),
+        "seconds_per_step": statistics.median(s.seconds for s in steps[-RECENT:]) if steps else None,
+        "peak_memory": steps[-1].peak_memory if steps else 0,
+        "rollouts": _files(run, previews, "rollout"),
+        "samples": _files(run, previews, "samples"),
+        "health": measured_in(events),
+        "warnings": tuple(event.message for event in events if isinstance(event, Warned)),
+        "download": events[-1] if events and isinstance(events[-1], DownloadProgress) else None,
+        "check": check.summary if check else "",
+        "passed": bool(check and check.passed),
+    }
+
+
+def decimate(points: list[tuple[int, float]]) -> tuple[tuple[float, float], ...]:
+    """At most CURVE_POINTS means of equally many neighbours each; the last one may have fewer."""
+    width = -(-len(points) // CURVE_POINTS) or 1
+    groups = (points[start : start + width] for start in range(0, len(points), width))
+    return tuple((statistics.fmean(x for x, _ in g), statistics.fmean(y for _, y in g)) for g in groups)
+
+
+def _files(run: Run, previews: list[PreviewSaved], kind: str) -> tuple[Preview, ...]:
+    found = [Preview(p.step, run.path / file) for p in previews if p.kind == kind for file in p.files]
+    # A preview that was asked for twice at one step, or repeated after a resume, is one file.
+    return tuple({preview.file: preview for preview in found}.values())[-SHOWN_PREVIEWS:]

@@ -1,0 +1,23 @@
+"""Activations that are made anew for the backward pass: less memory, about a third more time."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from dopsd_app.method.adapters import student_must_be_active
+
+
+def enable_gradient_checkpointing(transformer: torch.nn.Module) -> None:
+    """Recomputes activations in the backward pass, and raises if the teacher is active while it does.
+
+    Checkpointing recomputes under whichever adapter is active at that moment: with the teacher left active,
+    the student would silently get no gradient.
+    """
+    contexts = partial(_contexts, transformer)
+    transformer.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=contexts))
+
+
+def _contexts(transformer: torch.nn.Module):
+    return nullcontext(), student_must_be_active(transformer)

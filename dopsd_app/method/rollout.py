@@ -1,0 +1,60 @@
+"""The on-policy walk: the student takes its own few steps, and the teacher judges every state on the way."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dopsd_app.method.adapters import as_teacher
+from dopsd_app.models.protocol import BaseModel, Conditioning
+
+
+@dataclass(frozen=True)
+class RolloutStep:
+    """One visited state of B examples."""
+
+    sigma: Tensor  # scalar
+    latents: Tensor  # (B, C, h, w), where the student stands; no gradient
+    student_velocity: Tensor  # (B, C, h, w), with gradient
+    teacher_velocity: Tensor  # (B, C, h, w), no gradient
+
+    @property
+    def student_denoised(self) -> Tensor:
+        """The picture that the student sees from here, as latents (B, C, h, w)."""
+        return self.latents - self.sigma * self.student_velocity
+
+    @property
+    def teacher_denoised(self) -> Tensor:
+        """The picture that the teacher sees from here, as latents (B, C, h, w)."""
+        return self.latents - self.sigma * self.teacher_velocity
+
+
+def rollout(
+    base_model: BaseModel,
+    student: list[Conditioning],
+    teacher: list[Conditioning],
+    noise: Tensor,
+    sigmas: Tensor,
+) -> Iterator[RolloutStep]:
+    """Walks from `noise` (B, C, h, w) along `sigmas` (K + 1) by the student's velocity (arXiv 2605.05204).
+
+    The states are detached: the steps share no graph: each can be backpropagated and freed on its own.
+    """
+    latents = noise
+    for sigma, sigma_next in pairwise(sigmas):
+        with as_teacher(base_model.transformer):
+            teacher_velocity = base_model.predict_velocity(latents, sigma, teacher)
+        student_velocity = base_model.predict_velocity(latents, sigma, student)
+        yield RolloutStep(sigma, latents, student_velocity, teacher_velocity)
+        latents = latents + (sigma_next - sigma) * student_velocity.detach()
+
+
+@torch.no_grad()
+def sample(base_model: BaseModel, conditionings: list[Conditioning], noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Latents (B, C, h, w) that the active weights draw from `noise`: Euler steps, as the pipeline takes."""
+    latents = noise
+    for sigma, sigma_next in pairwise(sigmas):
+        latents = latents + (sigma_next - sigma) * base_model.predict_velocity(latents, sigma, conditionings)
+    return latents

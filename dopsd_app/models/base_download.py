@@ -1,0 +1,186 @@
+"""Base models from the Hub: what one holds, and fetching what is missing here."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dopsd_app.files import is_disk_full
+from dopsd_app.hub_client import HubError, reading_errors, reading_token
+from dopsd_app.models.catalog import (
+    QWEN3_VL,
+    check_base_model,
+    find_base_model,
+    find_repository,
+    has_own_eyes,
+    has_pipeline,
+    is_fetched,
+)
+from dopsd_app.models.download import Order, check_disk, fetch, in_threads, missing_bytes, whole_files
+from dopsd_app.models.eyes import find_eyes, order_eyes
+from dopsd_app.models.hub_record import HubRecord, recall, remember
+from dopsd_app.models.pipeline_folder import (
+    INDEX,
+    README,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    WITH_WEIGHTS,
+    BaseModelError,
+    choose_files,
+    read_parts,
+    read_weight_map,
+)
+from dopsd_app.models.repository import Listing, RemoteFile, link_files, list_files
+from dopsd_app.models.sizes import DAMAGED, EYES_PARAMETERS, EYES_PATCH, Sizes, make_sizes
+from dopsd_app.progress import DownloadProgress
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the Hub has of a base model that is not here, or not all of it."""
+
+    size: int  # bytes of all that is needed, the teacher's eyes included
+    missing: int  # bytes that are still to come
+    folder: Path  # whose disk takes most of them
+
+
+def fetch_base_model(name: str, revision: str = "") -> Iterator[DownloadProgress]:
+    """Fetches what a base model still lacks on this computer; nothing happens where all is there.
+
+    Raises `HubError` or `BaseModelError` with one sentence; what came is kept, and the next call goes on.
+    """
+    if not needs_fetching(name, revision):
+        return
+    with _told_of_disk():
+        yield from fetch(lambda: order_base_model(name, revision), _about(name))
+    find_base_model(name, revision)
+
+
+def needs_fetching(name: str, revision: str = "") -> bool:
+    """Whether something has to come from the Hub; `BaseModelError` for a folder that is no base model."""
+    check_base_model(name)
+    return not is_fetched(name, revision)
+
+
+def order_base_model(name: str, revision: str = "") -> list[Order]:
+    """What is to be fetched of a base model, as the Hub has it now; raises `HubError` or `BaseModelError`."""
+    orders = []
+    repository = find_repository(name)
+    if repository and not has_pipeline(name, revision):
+        listing = list_files(repository, revision)
+        files = _needed(listing)
+        _remember(listing, files)
+        orders.append(whole_files(listing, revision, files))
+    if not has_own_eyes(name) and find_eyes(QWEN3_VL) is None:
+        orders.append(order_eyes(list_files(QWEN3_VL)))
+    return orders
+
+
+def ask_hub(name: str, revision: str = "") -> Offer:
+    """What the Hub has of a base model, after a look whether it can be used and fits on the disk.
+
+    Raises `HubError` or `BaseModelError`. What it tells of the model is remembered: `find_facts` finds it.
+    """
+    with _told_of_disk():
+        targets = [target for order in order_base_model(name, revision) for target in order.targets]
+        check_disk(targets, _about(name))
+        missing = missing_bytes(targets)
+        folder = max(missing, key=missing.get, default=Path())
+        return Offer(sum(target.size for target in targets), sum(missing.values()), folder)
+
+
+def _about(name: str) -> str:
+    return find_repository(name) or "The teacher's eyes"
+
+
+@contextmanager
+def _told_of_disk() -> Iterator[None]:
+    """Turns what a disk does not let us do into a `HubError` that says what would help."""
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise HubError("The disk is full. Free some space, then try again.") from error
+        raise HubError(
+            f"The Hub's cache, {constants.HF_HOME}, cannot be used: {error.strerror or error}. Mend its"
+            " rights, or let the environment variable HF_HOME name another folder."
+        ) from error
+
+
+def _needed(listing: Listing) -> list[RemoteFile]:
+    """The files that the pipeline is loaded from; `BaseModelError` where that is not all there."""
+    paths = {file.path for file in listing.files}
+    if INDEX not in paths:
+        raise BaseModelError(f"{listing.repository} is no pipeline of diffusers: it has no {INDEX}.")
+    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README}))
+    parts = read_parts(folder / INDEX, listing.repository)
+    chosen = set(choose_files(paths, parts))
+    indexes = sorted(path for path in chosen if WEIGHTS_INDEX.fullmatch(path.rpartition("/")[2]))
+    folder = link_files(listing.repository, listing.commit, indexes) if indexes else folder
+    for part in WITH_WEIGHTS:
+        weights = {path for path in chosen if path.startswith(f"{part}/") and path.endswith(".safetensors")}
+        wanted = weights
+        for index in indexes:
+            if index.startswith(f"{part}/"):
+                wanted = {f"{part}/{file}" for file in read_weight_map(folder / index).values()}
+        if not wanted:
+            raise BaseModelError(
+                f"{listing.repository} has no safetensors file for its {part}. Only that format is read."
+            )
+        if lacking := sorted({*wanted, f"{part}/config.json"} - paths):
+            raise BaseModelError(
+                f"{listing.repository} itself is incomplete: it lacks {', '.join(lacking[:3])}."
+            )
+        chosen = (chosen - weights) | wanted
+    return [file for file in listing.files if file.path in chosen]
+
+
+def _remember(listing: Listing, files: list[RemoteFile]) -> None:
+    """Keeps which files belong to the model, and how large its parts are by the headers of the weights."""
+    if recall(listing.repository, listing.commit):
+        return
+    configurations = [f"{part}/config.json" for part in ("transformer", "vae")]
+    folder = link_files(listing.repository, listing.commit, configurations)
+    weights = [file.path for file in files if WEIGHTS.fullmatch(file.path.rpartition("/")[2])]
+    counts = dict(zip(weights, in_threads(lambda path: _count(listing, path), weights), strict=True))
+    try:
+        sizes = _sizes(folder, counts, sum(file.size for file in files))
+    except DAMAGED as error:
+        told = f"The configuration of {listing.repository} cannot be read, {type(error).__name__}: {error}."
+        raise BaseModelError(told) from error
+    remember(listing.repository, listing.commit, HubRecord({file.path: file.size for file in files}, sizes))
+
+
+def _sizes(folder: Path, counts: dict[str, int], stored: int) -> Sizes:
+    """The sizes of a pipeline whose configurations are here, and its weights not."""
+
+    def parameters(part: str) -> int:
+        return sum(count for path, count in counts.items() if path.startswith(f"{part}/"))
+
+    return make_sizes(
+        transformer=json.loads((folder / "transformer" / "config.json").read_bytes()),
+        decoder=json.loads((folder / "vae" / "config.json").read_bytes()),
+        eyes=EYES_PATCH,
+        parameters=parameters("transformer"),
+        encoder_parameters=parameters("text_encoder") + EYES_PARAMETERS,
+        decoder_parameters=parameters("vae"),
+        stored_bytes=stored + 2 * EYES_PARAMETERS,
+    )
+
+
+def _count(listing: Listing, path: str) -> int:
+    """Numbers in a file of weights on the Hub, by its header."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    with reading_errors(listing.repository):
+        try:
+            header = HfApi(token=reading_token()).parse_safetensors_file_metadata(
+                listing.repository, path, revision=listing.commit
+            )
+        except SafetensorsParsingError as error:
+            raise HubError(f"{path} of {listing.repository} is no safetensors file: {error}") from error
+    return sum(header.parameter_count.values())

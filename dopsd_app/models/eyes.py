@@ -1,0 +1,117 @@
+"""The teacher's eyes: of a vision-language model on the Hub, only the tensors that see.
+
+Of Qwen3-VL-4B's 8.9 GB these are 0.83: the index says which files hold them, the files' headers where they
+lie. They are kept in one file, under their own names, beside the model's configuration.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dopsd_app.files import replace_file
+from dopsd_app.hub_client import HubError
+from dopsd_app.models.download import Order, RangesRefusedError, Source, Target, open_range, whole_files
+from dopsd_app.models.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_whole, read_weight_map
+from dopsd_app.models.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
+
+INDEX = "model.safetensors.index.json"
+KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
+CUT_OUT = "model.safetensors"
+CONFIGURATION = ("config.json", "preprocessor_config.json")
+
+
+def find_eyes(repository: str) -> Path | None:
+    """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache."""
+    folders = assets_folder(KEPT, repository).glob("*")
+    kept = [folder for folder in folders if _all_there(folder, (CUT_OUT, *CONFIGURATION))]
+    if kept:
+        return max(kept, key=lambda folder: folder.stat().st_mtime)
+    whole = find_snapshots(repository, INDEX)
+    return next((folder for folder in whole if _all_there(folder, (*CONFIGURATION, *_shards(folder)))), None)
+
+
+def _all_there(folder: Path, names: Iterable[str]) -> bool:
+    return all(is_whole(folder / name) for name in names)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that hold tensors that see, by the index in a folder."""
+    weights = read_weight_map(folder / INDEX)
+    return sorted({file for name, file in weights.items() if name.startswith(EYES_PREFIX)})
+
+
+def order_eyes(listing: Listing) -> Order:
+    """The order for the eyes of a repository; where the Hub sends no parts of files, for whole ones.
+
+    Reads the index and the headers of the files. Raises `HubError`.
+    """
+    small = [file.path for file in listing.files if file.path in (INDEX, *CONFIGURATION)]
+    if missing := sorted({INDEX, *CONFIGURATION} - set(small)):
+        raise HubError(f"{listing.repository} has no {missing[0]}: it is no vision-language model in parts.")
+    folder = link_files(listing.repository, listing.commit, small)
+    seeing = _shards(folder)
+    files = [file for file in listing.files if file.path in seeing]
+    try:
+        target = _cut_out(listing, files)
+    except RangesRefusedError:
+        every = [*files, *(file for file in listing.files if file.path in small)]
+        return whole_files(listing, "", every)
+    # Before the weights, which alone say that all is there.
+    target.path.parent.mkdir(parents=True, exist_ok=True)
+    for name in CONFIGURATION:
+        replace_file(target.path.parent / name, (folder / name).read_bytes())
+    return Order((target,))
+
+
+def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
+    """One file with the tensors that see, of parts of these files."""
+    header: dict[str, dict] = {"__metadata__": {"of": f"{listing.repository} {listing.commit}"}}
+    sources: list[Source] = []
+    size = 0
+    for file in files:
+        url = _url(listing, file)
+        for name, facts, start, end in _tensors(url, file):
+            header[name] = {**facts, "data_offsets": [size, size + end - start]}
+            size += end - start
+            if sources and sources[-1].url == url and sources[-1].end == start:
+                sources[-1] = Source(url, sources[-1].start, end)
+            else:
+                sources.append(Source(url, start, end))
+    if not sources:
+        raise HubError(f"{listing.repository} holds no tensors {EYES_PREFIX}*: it has no eyes.")
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    head = len(text).to_bytes(8, "little") + text
+    path = assets_folder(KEPT, listing.repository) / listing.commit / CUT_OUT
+    lock = path.with_name(f"{CUT_OUT}.lock")
+    return Target(path, lock, len(head) + size, tuple(sources), head=head, whole=False)
+
+
+def _url(listing: Listing, file: RemoteFile) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(listing.repository, file.path, revision=listing.commit)
+
+
+def _tensors(url: str, file: RemoteFile) -> Iterator[tuple[str, dict, int, int]]:
+    """Of each tensor that sees, in a file's order: name, type and shape, first byte and the one behind."""
+    length = int.from_bytes(_read(url, 0, 8), "little")
+    if not 0 < length <= min(LONGEST_HEADER, file.size):
+        raise HubError(f"{file.path} on the Hub is no safetensors file.")
+    try:
+        header = json.loads(_read(url, 8, 8 + length))
+        seeing = {name: facts for name, facts in header.items() if name.startswith(EYES_PREFIX)}
+        for name, facts in sorted(seeing.items(), key=lambda item: item[1]["data_offsets"]):
+            start, end = (8 + length + offset for offset in facts["data_offsets"])
+            if not 8 + length <= start <= end <= file.size:
+                raise ValueError("outside the file")
+            yield name, {"dtype": facts["dtype"], "shape": facts["shape"]}, start, end
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, HubError):
+            raise
+        raise HubError(f"The header of {file.path} on the Hub cannot be read: {error}.") from error
+
+
+def _read(url: str, start: int, end: int) -> bytes:
+    with open_range(url, start, end) as response:
+        return response.read()

@@ -1,0 +1,176 @@
+"""Frozen parts of a base model, read one tensor at a time: memory holds the result and one tensor more."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dopsd_app.models.catalog import BaseModelError
+from dopsd_app.models.quantize import nf4_layer
+
+# As diffusers and transformers name them; a variant (`model.fp16.safetensors`) is another file's copy.
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of numbers that can be cast without a scale
+NAMED = 5  # weights that a message names; the rest is counted
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies, and what its file's header tells of it."""
+
+    file: Path
+    name: str  # in the file
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def load_frozen(
+    make: Callable[[], torch.nn.Module],
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    prefix: str = "",
+    nf4_targets: str | None = None,
+) -> torch.nn.Module:
+    """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
+
+    Where names in the folder begin with `prefix`, those alone are read, without it; where none does, all are.
+    Linear layers whose names match `nf4_targets` become NF4 as soon as they are read. Only safetensors files
+    are read: a pickle could run code. Each name that the module knows must be stored, tied weights too.
+
+    Raises `BaseModelError` for files that are missing or damaged, and before any tensor is read for weights
+    that do not fit the module.
+    """
+    # Buffers are made as ever: rotary frequencies are computed then, and lie in no file.
+    with init_empty_weights(include_buffers=False):
+        module = make()
+    # Before NF4 layers are in it: `nf4_layer` says why they do not evaluate.
+    module.eval().requires_grad_(False)
+    wanted = module.state_dict()
+    stored = _read_headers(folder, prefix)
+    _check_fit(folder, wanted, stored)
+    for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
+        for name in names:
+            _load_tensor(module, name, stored[name], dtype, device)
+        if nf4_targets is not None and re.fullmatch(nf4_targets, layer):
+            module.set_submodule(layer, nf4_layer(module.get_submodule(layer), dtype, device))
+    return module.to(device)
+
+
+def _load_tensor(
+    module: torch.nn.Module, name: str, stored: Stored, dtype: torch.dtype, device: torch.device
+) -> None:
+    tensor = _read(stored, dtype, device)
+    # Clearing the cache for every tensor would collect garbage hundreds of times.
+    set_module_tensor_to_device(module, name, device, tensor, dtype=tensor.dtype, clear_cache=False)
+
+
+def _read(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor with memory of its own, in `dtype` if it is one of floats."""
+    # A file that stays open for the next tensor keeps the pages of all that were read before.
+    with _opened(stored.file) as file:
+        mapped = file.get_tensor(stored.name)
+    # Moved first: cast first, a card's computer would hold the tensor in both dtypes.
+    tensor = mapped.to(device).to(dtype if mapped.is_floating_point() else mapped.dtype)
+    # Where nothing was to do, this is still the file: its pages would stay, and a file that is written anew
+    # would change the weights or end the program.
+    return tensor.clone() if tensor.data_ptr() == mapped.data_ptr() else tensor
+
+
+# --- what the files hold
+
+
+def _read_headers(folder: Path, prefix: str) -> dict[str, Stored]:
+    """The tensors in a folder by their names without `prefix`; no tensor is read."""
+    tensors = {}
+    for file in _find_files(folder, prefix):
+        with _opened(file) as header:
+            for name in header.keys():  # noqa: SIM118 (not a dict)
+                tensor = header.get_slice(name)
+                tensors[name] = Stored(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
+    return {name.removeprefix(prefix): tensors[name] for name in _select(tensors, prefix)}
+
+
+def _find_files(folder: Path, prefix: str) -> list[Path]:
+    """The files that hold the tensors: of an index, only those that are needed must be there."""
+    for weights in WEIGHTS:
+        index = folder / f"{weights}.index.json"
+        if index.is_file():
+            try:
+                files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                return [folder / file for file in sorted({files[name] for name in _select(files, prefix)})]
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise BaseModelError(f"{_place(folder)}/{index.name} is damaged: fetch it again.") from error
+        if (folder / weights).is_file():
+            return [folder / weights]
+    raise BaseModelError(
+        f"{_place(folder)} is incomplete, it holds no weights: fetch {' or '.join(WEIGHTS)} again."
+    )
+
+
+def _select(names: dict, prefix: str) -> list[str]:
+    return [name for name in names if name.startswith(prefix)] or list(names)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except FileNotFoundError as error:
+        raise BaseModelError(
+            f"{_place(file.parent)} is incomplete: it lacks {file.name}. Fetch it again."
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise BaseModelError(
+            f"{_place(file.parent)}/{file.name} is damaged: fetch it again. ({error})"
+        ) from error
+
+
+def _place(folder: Path) -> str:
+    """The last parts of a path, enough to find it: the model's folder and the part's."""
+    return "/".join(folder.absolute().parts[-2:])
+
+
+# --- whether it fits
+
+
+def _check_fit(folder: Path, wanted: dict[str, Tensor], stored: dict[str, Stored]) -> None:
+    """Raises `BaseModelError` for all that is wrong: a part with a few random weights gives no other sign."""
+    both = wanted.keys() & stored.keys()
+    problems = {
+        "lacks weights": wanted.keys() - stored.keys(),
+        "has unknown weights": stored.keys() - wanted.keys(),
+        "has weights of other shapes": [
+            f"{name} ({_size(stored[name].shape)}, not {_size(wanted[name].shape)})"
+            for name in both
+            if stored[name].shape != wanted[name].shape
+        ],
+        "has numbers of other kinds, where float32, float16 or bfloat16 are read": [
+            f"{name} ({stored[name].dtype})"
+            for name in both
+            if (stored[name].dtype in FLOATS) != wanted[name].is_floating_point()
+        ],
+    }
+    sentences = [f"{problem}: {_list(names)}." for problem, names in problems.items() if names]
+    if sentences:
+        raise BaseModelError(f"{_place(folder)} {' It '.join(sentences)} Fetch it again, or take another.")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+def _list(names) -> str:
+    first, rest = sorted(names)[:NAMED], len(names) - NAMED
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,37 @@
+"""What the Hub told of a base model's repository, kept for when it is not asked."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from dopsd_app.files import replace_file
+from dopsd_app.models.repository import assets_folder
+from dopsd_app.models.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class HubRecord:
+    """A repository at one commit."""
+
+    files: dict[str, int]  # bytes of each file that the pipeline is loaded from
+    sizes: Sizes
+
+
+def recall(repository: str, commit: str) -> HubRecord | None:
+    """What the Hub told of this commit; None where it was never asked."""
+    try:
+        fields = json.loads(_file(repository, commit).read_bytes())
+        return HubRecord(fields["files"], Sizes.from_fields(fields["sizes"]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # the others: of another version
+        return None
+
+
+def remember(repository: str, commit: str, record: HubRecord) -> None:
+    """Keeps what the Hub told of a commit."""
+    file = _file(repository, commit)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, json.dumps({"files": record.files, "sizes": record.sizes.to_fields()}))
+
+
+def _file(repository: str, commit: str) -> Path:
+    return assets_folder("bases", repository) / f"{commit}.json"

@@ -1,0 +1,127 @@
+"""A base model that stays loaded, with the prompts that it has encoded and the LoRA that it wears."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import free_memory
+from PIL import Image
+from safetensors.torch import load
+
+from dopsd_app.config import TrainConfig
+from dopsd_app.data.pictures import bucket
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import BaseModel, Conditioning
+
+PROMPTS = 64  # encoded prompts to keep: some megabytes each on a real base
+DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of them the autoencoder's
+
+
+class Studio:
+    """Loads each part of a base model when it is first needed, and keeps it for the next picture."""
+
+    def __init__(self, config: TrainConfig):
+        self.base = _base_of(config)
+        self.base_model: BaseModel = load_base_model(config)
+        self.on_card = self.base_model.device.type == "cuda"
+        self.encoded: dict[str, Conditioning] = {}
+        self.encoders = False  # whether they are loaded
+        self.encoder_bytes = 0  # on the card
+        self.pipeline = None  # around the loaded transformer
+        self.worn = None  # which LoRA file is loaded
+
+    def serves(self, config: TrainConfig) -> bool:
+        """Whether this configuration has the same base model, in the same precision and place."""
+        return self.base == _base_of(config)
+
+    def load_encoders(self) -> None:
+        """Loads the encoders where they are not; the transformer makes room for them where it must."""
+        if self.encoders:
+            return
+        if self.pipeline and not self._has_room_for_encoders():
+            self.drop_transformer()
+        before = torch.cuda.memory_allocated(self.base_model.device) if self.on_card else 0
+        self.base_model.load_encoders()
+        self.encoders = True
+        if self.on_card:
+            self.encoder_bytes = torch.cuda.memory_allocated(self.base_model.device) - before
+
+    def load_transformer(self) -> None:
+        """Loads transformer and autoencoder where they are not."""
+        if self.pipeline:
+            return
+        if self.on_card:
+            # They go first, so that no card that can train is too small to draw. Where the memory that is
+            # free afterwards holds them too, the next new prompt brings them back, and they stay.
+            self.free_encoders()
+        self.base_model.load_transformer()
+        self.pipeline = self.base_model.make_pipeline()
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def free_encoders(self) -> None:
+        """Gives the encoders' memory back."""
+        self.base_model.free_encoders()
+        self.encoders = False
+
+    def drop_transformer(self) -> None:
+        """Gives the transformer's memory back, and the LoRA's."""
+        self.pipeline = self.worn = self.base_model.transformer = self.base_model.vae = None
+        free_memory()
+
+    def _has_room_for_encoders(self) -> bool:
+        if not self.on_card:
+            return True
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(self.base_model.device)[0]
+        return free > self.encoder_bytes + DRAWING_ROOM
+
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """What the transformer is told for each prompt; those that it was told before are remembered."""
+        if new := [prompt for prompt in prompts if prompt not in self.encoded]:
+            self.load_encoders()
+            for prompt in new:
+                self.encoded[prompt] = self.base_model.encode_student(prompt)
+        conditionings = [self.encoded[prompt] for prompt in prompts]
+        for prompt in list(self.encoded)[:-PROMPTS]:
+            del self.encoded[prompt]
+        return conditionings
+
+    def wear(self, lora: Path, strength: float) -> None:
+        """Puts a LoRA file on; only one that is not worn yet is read."""
+        key = (lora, lora.stat().st_mtime_ns)
+        if key != self.worn:
+            self.take_off()
+            # Read whole, not mapped: while it is worn, the run can be deleted, on Windows too.
+            self.pipeline.load_lora_weights(load(lora.read_bytes()), adapter_name="lora")
+            self.worn = key
+        self.pipeline.set_adapters("lora", strength)
+
+    def take_off(self) -> None:
+        """The bare base again."""
+        if self.worn:
+            self.pipeline.unload_lora_weights()
+            self.worn = None
+
+    def draw(
+        self, conditioning: Conditioning, config: TrainConfig, seed: int, with_lora: bool = True
+    ) -> Image.Image:
+        """A square picture by the official pipeline, at the native step count."""
+        height, width = bucket(1, 1, config.resolution, self.base_model.picture_multiple)
+        if not with_lora:
+            self.pipeline.disable_lora()
+        try:
+            return self.pipeline(
+                prompt_embeds=[conditioning.prompt_embeds],
+                height=height,
+                width=width,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=0.0,
+                generator=torch.Generator().manual_seed(seed),  # on the CPU: the same on every machine
+            ).images[0]
+        finally:
+            if not with_lora:
+                self.pipeline.enable_lora()
+
+
+def _base_of(config: TrainConfig) -> tuple:
+    return (config.base_model, config.revision, config.precision, config.quantization, config.device)

@@ -1,0 +1,129 @@
+"""The teacher's eyes: Qwen3-VL's vision tower in front of the base model's own Qwen3.
+
+Only the vision tower (with its mergers) comes from Qwen3-VL. The language model is the one that the base
+model was trained with, the same tensors: features of
+an un-replaced Qwen3-VL are strange to it (arXiv 2605.05204).
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    Qwen2VLImageProcessorPil,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+)
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    BaseModelOutputWithDeepstackFeatures,
+    Qwen3VLTextRotaryEmbedding,
+    Qwen3VLVisionModel,
+)
+
+from dopsd_app.models.catalog import BaseModelError
+from dopsd_app.models.frozen import load_frozen
+
+
+def load_vision_tower(folder: Path, dtype: torch.dtype, device: torch.device) -> Qwen3VLVisionModel:
+    """The vision tower of a folder that holds it alone, or a whole Qwen3-VL, of which no more is read."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        seeing = fields.get("vision_config", fields)
+        # Said here: a configuration from anywhere could name code on the Hub in its place.
+        config = Qwen3VLVisionConfig(**{**seeing, "attn_implementation": "sdpa"})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        told = f"The config.json in {folder} is damaged: delete that folder. ({error})"
+        raise BaseModelError(told) from error
+    return load_frozen(lambda: Qwen3VLVisionModel(config), folder, dtype, device, prefix="model.visual.")
+
+
+def join_encoders(
+    text_encoder: Qwen3Model, vision_tower: Qwen3VLVisionModel, tokenizer: PreTrainedTokenizerBase
+) -> Qwen3VLModel:
+    """A Qwen3-VL whose language model is `text_encoder` (the same tensors, its own rotary base).
+
+    Without a picture it gives exactly the text encoder's features. The released code leaves the rotary base
+    at Qwen3-VL's 5e6 instead of Qwen3's 1e6, so that even its text features differ from the student's.
+    """
+    text = text_encoder.config
+    if (seen := vision_tower.config.out_hidden_size) != text.hidden_size:
+        raise BaseModelError(
+            f"The teacher's eyes give {seen} numbers for each part of a picture, and the text encoder of this"
+            f" base model takes {text.hidden_size}: they do not belong together."
+        )
+    third = text.head_dim // 2 * 5 // 16  # Qwen3-VL's own split of a head of 128: 24, 20, 20
+    text_config = {
+        **{key: getattr(text, key) for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")},
+        **{key: getattr(text, key) for key in ("num_hidden_layers", "num_attention_heads", "rms_norm_eps")},
+        **{
+            key: getattr(text, key)
+            for key in ("num_key_value_heads", "hidden_act", "max_position_embeddings")
+        },
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": text.rope_parameters["rope_theta"],
+            "mrope_section": [text.head_dim // 2 - 2 * third, third, third],
+        },
+        "pad_token_id": text.pad_token_id,
+    }
+    config = Qwen3VLConfig(
+        text_config=text_config,
+        vision_config=vision_tower.config.to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )
+    with torch.device("meta"):  # no second copy of the weights
+        encoder = Qwen3VLModel(config)
+    encoder.visual = vision_tower
+    encoder.language_model.load_state_dict(text_encoder.state_dict(), assign=True)
+    # Its frequencies are no weights, so that they are still on "meta".
+    encoder.language_model.rotary_emb = Qwen3VLTextRotaryEmbedding(encoder.language_model.config)
+    return encoder.to(text_encoder.device).eval().requires_grad_(False)
+
+
+def load_image_processor(folder: Path, area: tuple[int, int]) -> Qwen2VLImageProcessorPil:
+    """What makes patches of a picture, once it is scaled to at least and at most so many pixels.
+
+    The folder's own bounds do not count: Qwen3-VL's let a picture take more tokens than fit, or very few.
+    """
+    size = {"shortest_edge": area[0], "longest_edge": area[1]}
+    return Qwen2VLImageProcessorPil.from_pretrained(folder, size=size)
+
+
+def picture_text(image_processor: Qwen2VLImageProcessorPil, grid: Tensor) -> str:
+    """The placeholder of one picture of `grid` (t, h, w in patches): one image token per merged patch."""
+    tokens = int(grid.prod()) // image_processor.merge_size**2
+    return "<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>"
+
+
+@torch.no_grad()
+def features_of(encoder: Qwen3VLModel, inputs: BatchFeature, token_ids: Tensor) -> Tensor:
+    """Features (L, D), `hidden_states[-2]`, of a message (1, L) that holds the picture's `picture_text`.
+
+    `inputs` is what the image processor made of the picture.
+    """
+    input_ids = token_ids.to(encoder.device)
+    return encoder(
+        input_ids=input_ids,
+        pixel_values=inputs.pixel_values.to(encoder.device, encoder.dtype),
+        image_grid_thw=inputs.image_grid_thw.to(encoder.device),
+        mm_token_type_ids=(input_ids == encoder.config.image_token_id).int(),
+        output_hidden_states=True,
+    ).hidden_states[-2][0]
+
+
+@torch.no_grad()
+def run_vision_tower(
+    vision_tower: Qwen3VLVisionModel, image_processor: Qwen2VLImageProcessorPil, picture: Image.Image
+) -> BaseModelOutputWithDeepstackFeatures:
+    """All that the vision tower makes of a picture; `pooler_output` (tokens, D) is what the encoder gets."""
+    inputs = image_processor(picture, return_tensors="pt")
+    pixels = inputs.pixel_values.to(vision_tower.device, vision_tower.dtype)
+    return vision_tower(pixels, inputs.image_grid_thw.to(vision_tower.device))

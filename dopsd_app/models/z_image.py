@@ -1,0 +1,181 @@
+"""Z-Image-Turbo, and every model of its architecture: the built-in base included."""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.training_utils import free_memory
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
+
+from dopsd_app.models import vision_language
+from dopsd_app.models.catalog import BaseModelError, Place
+from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.protocol import Conditioning
+
+STUDENT_TOKENS = 512  # the pipeline's max_sequence_length
+TEACHER_TOKENS = 1024  # the picture takes up to 576 of them
+
+
+class ZImage:
+    """Z-Image-Turbo's pipeline with the teacher's eyes, Qwen3-VL's vision tower."""
+
+    lora_targets = (
+        r"(layers|noise_refiner|context_refiner)\.\d+\."
+        r"(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.(w1|w2|w3))"
+    )
+
+    def __init__(
+        self,
+        place: Place,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        quantization: str,
+        context_area: tuple[int, int],
+    ):
+        folder = place.folder
+        self.folder, self.eyes, self.context_area = folder, place.vision_tower, context_area
+        self.device, self.dtype, self.quantization = device, dtype, quantization
+        self.conditioning_version = (
+            "z-image 2: picture, caption; hidden_states[-2]; the text encoder's rotary base;"
+            f" a picture of {context_area} pixels"
+        )
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
+        self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.text_encoder = self.teacher_encoder = self.tokenizer = self.vision_tower = None  # until loaded
+        self.picture_multiple = 2 * self.vae_scale_factor  # the transformer's patches are 2 x 2 latents
+
+    def load_encoders(self) -> None:
+        """Loads the tokenizer, the text encoder and the vision tower onto the device."""
+        self.tokenizer = self._load_tokenizer()
+        folder = self.folder / "text_encoder"
+        # Said here: a configuration from anywhere could name code on the Hub in its place.
+        config = Qwen3Config.from_pretrained(folder, attn_implementation="sdpa")
+        self.text_encoder = load_frozen(
+            lambda: Qwen3Model(config), folder, self.dtype, self.device, prefix="model."
+        )
+        self._load_vision_tower()
+        self.teacher_encoder = vision_language.join_encoders(
+            self.text_encoder, self.vision_tower, self.tokenizer
+        )
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise BaseModelError(f"The tokenizer of {self.folder.name} cannot be used: {error}") from error
+
+    def _load_vision_tower(self) -> None:
+        self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
+        self.image_processor = vision_language.load_image_processor(self.eyes, self.context_area)
+
+    def free_encoders(self) -> None:
+        """Gives the encoders' memory back, the vision tower's too."""
+        self.text_encoder = self.teacher_encoder = self.vision_tower = None
+        free_memory()
+
+    def load_transformer(self) -> None:
+        """Loads the transformer and the autoencoder, frozen, onto the device."""
+        nf4_targets = self.lora_targets if self.quantization == "nf4" else None
+        self.transformer = self._load(ZImageTransformer2DModel, "transformer", self.dtype, nf4_targets)
+        # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
+        self.vae = self._load(AutoencoderKL, "vae", torch.float32)
+
+    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
+        folder = self.folder / part
+        config = model_class.load_config(folder)
+        return load_frozen(
+            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
+        )
+
+    @torch.no_grad()
+    def encode_student(self, caption: str) -> Conditioning:
+        """Features (L, D) of the templated caption, `hidden_states[-2]`, as `encode_prompt` gives them."""
+        token_ids = self._token_ids(caption)[:, :STUDENT_TOKENS].to(self.device)
+        features = self.text_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
+        return Conditioning(features[0])
+
+    def encode_teacher(self, picture: Image.Image, caption: str) -> Conditioning:
+        """Features (L, D) of one user message, the picture first, then the caption; image tokens stay in.
+
+        Raises `BaseModelError` for a caption of which something would be cut off, for student or teacher.
+        """
+        inputs = self.image_processor(picture, return_tensors="pt")
+        placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
+        token_ids = self._token_ids(placeholder + caption)
+        taken = token_ids.shape[1] - self._token_ids(caption).shape[1]  # by the picture
+        room = min(STUDENT_TOKENS, TEACHER_TOKENS - taken)
+        if token_ids.shape[1] - taken > room:
+            raise BaseModelError(
+                f"The caption “{caption[:60]} ...” is too long: it takes {token_ids.shape[1] - taken} tokens,"
+                f" and {room} can be read. Shorten it."
+            )
+        return Conditioning(vision_language.features_of(self.teacher_encoder, inputs, token_ids))
+
+    def _token_ids(self, content: str) -> Tensor:
+        # Templated here, from a fresh list: encode_prompt writes its template into the list that it is given.
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        return self.tokenizer(text, return_tensors="pt").input_ids
+
+    @torch.no_grad()
+    def encode_picture(self, picture: Image.Image) -> Tensor:
+        """Latents (C, h, w) of an RGB picture, in float32: the mean of the autoencoder's posterior."""
+        pixels = VaeImageProcessor().pil_to_numpy(picture)  # (1, H, W, 3), 0..1
+        pixels = torch.from_numpy(2 * pixels - 1).permute(0, 3, 1, 2).to(self.device, torch.float32)
+        latents = self.vae.encode(pixels).latent_dist.mode()[0]
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    def picture_features(self, picture: Image.Image) -> Tensor:
+        """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
+        if self.vision_tower is None:
+            self._load_vision_tower()
+        output = vision_language.run_vision_tower(self.vision_tower, self.image_processor, picture)
+        return output.pooler_output.float()
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of height x width pixels."""
+        return (
+            self.vae_config["latent_channels"],
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
+
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
+        """The scheduler's sigmas for the pipeline's grid; Z-Image's shift does not depend on the size."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist())
+        return scheduler.sigmas
+
+    def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
+        """Z-Image counts time from noise to picture and predicts picture - noise: both are flipped here."""
+        images = list(latents.to(self.dtype).unsqueeze(2))  # B x (C, 1, h, w)
+        texts = [conditioning.prompt_embeds for conditioning in conditionings]  # B x (L, D)
+        time = (1 - sigma).to(self.device).expand(len(images))
+        velocities = self.transformer(images, time, texts, return_dict=False)[0]
+        return -torch.stack(velocities).squeeze(2).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (B, C, h, w)."""
+        latents = latents.to(self.device) / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        return VaeImageProcessor().postprocess(
+            self.vae.decode(latents, return_dict=False)[0], output_type="pil"
+        )
+
+    def make_pipeline(self) -> ZImagePipeline:
+        """The official pipeline around the loaded parts; parts that are not loaded are None."""
+        return ZImagePipeline(
+            scheduler=self.scheduler,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            transformer=self.transformer,
+        )

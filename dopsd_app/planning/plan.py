@@ -1,0 +1,228 @@
+"""What a run will need, told before it starts: time, memory, disk, and whether it can work."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dopsd_app.checks.health_rules import PROMPTS
+from dopsd_app.config import TrainConfig, memory_levers
+from dopsd_app.data.pictures import check_count
+from dopsd_app.errors import KnownFailure
+from dopsd_app.files import free_disk
+from dopsd_app.models.base_download import ask_hub, needs_fetching
+from dopsd_app.models.catalog import (
+    BaseModelError,
+    check_base_model,
+    check_resolution,
+    find_facts,
+    find_repository,
+    is_fetched,
+)
+from dopsd_app.models.sizes import Sizes
+from dopsd_app.planning.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
+from dopsd_app.planning.machine import Machine, read_machine
+from dopsd_app.planning.pace import seconds_per_step
+from dopsd_app.progress import words_for_time
+
+GIB = 1024**3
+ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
+LONG = 12 * 3600  # seconds
+START = 10  # seconds until torch and diffusers are imported
+READING = 5e8  # bytes of weights per second, from disk to where they are used
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need; all figures are estimates unless `source` says where they were measured."""
+
+    device: str  # for the person: "NVIDIA GeForce RTX 4070", "CPU, 2 cores"
+    steps: int  # optimizer steps
+    pictures_per_step: int
+    memory_total: int  # bytes, of the device that trains
+    memory_free: int
+    disk_free: int
+    # Nothing is known of these while the base model cannot be read.
+    seconds_per_step: float = 0.0
+    download: int | None = 0  # bytes that are fetched from the Hub first; None: the Hub was not asked yet
+    source: str = ""  # of seconds_per_step, in a few words
+    seconds: float = 0.0  # the whole run, with loading and previews
+    memory: int = 0  # bytes at the most, on the device that trains
+    disk: int = 0  # bytes that the run folder grows to
+    problems: tuple[str, ...] = ()  # a start is refused for each of these
+    warnings: tuple[str, ...] = ()
+
+
+def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Machine) -> Plan:
+    """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`."""
+    on_gpu = _on_gpu(config, machine)
+    device = machine.gpus[0] if on_gpu else machine
+    plan = Plan(
+        device=device.name if on_gpu else f"CPU, {machine.cores} cores",
+        steps=config.steps,
+        pictures_per_step=config.batch_size,
+        memory_total=device.memory,
+        memory_free=device.free_memory,
+        disk_free=free_disk(runs_dir),
+    )
+    problems = [problem.message for problem in check_count(pictures, "the set")]
+    problems += _base_problems(config)
+    try:
+        facts = find_facts(config.base_model, config.revision)
+    except BaseModelError as error:
+        return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
+    sizes = facts.sizes
+    pace, source = seconds_per_step(config, sizes, runs_dir, machine, on_gpu)
+    plan = replace(
+        plan,
+        seconds_per_step=pace,
+        source=source,
+        seconds=_seconds(config, sizes, pace, len(facts.neutral_prompts)),
+        download=0 if is_fetched(config.base_model, config.revision) else sizes.stored_bytes or None,
+        memory=memory(config, sizes, on_gpu).peak,
+        disk=disk(config, sizes, pictures),
+    )
+    problems += [*_device_problems(config, sizes, machine, on_gpu), *_disk_problems(plan)]
+    too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
+    warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan)]
+    warnings += _room_warnings(plan, config, sizes, on_gpu)
+    return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
+
+
+def check_base(config: TrainConfig) -> None:
+    """Raises `KnownFailure` where a base model cannot be trained on here, or cannot be fetched.
+
+    For what is to begin at once: the Hub is asked, which takes seconds.
+    """
+    problems = [*_base_problems(config)]
+    if not problems:
+        check_fetch(config)
+        machine, facts = read_machine(), find_facts(config.base_model, config.revision)
+        problems += _device_problems(config, facts.sizes, machine, _on_gpu(config, machine))
+    if problems:
+        raise KnownFailure("\n".join(dict.fromkeys(problems)))
+
+
+def check_fetch(config: TrainConfig) -> None:
+    """Raises `KnownFailure` where a base model is not here and cannot be fetched, as far as the Hub tells."""
+    if needs_fetching(config.base_model, config.revision):
+        ask_hub(config.base_model, config.revision)
+
+
+def _on_gpu(config: TrainConfig, machine: Machine) -> bool:
+    return config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
+
+
+def _seconds(config: TrainConfig, sizes: Sizes, pace: float, neutral: int) -> float:
+    """The whole run; drawing is reckoned in the time of a step, by its work.
+
+    A preview draws its prompts, or more of the captions for the health, and `neutral` other prompts.
+    """
+    previews = config.steps // config.preview_every if config.preview_every else 0
+    drawn = previews + 1 if previews else 0  # the base's pictures once more, for the first preview
+    prompts = max(len(config.preview_prompts), PROMPTS) + neutral
+    drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes)
+    return START + sizes.stored_bytes / READING + (config.steps + drawing) * pace
+
+
+def _base_problems(config: TrainConfig) -> Iterator[str]:
+    def problem(check: Callable, *arguments) -> Iterator[str]:
+        try:
+            check(config.base_model, *arguments)
+        except BaseModelError as error:
+            yield str(error)
+
+    yield from problem(check_base_model)
+    if config.revision and not find_repository(config.base_model):
+        yield f"`revision` is of a repository on the Hub, and {config.base_model} is none: leave it out."
+    yield from problem(check_resolution, config.resolution)
+
+
+def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
+    missing = "No NVIDIA card was found here."
+    if machine.gpus:
+        missing = f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."
+    if config.device == "cuda" and not on_gpu:
+        yield f"`device` is cuda, and there is none. {missing}"
+    elif sizes.parameters > REAL_SIZE and not on_gpu:
+        why = f"`device` is {config.device}." if config.device == "cpu" else missing
+        needed = _gib(least_gpu_memory(sizes))
+        yield (
+            f"A base model of this size needs an NVIDIA card with {needed} or more; a processor would train"
+            f" for weeks. {why}"
+        )
+    wanted = {"`optimizer` adamw8bit": config.optimizer, "`quantization` nf4": config.quantization}
+    needing = [words for words, value in wanted.items() if words.endswith(f" {value}")]
+    if needing and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"The package bitsandbytes is missing: install it, or do without {' and '.join(needing)}."
+
+
+def _disk_problems(plan: Plan) -> Iterator[str]:
+    if plan.disk > plan.disk_free:
+        sizes = f"up to {_gb(plan.disk)}, and {_gb(plan.disk_free)} are free"
+        yield f"The run would take {sizes} on the disk. Delete old runs, or lower `rank`."
+
+
+def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> tuple[list[str], list[str]]:
+    """Problems and warnings."""
+    holder = "the card" if on_gpu else "this computer"
+    needed = f"about {_gib(plan.memory)} of memory"
+    encoders = memory(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
+    if plan.memory * (1 - ERROR) > plan.memory_total or (on_gpu and encoders > plan.memory_total):
+        advice = _advice(plan, config, sizes, on_gpu) or "No settings make it small enough."
+        return [f"The run needs {needed}, and {holder} has {_gib(plan.memory_total)}. {advice}"], []
+    if plan.memory * (1 + ERROR) > plan.memory_total:
+        advice = _advice(plan, config, sizes, on_gpu) or "Close all other programs first."
+        tight = f"The run needs {needed}, and {holder} has {_gib(plan.memory_total)}: it may fail"
+        return [], [f"{tight}. {advice}"]
+    if plan.memory * (1 + ERROR) > plan.memory_free:
+        free = f"{_gib(plan.memory_free)} are free on {holder}"
+        return [], [f"The run needs {needed}, and {free} now. Close other programs that use it."]
+    return [], []
+
+
+def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> str:
+    """The first settings, lever after lever, with which the run would fit; "" where there are none."""
+    changed = []
+    for name, value in memory_levers(config):
+        smaller = replace(config, **{name: value})
+        if memory(smaller, sizes, on_gpu).peak >= memory(config, sizes, on_gpu).peak:
+            continue
+        config = smaller
+        changed.append(f"`{name}` {str(value).lower()}")
+        needed = memory(config, sizes, on_gpu).peak
+        if needed * (1 + ERROR) <= plan.memory_total:
+            return f"Set {' and '.join(changed)}: about {_gib(needed)}."
+    return ""
+
+
+def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
+    # The program with CUDA, and of the base model one tensor at a time on its way to the card.
+    passing = 3 * GIB
+    if on_gpu and sizes.parameters > REAL_SIZE and passing > machine.free_memory:
+        free = f"{_gib(machine.free_memory)} of {_gib(machine.memory)} are free"
+        yield (
+            f"Loading needs about {_gib(passing)} of the computer's own memory, and {free}: it may fail."
+            " Close other programs, or allow more swap space."
+        )
+
+
+def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Iterator[str]:
+    if config.quantization == "none" or not on_gpu:
+        return
+    exact = memory(replace(config, quantization="none"), sizes, on_gpu).peak
+    if exact * (1 + ERROR) <= plan.memory_total:
+        yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
+
+
+def _time_warnings(plan: Plan) -> Iterator[str]:
+    if plan.seconds > LONG:
+        yield f"This takes {words_for_time(plan.seconds)}. Fewer steps or a lower resolution are faster."
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GB"  # as cards and memory are sold
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

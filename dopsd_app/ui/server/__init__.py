@@ -1,0 +1,1 @@
+"""What stands between the page and everybody who asks the server."""

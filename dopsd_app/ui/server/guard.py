@@ -1,0 +1,71 @@
+"""What stands before every handler and endpoint: who may call it, and plain words when it fails."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+
+import gradio as gr
+
+from dopsd_app.errors import KnownFailure
+from dopsd_app.hub.access import check_access
+
+logger = logging.getLogger(__name__)
+
+
+def guarded(function: Callable, *, silent: bool = False) -> Callable:
+    """The function, for the owner only; a known failure reaches the caller as one plain sentence.
+
+    `silent` is for what nobody asked for, such as a timer's look: when it fails, nothing changes.
+
+    Gradio sees one parameter more: the caller's sign-in token. It is handed on where the function has a
+    parameter `oauth_token` of its own. Also endpoints that are hidden from the API's page can be called, so
+    every function that shows or changes something is wrapped.
+    """
+    signature = inspect.signature(function)
+    wants_token = "oauth_token" in signature.parameters
+
+    @functools.wraps(function)
+    def handler(*inputs):
+        *inputs, oauth_token = inputs
+        token = oauth_token.token if oauth_token else None
+        try:
+            check_access(token)
+            return function(*inputs, token) if wants_token else function(*inputs)
+        except KnownFailure as error:
+            if silent:
+                return gr.skip()
+            raise _error(str(error)) from error
+        except OSError as error:
+            logger.exception("%s failed", function.__name__)
+            if silent:
+                return gr.skip()
+            raise _error(_file_trouble(error)) from error
+        except Exception as error:  # a fault of ours: the person must see that nothing was done
+            logger.exception("%s failed", function.__name__)
+            if silent:
+                return gr.skip()
+            raise _error("Something went wrong here that should not. The server's log tells what.") from error
+
+    own = [parameter for name, parameter in signature.parameters.items() if name != "oauth_token"]
+    token_type = gr.OAuthToken | None
+    extra = inspect.Parameter(
+        "oauth_token", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=token_type
+    )
+    handler.__signature__ = signature.replace(parameters=[*own, extra])
+    handler.__annotations__ = {**function.__annotations__, "oauth_token": token_type}
+    del handler.__wrapped__  # or Gradio would look at the inner function's parameters
+    return handler
+
+
+def _error(words: str) -> gr.Error:
+    # Browsers take it for HTML, clients for text, and it may quote somebody's file name: no tags for either.
+    words = words.replace("<", "(").replace(">", ")")
+    return gr.Error(words, title="That did not work", duration=20, print_exception=False)
+
+
+def _file_trouble(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "What this is about was deleted meanwhile. Reload the page."
+    reason = (error.strerror or str(error)).rstrip(".")
+    return f"The disk did not take or give a file: {reason}. Free some space or check the rights, then retry."

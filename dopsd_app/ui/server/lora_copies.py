@@ -1,0 +1,29 @@
+"""Copies of LoRA files where browsers may fetch them: a run's own folder, with its pictures, stays shut."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from dopsd_app.jobs.runs import LORA_FILE, Run
+
+_copies = tempfile.TemporaryDirectory(prefix="dopsd-", ignore_cleanup_errors=True)
+
+
+def lora_copy(run: Run, file: Path) -> str:
+    """A LoRA file of the run, under its own name, where browsers may fetch it."""
+    folder = Path(_copies.name) / f"{run.id}-{file.stat().st_mtime_ns}"
+    folder.mkdir(exist_ok=True)
+    copy = folder / LORA_FILE
+    if not copy.exists():
+        try:
+            os.link(file, copy)  # takes no room
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(file, copy)
+    return str(copy)
+
+
+def drop_copies(run: Run) -> None:
+    """Takes a deleted run's LoRA away from the browsers too."""
+    for folder in Path(_copies.name).glob(f"{run.id}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
