@@ -22,7 +22,8 @@ from benchmarks.record import save_result
 from dopsd_app.config import load_preset, make_config
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.jobs.events import PreviewSaved, Resumed, StepDone, append_event
-from dopsd_app.jobs.runs import Run, create_run, write_status
+from dopsd_app.jobs.job import write_status
+from dopsd_app.jobs.runs import Run, create_run
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.ui import train
 

@@ -39,7 +39,8 @@ from dopsd_app.checks.judge.world import (
 from dopsd_app.checks.teacher_check import CHECKED, colours_of, control_picture
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.data.pictures import load_picture
-from dopsd_app.jobs.drawing import CheckRequest, ask, ask_to_leave, read_worker
+from dopsd_app.jobs.card import ask_for_card, read_holder
+from dopsd_app.jobs.drawing import CheckRequest, ask
 from dopsd_app.method import randomness
 from dopsd_app.method.rollout import sample
 from dopsd_app.models.catalog import ASSETS
@@ -279,14 +280,15 @@ def time_check(config: TrainConfig) -> dict[str, dict[str, float]]:
         for state in ("cold", "warm"):
             started = time.perf_counter()
             drawing = ask(runs_dir, CheckRequest(config, ASSETS / "examples" / "zorp"))
-            while drawing.status.live:
+            while drawing.status.busy:
                 time.sleep(0.02)
-            if drawing.status.state != "done":
+            if drawing.status.state != "finished":
                 raise RuntimeError(drawing.status.reason)
             wall = time.perf_counter() - started
-            before, spent = spent, sum(psutil.Process(read_worker(runs_dir).pid).cpu_times()[:2])
+            before, spent = spent, sum(psutil.Process(read_holder().pid).cpu_times()[:2])
             seconds[state] = {"wall": round(wall, 2), "processor": round(spent - before, 2)}
-        while ask_to_leave(runs_dir):
+        while read_holder():
+            ask_for_card()
             time.sleep(0.02)
     return seconds
 

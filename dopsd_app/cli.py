@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from filelock import Timeout
 from tqdm import tqdm
 
 from dopsd_app.checks.verdict import read_check
@@ -30,22 +29,13 @@ from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.hub.access import find_token
 from dopsd_app.hub.card_pictures import card_pictures
 from dopsd_app.hub.push import push, suggest_name
-from dopsd_app.jobs.drawing import ask_to_leave
+from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
 from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
+from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.runs import (
-    RunError,
-    create_run,
-    default_runs_dir,
-    enqueue,
-    find_run,
-    list_runs,
-    resume,
-    run_lock,
-    send_command,
-    start_next,
-)
+from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next
+from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
 from dopsd_app.models.catalog import (
     CATALOG,
@@ -63,6 +53,7 @@ if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
 
 T = TypeVar("T")
+ROOM = "The page's model makes room ..."
 TELL_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
 
 EXAMPLES = """examples:
@@ -219,8 +210,7 @@ def _train(options: argparse.Namespace) -> int:
     print(*plan.warnings, sep="\n", end="\n" if plan.warnings else "")
     run = create_run(options.runs, config, dataset)
     enqueue(run)
-    _end_warm_worker(run.runs_dir)
-    start_next(run.runs_dir)
+    _start(run.runs_dir)
     print(f"Run {run.id}")
     if options.detach:
         waits = run.status.state == "queued"
@@ -234,8 +224,7 @@ def _resume(options: argparse.Namespace) -> int:
     reader = EventReader(run.events_file)
     reader.poll()  # what it told before is not shown again
     checkpoint = resume(run)
-    _end_warm_worker(run.runs_dir)
-    start_next(run.runs_dir)
+    _start(run.runs_dir)
     print(f"Run {run.id} goes on from {f'step {int(checkpoint.name)}' if checkpoint else 'the beginning'}")
     return follow(run, reader)
 
@@ -248,7 +237,7 @@ def _preview(options: argparse.Namespace) -> int:
     config, dataset = _read_settings(options)
     check_base(config)
     _fetch(config.base_model, config.revision)
-    with _gpu(options.runs), tempfile.TemporaryDirectory() as folder:
+    with _card(options.runs), tempfile.TemporaryDirectory() as folder:
         from dopsd_app.checks.teacher_check import save_sheet, teacher_check
         from dopsd_app.models.studio import Studio
 
@@ -274,7 +263,7 @@ def _generate(options: argparse.Namespace) -> int:
     if needs_fetching(run.config.base_model, run.config.revision):
         find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
         _fetch(run.config.base_model, run.config.revision)
-    with _gpu(options.runs):
+    with _card(options.runs):
         from dopsd_app.generate import generate
 
         pictures = generate(
@@ -440,27 +429,25 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _end_warm_worker(runs_dir: Path) -> None:
-    """Lets the page's warm worker, where there is one, end its picture and free the GPU."""
-    if ask_to_leave(runs_dir):
-        print("The page's model makes room ...")
-    while ask_to_leave(runs_dir):  # again and again: the page may have started the next one
+def _start(runs_dir: Path) -> None:
+    """Starts what waits; the page's warm worker, where there is one, ends its picture and gives way."""
+    told = False
+    while start_next(runs_dir) is None and (holder := read_holder()) and holder.warm:
+        if not told:
+            print(ROOM)
+        told = True
         time.sleep(0.1)
 
 
 @contextmanager
-def _gpu(runs_dir: Path) -> Iterator[None]:
-    """Holds the GPU's lock, or is refused while a run has it; starts what was queued meanwhile."""
+def _card(runs_dir: Path) -> Iterator[None]:
+    """Holds the card, or is refused while another job has it; starts what was queued meanwhile."""
     runs_dir.mkdir(parents=True, exist_ok=True)
-    _end_warm_worker(runs_dir)
-    lock = run_lock(runs_dir)
-    try:
-        lock.acquire(timeout=2)
-    except Timeout:
-        live = [run for run in list_runs(runs_dir) if run.status.live]
-        user = f"The training of {live[0].id}" if live else "Another job"
-        stop = f", or stop it: {hint('stop', live[0])}" if live else ""
-        raise RunError(f"{user} is at work, and one job runs at a time. Wait for its end{stop}.") from None
+    if (holder := read_holder()) and holder.warm:
+        print(ROOM)
+    lock = CardLock()
+    if not wait_for_card(lock, runs_dir, "A command", seconds=2):
+        raise RunError(f"{_at_work(runs_dir)} is at work, and one job runs at a time. {_wait(runs_dir)}")
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -468,5 +455,17 @@ def _gpu(runs_dir: Path) -> Iterator[None]:
             raise
         raise KnownFailure("Out of memory. Close other programs that use memory, then try again.") from error
     finally:
-        lock.release()
+        lock.give_back()
         start_next(runs_dir)
+
+
+def _at_work(runs_dir: Path) -> str:
+    live = computing(runs_dir)
+    holder = read_holder()
+    return describe(live[0]) if live else holder.what if holder else "Another job"
+
+
+def _wait(runs_dir: Path) -> str:
+    live = computing(runs_dir)
+    stop = f", or stop it: {hint('stop', live[0])}" if live else ""
+    return f"Wait for its end{stop}."

@@ -186,8 +186,11 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Reads what `save_config` wrote."""
-    return make_config(json.loads(path.read_text(encoding="utf-8")))
+    """Reads what `save_config` wrote; `ConfigError` for settings that cannot work, ValueError for none."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path.name} holds no settings.")
+    return make_config(settings)
 
 
 def memory_levers(config: TrainConfig) -> list[tuple[str, object]]:

@@ -1,13 +1,18 @@
 """Manners with files: replaced whole, tried again where a system refuses for a moment, room looked for."""
 
 import errno
+import functools
+import json
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
+
+from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -57,3 +62,23 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def read_value(kind: type[T], content: bytes) -> T:
+    """The dataclass value that was kept as JSON; `ValueError` for whatever else `content` is.
+
+    A file may come from another version, a bad disk or a hand: each field has its type, or nothing counts.
+    """
+    return make_value(kind, json.loads(content))
+
+
+def make_value(kind: type[T], plain: object) -> T:
+    """The dataclass value of what JSON was read into; `ValueError` for whatever else it is."""
+    if not isinstance(plain, dict) or plain.keys() - {field.name for field in fields(kind)}:
+        raise ValueError(f"This is no {kind.__name__} of this version.")
+    return _adapter(kind).validate_json(json.dumps(plain), strict=True)

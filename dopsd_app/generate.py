@@ -1,14 +1,8 @@
-"""What a LoRA draws: for the command line, and in a worker that stays warm.
-
-`python -m dopsd_app.generate RUNS_DIR` is the worker process: it serves what `drawing.ask` writes down.
-"""
+"""What a LoRA draws and what the teacher sees: for the command line, and as jobs of a warm worker."""
 
 import re
-import sys
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers.training_utils import free_memory
@@ -18,19 +12,15 @@ from dopsd_app.checks.previews import save_picture
 from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
-from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
-from dopsd_app.files import is_disk_full
-from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, write_drawing_status
-from dopsd_app.jobs.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
+from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.drawing import Drawing, PictureRequest
+from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.runs import Run, known_run, run_lock, start_next
-from dopsd_app.jobs.worker import BUSY
+from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.protocol import Conditioning
 from dopsd_app.models.studio import Studio
-from dopsd_app.progress import DownloadProgress, PhaseProgress
-
-IDLE_SECONDS = 300  # without a request; then the memory is given back
-LOOK_SECONDS = 0.2  # between looks for a request, or for a reason to leave
+from dopsd_app.progress import PhaseProgress
 
 
 def generate(
@@ -72,129 +62,82 @@ def _file_name(prompt: str) -> str:
     return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture"
 
 
-# --- the warm worker
-
-
-def serve(runs_dir: Path, idle_seconds: float = IDLE_SECONDS) -> int:
-    """Draws what is asked for, oldest first, until a run wants the GPU or nobody asks: then its exit code."""
-    lock = run_lock(runs_dir)
-    if not claim(runs_dir, lock):
-        return BUSY
-    _log("begins")
-    desk, active = Desk(runs_dir), time.monotonic()
-    try:
-        while True:
-            reason = reason_to_leave(runs_dir)
-            idle = time.monotonic() - active > idle_seconds
-            if reason or idle:
-                desk.clear()  # the lock is no promise while a card is still full
-                if leave(runs_dir, lock, reason):
-                    break
-            if drawing := next_drawing(runs_dir):
-                desk.serve(drawing)
-                active = time.monotonic()
-            else:
-                time.sleep(LOOK_SECONDS)
-    finally:
-        lock.release()
-    _log(f"leaves: {reason or 'nobody asks'}")
-    start_next(runs_dir)
-    return 0
+# --- jobs of the warm worker
 
 
 class Desk:
-    """Serves drawings one after the other, and keeps the studio and the base's picture of the last one."""
+    """What a warm worker keeps from one drawing to the next: the loaded base and its last own picture."""
 
-    def __init__(self, runs_dir: Path):
-        self.runs_dir = runs_dir
-        self.clear()
+    def __init__(self):
+        self.studio: Studio | None = None
+        self.base_drawn: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
+
+    def studio_for(self, config: TrainConfig) -> Studio:
+        """The studio of a configuration's base: the one that is loaded, where it serves."""
+        if self.studio is None or not self.studio.serves(config):
+            self.clear()  # before the next one needs the memory
+            self.studio = Studio(config)
+        return self.studio
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self.studio: Studio | None = None
-        self.base_drawn: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
+        self.studio = self.base_drawn = None
         free_memory()
 
-    def serve(self, drawing: Drawing) -> None:
-        """Draws one to its end, or until it is cancelled, fails or must give way."""
-        started = time.perf_counter()
-        try:
-            with closing(self._job(drawing)) as job:
-                for event in job:
-                    state, done, total = event.phase, event.done, event.total
-                    if is_cancelled(drawing):
-                        write_drawing_status(drawing, "cancelled")
-                        return
-                    if reason := reason_to_leave(self.runs_dir):
-                        write_drawing_status(drawing, "failed", reason=reason)
-                        return
-                    state = state if state in ("downloading", "drawing") else "loading"
-                    speed = event.speed if isinstance(event, DownloadProgress) else 0.0
-                    write_drawing_status(drawing, state, done, total, speed=speed)
-            _log(f"{drawing.id}: {time.perf_counter() - started:.2f} s")
-            write_drawing_status(drawing, "done", done, total)
-        except Exception as error:  # the border: the person is told, the next is served
-            if not isinstance(error, KnownFailure):
-                self.studio = None  # what is loaded may be half of it
-                with suppress(OSError):  # a full disk; the status comes last, and must get through
-                    _log("".join(traceback.format_exception(error)))
-            elif detail := getattr(error, "detail", ""):
-                _log(f"{drawing.id}: {detail}")
-            write_drawing_status(drawing, "failed", reason=explain(error))
+    def draw_base(
+        self, conditioning: Conditioning, config: TrainConfig, request: PictureRequest
+    ) -> Image.Image:
+        """The base's picture, remembered: another strength of the LoRA leaves it as it is."""
+        key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
+        if self.base_drawn is None or self.base_drawn[0] != key:
+            picture = self.studio.draw(conditioning, config, request.seed, with_lora=False)
+            self.base_drawn = key, picture
+        return self.base_drawn[1]
 
-    def _job(self, drawing: Drawing) -> Iterator[PhaseProgress]:
-        request = drawing.request
-        yield PhaseProgress("loading", 0, 3)
-        config = self._config(request)
-        yield from fetch_base_model(config.base_model, config.revision)
-        if isinstance(request, CheckRequest):
-            examples = read_examples(request.folder, minimum_side=config.minimum_side).examples
-            yield from teacher_check(self._studio(config), config, examples, drawing.path)
-            return
-        run = known_run(self.runs_dir, request.run_id)
-        studio = self._studio(config)
+
+desk = Desk()  # this process serves one job after the other
+
+
+@contextmanager
+def _nothing_half_loaded() -> Iterator[None]:
+    """After an unexpected failure the next job loads anew: what is there may be half of it."""
+    try:
+        yield
+    except KnownFailure:
+        raise
+    except Exception:
+        desk.clear()
+        raise
+
+
+def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
+    """A job's two pictures of one prompt from the same noise: base.png, and lora.png with a run's LoRA."""
+    drawing = Drawing(job.path)
+    request, run = drawing.asked, known_run(job.runs_dir, drawing.asked.run_id)
+    config = run.config
+    yield PhaseProgress("loading", 0, 3)
+    yield from fetch_base_model(config.base_model, config.revision)
+    with _nothing_half_loaded():
+        studio = desk.studio_for(config)
         conditioning = studio.encode([request.prompt])[0]
         yield PhaseProgress("loading", 1, 3)
         studio.load_transformer()
         yield PhaseProgress("loading", 2, 3)
-        # At the last moment: asking for another checkpoint's file takes the place of this one's.
         studio.wear(find_lora(run, request.checkpoint), request.strength)
         yield PhaseProgress("drawing", 0, 2)
-        key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
-        if self.base_drawn is None or self.base_drawn[0] != key:  # another strength leaves it as it is
-            self.base_drawn = key, studio.draw(conditioning, config, request.seed, with_lora=False)
-        save_picture(self.base_drawn[1], drawing.base)
+        save_picture(desk.draw_base(conditioning, config, request), drawing.base)
         yield PhaseProgress("drawing", 1, 2)
         save_picture(studio.draw(conditioning, config, request.seed), drawing.lora)
         yield PhaseProgress("drawing", 2, 2)
-
-    def _config(self, request: PictureRequest | CheckRequest) -> TrainConfig:
-        if isinstance(request, CheckRequest):
-            return request.config
-        return known_run(self.runs_dir, request.run_id).config
-
-    def _studio(self, config: TrainConfig) -> Studio:
-        if self.studio is None or not self.studio.serves(config):
-            self.clear()  # before the next one needs the memory
-            _log(f"loads {config.base_model}")
-            self.studio = Studio(config)
-        return self.studio
+    return {"base": drawing.base.name, "lora": drawing.lora.name}
 
 
-def explain(error: Exception) -> str:
-    """A sentence for the person: what happened and what to do."""
-    if is_disk_full(error):
-        return "The disk is full. Free some space, then draw again."
-    if isinstance(error, KnownFailure):
-        return str(error)
-    if is_out_of_memory(error):
-        return "Out of memory. Close other programs that use memory, then draw again."
-    return f"{unexpected(error)} The whole trace is in .drawings/log.txt."
-
-
-def _log(text: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(serve(Path(sys.argv[1]).absolute()))
+def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
+    """A job's check of what the teacher sees; its pictures and check.json appear in the job's folder."""
+    request = Drawing(job.path).asked
+    yield PhaseProgress("loading", 0, 3)
+    yield from fetch_base_model(request.config.base_model, request.config.revision)
+    with _nothing_half_loaded():
+        examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
+        yield from teacher_check(desk.studio_for(request.config), request.config, examples, job.path)
+    return {"check": "check.json"}

@@ -58,12 +58,28 @@ def hub_errors(about: str, token: str) -> Iterator[None]:
         raise told from None
 
 
-def reading_token() -> bool | None:
-    """The `token` with which repositories are read: this computer's own, where there is one.
+_given = ""  # to a worker, by whoever started it
 
-    On a Space none: the ambient token is its owner's, for other things.
-    """
-    return False if os.environ.get("SYSTEM") == "spaces" else None
+
+def keep_token(token: str) -> None:
+    """Keeps the token that this process was given, in its memory alone."""
+    global _given
+    _given = token.strip()
+
+
+def given_token() -> str:
+    """The token that this process was given; empty where none was."""
+    return _given
+
+
+def ambient_token() -> str:
+    """The token in this process's environment; on a Space none: that one is its owner's, for other things."""
+    return "" if os.environ.get("SYSTEM") == "spaces" else os.environ.get("HF_TOKEN", "")
+
+
+def reading_token() -> str | bool | None:
+    """The `token` with which repositories are read: the one that was given, or this computer's own."""
+    return _given or (False if os.environ.get("SYSTEM") == "spaces" else None)
 
 
 @contextmanager
@@ -84,7 +100,7 @@ def reading_errors(repository: str) -> Iterator[None]:
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
-        words, token = " ".join(str(error).split()), get_token() or "***"
+        words, token = " ".join(str(error).split()), _given or get_token() or "***"
         told = HubError(_sentence(error, repository, reading=True).replace(token, "***"))
         told.detail = f"({type(error).__name__}: {words.replace(token, '***')[:500]})"
         if isinstance(error, HfHubHTTPError):

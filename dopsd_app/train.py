@@ -1,13 +1,11 @@
-"""The training run: a generator of events. `python -m dopsd_app.train RUN_DIR` is the worker process."""
+"""The training run: a generator of events."""
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,9 +29,9 @@ from dopsd_app.jobs.events import (
     Stopped,
     Warned,
 )
+from dopsd_app.jobs.job import take_commands
 from dopsd_app.jobs.lora_file import save_lora
-from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision, take_commands
-from dopsd_app.jobs.worker import work
+from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters, update_teacher
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
@@ -248,6 +246,7 @@ def use_repeatable_kernels() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-if __name__ == "__main__":
+def work(run: Run) -> Iterator[Event]:
+    """The job of a worker process: as `train`, with kernels that repeat themselves."""
     use_repeatable_kernels()
-    sys.exit(work(Run(Path(sys.argv[1]).absolute()), train))
+    yield from train(run)

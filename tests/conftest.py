@@ -9,6 +9,8 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nobody's own base models: what is there, and what is not, is each test's affair.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-")
+# Whoever computes on this machine beside the tests, and one test beside the other: each has its own lock.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-cache-")
 # Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
 # is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -50,7 +52,8 @@ def pytest_collection_finish():
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

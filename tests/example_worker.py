@@ -7,11 +7,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
 
-from dopsd_app.jobs import runs, worker
+from dopsd_app.jobs import job, launcher, queue, runs, worker
 from dopsd_app.jobs.events import CheckpointSaved, Finished, PreviewSaved, Resumed, StepDone, Stopped
 from dopsd_app.progress import PhaseProgress
 
-runs.WORKER = (sys.executable, __file__)  # the next run, too, gets this worker
+launcher.launcher.command = (sys.executable, __file__)  # the next run, too, gets this worker
 SECONDS = 0.02
 
 
@@ -29,7 +29,7 @@ def count(run):
         if config.name.startswith("fails") and step == 3 and not newest:
             fail(config.name, run)
         yield StepDone(step, 1 / step, 1.0, SECONDS, 0)
-        stop = "stop" in runs.take_commands(run)
+        stop = "stop" in job.take_commands(run)
         if stop or step % config.checkpoint_every == 0:
             folder = run.checkpoints / f"{step:06d}"
             folder.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def fail(name, run):
     if name == "fails-memory":
         raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
     if name == "fails-sentence":
-        raise runs.RunError("The model is gone. Fetch it again.")
+        raise job.RunError("The model is gone. Fetch it again.")
     if name == "fails-disk":  # fill the disk to its last byte, as pictures or another program would
         with (run.path / "filler").open("wb") as file:
             while True:
@@ -69,13 +69,13 @@ def write_status(run):
     step = 0
     while time.monotonic() < until:
         step += 1
-        runs.write_status(run, step=step, reason="x" * 5000)
+        job.write_status(run, step=step, reason="x" * 5000)
 
 
 if __name__ == "__main__":
     path, task = Path(sys.argv[1]), sys.argv[2:]
     if task == ["start-next"]:
-        started = runs.start_next(path)
+        started = queue.start_next(path)
         print(started and started.id)
     elif task == ["write-status"]:
         write_status(runs.Run(path))

@@ -24,7 +24,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, tell)
     sys.path.insert(0, str(ROOT))
     if "RUNS_WORKER" in os.environ:
-        from dopsd_app.jobs import runs
+        from dopsd_app.jobs.launcher import launcher
 
-        runs.WORKER = (sys.executable, os.environ["RUNS_WORKER"])
+        launcher.command = (sys.executable, os.environ["RUNS_WORKER"])
     runpy.run_path(str(ROOT / "app.py"), run_name="__main__")

@@ -24,11 +24,14 @@ from test_hub import finish, pocket_config
 from dopsd_app.data.drafts import Draft, set_caption, set_settings
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.data.uploads import load_example
-from dopsd_app.files import replace_file
 from dopsd_app.hub.card_pictures import keep_picture
-from dopsd_app.jobs.drawing import Drawing, PictureRequest, write_drawing_status
+from dopsd_app.jobs.card import Holder
+from dopsd_app.jobs.drawing import Drawing, PictureRequest
 from dopsd_app.jobs.events import PreviewSaved, StepDone, append_event
-from dopsd_app.jobs.runs import Run, create_run, write_status
+from dopsd_app.jobs.job import create_job, write_status
+from dopsd_app.jobs.kinds import DRAW
+from dopsd_app.jobs.launcher import is_process
+from dopsd_app.jobs.runs import Run, create_run
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds that anything may take: cores may be shared
@@ -56,6 +59,7 @@ class PageServer:
             "TMPDIR": str(self.temporary),
             "HOME": str(folder / "home"),
             "HF_HOME": str(folder / "home"),
+            "XDG_CACHE_HOME": str(folder / "cache"),  # no other test's worker is in the way
             "TOLD_MODULES": str(self._modules),
             **(environment or {}),
         }
@@ -116,6 +120,14 @@ class PageServer:
         self.process.send_signal(signal.SIGUSR1)
         wait_for(self._modules.exists, "the names of the modules")
         return set(json.loads(self._modules.read_text()))
+
+    def card_holder(self) -> Holder | None:
+        """Who computes for this server, which has a card of its own."""
+        for file in (self.folder / "cache").rglob("*.json"):
+            holder = Holder(**json.loads(file.read_text()))
+            if is_process(holder.pid, holder.pid_started):
+                return holder
+        return None
 
     def config(self) -> dict:
         """What the browser gets to build the page from; the same from one start to the next."""
@@ -249,12 +261,10 @@ def leave_run(server: PageServer, words: str) -> Run:
     (checkpoint / "manifest.json").write_text("{}")
     (checkpoint / "state.pt").write_bytes(b"state of the optimizer")
     run.log_file.write_text(f"began with {words}\n")
-    drawing = Drawing(server.runs / ".drawings" / "20260101-000000-000000-0123456789ab")
-    drawing.path.mkdir(parents=True, exist_ok=True)
-    replace_file(drawing.path / "request.json", json.dumps(asdict(PictureRequest(run.id, words, 0))))
+    drawing = Drawing(create_job(server.runs, DRAW, asdict(PictureRequest(run.id, words, 0))).path)
     for file in (drawing.base, drawing.lora):
         make_picture(9, 64, 64).save(file)
-    write_drawing_status(drawing, "done")
+    write_status(drawing, state="finished")
     keep_picture(run, drawing.id)
     write_status(run, state="finished", step=2)
     return run

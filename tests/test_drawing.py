@@ -19,12 +19,13 @@ from PIL import Image
 
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
-from dopsd_app.generate import explain, serve
-from dopsd_app.jobs import drawing, runs
-from dopsd_app.jobs.drawing import CUT_OFF, DIED, CheckRequest, PictureRequest, ask, cancel, read_drawing
+from dopsd_app.jobs import card, drawing, job, launcher, queue, runs
+from dopsd_app.jobs.drawing import CheckRequest, PictureRequest, ask, cancel, read_drawing
 from dopsd_app.jobs.events import HealthMeasured, append_event
-from dopsd_app.jobs.runs import RunError
-from dopsd_app.jobs.worker import BUSY
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.kinds import DRAW, TRAIN
+from dopsd_app.jobs.queue import CUT_OFF
+from dopsd_app.jobs.worker import BUSY, explain, work
 from dopsd_app.train import train
 from dopsd_app.ui.try_it import FINISHED, what_to_try
 
@@ -50,16 +51,27 @@ def wait_for(condition, seconds=120):
 
 
 def ended(asked):
-    wait_for(lambda: not asked.status.live)
+    wait_for(lambda: not asked.status.busy)
     return asked.status
 
 
-def worker_of(runs_dir):
-    return psutil.Process(drawing.read_worker(runs_dir).pid)
+def worker_of():
+    return psutil.Process(card.read_holder().pid)
 
 
-def log_of(runs_dir):
-    return (runs_dir / ".drawings" / "log.txt").read_text()
+def is_warm():
+    """Whether a worker keeps the model loaded."""
+    return bool((holder := card.read_holder()) and holder.warm)
+
+
+@contextmanager
+def holding_the_card(runs_dir):
+    lock = card.CardLock()
+    assert lock.take(runs_dir, "Another job", timeout=10)
+    try:
+        yield
+    finally:
+        lock.give_back()
 
 
 def pixels(path):
@@ -70,11 +82,11 @@ def pixels(path):
 @contextmanager
 def paused(runs_dir):
     """The worker stands still, but not in a moment in which it keeps others from deciding."""
-    worker = worker_of(runs_dir)
+    worker = worker_of()
     while True:
         worker.suspend()
         try:
-            with runs.start_lock(runs_dir).acquire(timeout=0.2):
+            with job.start_lock(runs_dir).acquire(timeout=0.2):
                 break
         except Timeout:
             worker.resume()
@@ -89,8 +101,8 @@ def warm_runs(tmp_path_factory):
     """A folder of runs whose worker serves one test after the other, and outlives none of them."""
     runs_dir = tmp_path_factory.mktemp("warm") / "runs"
     yield runs_dir
-    if drawing.worker_alive(runs_dir):
-        worker_of(runs_dir).kill()
+    if is_warm():
+        worker_of().kill()
 
 
 @pytest.fixture
@@ -104,8 +116,9 @@ def warm_run(warm_runs, dataset, tiny_config):
 
 
 @pytest.fixture
-def trained(warm_run, tmp_path):
-    """A copy of that run in a folder of its own, without a worker."""
+def trained(warm_run, tmp_path, monkeypatch):
+    """A copy of that run in a folder of its own, without a worker; other folders' have another card."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return runs.Run(shutil.copytree(warm_run.path, tmp_path / "runs" / warm_run.id))
 
 
@@ -146,26 +159,29 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
     for stranger in ("../elsewhere", "", ".drawings"):
         with pytest.raises(RunError, match="not there any more"):
             ask(runs_dir, picture_of(trained, run_id=stranger))
-    runs.enqueue(other)
+    queue.enqueue(other)
     with pytest.raises(RunError, match=f"{other.id} waits to be trained"):
         ask(runs_dir, picture_of(trained))
-    runs.write_status(other, state="training", pid=os.getpid(), pid_started=runs.process_started(os.getpid()))
+    job.write_status(
+        other, state="training", pid=os.getpid(), pid_started=launcher.process_started(os.getpid())
+    )
     with pytest.raises(RunError, match=f"{other.id} is being trained"):
         ask(runs_dir, picture_of(trained))
-    runs.write_status(other, state="stopped")
-    with runs.run_lock(runs_dir), pytest.raises(RunError, match="Another job is at work"):
+    job.write_status(other, state="stopped")
+    with holding_the_card(runs_dir), pytest.raises(RunError, match="Another job is at work"):
         ask(runs_dir, picture_of(trained))
-    assert not drawing.worker_alive(runs_dir)
+    assert not is_warm()
 
 
 def test_a_dead_workers_drawing_has_failed_and_old_drawings_are_swept(trained, monkeypatch):
-    monkeypatch.setattr(drawing, "WORKER", DIES_AT_ONCE)
+    monkeypatch.setattr(launcher.launcher, "command", DIES_AT_ONCE)
     monkeypatch.setattr(drawing, "KEPT", 3)
     asked = []
     for seed in range(5):
         asked.append(ask(trained.runs_dir, picture_of(trained, seed=seed)))
-        assert (ended(asked[-1]).state, asked[-1].status.reason) == ("failed", DIED)
-    assert asked[-1].request == picture_of(trained, seed=4)
+        assert ended(asked[-1]).state == "interrupted"
+        assert "ended without saying why" in asked[-1].status.reason
+    assert asked[-1].asked == picture_of(trained, seed=4)
     assert [one.path.exists() for one in asked] == [False, False, True, True, True]
     with pytest.raises(RunError, match="not kept any more"):
         read_drawing(trained.runs_dir, asked[0].id)
@@ -179,12 +195,12 @@ def test_the_page_asks_without_torch(trained, tmp_path):
         "import sys\n"
         "from pathlib import Path\n"
         "from dopsd_app.checks import verdict\n"
-        "from dopsd_app.jobs import drawing\n"
-        "drawing.WORKER = (sys.executable, '-c', '')\n"
+        "from dopsd_app.jobs import card, drawing, launcher\n"
+        "launcher.launcher.command = (sys.executable, '-c', '')\n"
         "runs_dir = Path(sys.argv[1])\n"
         "asked = drawing.ask(runs_dir, drawing.PictureRequest(sys.argv[2], 'a dog', 1))\n"
         "drawing.cancel(asked)\n"
-        "print(asked.status, asked.request, verdict.read_check(asked.path), drawing.ask_to_leave(runs_dir))\n"
+        "print(asked.status, asked.asked, verdict.read_check(asked.path), card.read_holder())\n"
         "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()\n"
     )
     arguments = [sys.executable, tmp_path / "asks.py", trained.runs_dir, trained.id]
@@ -205,22 +221,22 @@ def test_the_page_asks_without_torch(trained, tmp_path):
         (ZeroDivisionError("by zero\nand more"), "Unexpected error, ZeroDivisionError: by zero. The whole"),
     ],
 )
-def test_a_failure_is_told_in_a_sentence(error, sentence):
-    assert explain(error).startswith(sentence)
+def test_a_failure_is_told_in_a_sentence(error, sentence, tmp_path):
+    assert explain(error, job.create_job(tmp_path, DRAW, {})).startswith(sentence)
 
 
 def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tiny_config):
     runs_dir = warm_run.runs_dir
     first = ask(runs_dir, picture_of(warm_run))
-    assert ended(first).state == "done"
-    worker = worker_of(runs_dir)
+    assert ended(first).state == "finished"
+    worker = worker_of()
     weak, earlier, last, again = (  # asked before any is drawn: only one checkpoint has its file at a time
         ask(runs_dir, picture_of(warm_run, **changes))
         for changes in ({"strength": 0.0}, {"checkpoint": 2}, {"checkpoint": 4}, {})
     )
     nothing_there = ask(runs_dir, CheckRequest(tiny_config, runs_dir / "nothing"))
     check = ask(runs_dir, CheckRequest(tiny_config, warm_run.dataset))
-    assert [ended(one).state for one in (weak, earlier, last, again, check)] == ["done"] * 5
+    assert [ended(one).state for one in (weak, earlier, last, again, check)] == ["finished"] * 5
     assert ended(nothing_there).reason.startswith("There is no folder")
 
     assert np.abs(pixels(first.base) - pixels(first.lora)).max() > 2
@@ -237,21 +253,19 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     other.lora_file.write_bytes(b"nonsense")
     broken = ask(runs_dir, picture_of(other))
     assert "Unexpected error" in ended(broken).reason
-    assert "Traceback" in log_of(runs_dir)
+    assert "Traceback" in broken.log_file.read_text()
     other.lora_file.write_bytes(good)
-    assert ended(ask(runs_dir, picture_of(other))).state == "done"
-    runs.delete_run(other)
+    assert ended(ask(runs_dir, picture_of(other))).state == "finished"
+    job.delete_job(other)
     with pytest.raises(RunError, match="not there any more"):
         ask(runs_dir, picture_of(other))
-    assert ended(ask(runs_dir, picture_of(warm_run))).state == "done"
-    assert worker_of(runs_dir) == worker
-    log = log_of(runs_dir)
-    assert (log.count("begins"), log.count("loads")) == (1, 2)  # once more after what went wrong
+    assert ended(ask(runs_dir, picture_of(warm_run))).state == "finished"
+    assert worker_of() == worker
 
 
 def test_the_worker_gives_way_to_a_training(warm_run, dataset, tiny_config, capsys):
     runs_dir = warm_run.runs_dir
-    assert ended(ask(runs_dir, picture_of(warm_run))).state == "done"
+    assert ended(ask(runs_dir, picture_of(warm_run))).state == "finished"
     settings = {**asdict(tiny_config), "steps": 2}
     settings = [f"{key}={value}" for key, value in settings.items() if key in TINY]
     folders = ["--images", str(dataset.examples[0].image.parent), "--runs", str(runs_dir)]
@@ -260,33 +274,31 @@ def test_the_worker_gives_way_to_a_training(warm_run, dataset, tiny_config, caps
         cut_off = [ask(runs_dir, picture_of(warm_run, seed=seed)) for seed in (2, 3)]
         taken_back = ask(runs_dir, picture_of(warm_run, seed=4))
         cancel(taken_back)
-        assert taken_back.status.state == "cancelled"
+        assert taken_back.status.state == "stopped"
         trainer = threading.Thread(target=main, args=(command,))
         trainer.start()
-        queued = wait_for(lambda: runs.queued_runs(runs_dir))[0]
+        queued = wait_for(lambda: [one for one in queue.waiting_jobs(runs_dir) if one.kind == TRAIN])[0]
         with pytest.raises(RunError, match="waits to be trained"):
             ask(runs_dir, picture_of(warm_run))
     trainer.join()
     assert "It is at work." in capsys.readouterr().out
     assert [ended(one).reason for one in cut_off] == [CUT_OFF] * 2
-    assert taken_back.status.state == "cancelled"
-    wait_for(lambda: queued.status.state not in ("queued", *runs.LIVE))
+    assert taken_back.status.state == "stopped"
+    wait_for(lambda: not queued.status.busy)
     assert queued.status.state == "finished", queued.log_file.read_text()
 
 
 def test_a_killed_worker_leaves_nothing_locked_and_two_askers_start_one_new(warm_run):
     runs_dir = warm_run.runs_dir
-    assert ended(ask(runs_dir, picture_of(warm_run))).state == "done"
-    drawing.ask_to_leave(runs_dir)
-    wait_for(lambda: not drawing.worker_alive(runs_dir))
-    begun = log_of(runs_dir).count("begins")
+    assert ended(ask(runs_dir, picture_of(warm_run))).state == "finished"
+    card.ask_for_card()
+    wait_for(lambda: not is_warm())
     asked = ask(runs_dir, picture_of(warm_run))
-    worker = worker_of(runs_dir)
-    wait_for(lambda: asked.status.state == "loading")
-    worker.kill()
-    assert ended(asked).reason == DIED
+    wait_for(is_warm)
+    worker_of().kill()
+    assert ended(asked).state == "interrupted"
     # A killed process of many threads is gone a moment before the last of them has let go of its files.
-    with runs.run_lock(runs_dir).acquire(timeout=10):
+    with holding_the_card(runs_dir):
         pass
 
     both = []
@@ -302,24 +314,22 @@ def test_a_killed_worker_leaves_nothing_locked_and_two_askers_start_one_new(warm
     loading = next(one for one in both if one.status.state == "loading")
     waiting = next(one for one in both if one != loading)
     cancel(loading)
-    assert ended(waiting).state == "done"
-    assert loading.status.state == "cancelled"
+    assert ended(waiting).state == "finished"
+    assert loading.status.state == "stopped"
     assert not loading.lora.exists()
-    assert asked.status.state == "failed"
-    assert log_of(runs_dir).count("begins") == begun + 2
+    assert asked.status.state == "interrupted"
 
     # The command line has the worker leave and draws in its own process.
     assert main(["generate", warm_run.id, "--runs", str(runs_dir), "--prompt", "my dog", "--seed", "6"]) == 0
-    assert not drawing.worker_alive(runs_dir)
+    assert not is_warm()
     ours = warm_run.path / "generated" / "1-my-dog_6.png"
-    if waiting.request.seed == 6:
+    if waiting.asked.seed == 6:
         assert np.array_equal(pixels(ours), pixels(waiting.lora))
 
 
-def test_a_worker_that_nobody_asks_ends(trained, capsys):
-    (trained.runs_dir / ".drawings").mkdir()
-    assert serve(trained.runs_dir, idle_seconds=0.3) == 0
-    assert "leaves: nobody asks" in capsys.readouterr().out
-    assert not drawing.worker_alive(trained.runs_dir)
-    with runs.run_lock(trained.runs_dir).acquire(timeout=0):
-        assert serve(trained.runs_dir) == BUSY
+def test_a_worker_that_nobody_asks_ends(trained):
+    one = job.create_job(trained.runs_dir, DRAW, asdict(picture_of(trained)))
+    assert work(one, idle_seconds=0.3) == 0
+    assert one.result == {"base": "base.png", "lora": "lora.png"}
+    with holding_the_card(trained.runs_dir):
+        assert work(job.create_job(trained.runs_dir, DRAW, asdict(picture_of(trained)))) == BUSY

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dopsd_app.files import replace_file
 from dopsd_app.hub.when_finished import Wish
-from dopsd_app.jobs.drawing import read_worker, worker_alive
+from dopsd_app.jobs.job import OTHERS
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.ui.endpoints import ENDPOINTS
 
@@ -218,10 +218,10 @@ def test_a_run_is_steered_and_another_one_waits(call, server):
 
 
 def test_drawing_and_checking_can_be_cancelled(call, server, job):
-    drawings = server.runs / ".drawings"
+    drawings = server.runs / OTHERS
     # A process that draws, once it is up, would be too quick to be stopped for sure.
-    if worker_alive(server.runs):
-        psutil.Process(read_worker(server.runs).pid).kill()
+    if holder := server.card_holder():
+        psutil.Process(holder.pid).kill()
     for name, arguments, cancel, target in (
         ("draw", (job.run, "a zorp", 7), "cancel_drawing", job.run),
         ("check_teacher", (job.draft,), "cancel_check", job.draft),
@@ -258,7 +258,7 @@ def test_known_failures_arrive_as_their_sentences(call, job):
         ("draw", job.run, "x", -1): "The seed is from 0 to 2**32 - 1",
         ("draw", job.run, "x", 0, 99.0): "the strength from 0 to 1.5",
         ("draw", job.run, "x", 0, 1.0, 3): "has no checkpoint of step 3. Checkpoints there are: 2, 4.",
-        ("keep_for_card", job.run, "../x"): "This drawing is not kept any more.",
+        ("keep_for_card", job.run, "../x"): "This is not kept any more.",
         ("resume_run", job.run): "is finished already",
         ("stop_run", job.run): "is not at work",
         ("wish", job.run, True, "bad--name", True, False): "cannot be a name on the Hub",
@@ -291,15 +291,16 @@ def test_values_of_another_type_are_refused(call, job):
 
 
 def test_the_unexpected_arrives_as_general_words_and_stays_in_the_servers_output(call, server, job):
-    note = job.folder / "card" / "01.json"
-    good = note.read_text()
-    note.write_text('{"marked3kd8": 1}')
+    picture = server.runs / OTHERS / job.drawn["id"] / "lora.png"
+    picture.rename(picture.with_name("kept"))
+    picture.mkdir()
     try:
-        told = call.refused("preview_card", job.run, "my-zorp", True, False)
+        told = call.refused("keep_for_card", job.run, job.drawn["id"])
     finally:
-        note.write_text(good)
+        picture.rmdir()
+        picture.with_name("kept").rename(picture)
     assert told == "Something went wrong here that should not. The server's log tells what."
-    assert "KeyError: 'prompt'" in server.output.read_text()
+    assert "IsADirectoryError" in server.output.read_text()
 
 
 # --- what must never be

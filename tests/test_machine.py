@@ -3,13 +3,15 @@ import os
 import psutil
 import pytest
 
+from dopsd_app import gpus
 from dopsd_app.files import free_disk
+from dopsd_app.gpus import Gpu
 from dopsd_app.planning import machine
-from dopsd_app.planning.machine import Gpu, read_machine, torch_has_cuda
+from dopsd_app.planning.machine import read_machine, torch_has_cuda
 
 GIB = 1024**3
 MIB = 1024**2
-TWO_CARDS = "NVIDIA GeForce RTX 4070, 12282, 11000\\nNVIDIA A100-SXM4-40GB, 40960, 512\\n"
+TWO_CARDS = "NVIDIA GeForce RTX 4070, 12282, 11000, GPU-8f\\nNVIDIA A100-SXM4-40GB, 40960, 512, GPU-1c\\n"
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="the imitation is a shell script")
 pytestmark = posix_only
@@ -24,13 +26,13 @@ def nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def install(script):
-        machine._gpus.cache_clear()
+        gpus._gpus.cache_clear()
         program = folder / "nvidia-smi"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
 
     yield install
-    machine._gpus.cache_clear()
+    gpus._gpus.cache_clear()
 
 
 @pytest.fixture
@@ -49,8 +51,8 @@ def limits(tmp_path, monkeypatch):
 def test_cards_are_what_the_driver_says(nvidia_smi):
     nvidia_smi(f"printf '{TWO_CARDS}'")
     assert read_machine().gpus == (
-        Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB),
-        Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB),
+        Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB, "GPU-8f"),
+        Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB, "GPU-1c"),
     )
 
 
@@ -58,7 +60,7 @@ def test_the_driver_is_asked_for_plain_numbers(nvidia_smi, tmp_path):
     nvidia_smi(f'echo "$@" > {tmp_path}/asked')
     read_machine()
     assert (tmp_path / "asked").read_text().split() == [
-        "--query-gpu=name,memory.total,memory.free",
+        "--query-gpu=name,memory.total,memory.free,uuid",
         "--format=csv,noheader,nounits",
     ]
 
@@ -74,7 +76,7 @@ def test_the_answer_is_remembered_for_a_moment(nvidia_smi, tmp_path):
     "script",
     [
         "echo No devices were found; exit 6",
-        "echo 'NVIDIA Thor, [N/A], [N/A]'",
+        "echo 'NVIDIA Thor, [N/A], [N/A], GPU-2'",
         "echo 'Failed to initialize NVML: Driver/library version mismatch'",
         "exec 1>&-",
     ],
@@ -85,14 +87,14 @@ def test_a_driver_that_tells_nothing_means_no_card(nvidia_smi, script):
 
 
 def test_no_driver_means_no_card(monkeypatch, tmp_path):
-    machine._gpus.cache_clear()
+    gpus._gpus.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_machine().gpus == ()
 
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [("1", [1]), ("1,0", [1, 0]), ("", []), ("-1", []), ("0,5,1", [0]), ("GPU-8f", [0, 1])],
+    [("1", [1]), ("1,0", [1, 0]), ("", []), ("-1", []), ("0,5,1", [0]), ("GPU-1", [1]), ("GPU-7", [])],
 )
 def test_only_the_cards_that_cuda_may_use_count(nvidia_smi, monkeypatch, visible, expected):
     nvidia_smi(f"printf '{TWO_CARDS}'")

@@ -16,7 +16,6 @@ from playwright.sync_api import expect
 from safetensors import safe_open
 from test_page import HOSTILE, TRIGGER, fill_captions
 
-from dopsd_app.jobs.drawing import read_worker
 from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import Run, complete_checkpoints, list_runs
 
@@ -143,7 +142,7 @@ def trying(browser, server, job):
     page.wait_for_selector("#slider img")
     page.click("#keep")
     page.wait_for_selector("#card-pictures img")
-    yield Trying(page, job.run, read_worker(server.runs).pid)
+    yield Trying(page, job.run, server.card_holder().pid)
     visit.close()
 
 
@@ -159,7 +158,7 @@ def test_a_second_picture_comes_from_the_same_warm_worker(trying, server):
     after = wait_for(lambda: set(slider(page)).isdisjoint(before) and slider(page), "another picture")
     page.wait_for_function("[...document.querySelectorAll('#slider img')].every(img => img.naturalWidth)")
     assert len(set(after)) == 2
-    assert read_worker(server.runs).pid == trying.worker
+    assert server.card_holder().pid == trying.worker
 
 
 def test_hostile_words_are_text_where_the_lora_is_tried_and_on_its_card(trying):

@@ -14,7 +14,8 @@ from playwright.sync_api import expect
 
 from dopsd_app.data.drafts import draft_config, draft_dataset, set_settings
 from dopsd_app.data.uploads import load_example
-from dopsd_app.jobs.runs import create_run, enqueue, latest_checkpoint, list_runs, send_command
+from dopsd_app.jobs.queue import enqueue, send_command
+from dopsd_app.jobs.runs import create_run, latest_checkpoint, list_runs
 
 EXAMPLE_WORKER = str(ROOT / "tests" / "example_worker.py")
 LONG = 50_000  # steps: more than any test waits for

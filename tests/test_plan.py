@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.gpus import Gpu
 from dopsd_app.jobs.events import StepDone, append_event
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method import checkpoint
@@ -12,7 +13,7 @@ from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.sizes import Z_IMAGE_TURBO
 from dopsd_app.planning import cost
 from dopsd_app.planning.cost import forward_work, memory, picture_tokens, step_work, teacher_tokens
-from dopsd_app.planning.machine import Gpu, Machine
+from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.pace import DATA_SHEET, REACHED
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.progress import words_for_time

@@ -19,9 +19,9 @@ from PIL import Image
 
 from dopsd_app.config import ConfigError, TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset, Example
-from dopsd_app.jobs import runs, worker
+from dopsd_app.jobs import card, job, launcher, queue, runs, worker
 from dopsd_app.jobs.events import Failed, Resumed, StepDone, read_events
-from dopsd_app.jobs.runs import RunError
+from dopsd_app.jobs.job import RunError
 
 EXAMPLE_WORKER = (sys.executable, str(Path(__file__).parent / "example_worker.py"))
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def runs_dir(tmp_path, monkeypatch):
     """An empty folder of runs whose workers count; none of them outlives the test."""
-    monkeypatch.setattr(runs, "WORKER", EXAMPLE_WORKER)
+    monkeypatch.setattr(launcher.launcher, "command", EXAMPLE_WORKER)
     folder = tmp_path / "runs"
     yield folder
     for run in runs.list_runs(folder):
@@ -45,9 +45,25 @@ def new_run(runs_dir, name="counts", steps=20, checkpoint_every=5, pictures=()):
 
 def started_run(runs_dir, **settings):
     run = new_run(runs_dir, **settings)
-    runs.enqueue(run)
-    assert runs.start_next(runs_dir) == run
+    queue.enqueue(run)
+    assert next_started(runs_dir) == run
     return run
+
+
+def next_started(runs_dir):
+    """The run that `start_next` has started."""
+    job = queue.start_next(runs_dir)
+    return job and runs.Run(job.path)
+
+
+@contextlib.contextmanager
+def holding_the_card(runs_dir):
+    lock = card.CardLock()
+    assert lock.take(runs_dir, "Another job")
+    try:
+        yield
+    finally:
+        lock.give_back()
 
 
 def wait_for(condition, seconds=30):
@@ -59,7 +75,7 @@ def wait_for(condition, seconds=30):
 
 
 def wait_for_state(run, *states):
-    wait_for(lambda: run.status.state in states or not (run.status.live or run.status.state == "queued"))
+    wait_for(lambda: run.status.state in states or not (run.status.busy))
     assert run.status.state in states, f"{run.status}\n{run.log_file.read_text()}"
     return run.status
 
@@ -89,7 +105,7 @@ def test_a_new_run_holds_settings_and_pictures_and_waits_for_a_word(runs_dir, tm
     assert (run.status.state, run.status.step, run.status.steps) == ("draft", 0, 20)
     date, clock, *name, secret = run.id.split("-")
     assert (len(date), len(clock), name, len(secret)) == (8, 6, ["Elan", "d", "ete"], 12)
-    assert runs.start_next(runs_dir) is None
+    assert queue.start_next(runs_dir) is None
 
 
 @pytest.mark.parametrize("name", ["", "猫", "../../x", "a" * 300, 'CON<>:"|?*', "trailing. "])
@@ -125,10 +141,10 @@ def test_runs_are_listed_newest_first_and_found_by_a_beginning(runs_dir):
 def test_only_a_run_at_rest_can_be_deleted(runs_dir):
     run = started_run(runs_dir, steps=1000)
     with pytest.raises(RunError, match="Stop it first"):
-        runs.delete_run(run)
-    runs.send_command(run, "stop")
+        job.delete_job(run)
+    queue.send_command(run, "stop")
     wait_for_state(run, "stopped")
-    runs.delete_run(run)
+    job.delete_job(run)
     assert runs.list_runs(runs_dir) == []
     assert not run.path.exists()
 
@@ -152,7 +168,7 @@ def test_a_reader_never_sees_half_a_status(runs_dir):
     writer = subprocess.Popen([*EXAMPLE_WORKER, str(run.path), "write-status"])
     steps = []
     while writer.poll() is None:
-        steps.append(runs.read_status(run).step)
+        steps.append(job.read_status(run).step)
     assert writer.returncode == 0
     assert steps == sorted(steps)
     assert len(set(steps)) > 20
@@ -161,10 +177,10 @@ def test_a_reader_never_sees_half_a_status(runs_dir):
 
 def test_a_status_of_a_reused_process_number_reads_as_interrupted(runs_dir):
     run = new_run(runs_dir)
-    started = runs.process_started(os.getpid())
-    runs.write_status(run, state="training", pid=os.getpid(), pid_started=started)
+    started = launcher.process_started(os.getpid())
+    job.write_status(run, state="training", pid=os.getpid(), pid_started=started)
     assert run.status.state == "training"
-    runs.write_status(run, pid_started=started - 100)
+    job.write_status(run, pid_started=started - 100)
     assert run.status.state == "interrupted"
     assert json.loads(run.status_file.read_text())["state"] == "training"
 
@@ -173,17 +189,17 @@ def test_a_status_of_a_reused_process_number_reads_as_interrupted(runs_dir):
 def test_a_broken_status_does_not_stand_in_the_way_of_other_runs(runs_dir, content):
     broken, run = new_run(runs_dir), new_run(runs_dir)
     broken.status_file.write_text(content)
-    runs.enqueue(run)
+    queue.enqueue(run)
     assert broken.status.state == "failed"
-    assert "status.json cannot be read" in broken.status.reason
-    assert runs.start_next(runs_dir) == run
+    assert "status.json is damaged" in broken.status.reason
+    assert next_started(runs_dir) == run
     runs.resume(broken)
     wait_for_state(broken, "finished")
 
 
 def test_a_dead_process_that_nobody_asked_after_is_dead():
     process = subprocess.Popen([sys.executable, "-c", "pass"])
-    wait_for(lambda: runs.process_started(process.pid) is None)
+    wait_for(lambda: launcher.process_started(process.pid) is None)
     process.wait()
 
 
@@ -192,10 +208,10 @@ def test_a_dead_process_that_nobody_asked_after_is_dead():
 
 def test_a_run_goes_from_draft_to_finished(runs_dir):
     run = new_run(runs_dir, steps=12)
-    runs.enqueue(run)
+    queue.enqueue(run)
     assert run.status.state == "queued"
     seen = [run.status.state]
-    runs.start_next(runs_dir)
+    queue.start_next(runs_dir)
     while seen[-1] not in ("finished", "failed", "interrupted"):
         if (state := run.status.state) != seen[-1]:
             seen.append(state)
@@ -215,15 +231,15 @@ def test_stop_leaves_a_checkpoint_and_resume_goes_on_from_it(runs_dir):
     with pytest.raises(RunError, match="already"):
         runs.resume(run)
     wait_for_step(run, 3)
-    runs.send_command(run, "stop")
+    queue.send_command(run, "stop")
     status = wait_for_state(run, "stopped")
     assert 3 <= status.step < 40
     assert runs.latest_checkpoint(run).name == f"{status.step:06d}"
     with pytest.raises(RunError, match="not at work: it is stopped"):
-        runs.send_command(run, "stop")
+        queue.send_command(run, "stop")
 
     assert runs.resume(run) == runs.latest_checkpoint(run)
-    runs.start_next(runs_dir)
+    queue.start_next(runs_dir)
     wait_for_state(run, "finished")
     assert steps_of(run) == list(range(1, 41))
     assert Resumed(status.step) in events_of(run)
@@ -241,19 +257,19 @@ def test_a_signal_stops_a_worker_with_a_checkpoint(runs_dir, number):
 
 def test_commands_are_taken_once_and_unknown_ones_refused(runs_dir):
     run = new_run(runs_dir)
-    started = runs.process_started(os.getpid())
-    runs.write_status(run, state="training", pid=os.getpid(), pid_started=started)
-    runs.send_command(run, "preview-now")
-    runs.send_command(run, "save-now")
-    assert runs.take_commands(run) == {"preview-now", "save-now"}
-    assert runs.take_commands(run) == set()
+    started = launcher.process_started(os.getpid())
+    job.write_status(run, state="training", pid=os.getpid(), pid_started=started)
+    queue.send_command(run, "preview-now")
+    queue.send_command(run, "save-now")
+    assert job.take_commands(run) == {"preview-now", "save-now"}
+    assert job.take_commands(run) == set()
     assert run.status.state == "training"
-    runs.send_command(run, "stop")
+    queue.send_command(run, "stop")
     assert run.status.state == "stopping"  # at once, however long its step
-    assert runs.take_commands(run) == {"stop"}
+    assert job.take_commands(run) == {"stop"}
     assert run.status.state == "stopping"
     with pytest.raises(ValueError, match="`command` must be one of stop"):
-        runs.send_command(run, "explode")
+        queue.send_command(run, "explode")
 
 
 def test_a_run_killed_at_any_moment_is_interrupted_and_goes_on(runs_dir):
@@ -265,7 +281,7 @@ def test_a_run_killed_at_any_moment_is_interrupted_and_goes_on(runs_dir):
         checkpoint = runs.resume(run)
         assert run.status.state == "queued"
         assert checkpoint == runs.latest_checkpoint(run)
-        assert runs.start_next(runs_dir) == run
+        assert next_started(runs_dir) == run
     wait_for_state(run, "finished")
     assert steps_of(run) == list(range(1, 101))
 
@@ -293,22 +309,22 @@ def test_an_exception_ends_the_run_with_a_sentence_and_a_trace(runs_dir, name, r
 
 def test_a_worker_that_dies_at_its_import_ends_the_run_with_the_reason(runs_dir, monkeypatch):
     run = new_run(runs_dir)
-    runs.enqueue(run)
-    monkeypatch.setattr(runs, "WORKER", (sys.executable, "-c", "import not_there"))
-    assert runs.start_next(runs_dir) == run
+    queue.enqueue(run)
+    monkeypatch.setattr(launcher.launcher, "command", (sys.executable, "-c", "import not_there"))
+    assert next_started(runs_dir) == run
     assert "No module named 'not_there'" in wait_for_state(run, "interrupted").reason
-    assert runs.start_next(runs_dir) is None
-    monkeypatch.setattr(runs, "WORKER", EXAMPLE_WORKER)
+    assert queue.start_next(runs_dir) is None
+    monkeypatch.setattr(launcher.launcher, "command", EXAMPLE_WORKER)
     runs.resume(run)
-    runs.start_next(runs_dir)
+    queue.start_next(runs_dir)
     wait_for_state(run, "finished")
 
 
 def test_a_worker_that_cannot_be_started_fails_the_run(runs_dir, monkeypatch, tmp_path):
     run = new_run(runs_dir)
-    runs.enqueue(run)
-    monkeypatch.setattr(runs, "WORKER", (str(tmp_path / "no-such-python"),))
-    assert runs.start_next(runs_dir) is None
+    queue.enqueue(run)
+    monkeypatch.setattr(launcher.launcher, "command", (str(tmp_path / "no-such-python"),))
+    assert queue.start_next(runs_dir) is None
     assert run.status.state == "failed"
     assert "no-such-python" in run.status.reason
 
@@ -320,10 +336,10 @@ def test_runs_are_done_one_after_the_other_in_the_order_of_the_queue(runs_dir):
     first, second, third = (new_run(runs_dir, name=name, steps=10) for name in "abc")
     order = [third, first, second]
     for run in order:
-        runs.enqueue(run)
-    assert runs.queued_runs(runs_dir) == order
-    assert runs.start_next(runs_dir) == third
-    assert runs.start_next(runs_dir) is None
+        queue.enqueue(run)
+    assert [waiting.id for waiting in queue.waiting_jobs(runs_dir)] == [run.id for run in order]
+    assert next_started(runs_dir) == third
+    assert queue.start_next(runs_dir) is None
     for run in order:  # each worker that ends starts the next
         wait_for_state(run, "finished")
     spans = [span_of(run) for run in order]
@@ -338,20 +354,20 @@ def span_of(run):
 def test_stop_takes_a_waiting_run_out_of_the_queue(runs_dir):
     first = started_run(runs_dir, steps=30)
     second = new_run(runs_dir)
-    runs.enqueue(second)
+    queue.enqueue(second)
     with pytest.raises(RunError, match="queued already"):
-        runs.enqueue(second)
-    runs.send_command(second, "stop")
+        queue.enqueue(second)
+    queue.send_command(second, "stop")
     assert second.status.state == "stopped"
     wait_for_state(first, "finished")
-    assert runs.start_next(runs_dir) is None
+    assert queue.start_next(runs_dir) is None
     assert not second.events_file.exists()
 
 
 def test_callers_at_the_same_moment_start_one_worker(runs_dir):
     waiting = [new_run(runs_dir, steps=30) for _ in range(3)]
     for run in waiting:
-        runs.enqueue(run)
+        queue.enqueue(run)
     callers = [
         subprocess.Popen([*EXAMPLE_WORKER, str(runs_dir), "start-next"], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -367,45 +383,45 @@ def test_callers_at_the_same_moment_start_one_worker(runs_dir):
 
 def test_a_run_waits_while_another_job_has_the_gpu(runs_dir):
     run = new_run(runs_dir)
-    runs.enqueue(run)
-    with runs.run_lock(runs_dir):
-        assert runs.start_next(runs_dir) is None
+    queue.enqueue(run)
+    with holding_the_card(runs_dir):
+        assert queue.start_next(runs_dir) is None
         by_hand = subprocess.run([*EXAMPLE_WORKER, str(run.path)], capture_output=True, text=True)
         assert by_hand.returncode == worker.BUSY
         assert "Another job uses the GPU" in by_hand.stderr
         assert run.status.state == "queued"
-    assert runs.start_next(runs_dir) == run
+    assert next_started(runs_dir) == run
     wait_for_state(run, "finished")
 
 
 def test_a_worker_that_comes_too_late_for_the_gpu_goes_back_to_the_queue(runs_dir):
     run = new_run(runs_dir)
-    runs.enqueue(run)
-    with runs.run_lock(runs_dir):
-        with runs.start_lock(runs_dir):  # as `start_next` does it, when somebody takes the lock just after
+    queue.enqueue(run)
+    with holding_the_card(runs_dir):
+        with job.start_lock(runs_dir):  # as `start_next` does it, when somebody takes the lock just after
             process = subprocess.Popen([*EXAMPLE_WORKER, str(run.path)], stderr=subprocess.DEVNULL)
-            started = runs.process_started(process.pid)
-            runs.write_status(run, state="loading", pid=process.pid, pid_started=started)
+            started = launcher.process_started(process.pid)
+            job.write_status(run, state="loading", pid=process.pid, pid_started=started)
         assert process.wait() == worker.BUSY
         assert run.status.state == "queued"
-    assert runs.start_next(runs_dir) == run
+    assert next_started(runs_dir) == run
     wait_for_state(run, "finished")
 
 
 def test_a_crash_frees_the_lock(runs_dir):
     first = started_run(runs_dir, steps=1000)
     second = new_run(runs_dir)
-    runs.enqueue(second)
+    queue.enqueue(second)
     wait_for_step(first, 1)
     psutil.Process(first.status.pid).kill()
     wait_for_state(first, "interrupted")
-    assert runs.start_next(runs_dir) == second
+    assert next_started(runs_dir) == second
     wait_for_state(second, "finished")
 
 
 def test_a_run_does_not_end_with_the_process_that_started_it(runs_dir):
     run = new_run(runs_dir, steps=40)
-    runs.enqueue(run)
+    queue.enqueue(run)
     starter = [*EXAMPLE_WORKER, str(runs_dir), "start-next"]
     subprocess.run(starter, check=True, stdout=subprocess.DEVNULL, start_new_session=True)
     wait_for_step(run, 1)
@@ -417,7 +433,7 @@ def test_a_run_does_not_end_with_the_process_that_started_it(runs_dir):
 
 
 def test_a_second_worker_for_a_live_run_is_refused(runs_dir):
-    run = started_run(runs_dir, steps=100)
+    run = started_run(runs_dir, steps=10_000)
     wait_for_step(run, 1)
     pid = run.status.pid
     second = subprocess.run([*EXAMPLE_WORKER, str(run.path)], capture_output=True, text=True)
@@ -445,7 +461,7 @@ def test_a_full_disk_fails_the_run_and_keeps_the_checkpoint(tmp_path):
         from pathlib import Path
         sys.path[:0] = sys.argv[2:]
         import example_worker, test_runs
-        from dopsd_app.jobs import runs, worker
+        from dopsd_app.jobs import job, launcher, queue, runs, worker
 
         run = test_runs.new_run(Path(sys.argv[1]) / "runs", name="fails-disk", steps=6, checkpoint_every=2)
         code = worker.work(run, example_worker.count)

@@ -27,9 +27,11 @@ from dopsd_app.data.uploads import add_pictures
 from dopsd_app.files import replace_file
 from dopsd_app.hub.access import Space
 from dopsd_app.hub.when_finished import make_wish
-from dopsd_app.jobs.drawing import Drawing, drawings_folder, write_drawing_status
+from dopsd_app.jobs.drawing import Drawing
 from dopsd_app.jobs.events import LoraChecked, Warned, append_event
-from dopsd_app.jobs.runs import LORA_FILE, Run, write_status
+from dopsd_app.jobs.job import OTHERS, create_job, write_status
+from dopsd_app.jobs.kinds import CHECK_TEACHER
+from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.ui import launch_options, pictures, plan, publish, teacher, train, try_it, visitors, words
 from dopsd_app.ui.base_facts import base_facts
 from dopsd_app.ui.server.lora_copies import drop_copies, lora_copy
@@ -139,7 +141,7 @@ def test_no_file_of_runs_drafts_or_the_computer_can_be_fetched(which, request):
         )
     linked = server.folder / "link" / server.run.id
     others = [Path("/etc/passwd"), ROOT / "app.py", server.folder / "home" / "token", server.output]
-    others += [linked / "config.json", linked / LORA_FILE, server.runs / ".drawings/../.start.lock"]
+    others += [linked / "config.json", linked / LORA_FILE, server.runs / f"{OTHERS}/../.start.lock"]
     assert {"config.json", "status.json", "events.jsonl", "log.txt", "draft.json", LORA_FILE, "state.pt"} <= {
         file.name for file in kinds.values()
     }
@@ -247,13 +249,13 @@ def test_names_that_a_client_makes_up_lead_nowhere(server):
     outside.mkdir()
     for name in ("config.json", "draft.json", "status.json"):
         (outside / name).write_text((server.run.path / "config.json").read_text())
-    request = (server.runs / ".drawings").glob("2*/request.json").__next__()
-    (outside / "request.json").write_text(request.read_text())
+    asked = (server.runs / OTHERS).glob("2*/job.json").__next__()
+    (outside / "job.json").write_text(asked.read_text())
     make_picture(1).save(outside / "lora.png")
     (outside / "preset.toml").write_text('label = "x"\ndescription = "y"\nsteps = 3\n')
     before = all_bytes(server.runs, server.drafts, outside)
     up = f"../../../{server.folder.name}/outside" if server.runs.parent != server.folder else "../outside"
-    names = [up, str(outside), f"{server.run.id}/../{up}", "..", ".drawings", "\0"]
+    names = [up, str(outside), f"{server.run.id}/../{up}", "..", OTHERS, "\0"]
     whole = {"run_id": server.run.id, "draft_id": server.draft.id}
     by_type = {"string": "x", "integer": 1, "number": 1.0, "boolean": False, "object": {}, "array": []}
     aims = ("run_id", "draft_id", "drawing_id", "picture")
@@ -519,9 +521,8 @@ def page_of(tmp_path, monkeypatch):
     make_wish(run, push=True, name="x", private=True, pause=False, token=None)
     checked = tmp_path / "checked"
     checked.mkdir()
-    drawing = Drawing(drawings_folder(run.runs_dir) / "20260101-000000-000000-aaaaaaaaaaaa")
-    drawing.path.mkdir()
-    replace_file(drawing.path / "request.json", json.dumps({"config": {}, "folder": str(checked)}))
+    asked = {"config": {}, "folder": str(checked)}
+    drawing = Drawing(create_job(run.runs_dir, CHECK_TEACHER, asked).path)
     replace_file(draft.path / "check", json.dumps({"drawing": drawing.id, "of": "what was there before"}))
     for who in ("crop", "student", "teacher"):
         make_picture(1).save(drawing.path / f"0_{who}.webp")
@@ -549,7 +550,7 @@ def page_of(tmp_path, monkeypatch):
         settings = {"trigger_word": text, "name": text, "optimizer": text}
         change(draft.path / "draft.json", items=items, settings=settings, waiting={"x": [text, text]})
         replace_file(checked / "01.txt", f"a {text}")
-        write_drawing_status(drawing, "failed", reason=text)
+        write_status(drawing, state="failed", reason=text)
         save_check(replace(judge_rows((CheckRow(0, 1, 0),), ""), sentence=text), drawing.path)
         first, third, second, fourth, fifth, last = steps
         space = Space(id=text, owner=text, zero_gpu=False, sign_in=False)

@@ -12,7 +12,8 @@ import pytest
 from imitation_hub import ImitationHub
 from page_server import PageServer, all_bytes, leave_draft, leave_run, wait_for
 
-from dopsd_app.jobs.runs import process_started, write_status
+from dopsd_app.jobs.job import write_status
+from dopsd_app.jobs.launcher import process_started
 from dopsd_app.ui.endpoints import ENDPOINTS
 
 MARK = "marked8Tz20b"

@@ -32,7 +32,7 @@ from dopsd_app.jobs.events import (
     append_event,
     read_events,
 )
-from dopsd_app.jobs.runs import place_command, write_status
+from dopsd_app.jobs.job import place_command, write_status
 from dopsd_app.jobs.worker import work
 from dopsd_app.method import checkpoint
 from dopsd_app.models.z_image import ZImage

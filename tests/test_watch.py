@@ -10,7 +10,7 @@ from dopsd_app.jobs.events import (
     Warned,
     append_event,
 )
-from dopsd_app.jobs.runs import write_status
+from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.watch import CURVE_POINTS, RunWatcher, decimate
 
 

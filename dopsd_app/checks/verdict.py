@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dopsd_app.files import replace_file
+from dopsd_app.files import read_value, replace_file
 
 CHECKED = 4  # pictures in a check
 # Scores from which on the verdict is that. On the built-in base they part teachers that show at least one of
@@ -80,12 +80,11 @@ def save_check(check: TeacherCheck, folder: Path) -> None:
 
 
 def read_check(folder: Path) -> TeacherCheck | None:
-    """What `save_check` wrote into the folder; None while there is nothing."""
-    file = folder / "check.json"
-    if not file.exists():
+    """What `save_check` wrote into the folder; None while there is nothing, or nothing that can be read."""
+    try:
+        return read_value(TeacherCheck, (folder / "check.json").read_bytes())
+    except (OSError, ValueError):
         return None
-    fields = json.loads(file.read_text(encoding="utf-8"))
-    return TeacherCheck(**fields | {"rows": tuple(CheckRow(**row) for row in fields["rows"])})
 
 
 def rows_drawn(folder: Path) -> list[tuple[Path, Path, Path]]:

@@ -2,28 +2,38 @@
 
 import json
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import insist, replace_file
+from dopsd_app.files import insist, read_value, replace_file
 from dopsd_app.hub.push import MAX_PICTURES
-from dopsd_app.jobs.drawing import read_drawing
+from dopsd_app.jobs.drawing import PictureRequest, read_drawing
 from dopsd_app.jobs.runs import Run
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is kept beside a picture."""
+
+    prompt: str
 
 
 def card_pictures(run: Run) -> list[tuple[Path, str]]:
     """The chosen pictures with their prompts, in the order of choosing."""
     kept = []
     for file in sorted((run.path / "card").glob("*.png")):
-        prompt = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["prompt"]
-        kept.append((file, prompt))
+        with suppress(OSError, ValueError):  # without its prompt, a picture does not count
+            kept.append((file, read_value(Chosen, file.with_suffix(".json").read_bytes()).prompt))
     return kept
 
 
 def keep_picture(run: Run, drawing_id: str) -> None:
     """Puts a picture that was drawn with the run's LoRA on its card, at most MAX_PICTURES of them."""
     drawing = read_drawing(run.runs_dir, drawing_id)
-    if getattr(drawing.request, "run_id", "") != run.id or not drawing.lora.exists():
+    asked = drawing.asked
+    if not isinstance(asked, PictureRequest) or asked.run_id != run.id or not drawing.lora.exists():
         raise KnownFailure("This picture was not drawn with this LoRA. Draw one first.")
     kept = card_pictures(run)
     if len(kept) >= MAX_PICTURES:
@@ -32,7 +42,7 @@ def keep_picture(run: Run, drawing_id: str) -> None:
     file = run.path / "card" / f"{number:02}.png"
     file.parent.mkdir(exist_ok=True)
     # The prompt first: a picture counts only when it is there.
-    replace_file(file.with_suffix(".json"), json.dumps({"prompt": drawing.request.prompt}))
+    replace_file(file.with_suffix(".json"), json.dumps({"prompt": asked.prompt}))
     replace_file(file, drawing.lora.read_bytes())
 
 

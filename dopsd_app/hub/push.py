@@ -24,8 +24,9 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.hub.model_card import Picture, base_name, make_card, picture_name
 from dopsd_app.hub_client import HubError, check_token, hub_errors, status_sentence
+from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.runs import LORA_FILE, Run, RunError
+from dopsd_app.jobs.runs import LORA_FILE, Run
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

@@ -15,7 +15,8 @@ from dopsd_app.files import replace_file
 from dopsd_app.hub import push as hub
 from dopsd_app.hub.access import find_token, this_space
 from dopsd_app.hub.card_pictures import card_pictures
-from dopsd_app.jobs.runs import Run, RunError, list_runs
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.runs import Run, list_runs
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _fulfil(run: Run, wish: Wish) -> Wish:
         pictures = card_pictures(run)
         hub.push(run, token=token, name=wish.name, private=wish.private, pictures=pictures)
         if wish.pause:
-            if any(other.status.live or other.status.state == "queued" for other in list_runs(run.runs_dir)):
+            if any(other.status.busy for other in list_runs(run.runs_dir)):
                 raise RunError("It was published. Another run is at work, so the Space was not paused.")
             # The sign-in may write to what it created, which the Space is not: its owner can leave a secret.
             hub.pause_space(os.environ.get("PAUSE_TOKEN") or token)

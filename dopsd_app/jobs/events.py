@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dopsd_app.files import make_value
 from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 
@@ -143,7 +144,7 @@ class EventReader:
 
     def poll(self) -> list[Event]:
         """The events since the last poll; a `Resumed` among them has already cut `events`."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return []
         with self.path.open("rb") as file:
             file.seek(self._offset)
@@ -166,13 +167,15 @@ def _superseded(earlier: Event, resumed: Resumed) -> bool:
 def _parse(line: bytes) -> Event | None:
     try:
         fields = json.loads(line)
-    except ValueError:  # torn by a kill, closed by the next process
+        kind = EVENTS[fields.pop("event")]
+        return make_value(kind, {name: value for name, value in fields.items() if name != "time"})
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ):  # torn by a kill, told by another version, or by a hand
         return None
-    kind = EVENTS.get(fields.pop("event"))
-    del fields["time"]
-    if kind is None or fields.keys() != {field.name for field in dataclasses.fields(kind)}:
-        return None  # told by another version
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 def read_events(path: Path) -> list[Event]:

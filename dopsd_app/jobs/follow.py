@@ -16,15 +16,9 @@ from dopsd_app.jobs.events import (
     StepDone,
     Warned,
 )
-from dopsd_app.jobs.runs import (
-    Run,
-    RunError,
-    default_runs_dir,
-    latest_checkpoint,
-    queued_runs,
-    send_command,
-    start_next,
-)
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.queue import send_command, start_next, waiting_jobs
+from dopsd_app.jobs.runs import Run, default_runs_dir, latest_checkpoint
 from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 LOOK_SECONDS = 0.2
@@ -81,8 +75,8 @@ def show_bytes(bar: tqdm, progress: DownloadProgress) -> None:
 
 
 def _say_why_it_waits(run: Run) -> str:
-    waiting = queued_runs(run.runs_dir)
-    before = waiting.index(run) if run in waiting else 0
+    waiting = [job.path for job in waiting_jobs(run.runs_dir)]
+    before = waiting.index(run.path) if run.path in waiting else 0
     queue = f"{before} more in the queue before it" if before else "it is the next"
     return f"Waiting: another run is at work, {queue}. Ctrl-C takes it out of the queue."
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.files import replace_file
-from dopsd_app.jobs.runs import LORA_FILE, Run, RunError, complete_checkpoints
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,92 +1,46 @@
-"""The run folder and the queue: create, list, start, command, resume, delete.
-
-Every fact about a run is a file in its folder. How it stands is what status.json says.
-"""
+"""Trainings: their folders, what is in them, and which one a person means."""
 
 import json
 import os
 import re
-import secrets
 import shutil
-import subprocess
-import sys
-import threading
-import time
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-from filelock import FileLock, Timeout
-
-from dopsd_app.config import TrainConfig, load_config, save_config
-from dopsd_app.errors import KnownFailure
+from dopsd_app.config import ConfigError, TrainConfig, load_config, save_config
 from dopsd_app.files import insist, replace_file
+from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, write_status
+from dopsd_app.jobs.kinds import TRAIN
+from dopsd_app.jobs.queue import enqueue
 from dopsd_app.models.catalog import full_name
 
 if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
 
-WORKER = (sys.executable, "-m", "dopsd_app.train")  # gets the run folder as its last argument
-COMMANDS = ("stop", "preview-now", "save-now")
-RUN_NAME = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{12}")  # as `create_run` makes it
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that every loader looks for first
-# States that a living process must stand behind.
-LIVE = ("downloading", "loading", "encoding", "training", "stopping")
-
-KILLED = "Its process ended without saying why: killed, or the computer went off."
-FETCHED_KEPT = "What was fetched is kept: resume, and it goes on from there."
-
-
-class RunError(KnownFailure):
-    """Something that cannot be done with a run as it stands."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run: a folder; everything else is read from it."""
-
-    path: Path  # absolute
-
-    @property
-    def id(self) -> str:
-        return self.path.name
-
-    @property
-    def runs_dir(self) -> Path:
-        return self.path.parent
+class Run(Job):
+    """One training: a job whose folder holds its settings and pictures, and everything that it makes."""
 
     @property
     def config(self) -> TrainConfig:
-        return load_config(self.path / "config.json")
-
-    @property
-    def status(self) -> "Status":
-        return read_status(self)
-
-    @property
-    def status_file(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def events_file(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def log_file(self) -> Path:
-        return self.path / "log.txt"
+        """The settings; `ConfigError` where they cannot be read."""
+        try:
+            return load_config(self.path / "config.json")
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"The settings of {self.id} cannot be read: its config.json is damaged."
+            ) from error
 
     @property
     def dataset(self) -> Path:
         return self.path / "dataset"
-
-    @property
-    def commands(self) -> Path:
-        return self.path / "commands"
 
     @property
     def previews(self) -> Path:
@@ -104,31 +58,8 @@ class Run:
     def check_file(self) -> Path:
         return self.path / "check.json"
 
-    @property
-    def reserve_file(self) -> Path:
-        return self.path / ".reserve"
 
-
-@dataclass(frozen=True)
-class Status:
-    """How a run stands, as status.json holds it."""
-
-    # one of LIVE, or draft, queued, stopped, failed, finished or interrupted
-    state: str = "draft"
-    step: int = 0  # optimizer steps done; while training up to a fifth of a second old
-    steps: int = 0
-    pid: int | None = None  # the worker's, and when it started: a pid alone may be reused
-    pid_started: float | None = None
-    queue_number: int | None = None  # first in, first out
-    reason: str = ""  # a sentence for the person: why it failed or was interrupted
-    updated: float = 0.0  # seconds since 1970
-
-    @property
-    def live(self) -> bool:
-        return self.state in LIVE
-
-
-# --- create, list, find, delete
+# --- create, list, find
 
 
 def default_runs_dir() -> Path:
@@ -143,20 +74,20 @@ def create_run(runs_dir: Path, config: TrainConfig, dataset: "Dataset") -> Run:
     """
     from dopsd_app.data.pictures import copy_examples  # brings Pillow: not for commands that only list runs
 
-    # The last part keeps others from guessing the folder's name, the date sorts, the middle is for people.
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{_safe(config.name)}-{secrets.token_hex(6)}"
     runs_dir = runs_dir.absolute()
     runs_dir.mkdir(parents=True, exist_ok=True)
+    name = job_name(_safe(config.name))
     new = Run(runs_dir / f".new-{name}")
+    new.path.mkdir()
     try:
-        for folder in (new.path, new.commands, new.previews, new.checkpoints):
-            folder.mkdir()
         # The worker has another current folder.
         config = replace(config, base_model=full_name(config.base_model))
         save_config(config, new.path / "config.json")
+        new.previews.mkdir()
+        new.checkpoints.mkdir()
         copy_examples(dataset, new.dataset)
+        lay_out(new, TRAIN, {})
         write_status(new, steps=config.steps)
-        reserve_space(new)
         return Run(insist(lambda: new.path.rename(runs_dir / name)))
     except BaseException:
         shutil.rmtree(new.path, ignore_errors=True)
@@ -169,23 +100,17 @@ def _safe(name: str) -> str:
     return re.sub("[^A-Za-z0-9]+", "-", ascii_name).strip("-")[:40].strip("-") or "lora"
 
 
-def reserve_space(run: Run) -> None:
-    """Puts bytes aside in the run folder: given up on a full disk, they leave room to say what happened."""
-    if not run.reserve_file.exists():
-        run.reserve_file.write_bytes(os.urandom(256 * 1024))  # random: some disks compress
-
-
 def list_runs(runs_dir: Path) -> list[Run]:
     """All runs, newest first."""
     if not runs_dir.is_dir():
         return []
     made = {}
     for folder in runs_dir.absolute().iterdir():
-        with suppress(FileNotFoundError, NotADirectoryError):  # not a run, or one that is just being deleted
-            # Other folders may lie here too: only what has a run's name and both its files is one.
-            if RUN_NAME.fullmatch(folder.name) and (folder / "status.json").is_file():
-                # Two runs of one second are told apart by their settings file, which never changes.
-                made[Run(folder)] = (folder.name[:15], (folder / "config.json").stat().st_mtime_ns)
+        # Other folders may lie here too: only what has a run's name is one, in whatever state its files are.
+        if JOB_NAME.fullmatch(folder.name) and folder.is_dir():
+            # Two runs of one second are told apart by their settings file, which never changes.
+            settings = folder / "config.json"
+            made[Run(folder)] = (folder.name[:15], settings.stat().st_mtime_ns if settings.exists() else 0)
     return sorted(made, key=made.get, reverse=True)
 
 
@@ -217,16 +142,6 @@ def find_run(runs_dir: Path, text: str) -> Run:
     return found[0]
 
 
-def delete_run(run: Run) -> None:
-    """Removes a run's folder for good; a run that a process works on is refused."""
-    with start_lock(run.runs_dir):
-        if run.status.live:
-            raise RunError(f"{run.id} is at work. Stop it first, then delete it.")
-        # Renamed first, so that nobody ever reads half a run.
-        doomed = insist(lambda: run.path.rename(run.runs_dir / f".deleted-{run.id}"))
-    shutil.rmtree(doomed)
-
-
 def pin_revision(run: Run, commit: str) -> None:
     """Keeps in the run's settings which commit of its base model's repository it uses from now on."""
     if commit in ("", run.config.revision):
@@ -248,189 +163,7 @@ def complete_checkpoints(run: Run) -> list[Path]:
     return sorted((f for f in folders if f.name.isdigit()), key=lambda folder: int(folder.name))
 
 
-# --- status
-
-
-def read_status(run: Run) -> Status:
-    """How the run stands now; a live state without its process reads as "interrupted"."""
-    status = _stored_status(run)
-    if status.live and not is_alive(status):
-        status = _stored_status(run)  # it may have had its last word between the two looks
-        if status.live and not is_alive(status):
-            reason = f"{KILLED} {FETCHED_KEPT}" if status.state == "downloading" else _last_words(run)
-            return replace(status, state="interrupted", reason=reason)
-    if status.live and (run.commands / "stop").exists():  # asked for, and the step at hand may be long
-        return replace(status, state="stopping")
-    return status
-
-
-def write_status(run: Run, **changes) -> Status:
-    """Changes these fields of the stored status; for the worker, or under `start_lock`."""
-    stored = _stored_status(run) if run.status_file.exists() else Status()
-    status = replace(stored, **changes, updated=time.time())
-    replace_file(run.status_file, json.dumps(asdict(status)))
-    return status
-
-
-def _stored_status(run: Run) -> Status:
-    content = insist(run.status_file.read_bytes)
-    try:
-        return Status(**json.loads(content))
-    except (ValueError, TypeError) as error:  # a bad disk, or a hand: the other runs must not suffer
-        return Status("failed", reason=f"status.json cannot be read: {error}. Resume writes it anew.")
-
-
-def is_alive(status: Status) -> bool:
-    """Whether the process that wrote this status, not a later one of the same number, is still at work."""
-    started = process_started(status.pid) if status.pid else None
-    return started is not None and status.pid_started is not None and abs(started - status.pid_started) < 2
-
-
-def process_started(pid: int) -> float | None:
-    """When a process started, in seconds on a clock that nobody sets; None when it is gone."""
-    try:
-        process = psutil.Process(pid)
-        # A dead process stays in the table as a zombie while its parent does not ask, in containers for ever.
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        started = process.create_time()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone; or another user's, so not the one we mean
-        return None
-    # Linux counts from boot, and psutil adds the time of boot, which moves whenever the clock is set.
-    return started - psutil.boot_time() if psutil.LINUX else started
-
-
-def _last_words(run: Run) -> str:
-    if not run.log_file.exists():
-        return KILLED
-    with run.log_file.open("rb") as file:
-        file.seek(max(0, run.log_file.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    lines = [line.rpartition("\r")[2].strip() for line in lines]
-    last = next((line for line in reversed(lines) if line), "")
-    return f"{KILLED} log.txt ends with: {last[:300]}" if last else KILLED
-
-
-# --- commands
-
-
-def send_command(run: Run, command: str) -> None:
-    """Asks a run's worker for "stop", "preview-now" or "save-now"; stop also takes a run out of the queue."""
-    if command not in COMMANDS:
-        raise ValueError(f"`command` must be one of {', '.join(COMMANDS)}, got {command!r}.")
-    with start_lock(run.runs_dir):
-        status = run.status
-        if status.state == "queued" and command == "stop":
-            write_status(run, state="stopped")
-        elif status.live:
-            place_command(run, command)
-        else:
-            raise RunError(f"{run.id} is not at work: it is {status.state}.")
-
-
-def place_command(run: Run, command: str) -> None:
-    """Leaves a command for the worker without looking whether there is one."""
-    (run.commands / command).touch()
-
-
-def drop_commands(run: Run) -> None:
-    """Forgets what was asked of an earlier process."""
-    for command in COMMANDS:
-        (run.commands / command).unlink(missing_ok=True)
-
-
-def take_commands(run: Run) -> set[str]:
-    """The commands that came since the last call, for the worker between its steps."""
-    taken = {command for command in COMMANDS if (run.commands / command).exists()}
-    if "stop" in taken:
-        write_status(run, state="stopping")
-    for command in taken:
-        insist((run.commands / command).unlink)
-    return taken
-
-
-# --- queue
-
-
-def run_lock(runs_dir: Path) -> FileLock:
-    """One GPU, one job: whoever computes holds this lock; the system frees it when its process ends."""
-    return FileLock(runs_dir / ".gpu.lock")
-
-
-def start_lock(runs_dir: Path) -> FileLock:
-    """Held for moments, by whoever decides what starts next: two starts at once must not both go ahead."""
-    return FileLock(runs_dir / ".start.lock", timeout=60)
-
-
-def enqueue(run: Run) -> None:
-    """Puts a run at the end of the queue; refused while it waits or works, and when it is finished."""
-    with start_lock(run.runs_dir):
-        status = run.status
-        if status.live or status.state in ("queued", "finished"):
-            hint = (
-                "A longer training is a new run." if status.state == "finished" else "There is nothing to do."
-            )
-            raise RunError(f"{run.id} is {status.state} already. {hint}")
-        drop_commands(run)
-        numbers = [other.status.queue_number or 0 for other in list_runs(run.runs_dir)]
-        write_status(
-            run, state="queued", queue_number=max(numbers) + 1, pid=None, pid_started=None, reason=""
-        )
-
-
 def resume(run: Run) -> Path | None:
     """Puts a run that ended early back into the queue; returns the checkpoint that it will go on from."""
     enqueue(run)
     return latest_checkpoint(run)
-
-
-def queued_runs(runs_dir: Path) -> list[Run]:
-    """The runs that wait, first come first."""
-    statuses = {run: run.status for run in list_runs(runs_dir)}
-    waiting = [run for run, status in statuses.items() if status.state == "queued"]
-    return sorted(waiting, key=lambda run: statuses[run].queue_number)
-
-
-def start_next(runs_dir: Path) -> Run | None:
-    """Starts the worker of the first queued run, when nothing holds the GPU; returns the run it started."""
-    if not runs_dir.is_dir():
-        return None
-    with start_lock(runs_dir):
-        # A worker that was started takes the lock only when it is up: until then its status speaks for it.
-        if not (waiting := queued_runs(runs_dir)) or any(run.status.live for run in list_runs(runs_dir)):
-            return None
-        try:
-            with run_lock(runs_dir).acquire(timeout=0):
-                pass
-        except Timeout:
-            return None
-        run = waiting[0]
-        try:
-            pid = start_process([*WORKER, str(run.path)], run.log_file)
-        except OSError as error:  # it must not be tried again and again
-            write_status(run, state="failed", reason=f"The worker could not be started: {error}.")
-            return None
-        # The worker waits for the start lock before it writes, so this cannot overwrite its word. If it dies
-        # before that, a live state without a process is left: that reads as interrupted and stays so.
-        write_status(run, state="loading", pid=pid, pid_started=process_started(pid))
-        return run
-
-
-def start_process(command: Sequence[str], log_file: Path) -> int:
-    """Starts a worker in a session of its own, which outlives the terminal, the page and its server."""
-    if os.name == "nt":
-        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
-    else:
-        apart = {"start_new_session": True}
-    with log_file.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=Path(__file__).parents[2],  # from here, `-m dopsd_app.train` is found
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # a log to follow, in one encoding
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            **apart,
-        )
-    threading.Thread(target=process.wait, daemon=True).start()  # or it stays a zombie as long as we live
-    return process.pid

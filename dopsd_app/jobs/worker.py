@@ -1,5 +1,11 @@
-"""The worker's side of a run: one process that computes, tells, obeys and leaves a reason."""
+"""The worker's side of a job: one process that computes, tells, obeys and leaves a reason.
 
+`python -m dopsd_app.jobs.worker FOLDER` does the job in this folder. What its kind needs is imported only
+then, when signals are heard already.
+"""
+
+import importlib
+import json
 import os
 import signal
 import sys
@@ -7,75 +13,100 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from dopsd_app.config import TrainConfig, memory_levers
+from dopsd_app.config import memory_levers
 from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
-from dopsd_app.files import is_disk_full
-from dopsd_app.jobs.events import Event, Failed, Finished, Resumed, StepDone, Stopped, append_event
-from dopsd_app.jobs.runs import (
-    Run,
+from dopsd_app.files import is_disk_full, replace_file
+from dopsd_app.hub_client import keep_token
+from dopsd_app.jobs.card import CardLock, is_card_wanted
+from dopsd_app.jobs.events import (
+    Event,
+    Failed,
+    Finished,
+    Resumed,
+    StepDone,
+    Stopped,
+    append_event,
+)
+from dopsd_app.jobs.job import (
+    Job,
     drop_commands,
-    latest_checkpoint,
+    is_asked,
     place_command,
-    process_started,
     read_status,
     reserve_space,
-    run_lock,
     start_lock,
-    start_next,
     write_status,
 )
-from dopsd_app.progress import PhaseProgress
+from dopsd_app.jobs.kinds import TRAIN
+from dopsd_app.jobs.launcher import process_started
+from dopsd_app.jobs.queue import CUT_OFF, describe, leave, put_in_queue, start_next, take_next, waiting_jobs
+from dopsd_app.jobs.runs import Run, latest_checkpoint
+from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 FAILED, BUSY = 1, 75  # exit codes; 75 is sysexits' "try again later"
 STATUS_SECONDS = 0.2  # the step in status.json is written at most this often: events.jsonl has every step
+IDLE_SECONDS = 300.0  # that a warm worker keeps what it has loaded, while nobody asks for anything
+LOOK_SECONDS = 0.2  # between its looks for work, or for a reason to leave
+
+Function = Callable[[Job], Iterator[Event]]
 
 
-def work(run: Run, job: Callable[[Run], Iterator[Event]]) -> int:
-    """Does a run's job in this process and records what it yields; returns the exit code.
+def work(job: Job, function: Function | None = None, idle_seconds: float = IDLE_SECONDS) -> int:
+    """Does a job in this process and records what it yields; returns the exit code.
 
-    `job` ends with `Finished`, `Stopped` or `Failed`; an exception becomes `Failed`. Then the next starts.
-    When another process computes, the run stays in the queue. SIGINT and SIGTERM become the stop command.
+    `function` is that of the job's kind, unless it is given. When another process computes, the job stays in
+    the queue. SIGINT and SIGTERM become the stop command. Then the next starts.
     """
-    lock = run_lock(run.runs_dir)
-    with _stop_on_signals(run):
-        if not _claim(run, lock):
-            return BUSY
-        try:
-            ending = _record_all(run, job)
-        finally:
-            lock.release()
-    start_next(run.runs_dir)
+    if not job.kind.card:  # a signal ends it at once: it may wait for the network, and has nothing to save
+        return _exit_code(_record_all(job, function)) if _claim(job, None) else BUSY
+    lock = CardLock()
+    try:
+        with _stop_on_signals(job):
+            if not _claim(job, lock):
+                return BUSY
+            ending = _record_all(job, function)
+        if job.kind.warm:
+            _stay_warm(job.runs_dir, lock, idle_seconds)
+    finally:
+        lock.give_back()
+    start_next(job.runs_dir)
+    return _exit_code(ending)
+
+
+def _exit_code(ending: Event) -> int:
     return FAILED if isinstance(ending, Failed) else 0
 
 
-def _claim(run: Run, lock: FileLock) -> bool:
-    """Takes the lock for this run, or says on stderr why that cannot be."""
-    with start_lock(run.runs_dir):
-        status = read_status(run)
+def _claim(job: Job, lock: CardLock | None) -> bool:
+    """Takes the card for this job, or says on stderr why that cannot be."""
+    with start_lock(job.runs_dir):
+        status = read_status(job)
         # In a virtual environment of Windows the process that was started is a launcher, our parent.
         ours = status.pid in (os.getpid(), os.getppid())
         if status.state == "finished" or (status.live and not ours):
-            print(f"{run.id} is {status.state} already.", file=sys.stderr)
+            print(f"{job.id} is {status.state} already.", file=sys.stderr)
             return False
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            print("Another job uses the GPU; this run waits in the queue.", file=sys.stderr)
+        if lock and not lock.take(job.runs_dir, describe(job), warm=job.kind.warm, timeout=1):
+            print("Another job uses the GPU; this one waits in the queue.", file=sys.stderr)
             if status.live:
-                write_status(run, state="queued", pid=None, pid_started=None)
+                write_status(job, state="queued", pid=None, pid_started=None)
             return False
         if not status.live:  # started by hand, without the queue
-            drop_commands(run)
+            drop_commands(job)
+        write_status(job, state="loading", reason="", **_this_process())
     return True
 
 
+def _this_process() -> dict:
+    return {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
+
+
 @contextmanager
-def _stop_on_signals(run: Run):
+def _stop_on_signals(job: Job):
     def stop(number, frame):
-        place_command(run, "stop")
+        place_command(job, "stop")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -86,47 +117,88 @@ def _stop_on_signals(run: Run):
             signal.signal(number, handler)
 
 
-def _record_all(run: Run, job: Callable[[Run], Iterator[Event]]) -> Event:
-    """Runs the job to its end; returns the event that ended it."""
-    step = read_status(run).step
+def _stay_warm(runs_dir: Path, lock: CardLock, idle_seconds: float) -> None:
+    """Does what else is asked for, oldest first, until somebody else wants the card or nobody asks."""
+    active = time.monotonic()
+    while True:
+        wanted = is_card_wanted() or any(job.kind == TRAIN for job in waiting_jobs(runs_dir))
+        idle = time.monotonic() - active > idle_seconds
+        if (wanted or idle) and leave(runs_dir, lock, idle=not wanted):
+            return
+        if job := take_next(runs_dir, _this_process()):
+            with _stop_on_signals(job):
+                _record_all(job, None)
+            active = time.monotonic()
+        else:
+            time.sleep(LOOK_SECONDS)
+
+
+# --- one job
+
+
+def _record_all(job: Job, function: Function | None) -> Event:
+    """Does the job to its end; returns the event that ended it."""
+    step = read_status(job).step
     event = None
     try:
-        started = process_started(os.getpid())
-        write_status(run, state="loading", pid=os.getpid(), pid_started=started, reason="")
-        write_status(run, steps=run.config.steps)  # apart: settings that cannot be read are told as a failure
-        reserve_space(run)
-        _log(run, f"process {os.getpid()} begins")
-        with closing(job(run)) as events:
+        reserve_space(job)
+        _log(job, f"process {os.getpid()} begins")
+        if job.kind == TRAIN:
+            write_status(job, steps=Run(job.path).config.steps)
+        function = function or find_function(job)
+        with closing(_told(job, function)) as events:
             for event in events:
                 step = getattr(event, "step", step)
-                _record(run, event)
-                if isinstance(event, PhaseProgress) and (run.commands / "stop").exists():
-                    event = Stopped(step)  # nobody waits for a model to load only to stop
-                    _record(run, event)
-                    break
+                _record(job, event)
+                if isinstance(event, PhaseProgress) and (ending := _cut_off(job, step)):
+                    return ending
         if not isinstance(event, Finished | Stopped | Failed):
             raise RuntimeError(f"The job ended without saying how; its last event was {event}.")
     except (
         Exception
-    ) as error:  # the border: whatever went wrong, the person is told, and the run is not left "live"
-        event = Failed(step, explain(error, run))
-        if is_disk_full(error):
-            run.reserve_file.unlink(missing_ok=True)
-        # The status comes last, so that who reads "failed" finds the rest; it alone must get through.
-        with suppress(OSError):
-            detail = getattr(error, "detail", "")  # the Hub's client's own words
-            _log(run, "".join(traceback.format_exception(error)) + f"{event.reason} {detail}".rstrip())
-        with suppress(OSError):
-            append_event(run.events_file, event)
-        write_status(run, state="failed", step=step, reason=event.reason)
+    ) as error:  # the border: whatever went wrong, the person is told, and the job is not left "live"
+        event = Failed(step, explain(error, job))
+        _record_failure(job, event, error)
     return event
 
 
-def _record(run: Run, event: Event) -> None:
-    append_event(run.events_file, event)
+def find_function(job: Job) -> Function:
+    """The function that does jobs of this kind."""
+    module, _, name = job.kind.function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _told(job: Job, function: Function) -> Iterator[Event]:
+    """The function's events; what it returns becomes the job's result, and its end."""
+    given = Run(job.path) if job.kind == TRAIN else job
+    result = yield from function(given)
+    if result is not None:
+        replace_file(job.result_file, json.dumps(result))
+        yield Finished(read_status(job).step, job.result_file.name)
+
+
+def _cut_off(job: Job, step: int) -> Event | None:
+    """Ends a job that is asked to stop before it computes, or whose warm worker must give way."""
+    if is_asked(job, "stop"):  # nobody waits for a model to load only to stop
+        ending = Stopped(step)
+    elif job.kind.warm and any(other.kind == TRAIN for other in waiting_jobs(job.runs_dir)):
+        ending = Failed(step, CUT_OFF)
+    elif job.kind.warm and is_card_wanted():
+        with start_lock(job.runs_dir):
+            put_in_queue(job)
+        return Stopped(step)
+    else:
+        return None
+    _record(job, ending)
+    return ending
+
+
+def _record(job: Job, event: Event) -> None:
+    append_event(job.events_file, event)
     match event:
-        case PhaseProgress(phase=phase):
-            changes = {"state": phase}
+        case PhaseProgress(phase=phase, done=done, total=total):
+            speed = event.speed if isinstance(event, DownloadProgress) else 0.0
+            changes = {"state": phase, "done": done, "total": total, "speed": speed}
         case StepDone(step=step):
             changes = {"state": "training", "step": step}
         case Resumed(step=step):
@@ -140,42 +212,74 @@ def _record(run: Run, event: Event) -> None:
         case _:
             changes = {}
     if not isinstance(event, PhaseProgress | StepDone):
-        _log(run, str(event))
+        _log(job, str(event))
     if isinstance(event, Finished):
-        run.reserve_file.unlink(missing_ok=True)
-    status = read_status(run)
+        job.reserve_file.unlink(missing_ok=True)
+    status = read_status(job)
     if status.state == "stopping" and isinstance(event, PhaseProgress | StepDone):
         changes["state"] = "stopping"
     state_changes = changes.get("state", status.state) != status.state
     if changes and (state_changes or abs(time.time() - status.updated) > STATUS_SECONDS):
-        write_status(run, **changes)
+        write_status(job, **changes)
 
 
-def _log(run: Run, text: str) -> None:
-    with run.log_file.open("a", encoding="utf-8") as file:
+def _record_failure(job: Job, event: Failed, error: Exception) -> None:
+    if is_disk_full(error):
+        job.reserve_file.unlink(missing_ok=True)
+    # The status comes last, so that who reads "failed" finds the rest; it alone must get through.
+    with suppress(OSError):
+        detail = getattr(error, "detail", "")  # the Hub's client's own words
+        _log(job, "".join(traceback.format_exception(error)) + f"{event.reason} {detail}".rstrip())
+    with suppress(OSError):
+        append_event(job.events_file, event)
+    write_status(job, state="failed", step=event.step, reason=event.reason)
+
+
+def _log(job: Job, text: str) -> None:
+    with job.log_file.open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def explain(error: Exception, run: Run) -> str:
+def explain(error: Exception, job: Job) -> str:
     """One sentence or two for the person: what happened and what to do."""
-    checkpoint = latest_checkpoint(run)
-    kept = (
+    again = job.kind.again
+    if is_disk_full(error):
+        return f"The disk is full. Free some space, then {again}{_kept(job, ': ')}."
+    if isinstance(error, KnownFailure):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"Out of memory. {_smaller(job)}"
+    return f"{unexpected(error)} The whole trace is in log.txt{_kept(job, '; ')}."
+
+
+def _kept(job: Job, before: str) -> str:
+    """What a training has kept of its work."""
+    if job.kind != TRAIN:
+        return ""
+    checkpoint = latest_checkpoint(Run(job.path))
+    return before + (
         f"the checkpoint of step {int(checkpoint.name)} is kept"
         if checkpoint
         else "no checkpoint was made yet"
     )
-    if is_disk_full(error):
-        return f"The disk is full. Free some space, then resume the run: {kept}."
-    if isinstance(error, KnownFailure):
-        return str(error)
-    if is_out_of_memory(error):
-        return f"Out of memory. {_smaller(run.config)}"
-    return f"{unexpected(error)} The whole trace is in log.txt; {kept}."
 
 
-def _smaller(config: TrainConfig) -> str:
+def _smaller(job: Job) -> str:
     """What would need less memory."""
     others = "Close other programs that use memory"
-    for name, value in memory_levers(config):
+    levers = memory_levers(Run(job.path).config) if job.kind == TRAIN else []
+    for name, value in levers:
         return f"{others}, or start a run with `{name}` {str(value).lower()}."
-    return f"{others}, then resume the run."
+    return f"{others}, then {job.kind.again}."
+
+
+def main(arguments: list[str]) -> int:
+    """Does the job in this folder; a "-" after it says that a token for the Hub comes on standard input."""
+    folder, *more = arguments
+    if more == ["-"]:
+        keep_token(sys.stdin.read())
+    return work(Job(Path(folder).absolute()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,26 +3,14 @@
 import functools
 import importlib.util
 import os
-import re
-import shutil
-import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from dopsd_app.gpus import Gpu, list_gpus
+
 CGROUP = Path("/sys/fs/cgroup")
-REMEMBERED = 5  # seconds that an answer of nvidia-smi is good for; asking takes up to a second
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA card as its driver describes it."""
-
-    name: str
-    memory: int  # bytes
-    free_memory: int
 
 
 @dataclass(frozen=True)
@@ -39,42 +27,7 @@ class Machine:
 def read_machine() -> Machine:
     """This computer as it stands now."""
     total, free = _memory()
-    lent = os.environ.get("SPACES_ZERO_GPU", "").lower() == "true"  # for moments: nothing can train on it
-    gpus = () if lent else _visible(_gpus(round(time.monotonic() / REMEMBERED)))
-    return Machine(gpus, torch_has_cuda(), total, free, _cores())
-
-
-@functools.lru_cache(maxsize=1)
-def _gpus(moment: int) -> tuple[Gpu, ...]:
-    """The cards that nvidia-smi lists; none where it is missing or fails. `moment` makes the memory short."""
-    query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    try:
-        answer = subprocess.run([program, *query], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):  # a driver that hangs or does not fit its card
-        return ()
-    cards = []
-    for line in answer.stdout.splitlines():
-        card = re.fullmatch(r"(.+), *(\d+), *(\d+)", line.strip())
-        if card:  # memory that is shared with the computer is "[N/A]"
-            name, total, free = card.groups()
-            cards.append(Gpu(name, int(total) * 1024**2, int(free) * 1024**2))
-    return tuple(cards)
-
-
-def _visible(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves, in its order; CUDA stops at what it cannot read."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or "GPU-" in chosen or "MIG-" in chosen:  # by serial number: which is which is not told
-        return gpus
-    visible = []
-    for text in chosen.split(","):
-        if not text.strip().isdecimal() or int(text) >= len(gpus):
-            break
-        visible.append(gpus[int(text)])
-    return tuple(visible)
+    return Machine(list_gpus(), torch_has_cuda(), total, free, _cores())
 
 
 @functools.cache

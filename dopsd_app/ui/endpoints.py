@@ -103,7 +103,8 @@ def load_example(name: str) -> dict:
 
 def clone_run(run_id: str) -> dict:
     """Begins a draft with a run's pictures, captions and settings."""
-    return _told(clone_to_draft(default_drafts_dir(), run_actions.the_run(run_id)))
+    run = run_actions.the_run(run_id)
+    return _told(clone_to_draft(default_drafts_dir(), run.config, run.dataset))
 
 
 def add_pictures(draft_id: str, files: list[dict]) -> dict:

@@ -179,7 +179,7 @@ def _place(asked: str | None, remembered: dict, has_pictures: bool) -> tuple[str
     if known in runs and step in (TRAIN, TRY):
         can_try = run_actions.can_try(runs[known])
         return known, step if can_try else TRAIN
-    live = [run.id for run in runs.values() if run.status.live or run.status.state == "queued"]
+    live = [run.id for run in runs.values() if run.status.busy]
     if live and step not in (PICTURES, TEACHER, PLAN):
         return live[0], TRAIN
     shown = known if known in runs else next(iter(live or runs), "")

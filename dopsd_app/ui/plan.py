@@ -16,7 +16,9 @@ from dopsd_app.data.draft_file import read_state
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
-from dopsd_app.jobs.runs import Run, RunError, create_run, default_runs_dir, enqueue, list_runs, start_next
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.queue import enqueue, start_next
+from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, list_runs
 from dopsd_app.models.base_download import ask_hub
 from dopsd_app.models.catalog import is_known
 from dopsd_app.planning.machine import read_machine
@@ -267,7 +269,7 @@ def _started(draft: Draft) -> Run | None:
     for run in list_runs(default_runs_dir()):
         if run.id == started["run"] and started["state"] == _state_mark(draft):
             status = run.status
-            return run if status.live or status.state == "queued" else None
+            return run if status.busy else None
     return None
 
 

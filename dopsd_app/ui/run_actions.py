@@ -3,17 +3,15 @@
 from dataclasses import asdict
 
 from dopsd_app.hub.when_finished import make_wish
+from dopsd_app.jobs.job import Status, delete_job
+from dopsd_app.jobs.queue import send_command, start_next
 from dopsd_app.jobs.runs import (
     Run,
-    Status,
     default_runs_dir,
-    delete_run,
     known_run,
     latest_checkpoint,
     list_runs,
     resume,
-    send_command,
-    start_next,
 )
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.ui.server.lora_copies import drop_copies
@@ -69,7 +67,7 @@ def save_now(run_id: str) -> str:
 def remove_run(run_id: str) -> str:
     """Deletes a run with its pictures, checkpoints and LoRA for good."""
     run = the_run(run_id)
-    delete_run(run)
+    delete_job(run)
     drop_copies(run)
     return f"{run_name(run)} is deleted."
 
@@ -135,4 +133,4 @@ def can_try(run: Run) -> bool:
     """Whether there is a LoRA or a checkpoint of it to draw with, and nothing trains it now."""
     status = run.status
     there = run.lora_file.exists() or latest_checkpoint(run) is not None
-    return there and not (status.live or status.state == "queued")
+    return there and not status.busy

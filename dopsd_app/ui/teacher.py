@@ -18,7 +18,8 @@ from dopsd_app.data.pictures import copy_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
-from dopsd_app.jobs.runs import RunError, default_runs_dir
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.runs import default_runs_dir
 from dopsd_app.models.base_download import needs_fetching
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.ui import words
@@ -80,7 +81,7 @@ def start_check(draft_id: str) -> Drawing:
     draft = the_draft(draft_id)
     check_ready(draft_config(draft))  # it may ask the Hub: not while another tab waits for the lock
     with FileLock(draft.path / ".check.lock", timeout=60):
-        if (earlier := draft_check(draft)) and earlier.status.live:
+        if (earlier := draft_check(draft)) and earlier.status.busy:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
         config, dataset = draft_config(draft), draft_dataset(draft)
         mark = _mark(draft)
@@ -146,7 +147,7 @@ def look(draft_id: str, seen: dict) -> list:
     draft = the_draft(draft_id) if draft_id else None
     drawing = draft_check(draft) if draft else None
     status = drawing.status if drawing else None
-    live = bool(status and status.live)
+    live = bool(status and status.busy)
     rows = rows_drawn(drawing.path) if drawing else []
     check = read_check(drawing.path) if drawing else None
     outdated = bool(check) and is_outdated(draft)
@@ -189,12 +190,12 @@ def _go_button(checked: bool):
 
 
 def _status(status) -> str:
-    if status is None or status.state == "done":
+    if status is None or status.state == "finished":
         return ""
-    if status.state in ("failed", "cancelled"):
+    if not status.busy:
         return f"<p class='problem' role='status'>{words.text(status.reason or 'Cancelled.')}</p>"
     said = {
-        "waiting": "Waiting for the model",
+        "queued": "Waiting for the model",
         "loading": "Loading the model",
     }.get(status.state, f"Drawing, {status.done} of {status.total}")
     if status.download:
@@ -239,6 +240,6 @@ def _rows(drawing: Drawing | None, rows: list) -> str:
 def _captions(drawing: Drawing) -> list[str]:
     """The first caption of each picture, as it was when the check began."""
     found = []
-    for file in sorted(drawing.request.folder.glob("*.txt")):
+    for file in sorted(drawing.asked.folder.glob("*.txt")):
         found.append(clean_captions(file.read_text(encoding="utf-8").splitlines(), file.name)[0])
     return found

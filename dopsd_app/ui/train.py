@@ -10,7 +10,8 @@ from dopsd_app.hub.access import this_space
 from dopsd_app.hub.push import suggest_name
 from dopsd_app.hub.when_finished import read_wish
 from dopsd_app.jobs.events import HealthMeasured
-from dopsd_app.jobs.runs import Run, Status
+from dopsd_app.jobs.job import Status
+from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.watch import Preview, RunView
 from dopsd_app.progress import DownloadProgress
 from dopsd_app.ui import words
@@ -188,7 +189,7 @@ def look(run_id: str, seen: dict) -> list:
     """
     known = statuses()
     run, view = _view(run_id, [run for run, _ in known])
-    busy = any(status.live or status.state == "queued" for _, status in known)
+    busy = any(status.busy for _, status in known)
     choices = [(_label(run, status), run.id) for run, status in known]
     chosen = run.id if run else None
     values = {

@@ -158,15 +158,15 @@ def draw_pair(
 
 def wait(drawing: Drawing, progress) -> None:
     """Comes back when the drawing is done; `KnownFailure` says why it was not."""
-    while (status := drawing.status).state not in ("done", "failed", "cancelled"):
-        said = {"waiting": "Waiting", "loading": "Loading the model"}.get(status.state, "Drawing")
+    while (status := drawing.status).busy:
+        said = {"queued": "Waiting", "loading": "Loading the model"}.get(status.state, "Drawing")
         if status.download:
             share = status.done / status.total if status.total else 0.0
             progress(share, desc=f"{words.STATES['downloading']}. {words.download(status.download)}")
         else:
             progress((status.done, status.total or 1), desc=said, unit="pictures")
         time.sleep(LOOK)
-    if status.state != "done":
+    if status.state != "finished":
         raise KnownFailure(status.reason or "Cancelled.")
 
 
@@ -174,7 +174,7 @@ def cancel_drawing(run_id: str) -> str:
     """Stops all drawing for a run, after the picture at hand."""
     run = the_run(run_id)
     for drawing in unfinished_drawings(run.runs_dir):
-        if getattr(drawing.request, "run_id", "") == run.id:
+        if _run_of(drawing) == run.id:
             cancel(drawing)
     return "Cancelled."
 
@@ -182,8 +182,14 @@ def cancel_drawing(run_id: str) -> str:
 def cancel_others(run_id: str) -> None:
     """Stops all drawing for other runs: their pictures would arrive beside this one's name."""
     for drawing in unfinished_drawings(default_runs_dir()):
-        if getattr(drawing.request, "run_id", run_id) != run_id:
+        if _run_of(drawing) not in ("", run_id):
             cancel(drawing)
+
+
+def _run_of(drawing: Drawing) -> str:
+    """The run whose LoRA is drawn with; empty for a check of the teacher."""
+    asked = drawing.asked
+    return asked.run_id if isinstance(asked, PictureRequest) else ""
 
 
 def chosen_step(checkpoint: str | None) -> int | None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dopsd_app.hub.when_finished import fulfil_wishes
-from dopsd_app.jobs.runs import default_runs_dir, start_next
+from dopsd_app.jobs.queue import start_next
+from dopsd_app.jobs.runs import default_runs_dir
 
 logger = logging.getLogger(__name__)
 ROUND = 2.0  # seconds

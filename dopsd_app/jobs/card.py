@@ -1,0 +1,103 @@
+"""One card, one job: who computes on this machine, in whatever folder its runs are kept."""
+
+import functools
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from dopsd_app.files import insist, read_value, replace_file
+from dopsd_app.gpus import list_gpus
+from dopsd_app.jobs.launcher import is_process, process_started
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that computes, as it says of itself."""
+
+    pid: int
+    pid_started: float | None
+    runs_dir: str
+    what: str  # for people: "The training of 20260101-..."
+    warm: bool = False  # whether it only keeps a model loaded, and gives way
+
+
+@functools.cache
+def card_name() -> str:
+    """The card that jobs of this process use, by its own number, which is the same everywhere; or "cpu"."""
+    gpus = list_gpus()
+    return gpus[0].uuid if gpus else "cpu"
+
+
+def _file(ending: str) -> Path:
+    folder = user_cache_path("dopsd") / "cards"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{card_name()}.{ending}"
+
+
+class CardLock:
+    """Whoever computes holds it; the system frees it when its process ends."""
+
+    def __init__(self):
+        self._lock = FileLock(_file("lock"))
+
+    def take(self, runs_dir: Path, what: str, *, warm: bool = False, timeout: float = 0) -> bool:
+        """Takes the card, or returns False while another process has it."""
+        try:
+            self._lock.acquire(timeout=timeout)
+        except Timeout:
+            return False
+        holder = Holder(os.getpid(), process_started(os.getpid()), str(runs_dir.absolute()), what, warm)
+        replace_file(_file("json"), json.dumps(asdict(holder)))
+        _file("wanted").unlink(missing_ok=True)
+        return True
+
+    def give_back(self) -> None:
+        """Lets the next one have it."""
+        _file("json").unlink(missing_ok=True)
+        self._lock.release()
+
+
+def is_card_free() -> bool:
+    """Whether nobody computes at this moment."""
+    try:
+        with FileLock(_file("lock")).acquire(timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def read_holder() -> Holder | None:
+    """Who computes now; None where nobody does, or does not say so."""
+    with suppress(OSError, ValueError):
+        holder = read_value(Holder, insist(_file("json").read_bytes))
+        if is_process(holder.pid, holder.pid_started):
+            return holder
+    return None
+
+
+def ask_for_card() -> None:
+    """Asks a process that only keeps a model loaded to give way."""
+    _file("wanted").touch()
+
+
+def is_card_wanted() -> bool:
+    """Whether somebody waits for the card that this process holds."""
+    return _file("wanted").exists()
+
+
+def wait_for_card(lock: CardLock, runs_dir: Path, what: str, seconds: float) -> bool:
+    """Takes the card, for so long asking a process that keeps it warm to give way; False where in vain."""
+    until = time.monotonic() + seconds
+    while not lock.take(runs_dir, what, timeout=0.1):
+        holder = read_holder()
+        if holder and holder.warm:
+            ask_for_card()
+        elif time.monotonic() > until:
+            return False
+    return True

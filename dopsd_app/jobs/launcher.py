@@ -1,0 +1,104 @@
+"""Where jobs run: in processes of this machine, known by their number and by when they started."""
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import psutil
+
+from dopsd_app.hub_client import ambient_token
+
+if TYPE_CHECKING:
+    from dopsd_app.jobs.job import Job, Status
+
+# What a worker needs of these comes on its own way (`secret`): others may read a process's environment.
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PAUSE_TOKEN", "OAUTH_CLIENT_SECRET")
+LAST_WORD_SECONDS = 5.0  # that a process has to end by itself when it is told to
+
+
+class Launcher(Protocol):
+    """Starts workers, knows whether they live, and ends them."""
+
+    def start(self, job: "Job", secret: str = "") -> dict:
+        """Starts a job's worker; returns the fields of `Status` by which `alive` and `stop` know it again.
+
+        `secret` is a token that the worker gets and nobody else can read; without one, this process's own.
+        Raises `OSError`.
+        """
+
+    def alive(self, status: "Status") -> bool:
+        """Whether the worker that wrote this status is still at work."""
+
+    def stop(self, status: "Status") -> None:
+        """Ends the worker that wrote this status, and comes back when it is gone."""
+
+
+class LocalProcess:
+    """A process in a session of its own, which outlives the terminal, the page and its server."""
+
+    def __init__(self):
+        self.command = (sys.executable, "-m", "dopsd_app.jobs.worker")  # gets the job's folder, and "-"
+
+    def start(self, job: "Job", secret: str = "") -> dict:
+        """Starts a job's worker; see `Launcher`."""
+        if os.name == "nt":
+            apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+        else:
+            apart = {"start_new_session": True}
+        ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        with job.log_file.open("ab") as log:
+            process = subprocess.Popen(
+                [*self.command, str(job.path), "-"],
+                cwd=Path(__file__).parents[2],  # from here, `-m dopsd_app.jobs.worker` is found
+                env=ours | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # a log to follow, in one encoding
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                **apart,
+            )
+        with suppress(BrokenPipeError), process.stdin as pipe:  # it may have died at once
+            pipe.write((secret or ambient_token()).encode())
+        threading.Thread(target=process.wait, daemon=True).start()  # or it stays a zombie as long as we live
+        return {"pid": process.pid, "pid_started": process_started(process.pid)}
+
+    def alive(self, status: "Status") -> bool:
+        """Whether the process that wrote this status, not a later one of the same number, is at work."""
+        return is_process(status.pid, status.pid_started)
+
+    def stop(self, status: "Status") -> None:
+        """Ends the process, and what it started."""
+        if not self.alive(status):
+            return
+        process = psutil.Process(status.pid)
+        process.terminate()
+        try:
+            process.wait(LAST_WORD_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+
+
+def process_started(pid: int) -> float | None:
+    """When a process started, in seconds on a clock that nobody sets; None when it is gone."""
+    try:
+        process = psutil.Process(pid)
+        # A dead process stays in the table as a zombie while its parent does not ask, in containers for ever.
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        started = process.create_time()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone; or another user's, so not the one we mean
+        return None
+    # Linux counts from boot, and psutil adds the time of boot, which moves whenever the clock is set.
+    return started - psutil.boot_time() if psutil.LINUX else started
+
+
+def is_process(pid: int | None, started: float | None) -> bool:
+    """Whether the process of this number that started then is there, not a later one of the same number."""
+    now = process_started(pid) if pid and pid > 0 else None
+    return now is not None and started is not None and abs(now - started) < 2
+
+
+launcher: Launcher = LocalProcess()

@@ -1,0 +1,163 @@
+"""What starts when: jobs that compute wait for their turn, and trainings go first."""
+
+from pathlib import Path
+
+from dopsd_app.jobs.card import CardLock, ask_for_card, is_card_free, read_holder
+from dopsd_app.jobs.job import (
+    COMMANDS,
+    Job,
+    RunError,
+    Status,
+    drop_commands,
+    kind_of,
+    list_jobs,
+    place_command,
+    start_lock,
+    write_status,
+)
+from dopsd_app.jobs.kinds import TRAIN, Kind
+from dopsd_app.jobs.launcher import launcher
+
+ONE_JOB = "one job runs at a time. Draw when it has ended."
+CUT_OFF = "A training began; draw again when it has ended."
+
+
+def enqueue(job: Job) -> None:
+    """Puts a job at the end of the queue; refused while it waits or works, and when it is finished."""
+    with start_lock(job.runs_dir):
+        status = job.status
+        if status.busy or status.state == "finished":
+            hint = (
+                "A longer training is a new run." if status.state == "finished" else "There is nothing to do."
+            )
+            raise RunError(f"{job.id} is {status.state} already. {hint}")
+        put_in_queue(job)
+
+
+def put_in_queue(job: Job) -> None:
+    """The same without a look at how it stands; under `start_lock`."""
+    drop_commands(job)
+    numbers = [status.queue_number or 0 for _, status in statuses(job.runs_dir)]
+    number = max(numbers, default=0) + 1
+    write_status(job, state="queued", queue_number=number, pid=None, pid_started=None, reason="")
+
+
+def statuses(runs_dir: Path) -> list[tuple[Job, Status]]:
+    """All jobs with how they stand, the oldest first."""
+    found = []
+    for job in list_jobs(runs_dir):
+        try:
+            found.append((job, job.status))
+        except FileNotFoundError:  # just being deleted
+            continue
+    return found
+
+
+def waiting_jobs(runs_dir: Path) -> list[Job]:
+    """The jobs that wait, in the order in which they will be done."""
+    queued = [
+        (job, status) for job, status in statuses(runs_dir) if status.state == "queued" and kind_of(job)
+    ]
+    return [job for job, status in sorted(queued, key=_place)]
+
+
+def _place(waiting: tuple[Job, Status]) -> tuple:
+    job, status = waiting
+    return job.kind.warm, status.queue_number or 0
+
+
+def computing(runs_dir: Path) -> list[Job]:
+    """The jobs of this folder that compute now: at most one, and one whose worker is just starting."""
+    return [job for job, status in statuses(runs_dir) if status.live and (kind := kind_of(job)) and kind.card]
+
+
+def describe(job: Job) -> str:
+    """What others are told of the job that computes."""
+    return f"The training of {job.id}" if job.kind == TRAIN else "A drawing"
+
+
+def start_next(runs_dir: Path) -> Job | None:
+    """Starts the worker of the first waiting job, when nobody computes; returns the job that it started."""
+    if not runs_dir.is_dir():
+        return None
+    with start_lock(runs_dir):
+        waiting = waiting_jobs(runs_dir)
+        # A worker that was started takes the card only when it is up: until then its status speaks for it.
+        if not waiting or _is_taken(runs_dir, waiting[0].kind):
+            return None
+        return waiting[0] if start(waiting[0]) else None
+
+
+def _is_taken(runs_dir: Path, kind: Kind) -> bool:
+    holder = read_holder()
+    if holder and holder.warm and not (kind.warm and holder.runs_dir == str(runs_dir.absolute())):
+        ask_for_card()  # of this folder, it takes the next drawing by itself
+    return bool(computing(runs_dir)) or not is_card_free()
+
+
+def start(job: Job, secret: str = "") -> bool:
+    """Starts a job's worker at once, under `start_lock`; False where the system does not allow it."""
+    try:
+        process = launcher.start(job, secret)
+    except OSError as error:  # it must not be tried again and again
+        write_status(job, state="failed", reason=f"The worker could not be started: {error}.")
+        return False
+    # The worker waits for the start lock before it writes, so this cannot overwrite its word. If it dies
+    # before that, a live state without a process is left: that reads as interrupted and stays so.
+    write_status(job, state="loading", **process)
+    return True
+
+
+def refuse_beside_training(runs_dir: Path) -> None:
+    """Raises `RunError` where a drawing would have to wait for a training."""
+    for job, status in statuses(runs_dir):
+        if status.busy and kind_of(job) == TRAIN:
+            what = "is being trained" if status.live else "waits to be trained"
+            raise RunError(f"{job.id} {what}, and {ONE_JOB}")
+    holder = read_holder()
+    if not (holder.warm if holder else is_card_free()):
+        raise RunError(f"{holder.what if holder else 'Another job'} is at work, and {ONE_JOB}")
+
+
+def send_command(job: Job, command: str) -> None:
+    """Asks a job's worker for a command of COMMANDS; stop also takes a job out of the queue.
+
+    A job that does not compute has nothing to save before it stops: its process is ended.
+    """
+    if command not in COMMANDS:
+        raise ValueError(f"`command` must be one of {', '.join(COMMANDS)}, got {command!r}.")
+    with start_lock(job.runs_dir):
+        status, kind = job.status, kind_of(job)
+        if status.state == "queued" and command == "stop":
+            write_status(job, state="stopped")
+        elif not status.live:
+            raise RunError(f"{job.id} is not at work: it is {status.state}.")
+        elif kind and not kind.card:
+            launcher.stop(status)
+            write_status(job, state="stopped", pid=None, pid_started=None)
+        else:
+            place_command(job, command)
+
+
+def take_next(runs_dir: Path, process: dict) -> Job | None:
+    """The next waiting job for a warm worker, now its own; None where there is none. It holds the card."""
+    with start_lock(runs_dir):
+        for job in waiting_jobs(runs_dir):
+            if job.kind.warm:
+                write_status(job, state="loading", **process)
+                return job
+    return None
+
+
+def leave(runs_dir: Path, lock: CardLock, *, idle: bool) -> bool:
+    """Gives a warm worker's card back; refused to one that leaves for want of work, where some has come."""
+    with start_lock(runs_dir):
+        waiting = waiting_jobs(runs_dir)
+        if idle and waiting:
+            return False
+        if any(job.kind == TRAIN for job in waiting):  # nobody waits an hour for a picture
+            for job in waiting:
+                if job.kind.warm:
+                    write_status(job, state="failed", reason=CUT_OFF)
+        lock.give_back()
+    return True

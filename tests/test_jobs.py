@@ -1,0 +1,272 @@
+"""Jobs of every kind, by a toy kind that one file adds: queue, card, commands, result, and damage on disk."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dopsd_app.config import TrainConfig, make_config
+from dopsd_app.data.pictures import Dataset
+from dopsd_app.hub.card_pictures import card_pictures
+from dopsd_app.jobs import card, job, launcher, queue, runs
+from dopsd_app.jobs.drawing import unfinished_drawings
+from dopsd_app.jobs.events import StepDone, append_event, read_events
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.kinds import DRAW, KINDS
+from dopsd_app.jobs.watch import RunWatcher
+from dopsd_app.progress import PhaseProgress
+
+TOY = Path(__file__).parent / "toy_kind.py"
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+    return value
+
+
+def ended(asked):
+    wait_for(lambda: not asked.status.busy)
+    return asked.status
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The toy kinds, known to this process and to the workers that it starts."""
+    command = launcher.launcher.command
+    import toy_kind
+
+    monkeypatch.setattr(launcher.launcher, "command", (sys.executable, str(TOY)))
+    for kind in (toy_kind.ADD, toy_kind.ASIDE):
+        monkeypatch.setitem(KINDS, kind.name, kind)
+    yield toy_kind
+    launcher.launcher.command = command
+
+
+@pytest.fixture
+def runs_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "runs"
+    yield folder
+    for one, status in queue.statuses(folder):
+        if status.live and status.pid != os.getpid():
+            psutil.Process(one.status.pid).kill()
+
+
+def ask(runs_dir, kind, *numbers, seconds=0.0):
+    asked = job.create_job(runs_dir, kind, {"numbers": numbers, "seconds": seconds})
+    queue.enqueue(asked)
+    queue.start_next(runs_dir)
+    return asked
+
+
+# --- a kind in one file
+
+
+def test_a_toy_kind_has_queue_events_result_and_failures(toy, runs_dir):
+    first, second = ask(runs_dir, toy.ADD, 1, 2, 3, seconds=0.2), ask(runs_dir, toy.ADD, 4, "five")
+    assert second.status.state == "queued"
+    assert (ended(first).state, first.result) == ("finished", {"sum": 6})
+    events = [event for event in read_events(first.events_file) if isinstance(event, PhaseProgress)]
+    assert events == [PhaseProgress("adding", done, 3) for done in range(3)]
+    # The worker that ended has started the next one.
+    assert ended(second).state == "failed"
+    assert second.status.reason.startswith("Unexpected error, TypeError")
+    assert "Traceback" in second.log_file.read_text()
+    assert second.result == {}
+
+
+def test_a_job_is_stopped_while_it_waits_and_while_it_works(toy, runs_dir):
+    working, waiting = (ask(runs_dir, toy.ADD, *range(1000), seconds=0.02) for _ in range(2))
+    queue.send_command(waiting, "stop")
+    assert waiting.status.state == "stopped"
+    wait_for(lambda: working.status.state == "adding")
+    with pytest.raises(RunError, match="is at work"):
+        job.delete_job(working)
+    queue.send_command(working, "stop")
+    assert ended(working).state == "stopped"
+    job.delete_job(working)
+    assert job.list_jobs(runs_dir) == [waiting]
+
+
+def test_a_job_that_does_not_compute_waits_for_nobody_and_is_stopped_at_once(toy, runs_dir):
+    asked = job.create_job(runs_dir, toy.ASIDE, {"numbers": [1, 2]})
+    runs_dir.mkdir(exist_ok=True)
+    lock = card.CardLock()
+    assert lock.take(runs_dir, "Another job")
+    with job.start_lock(runs_dir):
+        assert queue.start(asked)
+    assert (ended(asked).state, asked.result) == ("finished", {"sum": 3})
+    slow = job.create_job(runs_dir, toy.ASIDE, {"numbers": [1], "seconds": 600})
+    with job.start_lock(runs_dir):
+        queue.start(slow)
+    wait_for(lambda: slow.status.state == "adding")
+    process = psutil.Process(slow.status.pid)
+    begun = time.monotonic()
+    queue.send_command(slow, "stop")
+    assert slow.status.state == "stopped" and time.monotonic() - begun < 5
+    assert launcher.process_started(process.pid) is None
+    lock.give_back()
+
+
+def test_a_workers_environment_holds_no_token(toy, runs_dir, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_marked8812")
+    asked = ask(runs_dir, toy.ADD, *range(1000), seconds=0.02)
+    wait_for(lambda: asked.status.state == "adding")
+    process = psutil.Process(asked.status.pid)
+    assert "hf_marked8812" not in " ".join([*process.environ().values(), *process.cmdline()])
+    queue.send_command(asked, "stop")
+    assert ended(asked).state == "stopped"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for a detached process")
+def test_a_signal_before_anything_is_imported_is_a_stop(toy, runs_dir):
+    asked = ask(runs_dir, toy.ADD, *range(1000), seconds=0.02)
+    wait_for(lambda: "begins" in asked.log_file.read_text())
+    psutil.Process(asked.status.pid).terminate()
+    assert ended(asked).state == "stopped"
+
+
+def test_two_folders_of_runs_share_the_card(toy, runs_dir, tmp_path):
+    here = ask(runs_dir, toy.ADD, *range(1000), seconds=0.02)
+    wait_for(lambda: here.status.state == "adding")
+    there = ask(tmp_path / "others", toy.ADD, 1)
+    assert there.status.state == "queued"
+    assert card.read_holder().runs_dir == str(runs_dir)
+    queue.send_command(here, "stop")
+    ended(here)
+    wait_for(lambda: queue.start_next(tmp_path / "others"))
+    assert ended(there).state == "finished"
+
+
+def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf 'A, 10, 9, GPU-1\\nB, 10, 9, GPU-2\\n'\n")
+    program.chmod(0o755)
+    code = "from dopsd_app.jobs.card import card_name; print(card_name())"
+    ours = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "1"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=ours, cwd=TOY.parents[1], capture_output=True, text=True
+    )
+    assert told.stdout.strip() == "GPU-2"
+    assert card.card_name() == "cpu"
+
+
+def test_a_start_lock_that_is_held_is_told_in_words(runs_dir, monkeypatch):
+    runs_dir.mkdir()
+    monkeypatch.setattr(job, "DECIDING_SECONDS", 0.1)
+    with job.start_lock(runs_dir), pytest.raises(RunError, match="deciding for a minute what starts next"):
+        queue.start_next(runs_dir)
+
+
+# --- damage
+
+
+def damaged_ways(content: bytes) -> dict[str, bytes | None]:
+    """What may stand in a file's place; None: a folder."""
+    return {
+        "empty": b"",
+        "half": content[: len(content) // 2],
+        "number": b"12",
+        "null": b"null",
+        "object": b"{}",
+        "text in numbers": content.replace(b": 1", b': "one"'),
+        "random": bytes(range(256)),
+        "folder": None,
+    }
+
+
+FILES = ("status.json", "config.json", "events.jsonl", "job.json", "log.txt", "check.json", "card/01.json")
+WAYS = ("missing", *damaged_ways(b""))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_hurts_its_own_run_alone(runs_dir, name, way):
+    config = make_config({"steps": 2})
+    bad, good = (runs.create_run(runs_dir, config, Dataset((), ())) for _ in range(2))
+    append_event(bad.events_file, StepDone(1, 1.0, 1.0, 1.0, 1))
+    bad.log_file.write_text("begins\n")
+    bad.check_file.write_text("{}")
+    (bad.path / "card").mkdir()
+    (bad.path / "card" / "01.png").write_bytes(b"")
+    (bad.path / "card" / "01.json").write_text('{"prompt": "a dog"}')
+    job.write_status(bad, state="stopped", pid=1, pid_started=1.0, step=1)
+    damage(bad.path / name, way)
+
+    assert runs.list_runs(runs_dir) == [good, bad] or set(runs.list_runs(runs_dir)) == {good, bad}
+    queue.enqueue(good)
+    assert [one.id for one in queue.waiting_jobs(runs_dir)] == [good.id]
+    assert unfinished_drawings(runs_dir) == []
+    status = bad.status
+    assert status.state == "stopped" or (status.state == "failed" and "status.json" in status.reason)
+    RunWatcher().look(bad)
+    card_pictures(bad)
+    if name == "config.json" and way not in ("object",):
+        with pytest.raises(ValueError, match=r"config\.json is damaged|There is no setting|must be"):
+            _ = bad.config
+    assert runs.known_run(runs_dir, bad.id) == bad
+    job.delete_job(bad)
+    assert runs.list_runs(runs_dir) == [good]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ("status.json", "job.json", "result.json", "events.jsonl"))
+def test_a_damaged_file_hurts_its_own_job_alone(runs_dir, name, way):
+    bad, good = (job.create_job(runs_dir, DRAW, {"run_id": "x", "prompt": "y", "seed": 1}) for _ in range(2))
+    bad.result_file.write_text('{"base": "base.png"}')
+    append_event(bad.events_file, PhaseProgress("drawing", 1, 1))
+    job.write_status(bad, state="queued", queue_number=1)
+    damage(bad.path / name, way)
+    queue.enqueue(good)
+    assert good.id in [one.id for one in queue.waiting_jobs(runs_dir)]
+    queue.statuses(runs_dir)
+    unfinished_drawings(runs_dir)
+    assert isinstance(bad.result, dict)
+    job.delete_job(bad)
+    assert job.list_jobs(runs_dir) == [good]
+
+
+def damage(file: Path, way: str) -> None:
+    content = file.read_bytes()
+    file.unlink()
+    if way == "folder":
+        file.mkdir()
+    elif way != "missing":
+        file.write_bytes(damaged_ways(content)[way])
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"state": "stopped", "pid": "x"},
+        {"state": "queued", "queue_number": "first"},
+        {"state": "dancing", "pid": None},
+        {"state": "training", "pid": -1, "pid_started": 1.0},
+    ],
+)
+def test_a_status_that_means_nothing_does_not_stop_the_queue(toy, runs_dir, status):
+    bad = job.create_job(runs_dir, toy.ADD, {"numbers": [1]})
+    bad.status_file.write_text(json.dumps(status))
+    assert ended(ask(runs_dir, toy.ADD, 1)).state == "finished"
+    assert bad.status.state in ("failed", "interrupted")
+
+
+def test_lines_that_are_no_events_are_left_out(runs_dir):
+    run = runs.create_run(runs_dir, TrainConfig(), Dataset((), ()))
+    done = StepDone(1, 0.5, 1.0, 1.0, 0)
+    append_event(run.events_file, done)
+    odd = {"event": "StepDone", "time": 1.0, **asdict(done), "loss": "low"}
+    with run.events_file.open("a") as file:
+        for line in ("12", "null", "{}", "[]", '"x"', '{"event": []}', json.dumps(odd)):
+            file.write(f"{line}\n")
+    append_event(run.events_file, StepDone(2, 0.5, 1.0, 1.0, 0))
+    assert [event.step for event in read_events(run.events_file)] == [1, 2]
