@@ -10,16 +10,16 @@ from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
+from dopsd_app.models.architecture import BaseModelError, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
 from dopsd_app.models.catalog import (
-    BaseModelError,
     check_base_model,
+    check_context,
     check_resolution,
     find_facts,
     find_repository,
     is_fetched,
 )
-from dopsd_app.models.sizes import Sizes
 from dopsd_app.planning.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
 from dopsd_app.planning.pace import seconds_per_step
@@ -136,6 +136,7 @@ def _base_problems(config: TrainConfig) -> Iterator[str]:
     if config.revision and not find_repository(config.base_model):
         yield f"`revision` is of a repository on the Hub, and {config.base_model} is none: leave it out."
     yield from problem(check_resolution, config.resolution)
+    yield from problem(check_context, config.revision, config.teacher_context)
 
 
 def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
