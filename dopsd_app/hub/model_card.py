@@ -106,7 +106,9 @@ def _introduction(config: TrainConfig) -> list[str]:
     else:
         base = f"{_code(base_name(config))}, a base model in a diffusers folder"
     method = f"trained with [D-OPSD]({PAPER}): the model learned on its own few steps"
-    steps = f"It draws in {config.num_inference_steps} steps, as the base model does."
+    facts = _known_facts(config)
+    other = facts and facts.native_steps and facts.native_steps != config.num_inference_steps
+    steps = f"It draws in {config.num_inference_steps} steps{'' if other else ', as the base model does'}."
     trigger = _plain(config.trigger_word)
     return [
         f"A LoRA for {base}, {method}. {steps}",

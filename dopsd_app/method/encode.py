@@ -147,7 +147,8 @@ class _Encoder:
 
 def _to_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
     references = {f"reference_latents.{i}": x for i, x in enumerate(conditioning.reference_latents)}
-    return {"prompt_embeds": conditioning.prompt_embeds.contiguous(), **references}
+    tensors = {"prompt_embeds": conditioning.prompt_embeds, **references}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:

@@ -85,7 +85,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     problems += [*_device_problems(config, sizes, machine, on_gpu), *_disk_problems(plan)]
     too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
     warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan)]
-    warnings += _room_warnings(plan, config, sizes, on_gpu)
+    warnings += [*_room_warnings(plan, config, sizes, on_gpu), *_steps_warnings(config, facts.native_steps)]
     return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
 
 
@@ -214,6 +214,14 @@ def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) 
     exact = memory(replace(config, quantization="none"), sizes, on_gpu).peak
     if exact * (1 + ERROR) <= plan.memory_total:
         yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
+
+
+def _steps_warnings(config: TrainConfig, native: int | None) -> Iterator[str]:
+    if native and config.num_inference_steps != native:
+        yield (
+            f"The base model was made to draw in {native} steps, and `num_inference_steps` is"
+            f" {config.num_inference_steps}: its pictures may be worse."
+        )
 
 
 def _time_warnings(plan: Plan) -> Iterator[str]:
