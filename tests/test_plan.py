@@ -71,6 +71,18 @@ def test_memory_agrees_with_what_others_saw_on_a_card_of_16_gb():
     assert peak(1024) > 17
 
 
+def test_another_number_of_steps_than_the_base_was_made_for_is_warned_of():
+    told = "was made to draw in 8 steps, and `num_inference_steps` is 4"
+    assert any(told in line for line in plan_for(replace(Z_IMAGE, num_inference_steps=4)).warnings)
+    assert not any("was made to draw" in line for line in plan_for(Z_IMAGE).warnings)
+
+
+def test_a_context_that_the_teacher_does_not_have_is_refused():
+    [problem] = plan_for(replace(POCKET, teacher_context="reference")).problems
+    assert "`teacher_context` is reference, which this base model does not have." in problem
+    assert plan_for(replace(POCKET, teacher_context="vision_language")).problems == ()
+
+
 def test_memory_adds_up_by_hand():
     sizes, config = Z_IMAGE_TURBO, replace(Z_IMAGE, quantization="nf4", rank=16)
     weights = 6_016_204_800 * 0.516 + (6_154_908_736 - 6_016_204_800) * 2 + 4 * 83_819_683

@@ -224,6 +224,21 @@ def test_pictures_to_start_from_are_refused_where_nothing_is_edited(config, pict
         list(encode_examples(load_base_model(config), config, examples, (), (), tmp_path / "cache"))
 
 
+def test_pictures_to_start_from_are_part_of_what_is_encoded(config, toy, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.Toy, "architecture", replace(toy.TOY, edits=True))
+    (pictures / "sources").mkdir()
+    given = []
+    encode = toy.Toy.encode
+    monkeypatch.setattr(toy.Toy, "encode", lambda self, *told: given.append(told) or encode(self, *told))
+    for seed in (8, 9):  # another picture, another conditioning, for student and teacher
+        make_picture(seed, 96, 64).save(pictures / "sources" / "1-1.png")
+        examples = read_examples(pictures, minimum_side=64).examples
+        list(encode_examples(load_base_model(config), config, examples, ("a thing",), (), tmp_path / "cache"))
+    of_one = [(told[2], len(told[0].sources)) for told in given if told[1] == "thing number 1"]
+    assert of_one == [("student", 1), ("teacher", 1)] * 2
+    assert len(given) == 4 * 2 + 1 + 2  # the prompt and the other examples came from the cache
+
+
 def test_the_teacher_check_asks_the_colours_where_there_are_no_eyes(config, pictures, tmp_path):
     examples = read_examples(pictures, minimum_side=64).examples
     (tmp_path / "check").mkdir()

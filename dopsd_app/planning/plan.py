@@ -98,6 +98,7 @@ def check_base(config: TrainConfig) -> None:
     if not problems:
         check_fetch(config)
         machine, facts = read_machine(), find_facts(config.base_model, config.revision)
+        facts.architecture.choose_context(config.teacher_context)  # now that the Hub has told of it
         problems += _device_problems(config, facts.sizes, machine, _on_gpu(config, machine))
     if problems:
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
