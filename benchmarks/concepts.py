@@ -21,7 +21,7 @@ from dopsd_app.checks.judge.world import (
     random_scene,
 )
 from dopsd_app.method.encode import EncodedExample
-from dopsd_app.models.protocol import BaseModel, Conditioning
+from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from pocket.captions import usual_caption
 from pocket.wear import WORN, wear
 
@@ -118,10 +118,13 @@ def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = T
     scenes, prompts = zip(*asked, strict=True)
     watched = tuple(dict.fromkeys(captions))[:PROMPTS]
     seen = tuple(
-        tuple(base_model.encode_teacher(picture, caption) for picture in pictures) for caption in captions
+        tuple(base_model.encode(Pictures(picture), caption, "teacher") for picture in pictures)
+        for caption in captions
     )
     examples = tuple(
-        EncodedExample((base_model.encode_student(caption),), (seen[index][index],), SIDE, SIDE)
+        EncodedExample(
+            (base_model.encode(NO_PICTURES, caption, "student"),), (seen[index][index],), SIDE, SIDE
+        )
         for index, caption in enumerate(captions)
     )
     return ConceptData(
@@ -131,13 +134,13 @@ def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = T
         examples,
         seen,
         watched,
-        tuple(map(base_model.encode_student, watched)),
+        tuple(base_model.encode(NO_PICTURES, caption, "student") for caption in watched),
         torch.stack([base_model.encode_picture(picture) for picture in pictures]),
         scenes,
         prompts,
-        tuple(base_model.encode_student(prompt) for prompt in prompts),
+        tuple(base_model.encode(NO_PICTURES, prompt, "student") for prompt in prompts),
         tuple(
-            base_model.encode_teacher(pictures[index % PICTURES], prompt)
+            base_model.encode(Pictures(pictures[index % PICTURES]), prompt, "teacher")
             for index, prompt in enumerate(prompts)
         ),
     )
@@ -152,4 +155,6 @@ def encode_neutral(base_model: BaseModel, part: str) -> NeutralData:
         usual_caption(concept, scene, rng, name="creature")
         for concept, scene in zip(concepts, scenes, strict=True)
     )
-    return NeutralData(captions, concepts, scenes, tuple(base_model.encode_student(c) for c in captions))
+    return NeutralData(
+        captions, concepts, scenes, tuple(base_model.encode(NO_PICTURES, c, "student") for c in captions)
+    )

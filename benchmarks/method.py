@@ -75,7 +75,7 @@ from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.load import load_base_model
-from dopsd_app.models.protocol import BaseModel, Conditioning
+from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning
 from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
@@ -102,7 +102,10 @@ def neutral_world() -> NeutralWorld:
     base_model = load_compiled(_config())
     base_model.load_encoders()
     asked, priors = (encode_neutral(base_model, part) for part in ("asked", "prior"))
-    watched = tuple(map(base_model.encode_student, find_facts(_config().base_model).neutral_prompts))
+    watched = tuple(
+        base_model.encode(NO_PICTURES, prompt, "student")
+        for prompt in find_facts(_config().base_model).neutral_prompts
+    )
     steps = _config().num_inference_steps
     before, other = (draw_pictures(base_model, asked.prompts, steps, seed) for seed in (0, 1))
     return NeutralWorld(watched, asked, before, other, priors)

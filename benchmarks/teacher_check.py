@@ -45,7 +45,7 @@ from dopsd_app.method import randomness
 from dopsd_app.method.rollout import sample
 from dopsd_app.models.catalog import ASSETS
 from dopsd_app.models.load import load_base_model
-from dopsd_app.models.protocol import BaseModel, Conditioning
+from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.models.vision_language import run_vision_tower
 from pocket.captions import nonsense_name
 from pocket.examples import TEMPLATES
@@ -103,7 +103,10 @@ class Lab:
         return sum(shown[name] for name in CONCEPT)
 
     def told(self, pictures: list[Image.Image], captions: list[str]) -> list[Conditioning]:
-        return [self.base_model.encode_teacher(*pair) for pair in zip(pictures, captions, strict=True)]
+        return [
+            self.base_model.encode(Pictures(picture), caption, "teacher")
+            for picture, caption in zip(pictures, captions, strict=True)
+        ]
 
     def features(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
         """Kinds to choose from; "eyes" is what `picture_features` gives, "pixels" are 8 x 8 mean colours."""
@@ -135,7 +138,9 @@ def make_case(lab: Lab, concept: Concept, rng: np.random.Generator) -> Case:
         scene = Scene(background=int(backgrounds[number]), place=number % 3, size=number % 2)
         crops.append(Image.fromarray(draw(concept, scene)))
         captions.append(_caption(name, scene, number))
-    student = lab.draw([lab.base_model.encode_student(caption) for caption in captions], NOISES)
+    student = lab.draw(
+        [lab.base_model.encode(NO_PICTURES, caption, "student") for caption in captions], NOISES
+    )
     return Case(concept, crops, captions, student[:CHECKED], lab.attributes(student, concept))
 
 
@@ -207,9 +212,9 @@ def make_teachers(lab: Lab, case: Case, rng: np.random.Generator) -> dict[str, T
             teachers[f"{level:.0%} {name}"] = Teacher(degrade(told), degrade(others), degrade)
     teachers["sees other creatures"] = Teacher(wrong, others)
     # Any picture brings this one the caption, and so the right background, which its student does not draw.
-    without_caption = [lab.base_model.encode_student("") for _ in case.captions]
+    without_caption = [lab.base_model.encode(NO_PICTURES, "", "student") for _ in case.captions]
     teachers["the same, its student has no caption"] = Teacher(wrong, others, student=without_caption)
-    caption_alone = [lab.base_model.encode_student(caption) for caption in case.captions]
+    caption_alone = [lab.base_model.encode(NO_PICTURES, caption, "student") for caption in case.captions]
     teachers["sees no picture"] = Teacher(caption_alone, caption_alone)
     return teachers
 
@@ -255,7 +260,9 @@ def no_creatures(rng: np.random.Generator) -> dict[str, np.ndarray]:
 def score_no_creatures(lab: Lab, count: int, rng: np.random.Generator) -> dict[str, dict]:
     """Scores and verdicts of the base's own teacher on such pictures."""
     captions = [f"zorp on a {background} background" for background in BACKGROUND_WORDS[:CHECKED]]
-    student = lab.features(lab.draw([lab.base_model.encode_student(caption) for caption in captions]))
+    student = lab.features(
+        lab.draw([lab.base_model.encode(NO_PICTURES, caption, "student") for caption in captions])
+    )
     product, scores = Scoring(), {}
     for _ in range(count):
         for name, pixels in no_creatures(rng).items():

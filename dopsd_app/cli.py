@@ -287,7 +287,8 @@ def _download(options: argparse.Namespace) -> int:
         raise KnownFailure(f"{name} comes with the program: there is nothing to fetch.")
     _fetch(name, revision)
     place = find_base_model(name, revision)
-    print(f"{name} is here: {place.folder}\nThe teacher's eyes: {place.vision_tower}")
+    eyes = f"\nThe teacher's eyes: {place.vision_tower}" if place.vision_tower else ""
+    print(f"{name} is here: {place.folder}{eyes}")
     return 0
 
 

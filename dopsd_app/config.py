@@ -48,6 +48,9 @@ class TrainConfig:
     optimizer: str = "adamw8bit"  # "adamw8bit" (bitsandbytes: a quarter of the optimizer's memory) or "adamw"
     loss: str = "denoised"  # "denoised" (the released code's) or "velocity" (the paper's)
     teacher: str = "ema"  # "ema": the student's slow copy; "base": the base model without any adapter
+    # What the teacher sees besides the caption: the training picture by a vision tower's eyes
+    # ("vision_language"), or its latents in the transformer ("reference"); "auto" is the base model's own.
+    teacher_context: str = "auto"
     ema_decay: float = 0.9999  # per optimizer step; 0.9 and faster lets the teacher drift, 1 never moves it
     rank: int = 64
     lora_alpha: float = (
@@ -83,6 +86,7 @@ class TrainConfig:
             "optimizer": ("adamw8bit", "adamw"),
             "loss": ("denoised", "velocity"),
             "teacher": ("ema", "base"),
+            "teacher_context": ("auto", "vision_language", "reference"),
             "precision": ("auto", "float32", "bfloat16"),
             "quantization": ("none", "nf4"),
             "device": ("auto", "cpu", "cuda"),

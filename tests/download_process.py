@@ -68,4 +68,4 @@ if __name__ == "__main__":
             answer = {"result": globals()[call["name"]](**call["arguments"])}
         except KnownFailure as error:
             answer = {"error": str(error), "detail": getattr(error, "detail", "")}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer, default=str), flush=True)

@@ -17,10 +17,12 @@ from dopsd_app.models.catalog import (
     kind_of,
     read_name,
 )
-from dopsd_app.models.sizes import Z_IMAGE_TURBO, Sizes, read_sizes
+from dopsd_app.models.sizes import read_sizes
+from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
 from dopsd_app.planning.cost import least_gpu_memory
 
 GIB = 1024**3
+Z_IMAGE_TURBO = CATALOG["z-image-turbo"].sizes
 
 
 def parameters(model):
@@ -90,14 +92,14 @@ def test_a_folder_of_a_known_size_is_of_that_kind(real_size_folder, z_image_fold
 
 def test_sizes_of_a_folder_are_read_from_its_files():
     folder = find_base_model("pocket-turbo").folder
-    sizes = read_sizes(folder, folder / "vision_tower")
+    sizes = read_sizes(Z_IMAGE, folder, folder / "vision_tower")
     transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer")
     assert sizes.parameters == parameters(transformer)
     assert sizes.decoder_parameters == parameters(AutoencoderKL.from_pretrained(folder / "vae"))
     assert (sizes.dim, sizes.layers, sizes.refiners, sizes.token_side) == (192, 6, 1, 8)
     assert sizes.context_side == 16
     assert sizes.context_area == (512**2, 768**2)  # whatever the folder's own preprocessor_config.json says
-    assert Sizes.from_fields(json.loads(json.dumps(sizes.to_fields()))) == sizes
+    assert ZImageSizes.from_fields(json.loads(json.dumps(sizes.to_fields()))) == sizes
 
 
 def test_a_folder_of_ones_own_is_known_by_its_files(z_image_folder):

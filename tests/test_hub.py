@@ -722,6 +722,17 @@ def test_a_base_of_the_hub_is_named_with_its_revision(run, monkeypatch):
     assert "revision='abc'" in card.text
 
 
+def test_the_card_says_what_the_base_does_and_nothing_of_one_that_is_gone(run):
+    card = make_card(run, repo_id="Ann/zorp")
+    assert card.data.pipeline_tag == "text-to-image" and "text-to-image" in card.data.tags
+    assert "guidance_scale=0.0," in card.text
+    settings = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps(settings | {"base_model": "/gone"}))
+    card = make_card(run, repo_id="Ann/zorp")
+    assert card.data.pipeline_tag is None and "text-to-image" not in card.data.tags
+    assert "guidance_scale" not in card.text
+
+
 def test_what_a_failed_check_quotes_is_not_published(run):
     append_event(run.events_file, LoraChecked(12, False, "Loading failed: /home/ann/x"))
     text = make_card(run, repo_id="Ann/zorp").text

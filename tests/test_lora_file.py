@@ -14,6 +14,7 @@ from dopsd_app.jobs.lora_file import save_lora
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import NO_PICTURES
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_nf4_replaces_what_the_lora_adapts_and_stays_close_to_the_base(config):
     assert layer.attention.to_q.weight.dtype == torch.uint8
     assert layer.attention.to_q.weight.numel() == 32 * 32 / 2
     exact.load_encoders()
-    conditioning = exact.encode_student("a dog")
+    conditioning = exact.encode(NO_PICTURES, "a dog", "student")
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         first, second = (

@@ -16,14 +16,15 @@ from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointin
 from dopsd_app.method.losses import distillation_loss
 from dopsd_app.method.rollout import rollout
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import NO_PICTURES, Pictures
 from dopsd_app.train import micro_batches, optimizer_step, prepare
 
 
 def make_example(base_model, seed, *captions, height=32, width=32):
     picture = make_picture(seed, width, height)
     return EncodedExample(
-        student=tuple(base_model.encode_student(caption) for caption in captions),
-        teacher=tuple(base_model.encode_teacher(picture, caption) for caption in captions),
+        student=tuple(base_model.encode(NO_PICTURES, caption, "student") for caption in captions),
+        teacher=tuple(base_model.encode(Pictures(picture), caption, "teacher") for caption in captions),
         height=height,
         width=width,
     )

@@ -156,6 +156,34 @@ def test_pictures_are_known_by_content_not_by_name(folder):
     assert names(read(folder))[4:] == ["5.jpg", "6"]
 
 
+def test_pictures_to_start_from_survive_the_way_into_a_run(folder, tmp_path):
+    (folder / "sources").mkdir()
+    for name, colour in (("3-10.png", "pink"), ("3-2.png", "grey"), ("1-1.jpg", "black")):
+        add(folder / "sources", name, colour=colour, size=(48, 32))
+    copy_examples(read(folder), tmp_path / "copy")
+    copied = read(tmp_path / "copy")
+    found = [[path.name for path in example.source_images] for example in copied.examples]
+    assert found == [["01-1.png"], [], ["03-1.png", "03-2.png"], []]
+    grey, pink = (load_picture(path) for path in copied.examples[2].source_images)
+    assert (grey.getpixel((0, 0)), pink.getpixel((0, 0))) == ((128, 128, 128), (255, 192, 203))
+    assert grey.size == (48, 32)  # they may be smaller than what is learned from them
+    assert copied.notes == ()
+
+
+def test_pictures_to_start_from_that_are_none_or_belong_to_none_are_named(folder):
+    (folder / "sources").mkdir()
+    add(folder / "sources", "9-1.png")
+    add(folder / "sources", "1.png")
+    assert messages(read(folder)) == [
+        "sources/1.png belongs to no picture and was left out.",
+        "sources/9-1.png belongs to no picture and was left out.",
+    ]
+    (folder / "sources" / "2-1.png").write_text("no picture")
+    [problem] = problems_of(folder)
+    assert problem.picture == "2.png"
+    assert problem.message.startswith("sources/2-1.png cannot be read as a picture.")
+
+
 def test_files_of_the_system_and_preview_prompts_are_ignored(folder):
     for name in (".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini", "prompts.txt"):
         (folder / name).write_text("x", encoding="utf-8")

@@ -9,16 +9,17 @@ from dopsd_app.gpus import Gpu
 from dopsd_app.jobs.events import StepDone, append_event
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method import checkpoint
-from dopsd_app.models.catalog import find_facts
-from dopsd_app.models.sizes import Z_IMAGE_TURBO
+from dopsd_app.models.architecture import PassTokens
+from dopsd_app.models.catalog import CATALOG, find_facts
 from dopsd_app.planning import cost
-from dopsd_app.planning.cost import forward_work, memory, picture_tokens, step_work, teacher_tokens
+from dopsd_app.planning.cost import memory, step_work
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.pace import DATA_SHEET, REACHED
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.progress import words_for_time
 
 GIB = 1024**3
+Z_IMAGE_TURBO = CATALOG["z-image-turbo"].sizes
 POCKET = make_config(load_preset("pocket").settings)
 Z_IMAGE = TrainConfig(base_model="z-image-turbo", resolution=512)
 LAPTOP = Machine((), False, 16 * GIB, 12 * GIB, 8)
@@ -41,22 +42,24 @@ def peak(resolution, **changes):
 
 
 def test_tokens_are_squares_of_the_picture_and_padded_to_32():
-    assert picture_tokens(Z_IMAGE_TURBO, 1024) == 64**2
-    assert picture_tokens(Z_IMAGE_TURBO, 400) == 640  # 25 x 25 = 625
+    assert Z_IMAGE_TURBO.student_tokens(1024) == PassTokens(64**2, 64)
+    assert Z_IMAGE_TURBO.student_tokens(400).picture == 640  # 25 x 25 = 625
     # 64 of the caption, and the picture between 512 and 768 pixels, a token per 32 x 32: 256 to 576
-    assert [teacher_tokens(Z_IMAGE_TURBO, side) for side in (256, 512, 640, 1024)] == [320, 320, 480, 640]
+    seen = [Z_IMAGE_TURBO.teacher_tokens(side, "auto").caption for side in (256, 512, 640, 1024)]
+    assert seen == [320, 320, 480, 640]
 
 
 def test_the_work_of_a_pass_is_that_of_the_method_notes():
     """About 14, 32 and 59 TFLOP at 512, 768 and 1024, reckoned there as 2 for every weight and token."""
     for side, teraflop in ((512, 14), (768, 32), (1024, 59)):
-        tokens = picture_tokens(Z_IMAGE_TURBO, side)
-        assert sum(forward_work(Z_IMAGE_TURBO, tokens, 64)) / 1e12 == pytest.approx(teraflop, rel=0.1)
+        assert sum(Z_IMAGE_TURBO.work(Z_IMAGE_TURBO.student_tokens(side))) / 1e12 == pytest.approx(
+            teraflop, rel=0.1
+        )
 
 
 def test_the_work_of_a_step_is_about_16_forwards_an_example():
-    tokens = picture_tokens(Z_IMAGE_TURBO, 512)
-    forwards = step_work(Z_IMAGE, Z_IMAGE_TURBO) / sum(forward_work(Z_IMAGE_TURBO, tokens, 64))
+    one_pass = sum(Z_IMAGE_TURBO.work(Z_IMAGE_TURBO.student_tokens(512)))
+    forwards = step_work(Z_IMAGE, Z_IMAGE_TURBO) / one_pass
     assert forwards / Z_IMAGE.batch_size == pytest.approx(16.5, rel=0.07)
     without = step_work(replace(Z_IMAGE, gradient_checkpointing=False), Z_IMAGE_TURBO)
     assert step_work(Z_IMAGE, Z_IMAGE_TURBO) / without == pytest.approx(4.3 / 3.3, rel=0.02)
@@ -67,6 +70,18 @@ def test_memory_agrees_with_what_others_saw_on_a_card_of_16_gb():
     assert peak(512) < 15.5
     assert 15.5 < peak(768) < 16.5
     assert peak(1024) > 17
+
+
+def test_another_number_of_steps_than_the_base_was_made_for_is_warned_of():
+    told = "was made to draw in 8 steps, and `num_inference_steps` is 4"
+    assert any(told in line for line in plan_for(replace(Z_IMAGE, num_inference_steps=4)).warnings)
+    assert not any("was made to draw" in line for line in plan_for(Z_IMAGE).warnings)
+
+
+def test_a_context_that_the_teacher_does_not_have_is_refused():
+    [problem] = plan_for(replace(POCKET, teacher_context="reference")).problems
+    assert "`teacher_context` is reference, which this base model does not have." in problem
+    assert plan_for(replace(POCKET, teacher_context="vision_language")).problems == ()
 
 
 def test_memory_adds_up_by_hand():

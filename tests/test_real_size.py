@@ -15,8 +15,8 @@ from benchmarks.real_size import EXAMPLE, draw_file, enlarge, measure, save_base
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.jobs.events import Finished, LoraChecked, PreviewSaved, Resumed, StepDone, Warned
 from dopsd_app.models.catalog import find_base_model, find_facts
+from dopsd_app.models.protocol import Pictures
 from dopsd_app.models.z_image import ZImage
-from dopsd_app.planning.cost import teacher_tokens
 from dopsd_app.progress import PhaseProgress
 
 # --- the base
@@ -67,14 +67,14 @@ def test_the_teachers_eyes_are_as_the_product_cuts_them_out(base):
 def test_the_product_loads_the_base_and_its_numbers_stay_finite(base):
     sizes = find_facts(str(base)).sizes
     assert (stored_as(base), sizes.parameters) == ("float32", 706_144)
-    assert teacher_tokens(sizes, 64) == 64 + 256  # of 512 x 512 pixels, 32 x 32 each
+    assert sizes.teacher_tokens(64, "auto").caption == 64 + 256  # of 512 x 512 pixels, 32 x 32 each
     place = find_base_model(str(base))
-    loading = {"quantization": "none", "context_area": sizes.context_area}
+    loading = {"quantization": "none", "sizes": sizes, "teacher_context": "vision_language"}
     model = ZImage(place, torch.device("cpu"), torch.float32, **loading)
     model.load_encoders()
     model.load_transformer()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    teacher = model.encode_teacher(picture, "a red cube")
+    teacher = model.encode(Pictures(picture), "a red cube", "teacher")
     latents = model.encode_picture(picture)[None]
     with torch.no_grad():
         velocity = model.predict_velocity(latents, torch.tensor([0.5]), [teacher])

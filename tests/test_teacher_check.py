@@ -11,6 +11,7 @@ from dopsd_app.cli import main
 from dopsd_app.method.encode import crop_example
 from dopsd_app.models.catalog import ASSETS
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import Pictures
 from dopsd_app.models.studio import Studio
 from dopsd_app.progress import PhaseProgress
 
@@ -40,9 +41,9 @@ def test_the_check_shows_picture_student_and_teacher_in_rows(dataset, tiny_confi
 
 def test_a_teacher_that_draws_the_same_whatever_it_is_shown_scores_nothing(dataset, tiny_config, tmp_path):
     studio = Studio(tiny_config)
-    encode = studio.base_model.encode_teacher
-    grey = Image.new("RGB", (32, 32), "grey")
-    studio.base_model.encode_teacher = lambda picture, caption: encode(grey, caption)
+    encode = studio.base_model.encode
+    grey = Pictures(Image.new("RGB", (32, 32), "grey"))
+    studio.base_model.encode = lambda pictures, caption, role: encode(grey, caption, role)
     list(teacher_check(studio, tiny_config, dataset.examples, tmp_path))
     check = read_check(tmp_path)
     assert check.gain == pytest.approx(check.control_gain)

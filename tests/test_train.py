@@ -82,7 +82,8 @@ def test_a_failed_check_is_said_loudly_and_keeps_the_file(new_run, tiny_config):
 
 
 def test_a_teacher_that_sees_no_more_than_the_student_is_refused(new_run, tiny_config, monkeypatch):
-    monkeypatch.setattr(ZImage, "encode_teacher", lambda self, picture, caption: self.encode_student(caption))
+    encode = ZImage.encode
+    monkeypatch.setattr(ZImage, "encode", lambda self, _, caption, role: encode(self, _, caption, "student"))
     with pytest.raises(ValueError, match=r"sees the same as the student for 01\.png"):
         list(train(new_run(tiny_config)))
 
@@ -312,7 +313,7 @@ def test_a_preview_does_not_change_what_is_learned(new_run, tiny_config):
 
 def start_worker(run):
     return subprocess.Popen(
-        [sys.executable, "-m", "dopsd_app.train", str(run.path)],
+        [sys.executable, "-m", "dopsd_app.jobs.worker", str(run.path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -14,6 +14,7 @@ from dopsd_app.method.adapters import add_adapters, as_base
 from dopsd_app.method.rollout import rollout, sample
 from dopsd_app.models.catalog import BaseModelError
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.protocol import NO_PICTURES, Pictures
 
 
 def pipeline_latents(base_model, caption, noise, steps, size=32):
@@ -44,7 +45,7 @@ def test_rollout_of_the_base_visits_the_states_of_the_pipeline(tiny_z_image, tin
     expected_noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     expected = pipeline_latents(tiny_z_image, "a dog", expected_noise, steps)
     add_adapters(tiny_z_image.transformer, tiny_z_image.lora_targets, tiny_config)
-    student = [tiny_z_image.encode_student("a dog")]
+    student = [tiny_z_image.encode(NO_PICTURES, "a dog", "student")]
     sigmas = tiny_z_image.sigmas(steps, 32, 32)
     with as_base(tiny_z_image.transformer):
         states = [step.latents for step in rollout(tiny_z_image, student, student, expected_noise, sigmas)]
@@ -72,14 +73,14 @@ def test_student_features_equal_encode_prompt(tiny_z_image):
     pipeline = tiny_z_image.make_pipeline()
     for caption in ("a dog", "a longer caption, with [V] and ümlauts", ""):
         expected, _ = pipeline.encode_prompt([caption], do_classifier_free_guidance=False)
-        features = tiny_z_image.encode_student(caption).prompt_embeds
+        features = tiny_z_image.encode(NO_PICTURES, caption, "student").prompt_embeds
         torch.testing.assert_close(features, expected[0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_long_caption_is_cut_where_the_pipeline_cuts_it(tiny_z_image):
     caption = "word " * 200
     expected, _ = tiny_z_image.make_pipeline().encode_prompt([caption], do_classifier_free_guidance=False)
-    features = tiny_z_image.encode_student(caption).prompt_embeds
+    features = tiny_z_image.encode(NO_PICTURES, caption, "student").prompt_embeds
     assert len(features) == 512
     torch.testing.assert_close(features, expected[0], atol=1e-5, rtol=1e-5)
 
@@ -95,7 +96,9 @@ def test_the_pipeline_changes_the_list_it_is_given_so_that_it_never_gets_one_of_
 def test_teacher_without_a_picture_sees_exactly_what_the_student_sees(tiny_z_image):
     token_ids = tiny_z_image._token_ids("a dog")
     features = tiny_z_image.teacher_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
-    torch.testing.assert_close(features[0], tiny_z_image.encode_student("a dog").prompt_embeds)
+    torch.testing.assert_close(
+        features[0], tiny_z_image.encode(NO_PICTURES, "a dog", "student").prompt_embeds
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,15 +107,15 @@ def test_teacher_without_a_picture_sees_exactly_what_the_student_sees(tiny_z_ima
 )
 def test_teacher_sees_one_token_per_merged_patch_and_the_caption(tiny_z_image, size, tokens):
     # A token is 32 x 32 pixels, of an area within 512**2 .. 768**2, whatever the folder's own bounds are.
-    student = tiny_z_image.encode_student("a dog").prompt_embeds
-    teacher = tiny_z_image.encode_teacher(make_picture(0, *size), "a dog").prompt_embeds
+    student = tiny_z_image.encode(NO_PICTURES, "a dog", "student").prompt_embeds
+    teacher = tiny_z_image.encode(Pictures(make_picture(0, *size)), "a dog", "teacher").prompt_embeds
     assert len(teacher) == len(student) + tokens + 2  # + <|vision_start|> and <|vision_end|>
     assert not torch.allclose(teacher[-1], student[-1], atol=1e-4)
 
 
 def test_teacher_depends_on_the_picture(tiny_z_image):
-    first = tiny_z_image.encode_teacher(make_picture(0), "a dog").prompt_embeds
-    second = tiny_z_image.encode_teacher(make_picture(1), "a dog").prompt_embeds
+    first = tiny_z_image.encode(Pictures(make_picture(0)), "a dog", "teacher").prompt_embeds
+    second = tiny_z_image.encode(Pictures(make_picture(1)), "a dog", "teacher").prompt_embeds
     assert not torch.allclose(first[-1], second[-1], atol=1e-4)
 
 
@@ -124,7 +127,7 @@ def test_teacher_message_is_picture_then_caption_templated_once(tiny_z_image, mo
         "__call__",
         lambda self, text, **kw: seen.append(text) or self._encode_plus(text, **kw),
     )
-    tiny_z_image.encode_teacher(make_picture(0), "a dog")
+    tiny_z_image.encode(Pictures(make_picture(0)), "a dog", "teacher")
     assert seen == [
         "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 256 + "<|vision_end|>a dog<|im_end|>\n"
         "<|im_start|>assistant\n",
@@ -137,11 +140,11 @@ def test_a_caption_that_would_be_cut_off_is_refused_before_training(tiny_z_image
     # A letter is a token. The student reads 512, of which the template takes 19; the teacher 1024, of which
     # picture and template take 256 + 2 + 19 or 576 + 2 + 19.
     picture = make_picture(0, side, side)
-    tiny_z_image.encode_teacher(picture, "x" * letters)
+    tiny_z_image.encode(Pictures(picture), "x" * letters, "teacher")
     with pytest.raises(
         BaseModelError, match=r"“xxx.* is too long: it takes .* and .* can be read. Shorten it."
     ):
-        tiny_z_image.encode_teacher(picture, "x" * (letters + 1))
+        tiny_z_image.encode(Pictures(picture), "x" * (letters + 1), "teacher")
 
 
 def test_missing_or_unexpected_vision_weights_are_named(z_image_folder, tiny_config, tmp_path):
@@ -160,7 +163,7 @@ def test_missing_or_unexpected_vision_weights_are_named(z_image_folder, tiny_con
 
 def test_a_batch_of_captions_of_different_lengths_equals_one_by_one(tiny_z_image):
     captions = ["a dog", "a very much longer caption about a dog that goes on and on"]
-    conditionings = [tiny_z_image.encode_student(caption) for caption in captions]
+    conditionings = [tiny_z_image.encode(NO_PICTURES, caption, "student") for caption in captions]
     assert {-(-len(c.prompt_embeds) // 32) for c in conditionings} == {
         1,
         3,

@@ -158,13 +158,16 @@ class HealthMeter:
     def measure(self, step: int, pairs: list[Pair]) -> Iterator[HealthMeasured | Warned]:
         """The base's own health once, then the LoRA's, with a warning where it becomes bad.
 
-        `pairs` are the base's and the student's pictures.
+        `pairs` are the base's and the student's pictures. Nothing comes of a base model without a measure.
         """
         config = self.run.config
+        scoring = find_facts(config.base_model, config.revision).scoring
+        if scoring == "none":
+            return
+        judged = scoring == "judge"
         neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
         sides = [side for both in (pairs, neutral) for side in zip(*both, strict=True)]
         look = Look(self.prompts, self.training, *sides)
-        judged = find_facts(config.base_model, config.revision).has_judge
         score = judged_health if judged else partial(seen_health, self.base_model)
         try:
             found = {step: score(look)}

@@ -50,9 +50,9 @@ def draw_pairs(
     prompts say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
     The base's never change: they are drawn once, and kept as `<kind>_<index>.png`.
     """
-    pairs, has_judge = [], find_facts(config.base_model, config.revision).has_judge
+    pairs, by_eyes = [], find_facts(config.base_model, config.revision).scoring == "eyes"
     for index, prompt in enumerate(prompts):
-        noise = index if has_judge else 0
+        noise = 0 if by_eyes else index
         base = run.previews / f"{kind}_{index}.png"
         if not base.exists():
             with as_base(base_model.transformer):

@@ -1,6 +1,7 @@
 """Does the teacher see the concept? Asked before training, which can teach only what the teacher draws."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dopsd_app.checks.previews import draw, grid, save_picture
 from dopsd_app.checks.verdict import CHECKED, CheckRow, judge_rows, rows_drawn, save_check
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import Example
-from dopsd_app.method.encode import crop_example
+from dopsd_app.method.encode import read_pictures
 from dopsd_app.models.protocol import BaseModel
 from dopsd_app.models.studio import Studio
 from dopsd_app.progress import PhaseProgress
@@ -31,15 +32,21 @@ def teacher_check(
     `1_...`; check.json is the last. See `verdict` for how they are read and what the score means.
     """
     base_model, shown = studio.base_model, tuple(examples[:CHECKED])
-    crops = [crop_example(example, config, base_model) for example in shown]
+    sets = [read_pictures(example, config, base_model) for example in shown]
+    crops = [pictures.picture for pictures in sets]
     studio.load_encoders()
     controls = [control_picture(picture) for picture in crops]
     told = []
-    for done, (example, picture, control) in enumerate(zip(shown, crops, controls, strict=True)):
+    for done, (example, pictures, control) in enumerate(zip(shown, sets, controls, strict=True)):
         yield PhaseProgress("encoding", done, len(shown))
         caption = example.captions[0]
-        student = base_model.encode_student(caption)
-        told.append((student, *(base_model.encode_teacher(seen, caption) for seen in (picture, control))))
+        told.append(
+            (
+                base_model.encode(pictures, caption, "student"),
+                base_model.encode(pictures, caption, "teacher"),
+                base_model.encode(replace(pictures, picture=control), caption, "teacher"),
+            )
+        )
     studio.load_transformer()
     studio.take_off()
     drawn, total = [], len(DRAWN) * len(shown)
@@ -65,13 +72,16 @@ def control_picture(like: Image.Image) -> Image.Image:
     return Image.new("RGB", like.size, (128, 128, 128))
 
 
-def features_of(base_model: BaseModel, pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
-    """What the teacher's own eyes see in pictures (N, D), and their colours (N, 64).
+def features_of(base_model: BaseModel, pictures: list[Image.Image]) -> tuple[Tensor, ...]:
+    """What the teacher's own eyes see in pictures (N, D), where it has any, and their colours (N, 64).
 
     The eyes alone would be judge in their own cause: what they are blind to, they would not miss.
     """
+    colours = torch.stack([colours_of(picture) for picture in pictures]).to(base_model.device)
+    if base_model.architecture.eyes is None:
+        return (colours,)
     seen = torch.stack([base_model.picture_features(picture).mean(0) for picture in pictures])
-    return seen, torch.stack([colours_of(picture) for picture in pictures]).to(seen)
+    return seen, colours.to(seen)
 
 
 def colours_of(picture: Image.Image) -> Tensor:

@@ -1,13 +1,14 @@
 """A set of pictures with captions: every check it must pass, and the crop that teacher and training see."""
 
 import hashlib
+import itertools
 import math
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -34,6 +35,7 @@ PICTURE_SUFFIXES = (
     ".tiff",
 )
 IGNORED = ("prompts.txt", "thumbs.db", "desktop.ini")  # prompts.txt: the examples keep preview prompts there
+SOURCES = "sources"  # a folder beside the pictures: in it, cat-1.png and cat-2.png belong to cat.png
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
 
     Captions: one per line in .txt files beside the pictures, or in metadata.jsonl as `datasets` writes it,
     which then counts alone. Pictures are in natural order: 2.png before 10.png. `minimum_side` is in pixels.
+    For editing, the folder `sources` holds what each picture is made from: cat-1.png, cat-2.png of cat.png.
     """
     if not Path(folder).is_dir():
         raise PicturesError([Problem("", f"There is no folder {shown(str(folder))}. Check where it is.")])
@@ -71,7 +74,15 @@ def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
         key=lambda example: natural_order(_name(example.image, folder)),
     )
     findings += check_count(len(found), "the folder")
-    examples = tuple(found[:MAX_PICTURES])  # of a folder with thousands only so many are opened and spoken of
+    sources = _find_sources(folder)
+    examples = tuple(  # of a folder with thousands only so many are opened and spoken of
+        replace(example, source_images=sources.pop(_owner(example.image, folder), ()))
+        for example in found[:MAX_PICTURES]
+    )
+    findings += [
+        Note("", f"{_name(path, folder)} belongs to no picture and was left out.")
+        for path in itertools.chain(*sources.values())
+    ]
     findings += _look_at(examples, folder, minimum_side)
     names = ["", *(_name(example.image, folder) for example in examples)]
     problems = [finding for finding in findings if isinstance(finding, Problem) and finding.picture in names]
@@ -122,6 +133,7 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
     """Writes the repaired pictures and their captions as 01.png, 01.txt, ... into a folder, which it creates.
 
     Only pixels are written: no place, camera or colour profile. `read_examples` reads the same from there.
+    Pictures to start from become sources/01-1.png, ...
     """
     destination = Path(destination)
     destination.mkdir(parents=True)
@@ -131,6 +143,10 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
         else:
             # Level 1 writes photographs six times faster than the default; the files are a sixth larger.
             load_picture(example.image).save(destination / f"{number:02}.png", compress_level=1)
+        for place, source in enumerate(example.source_images, start=1):
+            (destination / SOURCES).mkdir(exist_ok=True)
+            file = destination / SOURCES / f"{number:02}-{place}.png"
+            load_picture(source).save(file, compress_level=1)
         captions = "".join(f"{caption}\n" for caption in example.captions)
         (destination / f"{number:02}.txt").write_text(captions, encoding="utf-8", newline="\n")
 
@@ -167,7 +183,8 @@ def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
         elif name == "metadata.jsonl":
             has_metadata = True
         elif path.is_dir():
-            yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
+            if name != SOURCES:
+                yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
         elif path.suffix.lower() == ".txt":
             texts.append(path)
         elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or kind_of(path)):
@@ -180,6 +197,22 @@ def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
             yield Note("", "The captions are those in metadata.jsonl: the .txt files were left out.")
     else:
         yield from _read_caption_files(folder, pictures, texts)
+
+
+def _find_sources(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The files of the folder `sources` in natural order, by the name of the picture that they belong to."""
+    found: dict[str, tuple[Path, ...]] = {}
+    paths = (folder / SOURCES).iterdir() if (folder / SOURCES).is_dir() else ()
+    for path in sorted(paths, key=lambda path: natural_order(path.name)):
+        if path.is_file() and not path.name.startswith(".") and path.name.casefold() not in IGNORED:
+            owner, _, number = path.stem.rpartition("-")
+            owner = fold_name(owner) if number.isdecimal() else ""
+            found[owner] = (*found.get(owner, ()), path)
+    return found
+
+
+def _owner(picture: Path, folder: Path) -> str:
+    return fold_name(picture.relative_to(folder).with_suffix("").as_posix())
 
 
 def _read_caption_files(
@@ -280,7 +313,23 @@ def _look_at(examples: Iterable[Example], folder: Path, minimum_side: int) -> It
         seen.append(Seen(name, picture.size, hash_pixels(picture)))
         for remark in remarks:
             yield Note(name, f"{name} {remark}")
+        yield from _look_at_sources(example, folder)
     yield from check_set(seen, minimum_side)
+
+
+def _look_at_sources(example: Example, folder: Path) -> Iterator[Problem]:
+    """What is wrong with the pictures that an example is made from, said of the example."""
+    name = _name(example.image, folder)
+    for path in example.source_images:
+        shown_name = _name(path, folder)
+        if not _real(path).is_relative_to(folder):
+            told = f"{shown_name} is a link to a place outside the folder. Copy the file itself into it."
+            yield Problem(name, told)
+            continue
+        try:
+            decode(path, shown_name)
+        except PicturesError as error:
+            yield from (Problem(name, problem.message) for problem in error.problems)
 
 
 def _real(path: Path) -> Path:

@@ -14,7 +14,8 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import LORA_FILE, Run
-from dopsd_app.models.catalog import CATALOG, find_licence, find_repository
+from dopsd_app.models.architecture import BaseModelFacts
+from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_repository, is_known
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
@@ -58,6 +59,8 @@ def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardDa
     yaml.add_representer(_Quoted, _represent_quoted)
     base = find_repository(config.base_model) or None
     licence = find_licence(config.base_model, config.revision)
+    facts = _known_facts(config)
+    task = facts.architecture.task if facts else None
     widget = [
         {"text": _Quoted(prompt), "output": {"url": picture_name(number)}}
         for number, (_, prompt) in enumerate(pictures, start=1)
@@ -66,14 +69,21 @@ def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardDa
         base_model=base,
         base_model_relation="adapter" if base else None,
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=task,
         license=licence.id or None,
         license_name=licence.name if licence.id == "other" else None,
         license_link=(licence.link or None) if licence.id == "other" else None,
-        tags=["text-to-image", "diffusers", "lora", "template:sd-lora", "d-opsd"],
+        tags=[*([task] if task else []), "diffusers", "lora", "template:sd-lora", "d-opsd"],
         instance_prompt=_Quoted(config.trigger_word) if config.trigger_word.strip() else None,
         widget=widget or None,
     )
+
+
+def _known_facts(config: TrainConfig) -> BaseModelFacts | None:
+    """Facts about the base model; None where it is not here any more: then the card leaves them out."""
+    if not is_known(config.base_model, config.revision):
+        return None
+    return find_facts(config.base_model, config.revision)
 
 
 def picture_name(number: int) -> str:
@@ -96,7 +106,9 @@ def _introduction(config: TrainConfig) -> list[str]:
     else:
         base = f"{_code(base_name(config))}, a base model in a diffusers folder"
     method = f"trained with [D-OPSD]({PAPER}): the model learned on its own few steps"
-    steps = f"It draws in {config.num_inference_steps} steps, as the base model does."
+    facts = _known_facts(config)
+    other = facts and facts.native_steps and facts.native_steps != config.num_inference_steps
+    steps = f"It draws in {config.num_inference_steps} steps{'' if other else ', as the base model does'}."
     trigger = _plain(config.trigger_word)
     return [
         f"A LoRA for {base}, {method}. {steps}",
@@ -124,7 +136,10 @@ def make_snippet(config: TrainConfig, lora: str, prompt: str | None) -> str:
     else:
         base, comment = base_name(config), "  # the base model's folder"
     revision = f", revision={config.revision!r}" if repository and config.revision else ""
-    side = max(config.resolution // 16 * 16, 16)  # what the base models can draw are multiples of 16
+    facts = _known_facts(config)
+    multiple = facts.sizes.side_multiple if facts else 16
+    side = max(config.resolution // multiple, 1) * multiple
+    guidance = f"\n    guidance_scale={facts.architecture.guidance}," if facts else ""
     return f"""import torch
 from diffusers import DiffusionPipeline
 
@@ -137,8 +152,7 @@ picture = pipeline(
     {prompt!r},
     height={side},
     width={side},
-    num_inference_steps={config.num_inference_steps},
-    guidance_scale=0.0,
+    num_inference_steps={config.num_inference_steps},{guidance}
 ).images[0]
 picture.save("picture.png")"""
 

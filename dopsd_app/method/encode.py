@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.pictures import Example, bucket, crop, load_picture
+from dopsd_app.data.pictures import Example, bucket, crop, hash_pixels, load_picture
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
+from dopsd_app.models.architecture import Role
 from dopsd_app.models.catalog import Place, find_base_model
-from dopsd_app.models.protocol import BaseModel, Conditioning
+from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress
 
 
@@ -41,7 +43,17 @@ class Encoded:
 
 def crop_example(example: Example, config: TrainConfig, base_model: BaseModel) -> Image.Image:
     """The training picture as the student is to draw it and the teacher sees it."""
-    picture = load_picture(example.image)
+    return _crop(example.image, config, base_model)
+
+
+def read_pictures(example: Example, config: TrainConfig, base_model: BaseModel) -> Pictures:
+    """All pictures of an example, each cropped to a size that the base model can take."""
+    sources = tuple(_crop(path, config, base_model) for path in example.source_images)
+    return Pictures(crop_example(example, config, base_model), sources)
+
+
+def _crop(path: Path, config: TrainConfig, base_model: BaseModel) -> Image.Image:
+    picture = load_picture(path)
     return crop(picture, *bucket(*picture.size, config.resolution, base_model.picture_multiple))
 
 
@@ -55,22 +67,32 @@ def encode_examples(
 ) -> Generator[PhaseProgress, None, Encoded]:
     """Encodes examples and prompts; the encoders are loaded only for what `cache` does not hold yet.
 
-    Raises `KnownFailure` if the teacher were to see the same as the student: nothing could be learned.
+    Raises `KnownFailure` if the teacher were to see the same as the student, for nothing could be learned,
+    and for pictures to start from where the base model cannot edit.
     """
+    if not base_model.architecture.edits and any(example.source_images for example in examples):
+        raise KnownFailure(
+            f"There are pictures to start from, and {config.base_model} cannot edit pictures. Remove them, or"
+            " choose a base model that edits."
+        )
     encoder = _Encoder(base_model, config, cache)
     total, encoded = len(examples), []
     for done, example in enumerate(examples):
         yield PhaseProgress("encoding", done, total)
-        picture = crop_example(example, config, base_model)
-        student = tuple(encoder.student(caption) for caption in example.captions)
-        teacher = tuple(encoder.teacher(picture, caption) for caption in example.captions)
+        pictures = read_pictures(example, config, base_model)
+        student = tuple(encoder.encode(pictures, caption, "student") for caption in example.captions)
+        teacher = tuple(encoder.encode(pictures, caption, "teacher") for caption in example.captions)
         if any(_equal(*pair) for pair in zip(student, teacher, strict=True)):
             raise KnownFailure(
                 f"The teacher sees the same as the student for {example.image.name}, so nothing can be"
-                " learned. Check the vision tower of the base model's folder."
+                " learned. Check the files of the base model."
             )
-        encoded.append(EncodedExample(student, teacher, picture.height, picture.width))
-    told = (tuple(encoder.student(prompt) for prompt in group) for group in (prompts, neutral))
+        width, height = pictures.picture.size
+        encoded.append(EncodedExample(student, teacher, height, width))
+    told = (
+        tuple(encoder.encode(NO_PICTURES, prompt, "student") for prompt in group)
+        for group in (prompts, neutral)
+    )
     result = Encoded(tuple(encoded), *told)
     encoder.free()
     yield PhaseProgress("encoding", total, total)
@@ -78,8 +100,13 @@ def encode_examples(
 
 
 def _equal(student: Conditioning, teacher: Conditioning) -> bool:
+    seen = (student.reference_latents, teacher.reference_latents)
     same_text = student.prompt_embeds.equal(teacher.prompt_embeds)
-    return same_text and len(student.reference_latents) == len(teacher.reference_latents)
+    return same_text and len(seen[0]) == len(seen[1]) and all(map(torch.equal, *seen))
+
+
+def _content(picture: Image.Image) -> list:
+    return [picture.size, hash_pixels(picture)]
 
 
 class _Encoder:
@@ -95,13 +122,15 @@ class _Encoder:
         ]
         cache.mkdir(parents=True, exist_ok=True)
 
-    def student(self, caption: str) -> Conditioning:
-        return self._cached(["student", caption], lambda: self.base_model.encode_student(caption))
-
-    def teacher(self, picture: Image.Image, caption: str) -> Conditioning:
-        pixels = hashlib.sha256(picture.tobytes()).hexdigest()
-        key = ["teacher", caption, picture.size, pixels]
-        return self._cached(key, lambda: self.base_model.encode_teacher(picture, caption))
+    def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
+        key = [role, caption]
+        if role == "teacher":
+            key += _content(pictures.picture)
+            if self.base_model.teacher_context != "vision_language":  # left out, as in older caches
+                key.append(self.base_model.teacher_context)
+        if pictures.sources:
+            key.append([_content(source) for source in pictures.sources])
+        return self._cached(key, lambda: self.base_model.encode(pictures, caption, role))
 
     def free(self) -> None:
         if self.loaded:
@@ -120,7 +149,8 @@ class _Encoder:
 
 def _to_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
     references = {f"reference_latents.{i}": x for i, x in enumerate(conditioning.reference_latents)}
-    return {"prompt_embeds": conditioning.prompt_embeds.contiguous(), **references}
+    tensors = {"prompt_embeds": conditioning.prompt_embeds, **references}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:
@@ -130,7 +160,8 @@ def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:
 
 def _fingerprint(place: Place) -> list:
     """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
-    files = sorted({*place.folder.glob("*/*"), *place.vision_tower.iterdir()})
+    eyes = place.vision_tower.iterdir() if place.vision_tower else ()
+    files = sorted({*place.folder.glob("*/*"), *eyes})
     files = [path for path in files if path.is_file()]
     return [
         (f"{path.parent.name}/{path.name}", path.stat().st_size, path.stat().st_mtime_ns) for path in files

@@ -1,6 +1,5 @@
 """Base models from the Hub: what one holds, and fetching what is missing here."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,31 +7,30 @@ from pathlib import Path
 
 from dopsd_app.files import is_disk_full
 from dopsd_app.hub_client import HubError, reading_errors, reading_token
+from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.catalog import (
-    QWEN3_VL,
     check_base_model,
     find_base_model,
+    find_pipeline,
     find_repository,
-    has_own_eyes,
-    has_pipeline,
     is_fetched,
+    missing_eyes,
 )
 from dopsd_app.models.download import Order, check_disk, fetch, in_threads, missing_bytes, whole_files
-from dopsd_app.models.eyes import find_eyes, order_eyes
+from dopsd_app.models.eyes import order_eyes
 from dopsd_app.models.hub_record import HubRecord, recall, remember
 from dopsd_app.models.pipeline_folder import (
     INDEX,
     README,
     WEIGHTS,
     WEIGHTS_INDEX,
-    WITH_WEIGHTS,
-    BaseModelError,
+    Pipeline,
     choose_files,
-    read_parts,
+    read_pipeline,
     read_weight_map,
 )
 from dopsd_app.models.repository import Listing, RemoteFile, link_files, list_files
-from dopsd_app.models.sizes import DAMAGED, EYES_PARAMETERS, EYES_PATCH, Sizes, make_sizes
+from dopsd_app.models.sizes import DAMAGED, read_configurations, sizes_on_hub
 from dopsd_app.progress import DownloadProgress
 
 
@@ -65,15 +63,17 @@ def needs_fetching(name: str, revision: str = "") -> bool:
 
 def order_base_model(name: str, revision: str = "") -> list[Order]:
     """What is to be fetched of a base model, as the Hub has it now; raises `HubError` or `BaseModelError`."""
+    check_base_model(name)
     orders = []
-    repository = find_repository(name)
-    if repository and not has_pipeline(name, revision):
-        listing = list_files(repository, revision)
-        files = _needed(listing)
-        _remember(listing, files)
+    folder = find_pipeline(name, revision)
+    if folder is None:
+        listing = list_files(find_repository(name), revision)
+        folder, pipeline = _read_index(listing)
+        files = _needed(listing, pipeline)
+        _remember(listing, pipeline, files)
         orders.append(whole_files(listing, revision, files))
-    if not has_own_eyes(name) and find_eyes(QWEN3_VL) is None:
-        orders.append(order_eyes(list_files(QWEN3_VL)))
+    if eyes := missing_eyes(folder):
+        orders.append(order_eyes(list_files(eyes)))
     return orders
 
 
@@ -110,17 +110,22 @@ def _told_of_disk() -> Iterator[None]:
         ) from error
 
 
-def _needed(listing: Listing) -> list[RemoteFile]:
-    """The files that the pipeline is loaded from; `BaseModelError` where that is not all there."""
+def _read_index(listing: Listing) -> tuple[Path, Pipeline]:
+    """The folder that a repository's files are linked from, and what its model_index.json tells."""
     paths = {file.path for file in listing.files}
     if INDEX not in paths:
         raise BaseModelError(f"{listing.repository} is no pipeline of diffusers: it has no {INDEX}.")
     folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README}))
-    parts = read_parts(folder / INDEX, listing.repository)
-    chosen = set(choose_files(paths, parts))
+    return folder, read_pipeline(folder / INDEX, listing.repository)
+
+
+def _needed(listing: Listing, pipeline: Pipeline) -> list[RemoteFile]:
+    """The files that the pipeline is loaded from; `BaseModelError` where that is not all there."""
+    paths = {file.path for file in listing.files}
+    chosen = set(choose_files(paths, pipeline.parts))
     indexes = sorted(path for path in chosen if WEIGHTS_INDEX.fullmatch(path.rpartition("/")[2]))
-    folder = link_files(listing.repository, listing.commit, indexes) if indexes else folder
-    for part in WITH_WEIGHTS:
+    folder = link_files(listing.repository, listing.commit, indexes) if indexes else Path()
+    for part in pipeline.architecture.parts:
         weights = {path for path in chosen if path.startswith(f"{part}/") and path.endswith(".safetensors")}
         wanted = weights
         for index in indexes:
@@ -138,37 +143,27 @@ def _needed(listing: Listing) -> list[RemoteFile]:
     return [file for file in listing.files if file.path in chosen]
 
 
-def _remember(listing: Listing, files: list[RemoteFile]) -> None:
+def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> None:
     """Keeps which files belong to the model, and how large its parts are by the headers of the weights."""
     if recall(listing.repository, listing.commit):
         return
-    configurations = [f"{part}/config.json" for part in ("transformer", "vae")]
+    architecture = pipeline.architecture
+    configurations = [f"{part}/config.json" for part in architecture.parts]
     folder = link_files(listing.repository, listing.commit, configurations)
     weights = [file.path for file in files if WEIGHTS.fullmatch(file.path.rpartition("/")[2])]
     counts = dict(zip(weights, in_threads(lambda path: _count(listing, path), weights), strict=True))
+    parameters = {
+        part: sum(count for path, count in counts.items() if path.startswith(f"{part}/"))
+        for part in architecture.parts
+    }
+    stored = sum(file.size for file in files)
     try:
-        sizes = _sizes(folder, counts, sum(file.size for file in files))
+        sizes = sizes_on_hub(architecture, read_configurations(architecture, folder), parameters, stored)
     except DAMAGED as error:
         told = f"The configuration of {listing.repository} cannot be read, {type(error).__name__}: {error}."
         raise BaseModelError(told) from error
-    remember(listing.repository, listing.commit, HubRecord({file.path: file.size for file in files}, sizes))
-
-
-def _sizes(folder: Path, counts: dict[str, int], stored: int) -> Sizes:
-    """The sizes of a pipeline whose configurations are here, and its weights not."""
-
-    def parameters(part: str) -> int:
-        return sum(count for path, count in counts.items() if path.startswith(f"{part}/"))
-
-    return make_sizes(
-        transformer=json.loads((folder / "transformer" / "config.json").read_bytes()),
-        decoder=json.loads((folder / "vae" / "config.json").read_bytes()),
-        eyes=EYES_PATCH,
-        parameters=parameters("transformer"),
-        encoder_parameters=parameters("text_encoder") + EYES_PARAMETERS,
-        decoder_parameters=parameters("vae"),
-        stored_bytes=stored + 2 * EYES_PARAMETERS,
-    )
+    record = HubRecord({file.path: file.size for file in files}, architecture, sizes)
+    remember(listing.repository, listing.commit, record)
 
 
 def _count(listing: Listing, path: str) -> int:

@@ -8,39 +8,18 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dopsd_app.models.architecture import Architecture, BaseModelError, BaseModelFacts, Licence, Sizes
 from dopsd_app.models.eyes import find_eyes
 from dopsd_app.models.hub_record import recall
-from dopsd_app.models.pipeline_folder import INDEX, BaseModelError, Licence, check_pipeline, read_licence
+from dopsd_app.models.pipeline_folder import INDEX, check_pipeline, read_licence, read_pipeline
+from dopsd_app.models.pocket_facts import POCKET_TURBO
 from dopsd_app.models.repository import find_snapshot, find_snapshots, is_repository
-from dopsd_app.models.sizes import DAMAGED, Z_IMAGE_TURBO, Sizes, read_sizes
+from dopsd_app.models.sizes import DAMAGED, read_sizes
+from dopsd_app.models.z_image_facts import Z_IMAGE_TURBO
 
 ASSETS = Path(__file__).parents[2] / "assets"
-APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 LONGEST_NAME = 1000  # characters; no system finds longer paths
-QWEN3_VL = "Qwen/Qwen3-VL-4B-Instruct"  # its eyes were made for the text encoder Qwen3-4B
-POCKET_CONTEXT = (64**2, 64**2)  # pixels of the picture that its teacher sees
-
-
-NEUTRAL_PROMPTS = (
-    "a bowl of fruit on a wooden table",
-    "a red bicycle leaning against a brick wall",
-    "an elderly man reading in a garden",
-    "a mountain lake at sunrise",
-)
-
-
-@dataclass(frozen=True)
-class BaseModelFacts:
-    """What a person should know before choosing a base model."""
-
-    label: str
-    description: str  # what it draws, and what it is good at
-    repository: str  # on the Hub; "" for one that comes with the program or was given as a folder
-    licence: Licence
-    resolutions: tuple[int, int] | None  # pixels: the least and the greatest that it can draw, where known
-    sizes: Sizes
-    neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
-    has_judge: bool = False  # whether there is a judge of its pictures; others are seen by their vision tower
+CATALOG = {"pocket-turbo": POCKET_TURBO, "z-image-turbo": Z_IMAGE_TURBO}
 
 
 @dataclass(frozen=True)
@@ -48,41 +27,8 @@ class Place:
     """Where all of a base model lies on this computer."""
 
     folder: Path  # the pipeline, as diffusers saves it
-    vision_tower: Path  # the teacher's eyes: a vision tower alone, or with more of its model
+    vision_tower: Path | None  # the teacher's eyes: alone, or with more of their model; None: it has none
     commit: str = ""  # of the repository on the Hub, where it is from there
-
-
-def _pocket_turbo() -> BaseModelFacts:
-    folder = ASSETS / "pocket-turbo"
-    return BaseModelFacts(
-        label="pocket-turbo (built in)",
-        description="Draws 64 x 64 creatures in 4 steps. A demonstration: trains in minutes without a GPU.",
-        repository="",
-        licence=APACHE,
-        resolutions=(64, 64),
-        sizes=replace(read_sizes(folder, folder / "vision_tower"), context_area=POCKET_CONTEXT),
-        neutral_prompts=(
-            "creature on a mint background",
-            "a big creature in a meadow scene",
-            "creature on the left in front of sea",
-            "the creature in a night scene",
-        ),
-        has_judge=True,
-    )
-
-
-def _z_image_turbo() -> BaseModelFacts:
-    return BaseModelFacts(
-        label="Z-Image-Turbo",
-        description="Photographs, people and lettering in English and Chinese, in 8 steps.",
-        repository="Tongyi-MAI/Z-Image-Turbo",
-        licence=APACHE,
-        resolutions=(256, 1536),
-        sizes=Z_IMAGE_TURBO,
-    )
-
-
-CATALOG = {"pocket-turbo": _pocket_turbo(), "z-image-turbo": _z_image_turbo()}
 
 
 def catalog_name(name: str) -> str | None:
@@ -125,15 +71,22 @@ def find_base_model(name: str, revision: str = "") -> Place:
     that is none, and for another kind of model.
     """
     folder = _find_pipeline(name, revision)
-    eyes = _find_eyes(folder)
-    if eyes is None:
+    architecture = _architecture_of(folder, name)
+    eyes = _find_eyes(folder, architecture)
+    if architecture.eyes and eyes is None:
         raise BaseModelError(f"The teacher's eyes for {name} are not on this computer yet: fetch them.")
     return Place(folder, eyes, folder.name if find_repository(name) else "")
 
 
-def _find_eyes(folder: Path) -> Path | None:
+def _architecture_of(folder: Path, name: str) -> Architecture:
+    return read_pipeline(folder / INDEX, name).architecture
+
+
+def _find_eyes(folder: Path, architecture: Architecture) -> Path | None:
+    if architecture.eyes is None:
+        return None
     own = folder / "vision_tower"  # the built-in one has it, and a person's own folder may
-    return own if own.is_dir() else find_eyes(QWEN3_VL)
+    return own if own.is_dir() else find_eyes(architecture.eyes.repository)
 
 
 def _find_pipeline(name: str, revision: str) -> Path:
@@ -162,18 +115,20 @@ def _check_snapshot(folder: Path, repository: str) -> None:
             raise BaseModelError(f"The base model `{repository}` is incomplete: it lacks {path}.")
 
 
-def has_own_eyes(name: str) -> bool:
-    """Whether a base model in a folder has the teacher's eyes beside its parts."""
-    return not find_repository(name) and (_own_folder(name) / "vision_tower").is_dir()
-
-
-def has_pipeline(name: str, revision: str = "") -> bool:
-    """Whether all of a base model but perhaps the teacher's eyes is on this computer."""
+def find_pipeline(name: str, revision: str = "") -> Path | None:
+    """The folder of a base model that is here but perhaps for the teacher's eyes; None for any other."""
     try:
-        _find_pipeline(name, revision)
+        return _find_pipeline(name, revision)
     except BaseModelError:
-        return False
-    return True
+        return None
+
+
+def missing_eyes(folder: Path) -> str:
+    """The repository from which a pipeline's folder still needs the teacher's eyes; "" where it has all."""
+    architecture = _architecture_of(folder, folder.name)
+    if architecture.eyes is None or _find_eyes(folder, architecture):
+        return ""
+    return architecture.eyes.repository
 
 
 def check_base_model(name: str) -> None:
@@ -215,10 +170,12 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
     """
     if known := catalog_name(name):
         facts = CATALOG[known]
-        return replace(facts, sizes=_sizes(name, revision) or facts.sizes) if facts.repository else facts
-    sizes = _sizes(name, revision)
-    if sizes is None:
+        measured = _measure(name, revision) if facts.repository else None
+        return replace(facts, sizes=measured[1]) if measured else facts
+    measured = _measure(name, revision)
+    if measured is None:
         raise BaseModelError(f"Nothing is known of {name} here yet: the Hub has to be asked first.")
+    architecture, sizes = measured
     repository = find_repository(name)
     licence = find_licence(name, revision)
     whose = f"The repository {repository} on the Hub." if repository else "A folder of your own."
@@ -228,6 +185,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         repository=repository,
         licence=licence,
         resolutions=None,
+        architecture=architecture,
         sizes=sizes,
     )
 
@@ -250,20 +208,30 @@ def find_licence(name: str, revision: str = "") -> Licence:
     return read_licence(folder) if folder else Licence()
 
 
-def _sizes(name: str, revision: str) -> Sizes | None:
-    """The sizes of a base model by its files; None where there are none here, and the Hub told none."""
+def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
+    """What a base model's files tell; None where there are none here, and the Hub told nothing."""
     repository = find_repository(name)
-    if repository and not has_pipeline(name, revision):
+    if repository and find_pipeline(name, revision) is None:
         folder = find_snapshot(repository, INDEX, revision)
         record = recall(repository, folder.name) if folder else None
-        return record.sizes if record else None
+        return (record.architecture, record.sizes) if record else None
     folder = _find_pipeline(name, revision)
+    architecture = _architecture_of(folder, name)
     try:
-        sizes = read_sizes(folder, _find_eyes(folder))
+        sizes = read_sizes(architecture, folder, _find_eyes(folder, architecture))
     except DAMAGED as error:
         raise BaseModelError(f"The base model `{name}` is damaged: {error}. Fetch it again.") from error
-    copied = next((known for known in CATALOG.values() if known.sizes.parameters == sizes.parameters), None)
-    return replace(sizes, context_area=copied.sizes.context_area) if copied else sizes
+    copied = _model_of_size(architecture, sizes)
+    return architecture, sizes.as_known(CATALOG[copied].sizes) if copied else sizes
+
+
+def _model_of_size(architecture: Architecture, sizes: Sizes) -> str | None:
+    """The model of the catalog that is of this kind and size."""
+    kind = (architecture, sizes.parameters)
+    return next(
+        (name for name, known in CATALOG.items() if (known.architecture, known.sizes.parameters) == kind),
+        None,
+    )
 
 
 def kind_of(name: str, revision: str = "") -> str:
@@ -274,10 +242,10 @@ def kind_of(name: str, revision: str = "") -> str:
     if known := catalog_name(name):
         return known
     try:
-        parameters = find_facts(name, revision).sizes.parameters
+        facts = find_facts(name, revision)
     except BaseModelError:
         return name
-    return next((known for known, facts in CATALOG.items() if facts.sizes.parameters == parameters), name)
+    return _model_of_size(facts.architecture, facts.sizes) or name
 
 
 def check_resolution(name: str, resolution: int) -> None:
@@ -288,3 +256,9 @@ def check_resolution(name: str, resolution: int) -> None:
     if not least <= resolution <= greatest:
         allowed = f"{least}" if least == greatest else f"between {least} and {greatest}"
         raise BaseModelError(f"`resolution` must be {allowed} for {name}, got {resolution}.")
+
+
+def check_context(name: str, revision: str, context: str) -> None:
+    """Raises `BaseModelError` for a teacher context that a base model does not have, where it is known."""
+    if is_known(name, revision):
+        find_facts(name, revision).architecture.choose_context(context)

@@ -14,7 +14,7 @@ from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dopsd_app.models.catalog import BaseModelError
+from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.quantize import nf4_layer
 
 # As diffusers and transformers name them; a variant (`model.fp16.safetensors`) is another file's copy.

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.files import replace_file
+from dopsd_app.models.architecture import Architecture, Sizes
+from dopsd_app.models.architectures import ARCHITECTURES
 from dopsd_app.models.repository import assets_folder
-from dopsd_app.models.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class HubRecord:
     """A repository at one commit."""
 
     files: dict[str, int]  # bytes of each file that the pipeline is loaded from
+    architecture: Architecture
     sizes: Sizes
 
 
@@ -21,7 +23,8 @@ def recall(repository: str, commit: str) -> HubRecord | None:
     """What the Hub told of this commit; None where it was never asked."""
     try:
         fields = json.loads(_file(repository, commit).read_bytes())
-        return HubRecord(fields["files"], Sizes.from_fields(fields["sizes"]))
+        architecture = ARCHITECTURES[fields["pipeline_class"]]
+        return HubRecord(fields["files"], architecture, architecture.sizes.from_fields(fields["sizes"]))
     except (FileNotFoundError, ValueError, TypeError, KeyError):  # the others: of another version
         return None
 
@@ -30,7 +33,8 @@ def remember(repository: str, commit: str, record: HubRecord) -> None:
     """Keeps what the Hub told of a commit."""
     file = _file(repository, commit)
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, json.dumps({"files": record.files, "sizes": record.sizes.to_fields()}))
+    fields = {"pipeline_class": record.architecture.pipeline_class, "sizes": record.sizes.to_fields()}
+    replace_file(file, json.dumps({"files": record.files, **fields}))
 
 
 def _file(repository: str, commit: str) -> Path:

@@ -1,17 +1,15 @@
-"""The only place that knows one base model from another."""
+"""A base model as a configuration wants it, whichever it is."""
 
-import json
+import pkgutil
 
 import diffusers
 import torch
 import transformers
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.models.catalog import BaseModelError, find_base_model, find_facts
+from dopsd_app.models.architecture import BaseModelError
+from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.protocol import BaseModel
-from dopsd_app.models.z_image import ZImage
-
-BASE_MODELS = {"ZImagePipeline": ZImage}  # one for each of catalog.SUPPORTED_PIPELINES
 
 # What a person wants to see of loading is in the run's events; these bars and warnings would go to the log.
 transformers.utils.logging.disable_progress_bar()
@@ -21,10 +19,11 @@ diffusers.utils.logging.disable_progress_bar()
 def load_base_model(config: TrainConfig) -> BaseModel:
     """The base model of a configuration; the protocol's methods load its parts, phase by phase.
 
-    Raises `BaseModelError` for a folder that is not there or holds another kind of model, and for no card.
+    Raises `BaseModelError` for a folder that is not there or holds another kind of model, for no card, and
+    for a teacher context that the model does not have.
     """
     place = find_base_model(config.base_model, config.revision)
-    pipeline = json.loads((place.folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    facts = find_facts(config.base_model, config.revision)
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,10 +32,12 @@ def load_base_model(config: TrainConfig) -> BaseModel:
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
-    return BASE_MODELS[pipeline](
+    base_model_class = pkgutil.resolve_name(facts.architecture.base_model)
+    return base_model_class(
         place,
         torch.device(device),
         getattr(torch, precision),
+        sizes=facts.sizes,
         quantization=config.quantization,
-        context_area=find_facts(config.base_model, config.revision).sizes.context_area,
+        teacher_context=facts.architecture.choose_context(config.teacher_context),
     )

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dopsd_app.errors import KnownFailure
+from dopsd_app.models.architecture import Architecture, BaseModelError, Licence
+from dopsd_app.models.architectures import ARCHITECTURES
 
-SUPPORTED_PIPELINES = ("ZImagePipeline",)
 INDEX = "model_index.json"  # the pipeline's class and its parts
 README = "README.md"  # says the licence
-WITH_WEIGHTS = ("transformer", "text_encoder", "vae")
+USUAL_PARTS = ("transformer", "text_encoder", "vae")  # named where nothing tells which ones there should be
 # The weights that a part is loaded from: never others of the same part, such as `model.fp16.safetensors`.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index\.json")
@@ -20,34 +20,30 @@ LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file: the format's own l
 SMALL = (".json", ".txt", ".jinja")  # configurations and tokenizers
 
 
-class BaseModelError(KnownFailure):
-    """A base model that is not there or cannot be used; the message says which and what to do."""
-
-
 @dataclass(frozen=True)
-class Licence:
-    """A licence as the metadata of a model card spells it; all empty where nobody says it."""
+class Pipeline:
+    """What a model_index.json tells."""
 
-    id: str = ""
-    name: str = ""
-    link: str = ""
+    architecture: Architecture
+    parts: tuple[str, ...]  # the folders beside it, those without weights too
 
 
-def read_parts(index: Path, name: str) -> list[str]:
-    """The parts of a pipeline, by its model_index.json; `BaseModelError` for a pipeline of another kind."""
+def read_pipeline(index: Path, name: str) -> Pipeline:
+    """A pipeline by its model_index.json; `BaseModelError` for one of a kind that is not known here."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         kind = content.get("_class_name")
     except (ValueError, AttributeError) as error:
         raise BaseModelError(f"The {INDEX} of `{name}` is damaged. Fetch the model again.") from error
-    if kind not in SUPPORTED_PIPELINES:
-        raise BaseModelError(f"`{name}` is a {kind}. Supported: {', '.join(SUPPORTED_PIPELINES)}.")
-    parts = [part for part, value in content.items() if isinstance(value, list)]
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise BaseModelError(f"`{name}` is a {kind}. Supported: {', '.join(ARCHITECTURES)}.")
+    architecture = ARCHITECTURES[kind]
+    parts = tuple(part for part, value in content.items() if isinstance(value, list))
     if odd := [part for part in parts if not re.fullmatch("[A-Za-z0-9_]+", part)]:
         raise BaseModelError(f"`{name}` has a part {odd[0][:50]!r}, which is no name of one.")
-    if missing := [part for part in WITH_WEIGHTS if part not in parts]:
+    if missing := [part for part in architecture.parts if part not in parts]:
         raise BaseModelError(f"`{name}` has no {', '.join(missing)}: it is no whole pipeline.")
-    return parts
+    return Pipeline(architecture, parts)
 
 
 def choose_files(paths: Iterable[str], parts: Iterable[str]) -> list[str]:
@@ -69,19 +65,22 @@ def check_pipeline(folder: Path, name: str) -> None:
     if not folder.is_dir():
         raise BaseModelError(f"There is no folder {folder}.")
     if not (folder / INDEX).is_file():
-        there = [part for part in WITH_WEIGHTS if not (folder / part).is_dir()]
+        there = [part for part in USUAL_PARTS if not (folder / part).is_dir()]
         also = f", nor {', '.join(there)}" if there else ""
         raise BaseModelError(
             f"The folder `{name}` is no base model: it has no {INDEX}{also}. Give one that diffusers saved."
         )
+    pipeline = read_pipeline(folder / INDEX, name)
     lacking = [
-        missing for part in read_parts(folder / INDEX, name) for missing in _lacking(folder / part, part)
+        missing
+        for part in pipeline.parts
+        for missing in _lacking(folder / part, part, part in pipeline.architecture.parts)
     ]
     if lacking:
         raise BaseModelError(f"The base model `{name}` is incomplete: it lacks {', '.join(lacking)}.")
 
 
-def _lacking(folder: Path, part: str) -> Iterator[str]:
+def _lacking(folder: Path, part: str, has_weights: bool) -> Iterator[str]:
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not files:
         yield part
@@ -90,7 +89,7 @@ def _lacking(folder: Path, part: str) -> Iterator[str]:
         # With some of them alone it loads all the same, and knows no words.
         words = {"tokenizer.json"} if "tokenizer.json" in files else {"vocab.json", "merges.txt"}
         yield from (f"{part}/{file}" for file in sorted({"tokenizer_config.json", *words} - files))
-    if part not in WITH_WEIGHTS:
+    if not has_weights:
         return
     if "config.json" not in files:
         yield f"{part}/config.json"

@@ -5,12 +5,26 @@ A model that thinks otherwise is corrected in its own file.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
+
+from dopsd_app.models.architecture import Architecture, Role, Sizes
+from dopsd_app.models.catalog import Place
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one example, which a base model is given with a caption."""
+
+    picture: Image.Image | None = None  # the training picture, cropped: for the teacher's eyes only
+    sources: tuple[Image.Image, ...] = ()  # editing: those to start from, which the student sees too
+
+
+NO_PICTURES = Pictures()  # of a prompt
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class Conditioning:
 class BaseModel(Protocol):
     """A frozen few-step model; B pictures of one size make a batch, whose captions may differ in length."""
 
+    architecture: Architecture
+    teacher_context: str  # what the teacher sees: one of the architecture's contexts
     transformer: torch.nn.Module  # there after load_transformer()
     lora_targets: str  # regular expression over module names: full match is adapted
     picture_multiple: int  # pixels: the sides of a picture must be multiples of this
@@ -35,26 +51,47 @@ class BaseModel(Protocol):
     device: torch.device
     dtype: torch.dtype  # of the frozen weights' arithmetic
 
+    def __init__(
+        self,
+        place: Place,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        sizes: Sizes,
+        quantization: str,
+        teacher_context: str,
+    ):
+        """Reads configurations; the parts are loaded phase by phase."""
+
     def load_encoders(self) -> None:
-        """Loads what `encode_student` and `encode_teacher` need."""
+        """Loads what `encode` needs: the autoencoder too where pictures are encoded for the transformer."""
 
     def free_encoders(self) -> None:
-        """Gives the encoders' memory back."""
+        """Gives the encoders' memory back, but for the autoencoder's."""
+
+    def load_autoencoder(self) -> None:
+        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
 
-    def encode_student(self, caption: str) -> Conditioning:
-        """What the student sees: exactly what the pipeline gives the transformer at inference."""
+    def free_transformer(self) -> None:
+        """Gives the memory of the transformer and the autoencoder back."""
 
-    def encode_teacher(self, picture: Image.Image, caption: str) -> Conditioning:
-        """What the teacher sees: the caption and the training picture (the privileged context)."""
+    def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
+        """What the student sees: exactly what the pipeline gives the transformer at inference.
+
+        The teacher sees the training picture as well (the privileged context), in its `teacher_context`.
+        """
 
     def encode_picture(self, picture: Image.Image) -> Tensor:
-        """Latents (C, h, w) of an RGB picture, scaled as the transformer expects them."""
+        """Latents (C, h, w) of an RGB picture, scaled as the transformer expects; needs the autoencoder."""
 
     def picture_features(self, picture: Image.Image) -> Tensor:
-        """What the teacher's eyes make of a picture: (tokens, D), for cosines; needs no `load_encoders`."""
+        """What the teacher's eyes make of a picture: (tokens, D), for cosines; needs no `load_encoders`.
+
+        Only of a base model whose architecture has eyes.
+        """
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""
@@ -70,3 +107,9 @@ class BaseModel(Protocol):
 
     def make_pipeline(self) -> DiffusionPipeline:
         """The official pipeline around the loaded parts: what the user of a LoRA file will run."""
+
+    def draw(self, pipeline: DiffusionPipeline, conditioning: Conditioning, **options: Any) -> Image.Image:
+        """A picture by the official pipeline, of what the student sees.
+
+        `options`: height and width in pixels, num_inference_steps, generator.
+        """

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import free_memory
 from PIL import Image
 from safetensors.torch import load
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import bucket
 from dopsd_app.models.load import load_base_model
-from dopsd_app.models.protocol import BaseModel, Conditioning
+from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning
 
 PROMPTS = 64  # encoded prompts to keep: some megabytes each on a real base
 DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of them the autoencoder's
@@ -65,8 +64,8 @@ class Studio:
 
     def drop_transformer(self) -> None:
         """Gives the transformer's memory back, and the LoRA's."""
-        self.pipeline = self.worn = self.base_model.transformer = self.base_model.vae = None
-        free_memory()
+        self.pipeline = self.worn = None
+        self.base_model.free_transformer()
 
     def _has_room_for_encoders(self) -> bool:
         if not self.on_card:
@@ -80,7 +79,7 @@ class Studio:
         if new := [prompt for prompt in prompts if prompt not in self.encoded]:
             self.load_encoders()
             for prompt in new:
-                self.encoded[prompt] = self.base_model.encode_student(prompt)
+                self.encoded[prompt] = self.base_model.encode(NO_PICTURES, prompt, "student")
         conditionings = [self.encoded[prompt] for prompt in prompts]
         for prompt in list(self.encoded)[:-PROMPTS]:
             del self.encoded[prompt]
@@ -110,18 +109,25 @@ class Studio:
         if not with_lora:
             self.pipeline.disable_lora()
         try:
-            return self.pipeline(
-                prompt_embeds=[conditioning.prompt_embeds],
+            return self.base_model.draw(
+                self.pipeline,
+                conditioning,
                 height=height,
                 width=width,
                 num_inference_steps=config.num_inference_steps,
-                guidance_scale=0.0,
                 generator=torch.Generator().manual_seed(seed),  # on the CPU: the same on every machine
-            ).images[0]
+            )
         finally:
             if not with_lora:
                 self.pipeline.enable_lora()
 
 
 def _base_of(config: TrainConfig) -> tuple:
-    return (config.base_model, config.revision, config.precision, config.quantization, config.device)
+    return (
+        config.base_model,
+        config.revision,
+        config.precision,
+        config.quantization,
+        config.device,
+        config.teacher_context,
+    )

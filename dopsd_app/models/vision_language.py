@@ -26,7 +26,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionModel,
 )
 
-from dopsd_app.models.catalog import BaseModelError
+from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.frozen import load_frozen
 
 

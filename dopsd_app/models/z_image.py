@@ -1,4 +1,7 @@
-"""Z-Image-Turbo, and every model of its architecture: the built-in base included."""
+"""Z-Image-Turbo, and every model of its architecture: the built-in base included.
+
+What is known of them without loading stands in `z_image_facts`, which needs no torch.
+"""
 
 import numpy as np
 import torch
@@ -10,9 +13,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
 
 from dopsd_app.models import vision_language
-from dopsd_app.models.catalog import BaseModelError, Place
+from dopsd_app.models.architecture import BaseModelError, Role
+from dopsd_app.models.catalog import Place
 from dopsd_app.models.frozen import load_frozen
-from dopsd_app.models.protocol import Conditioning
+from dopsd_app.models.protocol import Conditioning, Pictures
+from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
 
 STUDENT_TOKENS = 512  # the pipeline's max_sequence_length
 TEACHER_TOKENS = 1024  # the picture takes up to 576 of them
@@ -21,6 +26,7 @@ TEACHER_TOKENS = 1024  # the picture takes up to 576 of them
 class ZImage:
     """Z-Image-Turbo's pipeline with the teacher's eyes, Qwen3-VL's vision tower."""
 
+    architecture = Z_IMAGE
     lora_targets = (
         r"(layers|noise_refiner|context_refiner)\.\d+\."
         r"(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.(w1|w2|w3))"
@@ -32,12 +38,14 @@ class ZImage:
         device: torch.device,
         dtype: torch.dtype,
         *,
+        sizes: ZImageSizes,
         quantization: str,
-        context_area: tuple[int, int],
+        teacher_context: str,
     ):
-        folder = place.folder
+        folder, context_area = place.folder, sizes.context_area
         self.folder, self.eyes, self.context_area = folder, place.vision_tower, context_area
         self.device, self.dtype, self.quantization = device, dtype, quantization
+        self.teacher_context = teacher_context
         self.conditioning_version = (
             "z-image 2: picture, caption; hidden_states[-2]; the text encoder's rotary base;"
             f" a picture of {context_area} pixels"
@@ -46,7 +54,8 @@ class ZImage:
         self.vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
         self.text_encoder = self.teacher_encoder = self.tokenizer = self.vision_tower = None  # until loaded
-        self.picture_multiple = 2 * self.vae_scale_factor  # the transformer's patches are 2 x 2 latents
+        self.transformer = self.vae = None
+        self.picture_multiple = sizes.side_multiple
 
     def load_encoders(self) -> None:
         """Loads the tokenizer, the text encoder and the vision tower onto the device."""
@@ -81,8 +90,18 @@ class ZImage:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
         nf4_targets = self.lora_targets if self.quantization == "nf4" else None
         self.transformer = self._load(ZImageTransformer2DModel, "transformer", self.dtype, nf4_targets)
-        # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
-        self.vae = self._load(AutoencoderKL, "vae", torch.float32)
+        self.load_autoencoder()
+
+    def load_autoencoder(self) -> None:
+        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
+        if self.vae is None:
+            # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
+            self.vae = self._load(AutoencoderKL, "vae", torch.float32)
+
+    def free_transformer(self) -> None:
+        """Gives the memory of the transformer and the autoencoder back."""
+        self.transformer = self.vae = None
+        free_memory()
 
     def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
         folder = self.folder / part
@@ -91,19 +110,23 @@ class ZImage:
             lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
         )
 
+    def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
+        """Features (L, D), `hidden_states[-2]`, of one user message: for the teacher, its picture is in it.
+
+        Raises `BaseModelError` for a caption of which something would be cut off, for student or teacher.
+        """
+        return self._encode_student(caption) if role == "student" else self._encode_teacher(pictures, caption)
+
     @torch.no_grad()
-    def encode_student(self, caption: str) -> Conditioning:
-        """Features (L, D) of the templated caption, `hidden_states[-2]`, as `encode_prompt` gives them."""
+    def _encode_student(self, caption: str) -> Conditioning:
+        """As `encode_prompt` gives them."""
         token_ids = self._token_ids(caption)[:, :STUDENT_TOKENS].to(self.device)
         features = self.text_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
         return Conditioning(features[0])
 
-    def encode_teacher(self, picture: Image.Image, caption: str) -> Conditioning:
-        """Features (L, D) of one user message, the picture first, then the caption; image tokens stay in.
-
-        Raises `BaseModelError` for a caption of which something would be cut off, for student or teacher.
-        """
-        inputs = self.image_processor(picture, return_tensors="pt")
+    def _encode_teacher(self, pictures: Pictures, caption: str) -> Conditioning:
+        """The picture first, then the caption; image tokens stay in."""
+        inputs = self.image_processor(pictures.picture, return_tensors="pt")
         placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
         token_ids = self._token_ids(placeholder + caption)
         taken = token_ids.shape[1] - self._token_ids(caption).shape[1]  # by the picture
@@ -179,3 +202,8 @@ class ZImage:
             tokenizer=self.tokenizer,
             transformer=self.transformer,
         )
+
+    def draw(self, pipeline: ZImagePipeline, conditioning: Conditioning, **options) -> Image.Image:
+        """A picture by the official pipeline, of what the student sees."""
+        embeds = [conditioning.prompt_embeds]
+        return pipeline(prompt_embeds=embeds, guidance_scale=Z_IMAGE.guidance, **options).images[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from dopsd_app.config import ConfigError, TrainConfig
 from dopsd_app.jobs.events import StepDone, read_events
 from dopsd_app.jobs.runs import Run, list_runs
-from dopsd_app.models.sizes import Sizes
+from dopsd_app.models.architecture import Sizes
 from dopsd_app.planning.cost import step_work
 from dopsd_app.planning.machine import Machine
 
@@ -104,6 +104,7 @@ def _alike(earlier: TrainConfig, config: TrainConfig) -> bool:
     names = (
         "resolution",
         "rollout_steps",
+        "teacher_context",
         "quantization",
         "precision",
         "gradient_checkpointing",

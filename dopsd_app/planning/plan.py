@@ -10,16 +10,16 @@ from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
+from dopsd_app.models.architecture import BaseModelError, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
 from dopsd_app.models.catalog import (
-    BaseModelError,
     check_base_model,
+    check_context,
     check_resolution,
     find_facts,
     find_repository,
     is_fetched,
 )
-from dopsd_app.models.sizes import Sizes
 from dopsd_app.planning.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
 from dopsd_app.planning.pace import seconds_per_step
@@ -85,7 +85,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     problems += [*_device_problems(config, sizes, machine, on_gpu), *_disk_problems(plan)]
     too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
     warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan)]
-    warnings += _room_warnings(plan, config, sizes, on_gpu)
+    warnings += [*_room_warnings(plan, config, sizes, on_gpu), *_steps_warnings(config, facts.native_steps)]
     return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
 
 
@@ -98,6 +98,7 @@ def check_base(config: TrainConfig) -> None:
     if not problems:
         check_fetch(config)
         machine, facts = read_machine(), find_facts(config.base_model, config.revision)
+        facts.architecture.choose_context(config.teacher_context)  # now that the Hub has told of it
         problems += _device_problems(config, facts.sizes, machine, _on_gpu(config, machine))
     if problems:
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
@@ -136,6 +137,7 @@ def _base_problems(config: TrainConfig) -> Iterator[str]:
     if config.revision and not find_repository(config.base_model):
         yield f"`revision` is of a repository on the Hub, and {config.base_model} is none: leave it out."
     yield from problem(check_resolution, config.resolution)
+    yield from problem(check_context, config.revision, config.teacher_context)
 
 
 def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
@@ -213,6 +215,14 @@ def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) 
     exact = memory(replace(config, quantization="none"), sizes, on_gpu).peak
     if exact * (1 + ERROR) <= plan.memory_total:
         yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
+
+
+def _steps_warnings(config: TrainConfig, native: int | None) -> Iterator[str]:
+    if native and config.num_inference_steps != native:
+        yield (
+            f"The base model was made to draw in {native} steps, and `num_inference_steps` is"
+            f" {config.num_inference_steps}: its pictures may be worse."
+        )
 
 
 def _time_warnings(plan: Plan) -> Iterator[str]:

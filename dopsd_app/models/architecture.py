@@ -1,0 +1,192 @@
+"""What is known of a base model without loading it: its kind, and how large one of that kind is.
+
+A base model that is not built in is one file: it makes an `Architecture`, with the class that it names, and
+hands it to `architectures.register`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from dopsd_app.errors import KnownFailure
+
+Role = Literal["student", "teacher"]
+CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
+
+
+class BaseModelError(KnownFailure):
+    """A base model that is not there or cannot be used; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence as the metadata of a model card spells it; all empty where nobody says it."""
+
+    id: str = ""
+    name: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """A vision tower with which a teacher sees pictures, where the base model's own folder has none."""
+
+    repository: str  # on the Hub, of the vision-language model that it is cut out of
+    parameters: int  # of vision tower and mergers, in bfloat16 on the Hub
+    configuration: dict  # what its preprocessor_config.json says, as far as sizes are read from it
+
+
+@dataclass(frozen=True)
+class PassTokens:
+    """What the transformer sees of one example in one pass."""
+
+    picture: int  # of the noisy picture
+    caption: int  # of the text encoder: of the caption, and of a picture that a vision tower saw with it
+    reference: int = 0  # of the pictures that the transformer itself sees
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the files of a base model tell, here or on the Hub."""
+
+    configurations: dict[str, dict]  # part: its config.json
+    parameters: dict[str, int]  # part: numbers in its weights; 0 for one without
+    eyes: dict  # the preprocessor_config.json of the eyes; empty for a base without
+    eyes_parameters: int
+    stored_bytes: int  # of all that it is loaded from, the eyes included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(ABC):
+    """How large one base model is: what memory, time and disk of a run are reckoned from.
+
+    Each kind of base model adds the numbers that its own arithmetic needs. `context` is one of the
+    architecture's teacher contexts, or "auto" for its own.
+    """
+
+    parameters: int  # of the transformer
+    encoder_parameters: int  # of all that is loaded to encode: text encoder, and the teacher's eyes
+    decoder_parameters: int  # autoencoder
+    stored_bytes: int  # of all parts on disk; 0 where they are not there
+
+    @classmethod
+    @abstractmethod
+    def of(cls, stored: Stored) -> "Sizes":
+        """Sizes by what a base model's files tell; raises one of `sizes.DAMAGED` for odd ones."""
+
+    def as_known(self, known: "Sizes") -> "Sizes":
+        """With all that no file tells taken from the same model in the catalog."""
+        return self
+
+    def to_fields(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_fields(cls, fields: dict) -> "Sizes":
+        """What `to_fields` made, after a way through JSON; TypeError for another version's."""
+        return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()})
+
+    @property
+    @abstractmethod
+    def side_multiple(self) -> int:
+        """Pixels: the sides of a picture must be multiples of this."""
+
+    @property
+    @abstractmethod
+    def linear_parameters(self) -> int:
+        """Of the transformer's layers that a LoRA adapts and nf4 rounds."""
+
+    @abstractmethod
+    def lora_parameters(self, rank: int) -> int:
+        """Of a LoRA of this rank."""
+
+    @abstractmethod
+    def student_tokens(self, resolution: int) -> PassTokens:
+        """Of a picture of resolution x resolution pixels, and of its caption."""
+
+    @abstractmethod
+    def teacher_tokens(self, resolution: int, context: str) -> PassTokens:
+        """The same with what the teacher sees besides."""
+
+    @abstractmethod
+    def work(self, tokens: PassTokens) -> tuple[float, float]:
+        """Floating-point operations of one pass for one picture: in the linear layers, and in attention."""
+
+    @abstractmethod
+    def activation_bytes(self, tokens: PassTokens, number: int, checkpointing: bool) -> float:
+        """Kept by one picture's pass for the way back; `number` is the bytes of a number of the base."""
+
+    @abstractmethod
+    def conditioning_bytes(self, resolution: int, context: str) -> int:
+        """On disk, of what student and teacher are told of one caption."""
+
+    @abstractmethod
+    def decoding_work(self, resolution: int) -> float:
+        """Floating-point operations of the autoencoder for one picture."""
+
+    @abstractmethod
+    def decoding_bytes(self, resolution: int) -> int:
+        """The autoencoder's activations while it makes one picture of latents."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of base model. `BaseModel` is what it offers once it is loaded."""
+
+    pipeline_class: str  # of diffusers, as model_index.json names it
+    base_model: str  # "module:Class" of its BaseModel, which is imported when one is loaded
+    sizes: type[Sizes]
+    teacher_contexts: tuple[str, ...]  # what its teacher can see besides the caption; the first is its own
+    eyes: Eyes | None  # None: no vision tower belongs to it
+    guidance: float  # of its pipeline's call, where a few-step model draws as it was made to
+    edits: bool = False  # whether it starts from pictures: `Example.source_images`
+    parts: tuple[str, ...] = ("transformer", "text_encoder", "vae")  # of its pipeline, those with weights
+
+    @property
+    def task(self) -> str:
+        """As the Hub calls it."""
+        return "image-to-image" if self.edits else "text-to-image"
+
+    def choose_context(self, context: str) -> str:
+        """The teacher context that a setting means; `BaseModelError` for one that is not offered."""
+        if context == "auto":
+            return self.teacher_contexts[0]
+        if context not in self.teacher_contexts:
+            offered = ", ".join(("auto", *self.teacher_contexts))
+            raise BaseModelError(
+                f"`teacher_context` is {context}, which this base model does not have. Set it to one of:"
+                f" {offered}."
+            )
+        return context
+
+
+NEUTRAL_PROMPTS = (
+    "a bowl of fruit on a wooden table",
+    "a red bicycle leaning against a brick wall",
+    "an elderly man reading in a garden",
+    "a mountain lake at sunrise",
+)
+
+
+@dataclass(frozen=True)
+class BaseModelFacts:
+    """What a person should know before choosing a base model, and what is reckoned with."""
+
+    label: str
+    description: str  # what it draws, and what it is good at
+    repository: str  # on the Hub; "" for one that comes with the program or was given as a folder
+    licence: Licence
+    resolutions: tuple[int, int] | None  # pixels: the least and the greatest that it can draw, where known
+    architecture: Architecture
+    sizes: Sizes
+    native_steps: int | None = None  # that it was made to draw in, where known
+    neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
+    judge: bool = False  # whether there is a judge that knows all that it can draw
+
+    @property
+    def scoring(self) -> str:
+        """What the health of its LoRAs is measured with: "judge", "eyes" (its vision tower), or "none"."""
+        if self.judge:
+            return "judge"
+        return "eyes" if self.architecture.eyes else "none"

@@ -1,0 +1,158 @@
+"""Z-Image, without loading it: what is known of Z-Image-Turbo, and of every model of its architecture."""
+
+import math
+from dataclasses import dataclass, replace
+
+from dopsd_app.models.architecture import (
+    CAPTION_TOKENS,
+    Architecture,
+    BaseModelFacts,
+    Eyes,
+    Licence,
+    PassTokens,
+    Sizes,
+    Stored,
+)
+
+# Of the teacher's picture, in pixels, as in the method's released code: whatever the folder of the eyes says.
+# Qwen3-VL's own bounds let a picture fill the message, or be so small that nothing is seen.
+CONTEXT_AREA = (512**2, 768**2)
+QWEN3_VL_4B = Eyes(  # made for the text encoder Qwen3-4B
+    "Qwen/Qwen3-VL-4B-Instruct", parameters=415_347_712, configuration={"patch_size": 16, "merge_size": 2}
+)
+APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+
+# Bytes for each token and each number of its features, counted over PyTorch's allocations in a training step
+# of the real classes, of dim 512, in bfloat16 with float32 adapters (95.2 and 14; in float32 91.2 and 16). A
+# third is PEFT's float32 copies of what goes into each adapted layer.
+# Published: fine-tuning in bfloat16 takes 12.8 GiB with checkpointing, 21.2 without (SimpleTuner). Reckoned
+# like this, with adapters in bfloat16 and no teacher: 12.9 and 19.9 at 512 x 512 pixels, 14.4 and 41 at
+# 1024 x 1024. Its seconds fit 512 x 512 too: at 1024 x 1024 the card would exceed its data sheet. D-OPSD in
+# 16 GiB (the T8 trainer) works at 512, just so at 768, and not at 1024: 15.2, 16.2 and 17.5 GiB here.
+SAVED = 95.0  # kept by one block for the backward pass
+WORKING = 16.0  # besides, while one block is at work
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZImageSizes(Sizes):
+    """Of a Z-Image transformer (attention dim x dim, feed-forward 8/3 dim) and the parts beside it."""
+
+    dim: int
+    layers: int  # blocks that picture and caption go through together
+    refiners: int  # blocks before them, for the picture alone, and as many for the caption alone
+    caption_features: int  # of one caption token
+    decoder_channels: int  # of its largest feature maps, which have the picture's size
+    token_side: int  # pixels of the side of a square that is one token
+    context_side: int  # the same for the picture in the teacher's context ...
+    context_area: tuple[int, int]  # ... which is scaled to between so many pixels
+
+    @classmethod
+    def of(cls, stored: Stored) -> "ZImageSizes":
+        transformer, decoder = stored.configurations["transformer"], stored.configurations["vae"]
+        return cls(
+            parameters=stored.parameters["transformer"],
+            dim=transformer["dim"],
+            layers=transformer["n_layers"],
+            refiners=transformer["n_refiner_layers"],
+            caption_features=transformer["cap_feat_dim"],
+            encoder_parameters=stored.parameters["text_encoder"] + stored.eyes_parameters,
+            decoder_parameters=stored.parameters["vae"],
+            decoder_channels=decoder["block_out_channels"][0],
+            token_side=2 ** len(decoder["block_out_channels"]),  # halved between blocks, then 2 x 2 latents
+            context_side=stored.eyes["patch_size"] * stored.eyes["merge_size"],
+            context_area=CONTEXT_AREA,
+            stored_bytes=stored.stored_bytes,
+        )
+
+    def as_known(self, known: "ZImageSizes") -> "ZImageSizes":
+        return replace(self, context_area=known.context_area)
+
+    @property
+    def side_multiple(self) -> int:
+        return self.token_side
+
+    @property
+    def blocks(self) -> int:
+        return self.layers + 2 * self.refiners
+
+    @property
+    def linear_parameters(self) -> int:
+        """Attention 4 dim^2 and feed-forward 8 dim^2 in each block."""
+        return 12 * self.dim**2 * self.blocks
+
+    def lora_parameters(self, rank: int) -> int:
+        """rank x (in + out) of attention's 4 and feed-forward's 3 matrices: 8 dim and 11 dim."""
+        return 19 * self.dim * rank * self.blocks
+
+    def student_tokens(self, resolution: int) -> PassTokens:
+        return PassTokens(_padded((resolution / self.token_side) ** 2), CAPTION_TOKENS)
+
+    def teacher_tokens(self, resolution: int, context: str) -> PassTokens:
+        """The eyes' tokens of the picture stand before those of the caption."""
+        least, most = self.context_area
+        area = min(max(resolution**2, least), most)
+        seen = _padded(CAPTION_TOKENS + area / self.context_side**2)
+        return replace(self.student_tokens(resolution), caption=seen)
+
+    def work(self, tokens: PassTokens) -> tuple[float, float]:
+        """2 for each weight and token; in attention 4 x dim for each pair of tokens."""
+        together = tokens.picture + tokens.caption
+        passed = self.layers * together + self.refiners * together  # blocks x tokens that go through them
+        pairs = self.layers * together**2 + self.refiners * (tokens.picture**2 + tokens.caption**2)
+        return 24.0 * self.dim**2 * passed, 4.0 * self.dim * pairs
+
+    def activation_bytes(self, tokens: PassTokens, number: int, checkpointing: bool) -> float:
+        blocks = self.layers + self.refiners  # of those, each refines the picture or the caption alone
+        kept = blocks * number + SAVED if checkpointing else blocks * SAVED
+        return (tokens.picture + tokens.caption) * self.dim * (kept + WORKING)
+
+    def conditioning_bytes(self, resolution: int, context: str) -> int:
+        """Features in float32."""
+        student, teacher = self.student_tokens(resolution), self.teacher_tokens(resolution, context)
+        return (student.caption + teacher.caption) * self.caption_features * 4
+
+    def decoding_work(self, resolution: int) -> float:
+        # Counted: 2.48 TFLOP for a picture of 512 x 512 with 128 channels. Twice, for float32 is slower.
+        return 5e12 * (resolution / 512) ** 2 * (self.decoder_channels / 128) ** 2
+
+    def decoding_bytes(self, resolution: int) -> int:
+        """Six feature maps of the picture's size in float32, as counted; cuDNN's work space is on top."""
+        return 6 * 4 * self.decoder_channels * resolution**2
+
+
+def _padded(tokens: float) -> int:
+    return math.ceil(tokens / 32) * 32  # as the transformer pads each sequence
+
+
+Z_IMAGE = Architecture(
+    pipeline_class="ZImagePipeline",
+    base_model="dopsd_app.models.z_image:ZImage",
+    sizes=ZImageSizes,
+    teacher_contexts=("vision_language",),
+    eyes=QWEN3_VL_4B,
+    guidance=0.0,
+)
+
+Z_IMAGE_TURBO = BaseModelFacts(
+    label="Z-Image-Turbo",
+    description="Photographs, people and lettering in English and Chinese, in 8 steps.",
+    repository="Tongyi-MAI/Z-Image-Turbo",
+    licence=APACHE,
+    resolutions=(256, 1536),
+    architecture=Z_IMAGE,
+    native_steps=8,
+    sizes=ZImageSizes(  # where its folder is not there to be read
+        parameters=6_154_908_736,
+        dim=3840,
+        layers=30,
+        refiners=2,
+        caption_features=2560,
+        encoder_parameters=4_022_468_096 + QWEN3_VL_4B.parameters,
+        decoder_parameters=83_819_683,
+        decoder_channels=128,
+        token_side=16,
+        context_side=32,
+        context_area=CONTEXT_AREA,
+        stored_bytes=0,
+    ),
+)
