@@ -6,9 +6,10 @@ from pathlib import Path
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import insist, replace_file
-from dopsd_app.hub.push import MAX_PICTURES
 from dopsd_app.jobs.drawing import read_drawing
 from dopsd_app.jobs.runs import Run
+
+MAX_PICTURES = 5
 
 
 def card_pictures(run: Run) -> list[tuple[Path, str]]:

@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ WORKER = (sys.executable, "-m", "dopsd_app.train")  # gets the run folder as its
 COMMANDS = ("stop", "preview-now", "save-now")
 RUN_NAME = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{12}")  # as `create_run` makes it
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that every loader looks for first
+LOCK_SECONDS = 60.0  # that others may hold what is held for moments
 # States that a living process must stand behind.
 LIVE = ("downloading", "loading", "encoding", "training", "stopping")
 
@@ -357,9 +358,25 @@ def run_lock(runs_dir: Path) -> FileLock:
     return FileLock(runs_dir / ".gpu.lock")
 
 
-def start_lock(runs_dir: Path) -> FileLock:
-    """Held for moments, by whoever decides what starts next: two starts at once must not both go ahead."""
-    return FileLock(runs_dir / ".start.lock", timeout=60)
+@contextmanager
+def start_lock(runs_dir: Path) -> Iterator[None]:
+    """Held for moments, by whoever decides what starts next: two starts at once must not both go ahead.
+
+    Raises `RunError` where another process holds it for longer than LOCK_SECONDS.
+    """
+    file = runs_dir / ".start.lock"
+    lock = FileLock(file, timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"Another process of this program has held {file} for {LOCK_SECONDS:g} seconds: it hangs, or the"
+            " disk does not answer. Try again; if that does not help, end the processes that use this folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def enqueue(run: Run) -> None:

@@ -8,6 +8,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub import push as hub
 from dopsd_app.hub.access import find_token, this_space
 from dopsd_app.hub.card_pictures import card_pictures, clear_pictures, keep_picture
+from dopsd_app.hub.publication import Publication, suggest_name
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import Run
 from dopsd_app.models.catalog import find_licence
@@ -75,7 +76,7 @@ def show(run_id: str) -> list:
     """Fills the half for a run."""
     run = the_run(run_id)
     return [
-        gr.Textbox(value=hub.suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"),
+        gr.Textbox(value=suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"),
         True,  # what was chosen for another run holds for that one
         False,
         *_shown_pictures(run),
@@ -167,15 +168,8 @@ def publish(
     The token is the given one, the sign-in of the Space, or the one that `hf auth login` stored.
     """
     run = the_run(run_id)
-    return hub.push(
-        run,
-        token=find_token(token, oauth_token),
-        name=name.strip(),
-        private=private,
-        pictures=card_pictures(run),
-        with_captions=with_captions,
-        checkpoint=step,
-    )
+    publication = Publication(name.strip(), private, with_captions, step)
+    return hub.publish(run, publication, find_token(token, oauth_token))
 
 
 def _link(published: dict | None) -> str:
