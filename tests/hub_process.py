@@ -32,7 +32,7 @@ def publish(run: str, token: str | None, pictures: list = (), **publication) -> 
 
 
 def steps(run: str, token: str, until: int = 99, wait: float = 0, pictures: list = (), **asked) -> list:
-    """What a push tells, each word once; closed `wait` seconds after `until` steps, and how long that took."""
+    """What a push tells, each word once; closed `wait` seconds after `until` steps, and how long it took."""
     told, run = [], _with_card(Run(Path(run)), pictures)
     pushing = push.push(run, Publication(**asked), token)
     for word in pushing:
@@ -56,8 +56,8 @@ def _with_card(run: Run, pictures: list) -> Run:
     return run
 
 
-def wish(run: str, **publication) -> None:
-    when_finished.make_wish(Run(Path(run)), Publication(**publication), None)
+def wish(run: str, token: str, **publication) -> None:
+    when_finished.make_wish(Run(Path(run)), Publication(**publication), token)
 
 
 def fulfil(run: str, token: str = "") -> None:

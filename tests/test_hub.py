@@ -655,7 +655,7 @@ def test_the_best_step_is_the_one_that_the_page_recommends(run):
 
 
 def test_a_wish_takes_the_step_that_is_best_when_the_run_has_finished(hub, process, run):
-    process.call("wish", run=run.path, name="zorp", checkpoint=BEST)
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp", checkpoint=BEST)
     process.call("fulfil", run=run.path)
     assert not hub.repositories  # it has not finished
     leave_checkpoints(run, 6, 12)
@@ -679,7 +679,7 @@ def other_process(imitation, tmp_path):
 
 def test_of_two_servers_the_one_with_a_token_takes_the_wish(hub, process, other_process, run, monkeypatch):
     write_status(run, state="finished")
-    process.call("wish", run=run.path, name="zorp")
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
     other_process.call("fulfil", run=run.path, token="")
     wish = read_wish(run)
     assert wish.open and not hub.requests
@@ -695,7 +695,7 @@ def test_of_two_servers_the_one_with_a_token_takes_the_wish(hub, process, other_
 
 def test_two_servers_with_a_token_publish_once(hub, process, other_process, run):
     write_status(run, state="finished")
-    process.call("wish", run=run.path, name="zorp")
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
     for server in (process, other_process):
         server.ask("fulfil", run=run.path, token=AMBIENT)
     assert [server.told() for server in (process, other_process)] == [{"result": None}] * 2
@@ -705,7 +705,7 @@ def test_two_servers_with_a_token_publish_once(hub, process, other_process, run)
 
 def test_a_wish_waits_while_somebody_pushes_by_hand(hub, process, run):
     write_status(run, state="finished")
-    process.call("wish", run=run.path, name="zorp")
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
     with FileLock(run.path / ".publish.lock"):
         process.call("fulfil", run=run.path)
     assert read_wish(run).open
