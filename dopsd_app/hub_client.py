@@ -400,7 +400,7 @@ def _most_seconds(request: "httpx2.Request") -> float:
 
 
 def _too_slow(seconds: float) -> str:
-    return f"The Hub did not answer within {_words_for_wait(seconds)}: try again in a few minutes."
+    return f"The Hub did not answer within {_words_for_wait(round(seconds))}: try again in a few minutes."
 
 
 def _transient(sentence: str) -> HubError:

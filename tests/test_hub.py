@@ -26,6 +26,7 @@ from safetensors.torch import load, load_file, save_file
 from dopsd_app.checks.lora_check import LoraCheck
 from dopsd_app.config import make_config
 from dopsd_app.errors import KnownFailure
+from dopsd_app.hub import when_finished
 from dopsd_app.hub.account import Account
 from dopsd_app.hub.model_card import make_card
 from dopsd_app.hub.publication import BEST, Publication, check_name, checkpoint_to_publish, suggest_name
@@ -38,6 +39,7 @@ from dopsd_app.jobs.runs import LORA_FILE, delete_run, write_status
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
+from dopsd_app.ui import train
 from dopsd_app.ui.try_it import what_to_try
 
 ROOT = Path(__file__).parent.parent
@@ -416,14 +418,14 @@ FAULTS = {
     "batch-500": (BATCH, 500, {}, "(status 500)"),
     "put-403": (PUT, 403, {}, "This token may not change Ann/zorp"),
     "put-hang": (PUT, "hang", {}, "did not answer for 1 seconds"),
-    "put-drip": (PUT, "drip", {}, "did not answer within 5 seconds"),
+    "put-drip": (PUT, "drip", {}, "did not answer within 4 seconds"),
     "put-reset": (PUT, "reset", {}, "The connection to the Hub broke off"),
     "verify-404": ("/lfs/verify", 404, {}, "The Hub does not know Ann/zorp"),
     "commit-412": (COMMIT, 412, {}, "Somebody changed Ann/zorp in the same moment: try again."),
     "commit-429": (COMMIT, 429, {}, f"asked too often: {AGAIN}"),
     "commit-500": (COMMIT, 500, {}, "(status 500)"),
     "commit-hang": (COMMIT, "hang", {}, "did not answer for 1 seconds"),
-    "commit-drip": (COMMIT, "drip", {}, "did not answer within 5 seconds"),
+    "commit-drip": (COMMIT, "drip", {}, "did not answer within 4 seconds"),
 }
 
 
@@ -711,6 +713,22 @@ def test_a_wish_waits_while_somebody_pushes_by_hand(hub, process, run):
     assert read_wish(run).open
     process.call("fulfil", run=run.path)
     assert read_wish(run).done
+
+
+def test_the_page_keeps_and_tells_a_wish_and_that_it_waits(run, monkeypatch):
+    monkeypatch.setenv("DOPSD_RUNS", str(run.runs_dir))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    told = train.keep_wish(run.id, True, " zorp ", True, False, True)
+    assert "The LoRA, of its step in best health, will be published as zorp when the run has finished" in told
+    assert train.show_wish(run.id) == [True, "zorp", True, False, True]
+    write_status(run, state="finished")
+    assert "will be published" in train.keep_wish(run.id, True, "zorp", True, False, False)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(when_finished, "_tokens", {})  # as after a restart
+    (told,) = [html for html in train.look(run.id, {}) if isinstance(html, str) and "waits" in html]
+    assert "The LoRA waits to be published as zorp: sign in with `hf auth login`, then press Save." in told
+    with pytest.raises(KnownFailure, match="only after a push"):
+        train.keep_wish(run.id, False, "zorp", True, True, False)
 
 
 def test_a_wish_file_is_read_or_refused_in_words(run):
