@@ -27,12 +27,12 @@ from dopsd_app.config import (
 )
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.hub.access import find_token
-from dopsd_app.hub.card_pictures import card_pictures
-from dopsd_app.hub.push import push, suggest_name
+from dopsd_app.hub.publication import BEST, Publication, suggest_name
+from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, wait_for_push
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
 from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
-from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.job import RunError, Status
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next
 from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
@@ -133,17 +133,22 @@ def _parser() -> argparse.ArgumentParser:
         "run"
     )
     add("resume", _resume, "Go on with a run from its last checkpoint, and follow it.").add_argument("run")
-    publish = add(
+    to_hub = add(
         "publish",
         _publish,
         "Push a run's LoRA with a model card to the Hub, with the token of `hf auth login`.",
     )
-    publish.add_argument("run")
-    publish.add_argument(
+    to_hub.add_argument("run")
+    to_hub.add_argument(
         "--name", metavar="[OWNER/]NAME", help="on the Hub; default: made from the run's name"
     )
-    publish.add_argument("--public", action="store_true", help="for everybody to see; without it, private")
-    _add_checkpoint(publish)
+    to_hub.add_argument("--public", action="store_true", help="for everybody to see; without it, private")
+    to_hub.add_argument(
+        "--checkpoint",
+        type=_step_or_best,
+        metavar="STEP",
+        help=f"or `{BEST}`: the last one in good health; default: the finished LoRA",
+    )
     add("presets", _presets, "List the presets and what they set.")
     return parser
 
@@ -193,6 +198,10 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA, or the newest checkpoint"
     )
+
+
+def _step_or_best(text: str) -> int | str:
+    return text if text == BEST else int(text)
 
 
 # --- commands
@@ -345,16 +354,21 @@ def _publish(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     name = options.name or suggest_name(run.config)
     token = find_token("", None)
-    link = push(
-        run,
-        token=token,
-        name=name,
-        private=not options.public,
-        pictures=card_pictures(run),
-        checkpoint=options.checkpoint,
-    )
-    print(link)
+    publication = Publication(name, private=not options.public, checkpoint=options.checkpoint)
+    job = ask_for_push(run, publication, token)
+    try:
+        with tqdm(unit="step", desc="publishing", disable=None, leave=False) as bar:
+            print(wait_for_push(job, lambda status: _show_steps(bar, status)))
+    except KeyboardInterrupt:
+        cancel_push(run)
+        print(STOPPED, file=sys.stderr)
+        raise
     return 0
+
+
+def _show_steps(bar: tqdm, status: Status) -> None:
+    bar.total, bar.n = status.total or None, status.done
+    bar.refresh()
 
 
 def _presets(options: argparse.Namespace) -> int:

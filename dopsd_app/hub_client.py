@@ -1,11 +1,16 @@
 """How the Hub is asked: a client that does not wait for ever, and a sentence for whatever goes wrong."""
 
 import json
+import math
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.request import getproxies
 
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 120  # of silence; the library's own client would wait for ever
+TOTAL_SECONDS = 300  # of a whole request, whose answer may trickle; what it sends has more
+SLOWEST_SENDING = 50_000  # bytes per second
 LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is waited for in steps
 
 
@@ -23,7 +30,7 @@ class HubError(KnownFailure):
     """Something that the Hub, the network or a name does not allow; the message says what to do."""
 
     detail = ""  # the client's own words, for the log
-    transient = False  # whether the same may work in a moment
+    transient = False  # whether the same may work in a moment: what was asked for may even have been done
     wait = 0.0  # seconds that the Hub asks to wait before that
 
 
@@ -52,10 +59,7 @@ def hub_errors(about: str, token: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
-        told = HubError(_sentence(error, about).replace(token, "***"))
-        words = " ".join(str(error).split()).replace(token, "***")
-        told.detail = f"({type(error).__name__}: {words[:500]})"
-        raise told from None
+        raise _told(error, about, token) from None
 
 
 _given = ""  # to a worker, by whoever started it
@@ -100,15 +104,7 @@ def reading_errors(repository: str) -> Iterator[None]:
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
-        words, token = " ".join(str(error).split()), _given or get_token() or "***"
-        told = HubError(_sentence(error, repository, reading=True).replace(token, "***"))
-        told.detail = f"({type(error).__name__}: {words.replace(token, '***')[:500]})"
-        if isinstance(error, HfHubHTTPError):
-            told.transient = error.response.status_code == 429 or error.response.status_code >= 500
-            told.wait = min(LONGEST_WAIT, float(_seconds_asked(error.response.headers) or 0))
-        else:
-            told.transient = isinstance(error, httpx2.TransportError | ConnectionError)
-        raise told from None
+        raise _told(error, repository, _given or get_token() or "***", reading=True) from None
 
 
 def _reading_sentence(answer: "httpx2.Response", repository: str, said: str) -> str | None:
@@ -132,29 +128,66 @@ def _reading_sentence(answer: "httpx2.Response", repository: str, said: str) -> 
     return None
 
 
-def _sentence(error: BaseException, about: str, reading: bool = False) -> str:
-    """What an exception, or the nearest known one behind it, means for the person."""
+def _told(error: BaseException, about: str, token: str, reading: bool = False) -> HubError:
+    """What an exception, or the nearest known one behind it, means for the person, without the token."""
+    cause = _known_cause(error)
+    told = HubError(_sentence(cause or error, about, reading).replace(token, "***"))
+    words = " ".join(str(error).split()).replace(token, "***")
+    told.detail = f"({type(error).__name__}: {words[:500]})"
+    told.transient, told.wait = _prospect(cause)
+    return told
+
+
+def _known_cause(error: BaseException | None) -> BaseException | None:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    cause = error
-    while cause is not None:
-        match cause:
-            case HubError():
-                return str(cause)
-            case OfflineModeIsEnabled():
-                return "The Hub may not be asked: HF_HUB_OFFLINE is set. Start again without it."
-            case HfHubHTTPError():
-                answer, said = cause.response, cause.server_message or ""
-                if reading and (told := _reading_sentence(answer, about, _quoted(said))):
-                    return told
-                return status_sentence(answer.status_code, about, answer.headers, said)
-            case httpx2.TransportError() | ConnectionError():
-                return _network_sentence(cause, reading)
-            case json.JSONDecodeError() | KeyError():
-                return "The Hub's answer cannot be read: try again in a few minutes."
-        cause = cause.__cause__ or cause.__context__
-    return f"The Hub's client failed, {type(error).__name__}: {_first_line(str(error))}."
+    known = HubError | OfflineModeIsEnabled | HfHubHTTPError | httpx2.TransportError | ConnectionError
+    while error is not None and not isinstance(error, known | json.JSONDecodeError | KeyError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _prospect(cause: BaseException | None) -> tuple[bool, float]:
+    """Whether the same may work in a moment, and after how many seconds."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    match cause:
+        case HubError():
+            return cause.transient, cause.wait
+        case HfHubHTTPError():
+            return _is_transient(cause.response.status_code), _seconds_to_wait(cause.response.headers)
+    return isinstance(cause, httpx2.TransportError | ConnectionError), 0.0
+
+
+def _is_transient(status: int) -> bool:
+    return status == 429 or status >= 500
+
+
+def _seconds_to_wait(headers: Mapping[str, str]) -> float:
+    return min(LONGEST_WAIT, _seconds_asked(headers))
+
+
+def _sentence(cause: BaseException, about: str, reading: bool = False) -> str:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    match cause:
+        case HubError():
+            return str(cause)
+        case OfflineModeIsEnabled():
+            return "The Hub may not be asked: HF_HUB_OFFLINE is set. Start again without it."
+        case HfHubHTTPError():
+            answer, said = cause.response, cause.server_message or ""
+            if reading and (told := _reading_sentence(answer, about, _quoted(said))):
+                return told
+            return status_sentence(answer.status_code, about, answer.headers, said)
+        case httpx2.TransportError() | ConnectionError():
+            return _network_sentence(cause, reading)
+        case json.JSONDecodeError() | KeyError():
+            return "The Hub's answer cannot be read: try again in a few minutes."
+    return f"The Hub's client failed, {type(cause).__name__}: {_first_line(str(cause))}."
 
 
 def _network_sentence(error: BaseException, reading: bool = False) -> str:
@@ -189,7 +222,8 @@ def status_sentence(status: int, about: str, headers: Mapping[str, str], said: s
         case 429:
             return f"The Hub was asked too often: try again in {_waiting_time(headers)}."
         case _ if status >= 500:
-            return f"The Hub has a problem of its own (status {status}): try again in a few minutes."
+            when = _waiting_time(headers)
+            return f"The Hub has a problem of its own (status {status}): try again in {when}."
     return f"The Hub refused {about} with status {status}{said}: look at your account's page on the Hub."
 
 
@@ -198,21 +232,120 @@ def _quoted(said: str) -> str:
 
 
 def _waiting_time(headers: Mapping[str, str]) -> str:
-    """How long to wait, from the header Retry-After (`55`) or RateLimit (`"api";r=0;t=55`)."""
     seconds = _seconds_asked(headers)
-    return f"{seconds} seconds" if seconds else "a few minutes"
+    return _words_for_wait(seconds) if seconds else "a few minutes"
 
 
-def _seconds_asked(headers: Mapping[str, str]) -> str:
-    found = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", "")) or re.search(
-        r"\bt\s*=\s*(\d+)", headers.get("ratelimit", "")
-    )
-    return found[1] if found else ""
+def _words_for_wait(seconds: float) -> str:
+    """At least so long, in the largest unit that tells it well."""
+    for unit, length in (("hour", 3600), ("minute", 60)):
+        if seconds > 2 * length or seconds == length:
+            number = math.ceil(seconds / length)
+            return f"{number} {unit}{'s' * (number > 1)}"
+    return f"{math.ceil(seconds)} second{'s' * (seconds > 1)}"
+
+
+def _seconds_asked(headers: Mapping[str, str]) -> float:
+    """How long to wait, by the header Retry-After (`55`, or a date) or RateLimit (`"api";r=0;t=55`); or 0."""
+    asked = headers.get("retry-after", "").strip()
+    limit = headers.get("ratelimit", "")
+    if found := re.fullmatch(r"(\d+)", asked) or re.search(r"\bt\s*=\s*(\d+)", limit):
+        return float(found[1])
+    with suppress(ValueError, TypeError):  # no date, or one without a time zone
+        # By the server's own clock, where it tells the time: ours may be wrong.
+        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
+        return max(0.0, (parsedate_to_datetime(asked) - now).total_seconds())
+    return 0.0
 
 
 def _first_line(text: str) -> str:
     line = text.strip().partition("\n")[0]
     return "".join(c if c.isprintable() else " " for c in line)[:200].rstrip(".")
+
+
+# --- the client
+
+
+class Cancelled(Exception):
+    """Nobody waits for this any more."""
+
+
+class Cancellation:
+    """Ends what one thread asks the Hub, from another: the request that is on its way, and all to come."""
+
+    def __init__(self):
+        self.asked = threading.Event()
+        self._line: _Line | None = None
+
+    def cancel(self) -> None:
+        self.asked.set()
+        if line := self._line:
+            line.cut()
+
+    def check(self) -> None:
+        """Raises `Cancelled` where that was asked for."""
+        if self.asked.is_set():
+            raise Cancelled
+
+    @contextmanager
+    def of_this_thread(self) -> Iterator[None]:
+        """The requests that this thread makes meanwhile can be cancelled."""
+        before = _cancellation.set(self)
+        try:
+            yield
+        finally:
+            _cancellation.reset(before)
+
+    @contextmanager
+    def over(self, line: "_Line") -> Iterator[None]:
+        """Meanwhile this is the line to cut."""
+        self._line = line
+        try:
+            self.check()
+            yield
+        except Exception:
+            self.check()
+            raise
+        finally:
+            self._line = None
+
+
+_cancellation: ContextVar[Cancellation] = ContextVar("_cancellation")
+
+
+class _Line:
+    """The connection of one request, which is cut when its time is over, or from another thread."""
+
+    def __init__(self, seconds: float):
+        self.is_cut = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self.cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Line":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: dict) -> None:
+        """Told by the HTTP client of all that it does: it has a new connection, or has encrypted it."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            with self._lock:
+                self._socket = info["return_value"].get_extra_info("socket")
+            if self.is_cut:
+                self.cut()
+
+    def cut(self) -> None:
+        """Ends the connection at once: who reads from it or writes to it gets an error."""
+        with self._lock, suppress(OSError):  # gone already
+            self.is_cut = True
+            if self._socket:
+                # An encrypted socket's own method would first forget the encryption: what is still written
+                # in that moment would be sent in the clear.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 _client_lock = threading.Lock()
@@ -249,19 +382,44 @@ def _make_client() -> "httpx2.Client":
             if not any(request.extensions["timeout"].values()):
                 # Some functions of the library ask for no limit where their caller gave none.
                 request.extensions["timeout"] = self.timeout.as_dict()
+            seconds = _most_seconds(request)
+            with _Line(seconds) as line, _cancellation.get(Cancellation()).over(line):
+                request.extensions["trace"] = line.trace
+                try:
+                    response = super().send(request, **keywords)
+                except httpx2.TransportError as error:
+                    if line.is_cut:
+                        raise _transient(_too_slow(seconds)) from None
+                    if request.method in ("GET", "HEAD") or not isinstance(error, httpx2.TimeoutException):
+                        raise
+                    raise _transient(_network_sentence(error)) from None
             if request.method in ("GET", "HEAD"):
-                return super().send(request, **keywords)
-            try:
-                response = super().send(request, **keywords)
-            except httpx2.TimeoutException as error:
-                raise HubError(_network_sentence(error)) from None
+                return response
             if response.status_code == 429 or (response.is_error and "retry-after" in response.headers):
-                about = "what was sent"
-                raise HubError(status_sentence(response.status_code, about, response.headers))
+                told = HubError(status_sentence(response.status_code, "what was sent", response.headers))
+                told.transient = _is_transient(response.status_code)
+                raise told
             return response
 
     return ImpatientClient(
         event_hooks={"request": [hf_request_event_hook]},
         follow_redirects=True,
+        # A connection for each request: `_Line` hears of new ones only.
+        limits=httpx2.Limits(max_keepalive_connections=0),
         timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
     )
+
+
+def _most_seconds(request: "httpx2.Request") -> float:
+    """How long a request may take from its beginning to the end of its answer."""
+    return TOTAL_SECONDS + int(request.headers.get("content-length", 0)) / SLOWEST_SENDING
+
+
+def _too_slow(seconds: float) -> str:
+    return f"The Hub did not answer within {_words_for_wait(round(seconds))}: try again in a few minutes."
+
+
+def _transient(sentence: str) -> HubError:
+    told = HubError(sentence)
+    told.transient = True
+    return told

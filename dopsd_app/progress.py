@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PhaseProgress:
-    """A phase before training moves on: `done` of `total` things."""
+    """A phase before training moves on, or a push to the Hub: `done` of `total` things."""
 
-    phase: str  # "downloading", "loading" or "encoding"
+    phase: str  # "downloading", "loading", "encoding" or "publishing"
     done: int
     total: int
 

@@ -5,7 +5,9 @@ huggingface_hub reads its environment when it is imported, so that the tests' ow
 
 import json
 import os
+import shutil
 import sys
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -15,32 +17,81 @@ from huggingface_hub import close_session
 from huggingface_hub.utils import _http
 
 from dopsd_app import hub_client
-from dopsd_app.hub import push as hub
+from dopsd_app.files import replace_file
+from dopsd_app.hub import account, push, upload, when_finished
+from dopsd_app.hub.publication import Publication, Published
 from dopsd_app.jobs.runs import Run
 
 # The library waits 1, 2, 4, 8 and 8 seconds between its tries.
 _http.time = SimpleNamespace(sleep=lambda seconds: None)
 
 
-def call(name: str, arguments: dict):
-    if name == "silence":  # how long a server may say nothing
-        hub_client.READ_SECONDS = arguments["seconds"]
-        return close_session()
-    if name == "push":
-        pictures = [(Path(path), prompt) for path, prompt in arguments.pop("pictures", ())]
-        run = Run(Path(arguments.pop("run")))
-        return hub.push(run, pictures=pictures, **arguments)
-    if name == "who_is":
-        return asdict(hub.who_is(**arguments))
+def publish(run: str, token: str | None, pictures: list = (), **publication) -> str:
+    """Pushes with these pictures on the card."""
+    return push.publish(_with_card(Run(Path(run)), pictures), Publication(**publication), token)
+
+
+def steps(run: str, token: str, until: int = 99, wait: float = 0, pictures: list = (), **asked) -> list:
+    """What a push tells, each word once; closed `wait` seconds after `until` steps, and how long it took."""
+    told, run = [], _with_card(Run(Path(run)), pictures)
+    pushing = push.push(run, Publication(**asked), token)
+    for word in pushing:
+        if asdict(word) not in told:
+            told.append(asdict(word))
+        if not isinstance(word, Published) and word.done == until:
+            break
+    time.sleep(wait)
+    closing = time.monotonic()
+    pushing.close()
+    return [*told, time.monotonic() - closing]
+
+
+def _with_card(run: Run, pictures: list) -> Run:
+    shutil.rmtree(run.path / "card", ignore_errors=True)
+    (run.path / "card").mkdir()
+    for number, (path, prompt) in enumerate(pictures):
+        file = run.path / "card" / f"{number:02}.png"
+        replace_file(file.with_suffix(".json"), json.dumps({"prompt": prompt}))
+        file.symlink_to(path)
+    return run
+
+
+def wish(run: str, token: str, **publication) -> None:
+    when_finished.make_wish(Run(Path(run)), Publication(**publication), token)
+
+
+def fulfil(run: str, token: str = "") -> None:
+    """A round of a server, which is signed in with this token."""
+    os.environ["HF_TOKEN"] = token
+    when_finished.fulfil_wishes(Run(Path(run)).runs_dir)
+
+
+def limits(silence: float, total: float) -> None:
+    """For how long a server may say nothing, and may take for all of an answer."""
+    hub_client.READ_SECONDS, hub_client.TOTAL_SECONDS = silence, total
+    upload.LOOKS = (0, 0.05)
+    close_session()
+
+
+def who_is(**arguments) -> dict:
+    return asdict(account.who_is(**arguments))
+
+
+def pause_space(token: str, environment: dict | None = None) -> None:
     os.environ.pop("SPACE_ID", None)
-    os.environ.update(arguments.pop("environment", {}))
-    return getattr(hub, name)(**arguments)
+    os.environ.update(environment or {})
+    account.pause_space(token)
+
+
+CALLS = (publish, steps, wish, fulfil, limits, who_is, pause_space)
 
 
 if __name__ == "__main__":
     for line in sys.stdin:
         try:
-            answer = {"result": call(**json.loads(line))}
+            wanted = json.loads(line)
+            call = next(call for call in CALLS if call.__name__ == wanted["name"])
+            answer = {"result": call(**wanted["arguments"])}
         except Exception as error:  # whatever it is, the test is to see it
             answer = {
                 "error": str(error),

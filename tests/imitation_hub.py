@@ -28,6 +28,7 @@ import yaml
 
 PIECE = 64 * 1024  # bytes of a file that are sent at once
 PIECE_SECONDS = 1 / 20  # that a throttled piece takes at the most
+DRIP_SECONDS = 0.1  # between two bytes of a header that goes on for ever
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Fault:
     """What to do in place of an answer; `late`: after the work is done, so that only the answer is lost."""
 
     path: str  # regular expression, searched for in "METHOD path"
-    how: int | str  # an HTTP status, "hang" or "reset"
+    how: int | str  # an HTTP status, "hang", "reset" or "drip": a header that goes on for ever
     headers: dict[str, str]
     after: int  # matching requests that pass first
     times: int
@@ -695,6 +696,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, fault: Fault) -> None:
         if fault.how == "hang":
             self.imitation._released.wait(60)
+            self.close_connection = True
+        elif fault.how == "drip":
+            with suppress(ConnectionError):  # the client is gone
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not self.imitation._released.wait(DRIP_SECONDS):
+                    self.wfile.write(b"x")
             self.close_connection = True
         elif fault.how == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

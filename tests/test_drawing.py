@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from dopsd_app.checks.verdict import read_check, rows_drawn
@@ -86,7 +86,7 @@ def paused(runs_dir):
     while True:
         worker.suspend()
         try:
-            with job.start_lock(runs_dir).acquire(timeout=0.2):
+            with FileLock(runs_dir / ".start.lock").acquire(timeout=0.2):
                 break
         except Timeout:
             worker.resume()

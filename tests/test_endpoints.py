@@ -16,6 +16,7 @@ from page_server import ROOT, PageServer, all_bytes, wait_for
 from PIL import Image
 
 from dopsd_app.files import replace_file
+from dopsd_app.hub.publication import Publication
 from dopsd_app.hub.when_finished import Wish
 from dopsd_app.jobs.job import OTHERS
 from dopsd_app.jobs.runs import LORA_FILE, Run
@@ -339,7 +340,7 @@ def test_all_of_it_needs_no_torch_and_tokens_stay_nowhere(server, hub, call, job
 
 def test_after_a_restart_a_wish_is_fulfilled_with_the_token_of_the_computer(server, hub, job):
     server.kill()
-    wish = Wish(push=True, name="in-the-morning", private=True)
+    wish = Wish(Publication("in-the-morning"))
     replace_file(job.folder / "when_finished.json", json.dumps(asdict(wish)))
     server.start()
     call = server.client()

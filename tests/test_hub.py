@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,25 +25,34 @@ from safetensors.torch import load, load_file, save_file
 
 from dopsd_app.checks.lora_check import LoraCheck
 from dopsd_app.config import make_config
+from dopsd_app.errors import KnownFailure
+from dopsd_app.hub import when_finished
+from dopsd_app.hub.account import Account
 from dopsd_app.hub.model_card import make_card
-from dopsd_app.hub.push import Account, check_name, published, suggest_name
-from dopsd_app.hub_client import HubError, check_token
-from dopsd_app.jobs.events import LoraChecked, append_event
+from dopsd_app.hub.publication import BEST, Publication, check_name, checkpoint_to_publish, suggest_name
+from dopsd_app.hub.push import published
+from dopsd_app.hub.when_finished import Wish, read_wish, waits_for_sign_in
+from dopsd_app.hub_client import HubError, check_token, status_sentence
+from dopsd_app.jobs.events import HealthMeasured, LoraChecked, append_event
+from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.lora_file import save_lora
-from dopsd_app.jobs.runs import LORA_FILE
+from dopsd_app.jobs.runs import LORA_FILE, delete_run
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
+from dopsd_app.ui import train
+from dopsd_app.ui.try_it import what_to_try
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
 AMBIENT = "hf_marked7Qx41kTokenOfTheComputer"
 MARK = "marked7Qx41k"
+LIMITS_OF_TIME = {"silence": 1, "total": 4}
 KEPT = "The LoRA file is kept here, and pushing again works."
 
 
 class HubProcess:
-    """A process with the real client; `push` and the others are called in it by name."""
+    """A process with the real client; the functions of hub_process.py are called in it by name."""
 
     def __init__(self, hub, folder):
         self.folder = folder
@@ -59,14 +68,21 @@ class HubProcess:
                 text=True,
             )
 
-    def answer(self, function, **arguments):
+    def ask(self, function, **arguments):
         line = json.dumps({"name": function, "arguments": arguments}, default=str)
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
+
+    def told(self):
+        """The answer to what was asked last."""
         answer = json.loads(self.process.stdout.readline())
         if "error" in answer:
             assert MARK not in json.dumps(answer) + self.messages.read_text()
         return answer
+
+    def answer(self, function, **arguments):
+        self.ask(function, **arguments)
+        return self.told()
 
     def call(self, function, **arguments):
         answer = self.answer(function, **arguments)
@@ -74,12 +90,12 @@ class HubProcess:
         return answer["result"]
 
     def push(self, run, name="zorp", token=TOKEN, **arguments):
-        return self.call("push", run=run.path, name=name, token=token, **arguments)
+        return self.call("publish", run=run.path, name=name, token=token, **arguments)
 
     def refused_push(self, run, name="zorp", token=TOKEN, **arguments):
         """The sentence that a push ended with."""
-        answer = self.answer("push", run=run.path, name=name, token=token, **arguments)
-        assert answer["kind"] == "HubError", answer
+        answer = self.answer("publish", run=run.path, name=name, token=token, **arguments)
+        assert answer["kind"] in ("HubError", "PushRunningError"), answer
         return answer["error"]
 
 
@@ -92,7 +108,7 @@ def imitation():
 @pytest.fixture(scope="module")
 def process(imitation, tmp_path_factory):
     process = HubProcess(imitation, tmp_path_factory.mktemp("hub"))
-    process.call("silence", seconds=1)
+    process.call("limits", **LIMITS_OF_TIME)
     yield process
     process.process.stdin.close()
     process.process.wait(10)
@@ -295,7 +311,6 @@ def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run
         ("zorp", "read", "This token may only read"),
         ("Readers/zorp", "write", "Ann may only read in Readers: push under your own name."),
         ("strangers/zorp", "write", "Ann is not a member of strangers: push under your own name."),
-        ("zorp--2", "write", "`zorp--2` cannot be a name on the Hub"),
     ],
 )
 def test_what_the_hub_would_refuse_is_refused_before_anything_is_created(
@@ -324,12 +339,11 @@ def test_what_cannot_be_published_is_refused_before_anything_is_created(hub, pro
         return process.refused_push(run, **arguments)
 
     training = next(run.dataset.glob("*.png"))
-    assert "01.png is a training picture" in refused(pictures=[(training, "")])
+    assert "00.png is a training picture" in refused(pictures=[(training, "")])
     assert "At most 5 pictures" in refused(pictures=pictures * 3)
     text = run.path / "no.png"
     text.write_text("no picture")
-    assert "no.png" in refused(pictures=[(text, "")])
-    assert "gone.png" in refused(pictures=[(run.path / "gone.png", "")])
+    assert "00.png cannot be read as a picture" in refused(pictures=[(text, "")])
     run.lora_file.write_bytes(b"torn")
     assert f"{LORA_FILE} cannot be read as a LoRA file" in refused()
     assert not hub.repositories and not (run.path / ".publish").exists()
@@ -386,6 +400,8 @@ AGAIN = "try again in a few minutes."
 FAULTS = {
     "whoami-401": (WHOAMI, 401, {}, "The Hub does not accept this token: sign in again"),
     "whoami-429": (WHOAMI, 429, {"Retry-After": "7"}, "asked too often: try again in 7 seconds."),
+    "whoami-date": (WHOAMI, 429, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}, "in a few minutes."),
+    "whoami-drip": (WHOAMI, "drip", {}, f"The Hub did not answer within 4 seconds: {AGAIN}"),
     "whoami-500": (WHOAMI, 500, {}, f"The Hub has a problem of its own (status 500): {AGAIN}"),
     "whoami-hang": (WHOAMI, "hang", {}, f"The Hub did not answer for 1 seconds: {AGAIN}"),
     "whoami-reset": (WHOAMI, "reset", {}, "The connection to the Hub broke off: try again."),
@@ -399,16 +415,18 @@ FAULTS = {
     "card-500": ("/validate-yaml", 500, {}, "(status 500)"),
     "ask-403": (ASK, 403, {}, "This token may not change Ann/zorp"),
     "ask-429": (ASK, 429, LIMITS, "try again in 55 seconds."),
-    "ask-503": (ASK, 503, {"Retry-After": "3600"}, "(status 503)"),
+    "ask-503": (ASK, 503, {"Retry-After": "1800"}, "(status 503): try again in 30 minutes."),
     "batch-500": (BATCH, 500, {}, "(status 500)"),
     "put-403": (PUT, 403, {}, "This token may not change Ann/zorp"),
     "put-hang": (PUT, "hang", {}, "did not answer for 1 seconds"),
+    "put-drip": (PUT, "drip", {}, "did not answer within 4 seconds"),
     "put-reset": (PUT, "reset", {}, "The connection to the Hub broke off"),
     "verify-404": ("/lfs/verify", 404, {}, "The Hub does not know Ann/zorp"),
     "commit-412": (COMMIT, 412, {}, "Somebody changed Ann/zorp in the same moment: try again."),
     "commit-429": (COMMIT, 429, {}, f"asked too often: {AGAIN}"),
     "commit-500": (COMMIT, 500, {}, "(status 500)"),
     "commit-hang": (COMMIT, "hang", {}, "did not answer for 1 seconds"),
+    "commit-drip": (COMMIT, "drip", {}, "did not answer within 4 seconds"),
 }
 
 
@@ -429,15 +447,125 @@ def test_after_a_fault_there_is_a_sentence_the_file_and_another_try(hub, process
     assert sent_files(hub)[LORA_FILE] == before
 
 
-@pytest.mark.parametrize(("path", "after"), [(COMMIT, 0), (LOOK, 1)])
-def test_a_push_that_arrived_but_was_not_confirmed_is_no_obstacle_to_the_next(
-    hub, process, run, pictures, path, after
-):
-    hub.fail(path, "hang", after=after, late=True)
-    assert "did not answer" in process.refused_push(run, pictures=pictures)
-    assert LORA_FILE in sent_files(hub) and published(run) is None
+@pytest.mark.parametrize("how", ["hang", "reset", "drip", 500, 504])
+def test_a_commit_whose_answer_is_lost_is_looked_for(hub, process, run, pictures, how):
     process.push(run, pictures=pictures)
+    hub.fail(COMMIT, how, late=True)
+    assert process.push(run, pictures=pictures[1:]) == f"{hub.url}/Ann/zorp"
     assert published(run)["repo"] == "Ann/zorp"
+    assert [path for path in sent_files(hub) if path.startswith("images/")] == ["images/picture-1.webp"]
+    assert len(hub.asked(COMMIT)) == 2
+
+
+def test_what_was_there_before_is_not_taken_for_a_lost_commit(hub, process, run, pictures):
+    process.push(run, pictures=pictures)
+    hub.fail(COMMIT, "reset")
+    assert "broke off" in process.refused_push(run, pictures=pictures[1:])  # the card and a picture are old
+
+
+def test_where_the_hub_is_gone_after_a_commit_nothing_is_claimed(hub, process, run):
+    hub.fail(COMMIT, "reset", late=True)
+    hub.fail(LOOK, "reset", after=1, times=99)
+    sentence = process.refused_push(run)
+    assert sentence == (
+        "The connection to the Hub broke off: try again. It may have arrived all the same: see"
+        f" {hub.url}/Ann/zorp. {KEPT}"
+    )
+    hub.mend()
+    process.push(run)
+
+
+def test_a_commit_that_the_hub_confirmed_needs_no_look(hub, process, run):
+    hub.fail(LOOK, "reset", after=1, times=99)
+    assert process.push(run) == f"{hub.url}/Ann/zorp"
+
+
+def test_a_slow_sender_has_time_by_the_size_of_what_it_sends(hub, process, run):
+    process.push(run)
+    (sent,) = hub.asked(PUT)
+    assert int(sent.headers["content-length"]) == run.lora_file.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"retry-after": "7"}, "7 seconds"),
+        ({"retry-after": "1"}, "1 second"),
+        ({"retry-after": "60"}, "1 minute"),
+        ({"retry-after": "100"}, "100 seconds"),
+        ({"retry-after": "1800"}, "30 minutes"),
+        ({"retry-after": "1801"}, "31 minutes"),
+        ({"retry-after": "3600"}, "1 hour"),
+        ({"retry-after": "86400"}, "24 hours"),
+        (
+            {"retry-after": "Sun, 06 Nov 1994 09:19:37 GMT", "date": "Sun, 06 Nov 1994 08:49:37 GMT"},
+            "30 minutes",
+        ),
+        ({"retry-after": "Sun, 06 Nov 1994 09:19:37 GMT"}, "a few minutes"),  # over
+        ({"retry-after": "soon"}, "a few minutes"),
+        ({"ratelimit": '"api";r=0;t=55'}, "55 seconds"),
+        ({}, "a few minutes"),
+    ],
+)
+def test_the_time_that_the_hub_asks_to_wait_is_told_as_it_is(headers, words):
+    for status in (429, 503):
+        assert status_sentence(status, "Ann/zorp", headers).endswith(f": try again in {words}.")
+
+
+# --- a push is told, and can be broken off
+
+
+def test_a_push_tells_its_steps_and_in_the_end_the_address(hub, process, run, pictures):
+    *told, _ = process.call("steps", run=run.path, token=TOKEN, pictures=pictures, name="zorp")
+    assert told == [
+        *({"phase": "publishing", "done": done, "total": 6} for done in range(6)),
+        {"link": f"{hub.url}/Ann/zorp"},
+    ]
+
+
+@pytest.mark.parametrize(("until", "path"), [(0, WHOAMI), (1, CREATE), (2, PUT), (3, COMMIT)])
+@pytest.mark.parametrize("how", ["hang", "drip"])
+def test_a_push_that_is_closed_ends_at_once(hub, process, run, until, path, how):
+    process.call("limits", silence=60, total=60)
+    hub.fail(path, how)
+    *_, seconds = process.call("steps", run=run.path, token=TOKEN, until=until, wait=0.5, name="zorp")
+    process.call("limits", **LIMITS_OF_TIME)
+    assert len(hub.asked(path)) == 1  # it was in the middle of it
+    assert seconds < 2
+    assert not (run.path / ".publish").exists()
+    assert run.log_file.read_text().endswith("push cancelled\n")
+    process.push(run)
+
+
+# --- a run that is deleted meanwhile
+
+
+def test_a_run_that_is_deleted_during_its_push_is_not_told_to_be_kept(hub, process, run, monkeypatch):
+    create = hub.create
+
+    def deleting(*arguments):
+        delete_run(run)
+        return create(*arguments)
+
+    monkeypatch.setattr(hub, "create", deleting)
+    sentence = process.refused_push(run)
+    assert sentence == (
+        "The run was deleted during its push, and its LoRA file with it: see on the Hub whether it arrived"
+        " there."
+    )
+    assert not run.path.exists()
+
+
+def test_what_arrived_is_published_even_where_its_run_was_deleted(hub, process, run, monkeypatch):
+    commit = hub.commit
+
+    def deleting(*arguments):
+        delete_run(run)
+        return commit(*arguments)
+
+    monkeypatch.setattr(hub, "commit", deleting)
+    assert process.push(run) == f"{hub.url}/Ann/zorp"
+    assert LORA_FILE in sent_files(hub) and not run.path.exists()
 
 
 def test_a_commit_without_the_lora_file_is_not_called_a_success(hub, process, run, monkeypatch):
@@ -476,6 +604,149 @@ def test_without_a_network_the_file_waits(hub, process, run):
         f"The Hub cannot be reached: see whether this computer is online, then try again. {KEPT}"
     )
     process.push(run)
+
+
+# --- what is asked for: a publication, and the wish for one
+
+
+def test_a_publication_comes_back_from_its_fields_and_what_is_damaged_is_told():
+    asked = Publication("Ann/zorp", private=False, with_captions=True, checkpoint=BEST, pause=True)
+    assert Publication.from_fields(json.loads(json.dumps(asdict(asked)))) == asked
+    assert Publication.from_fields({"name": "zorp"}) == Publication("zorp")
+    for fields, words in (
+        ({"name": "a--b"}, "`a--b` cannot be a name on the Hub"),
+        ({"name": 7}, "The name on the Hub must be a text, got 7."),
+        ({"name": "x", "private": "no"}, "`private` must be true or false, got 'no'."),
+        ({"name": "x", "checkpoint": 0}, "`checkpoint` must be a step from 1, `best` or nothing, got 0."),
+        ({"name": "x", "checkpoint": True}, "`checkpoint` must be"),
+        ({"name": "x", "colour": "red"}, "other settings than known: name, colour."),
+        ({}, "other settings than known: nothing."),
+        (["x"], "is not written as its settings"),
+    ):
+        with pytest.raises(KnownFailure) as refused:
+            Publication.from_fields(fields)
+        assert words in str(refused.value)
+
+
+def leave_checkpoints(run, *steps):
+    for step in steps:
+        folder = run.checkpoints / f"{step:06}"
+        folder.mkdir()
+        save_file(
+            {"layers.0.w.lora_B.weight": torch.full((4, 8), step * 1.0)}, folder / "student.safetensors"
+        )
+        (folder / "manifest.json").write_text("{}")
+
+
+def measure(run, **concepts):
+    """Tells in the run's events how near to the pictures its steps came."""
+    for step, concept in {"s0": 0.0, **concepts}.items():
+        append_event(run.events_file, HealthMeasured(int(step[1:]), concept, 1.0, 0.0, 1.0))
+
+
+def test_the_best_step_is_the_one_that_the_page_recommends(run):
+    best = Publication("zorp", checkpoint=BEST)
+    assert checkpoint_to_publish(run, best) is None  # nothing was measured
+    leave_checkpoints(run, 6, 12)
+    measure(run, s6=0.5, s12=0.49)
+    assert checkpoint_to_publish(run, best) is None  # the last one in good health is the end
+    measure(run, s12=0.1)
+    assert checkpoint_to_publish(run, best) == 6
+    assert what_to_try(run)[1] == "Step 6"
+    assert checkpoint_to_publish(run, Publication("zorp", checkpoint=12)) == 12
+    assert checkpoint_to_publish(run, Publication("zorp")) is None
+
+
+def test_a_wish_takes_the_step_that_is_best_when_the_run_has_finished(hub, process, run):
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp", checkpoint=BEST)
+    process.call("fulfil", run=run.path)
+    assert not hub.repositories  # it has not finished
+    leave_checkpoints(run, 6, 12)
+    measure(run, s6=0.5, s12=0.1)
+    write_status(run, state="finished")
+    process.call("fulfil", run=run.path)
+    assert read_wish(run) == Wish(Publication("zorp", checkpoint=BEST), done=True)
+    (weight,) = load(hub.repositories["computer/zorp"].files[LORA_FILE]).values()
+    assert (weight == 6 * run.config.strength).all()
+
+
+@pytest.fixture
+def other_process(imitation, tmp_path):
+    """Another server on the same folder of runs."""
+    process = HubProcess(imitation, tmp_path)
+    yield process
+    process.process.stdin.close()
+    process.process.wait(10)
+    process.process.stdout.close()
+
+
+def test_of_two_servers_the_one_with_a_token_takes_the_wish(hub, process, other_process, run, monkeypatch):
+    write_status(run, state="finished")
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
+    other_process.call("fulfil", run=run.path, token="")
+    wish = read_wish(run)
+    assert wish.open and not hub.requests
+    monkeypatch.delenv("HF_TOKEN", raising=False)  # nor has this process one
+    assert waits_for_sign_in(run, wish)
+    process.call("fulfil", run=run.path, token="")  # the token that it was told of is in its memory
+    assert read_wish(run).done and published(run)["repo"] == "computer/zorp"
+    assert not waits_for_sign_in(run, read_wish(run))
+    commits = len(hub.asked(COMMIT))
+    other_process.call("fulfil", run=run.path, token=AMBIENT)
+    assert len(hub.asked(COMMIT)) == commits == 1
+
+
+def test_two_servers_with_a_token_publish_once(hub, process, other_process, run):
+    write_status(run, state="finished")
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
+    for server in (process, other_process):
+        server.ask("fulfil", run=run.path, token=AMBIENT)
+    assert [server.told() for server in (process, other_process)] == [{"result": None}] * 2
+    assert len(hub.asked(COMMIT)) == len(hub.asked(WHOAMI)) == 1
+    assert read_wish(run) == Wish(Publication("zorp"), done=True)
+
+
+def test_a_wish_waits_while_somebody_pushes_by_hand(hub, process, run):
+    write_status(run, state="finished")
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
+    with FileLock(run.path / ".publish.lock"):
+        process.call("fulfil", run=run.path)
+    assert read_wish(run).open
+    process.call("fulfil", run=run.path)
+    assert read_wish(run).done
+
+
+def test_the_page_keeps_and_tells_a_wish_and_that_it_waits(run, monkeypatch):
+    monkeypatch.setenv("DOPSD_RUNS", str(run.runs_dir))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    told = train.keep_wish(run.id, True, " zorp ", True, False, True)
+    assert "The LoRA, of its step in best health, will be published as zorp when the run has finished" in told
+    assert train.show_wish(run.id) == [True, "zorp", True, False, True]
+    write_status(run, state="finished")
+    assert "will be published" in train.keep_wish(run.id, True, "zorp", True, False, False)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(when_finished, "_tokens", {})  # as after a restart
+    (told,) = [html for html in train.look(run.id, {}) if isinstance(html, str) and "waits" in html]
+    assert "The LoRA waits to be published as zorp: sign in with `hf auth login`, then press Save." in told
+    with pytest.raises(KnownFailure, match="only after a push"):
+        train.keep_wish(run.id, False, "zorp", True, True, False)
+
+
+def test_a_wish_file_is_read_or_refused_in_words(run):
+    file = run.path / "when_finished.json"
+    assert read_wish(run) == Wish()
+    file.write_text(
+        '{"push": true, "name": "x", "private": false, "pause": false, "done": true, "reason": "y"}'
+    )
+    assert read_wish(run) == Wish(Publication("x", private=False), True, "y")
+    file.write_text(
+        '{"push": false, "name": "", "private": true, "pause": false, "done": false, "reason": ""}'
+    )
+    assert read_wish(run) == Wish()
+    for text in ("", "[]", "{}", '{"publication": {}}', '{"publication": {"name": "a b"}}'):
+        file.write_text(text)
+        wish = read_wish(run)
+        assert wish.done and wish.reason.startswith("when_finished.json cannot be read, so nothing was done")
 
 
 # --- accounts, names, the Space
@@ -778,6 +1049,11 @@ def test_the_command_publishes_with_the_stored_token(run, hub, tmp_path):
     refused = publish(HF_TOKEN="")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "An access token is needed" in refused.stderr
+    leave_checkpoints(run, 6, 12)
+    measure(run, s6=0.5, s12=0.1)
+    best = publish("--name", "best", "--checkpoint", "best")
+    assert (best.returncode, best.stdout) == (0, f"{hub.url}/computer/best\n")
+    assert hub.repositories["computer/best"].files[LORA_FILE] != run.lora_file.read_bytes()
     done = publish("--name", "from-a-shell", "--public")
     assert (done.returncode, done.stdout) == (0, f"{hub.url}/computer/from-a-shell\n")
     repository = hub.repositories["computer/from-a-shell"]

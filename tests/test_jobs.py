@@ -160,13 +160,6 @@ def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
     assert card.card_name() == "cpu"
 
 
-def test_a_start_lock_that_is_held_is_told_in_words(runs_dir, monkeypatch):
-    runs_dir.mkdir()
-    monkeypatch.setattr(job, "DECIDING_SECONDS", 0.1)
-    with job.start_lock(runs_dir), pytest.raises(RunError, match="deciding for a minute what starts next"):
-        queue.start_next(runs_dir)
-
-
 # --- damage
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from dopsd_app.config import ConfigError, TrainConfig, make_config
@@ -406,6 +407,17 @@ def test_a_worker_that_comes_too_late_for_the_gpu_goes_back_to_the_queue(runs_di
         assert run.status.state == "queued"
     assert next_started(runs_dir) == run
     wait_for_state(run, "finished")
+
+
+def test_a_start_lock_that_is_held_for_long_is_told_in_words(runs_dir, monkeypatch):
+    run = new_run(runs_dir)
+    monkeypatch.setattr(job, "LOCK_SECONDS", 0.05)
+    with FileLock(runs_dir / ".start.lock"), pytest.raises(RunError) as told:
+        queue.enqueue(run)
+    assert str(told.value).startswith(f"Another process of this program has held {runs_dir / '.start.lock'}")
+    assert "Try again" in str(told.value)
+    queue.enqueue(run)
+    assert run.status.state == "queued"
 
 
 def test_a_crash_frees_the_lock(runs_dir):

@@ -26,6 +26,7 @@ from dopsd_app.checks.verdict import CheckRow, judge_rows, save_check
 from dopsd_app.data.uploads import add_pictures
 from dopsd_app.files import replace_file
 from dopsd_app.hub.access import Space
+from dopsd_app.hub.publication import Publication
 from dopsd_app.hub.when_finished import make_wish
 from dopsd_app.jobs.drawing import Drawing
 from dopsd_app.jobs.events import LoraChecked, Warned, append_event
@@ -518,7 +519,7 @@ def page_of(tmp_path, monkeypatch):
     run, draft = leave_run(server, "zorp"), leave_draft(server, "zorp")
     make_picture(3, 40, 40).save(tmp_path / "small.png")  # so that there is a problem to tell
     add_pictures(draft, [tmp_path / "small.png"])
-    make_wish(run, push=True, name="x", private=True, pause=False, token=None)
+    make_wish(run, Publication("x"), token=None)
     checked = tmp_path / "checked"
     checked.mkdir()
     asked = {"config": {}, "folder": str(checked)}
@@ -540,7 +541,7 @@ def page_of(tmp_path, monkeypatch):
     def html(text: str) -> list[str]:
         change(run.path / "config.json", trigger_word=text, preview_prompts=[text], base_model=text)
         change(run.path / "card" / "01.json", prompt=text)
-        change(run.path / "when_finished.json", name=text, reason=text)
+        change(run.path / "when_finished.json", reason=text)
         replace_file(run.path / "published.json", json.dumps({"link": f"https://hub/{text}"}))
         append_event(run.events_file, Warned(2, text))
         append_event(run.events_file, LoraChecked(2, False, text))

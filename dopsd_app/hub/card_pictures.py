@@ -8,9 +8,10 @@ from pathlib import Path
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import insist, read_value, replace_file
-from dopsd_app.hub.push import MAX_PICTURES
 from dopsd_app.jobs.drawing import PictureRequest, read_drawing
 from dopsd_app.jobs.runs import Run
+
+MAX_PICTURES = 5
 
 
 @dataclass(frozen=True)

@@ -1,166 +1,146 @@
-"""The Hugging Face Hub: whose a token is, how a LoRA gets there.
+"""How a LoRA gets to the Hugging Face Hub.
 
 A token is only ever an argument: it gets into no file, no log and no message. huggingface_hub takes longer to
 import than all else that the light commands need, so it is imported where it is used.
 """
 
-import hashlib
 import json
 import os
-import re
 import shutil
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 from filelock import FileLock, Timeout
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
+from dopsd_app.hub.account import own_repository, who_is
+from dopsd_app.hub.card_pictures import MAX_PICTURES, card_pictures
 from dopsd_app.hub.model_card import Picture, base_name, make_card, picture_name
-from dopsd_app.hub_client import HubError, check_token, hub_errors, status_sentence
+from dopsd_app.hub.publication import Publication, Published, checkpoint_to_publish
+from dopsd_app.hub.upload import UPLOAD_STEPS, upload
+from dopsd_app.hub_client import Cancellation, Cancelled, HubError, check_token
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run
+from dopsd_app.progress import PhaseProgress
 
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
-
-MAX_PICTURES = 5
 LONGEST_SIDE = 1024  # pixels, of a published picture
+STEPS = 1 + UPLOAD_STEPS + 1  # of a push; each picture is one more, and the last is told by `Published`
+TELL_SECONDS = 0.5  # between two words of a push: whoever reads them can close it in between
+CUT_SECONDS = 5.0  # that a push which is closed may still take to clean up
 KEPT = "The LoRA file is kept here, and pushing again works."
+DELETED = "The run was deleted during its push, and its LoRA file with it"
 
 
-# --- accounts and names
+class PushRunningError(HubError):
+    """Another push of the same run is at work."""
 
 
-@dataclass(frozen=True)
-class Account:
-    """Whom a token belongs to, as the Hub says."""
-
-    name: str
-    organisations: dict[str, str]  # by name, the account's role: "read", "contributor", "write" or "admin"
-    token_role: str  # "read", "write" or "fineGrained"; empty for a token that signing in gave
-
-    @property
-    def may_write(self) -> bool:
-        """Whether the token may write at all; where a fine-grained one may, only trying tells."""
-        return self.token_role != "read"
-
-    @property
-    def namespaces(self) -> tuple[str, ...]:
-        """Under which names it can put a model, its own first."""
-        return (self.name, *(name for name, role in self.organisations.items() if role != "read"))
+def publish(run: Run, publication: Publication, token: str | None) -> str:
+    """Publishes a run's LoRA to the end, and returns its link; see `push`."""
+    for told in push(run, publication, token):
+        if isinstance(told, Published):
+            return told.link
 
 
-def who_is(token: str | None) -> Account:
-    """The account behind a token; raises `HubError` when the Hub knows none, or cannot be asked."""
-    from huggingface_hub import HfApi
+def push(run: Run, publication: Publication, token: str | None) -> Iterator[PhaseProgress | Published]:
+    """Publishes a run's LoRA with a model card: tells how far it is, and in the end where it is.
 
-    token = check_token(token)
-    with hub_errors("your account", token):
-        answer = HfApi(token=token).whoami()
-        return Account(
-            name=answer["name"],
-            organisations={org["name"]: org.get("roleInOrg") or "" for org in answer.get("orgs", ())},
-            token_role=answer.get("auth", {}).get("accessToken", {}).get("role", ""),
-        )
-
-
-def pause_space(token: str | None) -> None:
-    """Pauses the Space that we run on: this process ends, and nothing more is billed."""
-    from huggingface_hub import HfApi
-
-    if not (space := os.environ.get("SPACE_ID")):
-        raise HubError("This is not a Space: there is nothing to pause.")
-    token = check_token(token)
-    with hub_errors(f"the Space {space}", token):
-        HfApi(token=token).pause_space(space)
-
-
-def check_name(name: str) -> None:
-    """Raises `HubError` unless this can be a model's name on the Hub: `name`, or `owner/name`."""
-    if name.count("/") > 1:
-        raise HubError(f"`{name}` has too many slashes: write a name, or owner/name.")
-    for part in name.split("/"):
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,96}", part):
-            fault = "use 1 to 96 letters (a to z), digits, dots, dashes and underscores"
-        elif part[0] in ".-" or part[-1] in ".-":
-            fault = "begin and end with a letter or a digit"
-        elif "--" in part or ".." in part:
-            fault = "write no two dashes or dots in a row"
-        elif part.endswith(".git"):
-            fault = "leave out the ending .git"
-        else:
-            continue
-        raise HubError(f"`{part[:100]}` cannot be a name on the Hub: {fault}.")
-
-
-def suggest_name(config: TrainConfig) -> str:
-    """A name for the LoRA's repository, from what the person called it."""
-    for text in (config.name, config.trigger_word, "my"):
-        ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-        if name := re.sub("[^A-Za-z0-9]+", "-", ascii_text).strip("-")[:80].strip("-"):
-            break
-    return name if name.lower().endswith("lora") else f"{name}-lora"
-
-
-def _own_repository(account: Account, name: str) -> str:
-    """The full name to push to; refused here where it is known that the Hub would refuse."""
-    check_name(name)
-    owner, _, short = name.rpartition("/")
-    if not account.may_write:
-        raise HubError("This token may only read: make one on the Hub that may write, and use that.")
-    names = {known.casefold(): known for known in (account.name, *account.organisations)}
-    known = names.get((owner or account.name).casefold())
-    if known is None:
-        raise HubError(f"{account.name} is not a member of {owner}: push under your own name.")
-    if known not in account.namespaces:
-        raise HubError(f"{account.name} may only read in {known}: push under your own name.")
-    return f"{known}/{short}"
-
-
-# --- the push
-
-
-def push(
-    run: Run,
-    *,
-    token: str | None,
-    name: str,
-    private: bool = True,
-    pictures: Sequence[Picture] = (),
-    with_captions: bool = False,
-    checkpoint: int | None = None,
-) -> str:
-    """Publishes a run's LoRA with a model card and returns its link; `name` may begin with an `owner/`.
-
-    `pictures` are up to 5 generated ones; training pictures are never published, and captions only if asked
-    for. `checkpoint` is the step of one that is pushed instead of the finished LoRA. Raises `HubError`;
-    pushing again then begins anew.
+    The card has the generated pictures that were chosen for the run; training pictures are never published,
+    and captions only if asked for. Raises `HubError`; pushing again then begins anew. Closing it breaks off
+    whatever it asks the Hub.
     """
+    pictures = card_pictures(run)
+    queue, cancellation = SimpleQueue(), Cancellation()
+    progress = _Progress(queue, cancellation, STEPS + len(pictures))
+    thread = Thread(
+        target=_work, args=(run, publication, pictures, token, progress), name="push", daemon=True
+    )
+    thread.start()
+    told = PhaseProgress("publishing", 0, progress.total)
     try:
-        lora_file = find_lora(run, checkpoint)
+        while not isinstance(told, Published):
+            yield told
+            with suppress(Empty):
+                told = queue.get(timeout=TELL_SECONDS)
+            if isinstance(told, Exception):
+                raise told
+        yield told
+    finally:
+        cancellation.cancel()
+        thread.join(CUT_SECONDS)
+
+
+@dataclass
+class _Progress:
+    """What a push tells, and whether somebody still wants to hear it."""
+
+    queue: SimpleQueue  # of PhaseProgress, then a Published or an exception
+    cancellation: Cancellation
+    total: int
+    done: int = 0
+
+    def step(self) -> None:
+        """One step more is done; raises `Cancelled` where nobody waits for the next."""
+        self.cancellation.check()
+        self.done += 1
+        self.queue.put(PhaseProgress("publishing", self.done, self.total))
+
+
+def _work(
+    run: Run, publication: Publication, pictures: Sequence[Picture], token: str | None, progress: _Progress
+) -> None:
+    try:
+        with progress.cancellation.of_this_thread():
+            progress.queue.put(Published(_push(run, publication, pictures, token, progress)))
+    except Cancelled:
+        _log(run, "push cancelled")
+    except Exception as error:  # the border: whoever waits raises it
+        progress.queue.put(error)
+
+
+def _push(
+    run: Run, publication: Publication, pictures: Sequence[Picture], token: str | None, progress: _Progress
+) -> str:
+    private = publication.private
+    try:
+        lora_file = find_lora(run, checkpoint_to_publish(run, publication))
     except RunError as error:
         raise HubError(str(error)) from None
     try:
         token = check_token(token)
         with FileLock(run.path / ".publish.lock").acquire(timeout=0):
-            repo = _own_repository(who_is(token), name)
-            with _staged(run, repo, pictures, with_captions, lora_file) as folder:
-                link = _upload(run, folder, repo, private, token)
+            repo = own_repository(who_is(token), publication.name)
+            progress.step()
+            with _staged(run, repo, pictures, publication.with_captions, lora_file) as folder:
+                ours = (published(run) or {}).get("repo") == repo
+                link = upload(
+                    folder,
+                    repo,
+                    private=private,
+                    ours=ours,
+                    token=token,
+                    cancellation=progress.cancellation,
+                    step=progress.step,
+                )
     except Timeout:
-        raise HubError(f"{run.id} is being pushed already: wait for that.") from None
+        raise PushRunningError(f"{run.id} is being pushed already: wait for that.") from None
     except KnownFailure as error:
+        progress.cancellation.check()
         _log(run, f"push failed: {error} {getattr(error, 'detail', '')}".rstrip())
+        if not run.status_file.exists():
+            raise HubError(f"{DELETED}: see on the Hub whether it arrived there.") from None
         raise HubError(f"{error} {KEPT}") from None
     facts = {"link": link, "repo": repo, "private": private, "time": round(time.time())}
-    replace_file(_published_file(run), json.dumps(facts))
+    with suppress(FileNotFoundError):  # deleted meanwhile: it is published all the same
+        replace_file(_published_file(run), json.dumps(facts))
     _log(run, f"pushed to {link} ({'private' if private else 'public'})")
     return link
 
@@ -190,6 +170,7 @@ def _staged(
     shutil.rmtree(folder, ignore_errors=True)  # of a push that was killed
     try:
         try:
+            folder.mkdir()
             card = make_card(
                 run, repo_id=repo, pictures=pictures, with_captions=with_captions, lora_file=lora_file
             )
@@ -233,54 +214,3 @@ def _published_settings(config: TrainConfig, with_captions: bool) -> dict:
     """The settings without folders of this computer, and without prompts if captions are not asked for."""
     settings = asdict(config) | {"base_model": base_name(config)}
     return settings if with_captions else settings | {"preview_prompts": ()}
-
-
-def _upload(run: Run, folder: Path, repo: str, private: bool, token: str) -> str:
-    """Creates the repository where there is none, uploads the folder and looks whether the LoRA arrived."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    api = HfApi(token=token)  # in every call: never the token of this computer, or of a Space's owner
-    lora = folder / LORA_FILE
-    with hub_errors(repo, token):
-        with suppress(KeyError):  # the answer "it is there already" need not have the link that is looked for
-            api.create_repo(repo, private=private, exist_ok=True)
-        try:
-            before = api.model_info(repo, files_metadata=True)
-        except RepositoryNotFoundError:  # it exists, but is nothing that this account can see
-            raise HubError(status_sentence(409, repo, {})) from None
-        _refuse_another(run, before, repo, private, lora)
-        old_pictures = any(file.rfilename.startswith("images/") for file in before.siblings)
-        api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            commit_message="LoRA trained with D-OPSD",
-            delete_patterns="images/*" if old_pictures else None,  # a picture left out now is to be gone
-        )
-        if not _has_lora(api.model_info(repo, files_metadata=True), lora):
-            raise HubError(f"The Hub took the push, but does not show the LoRA file in {repo}: try again.")
-        return f"{api.endpoint}/{repo}"
-
-
-def _refuse_another(run: Run, info: "ModelInfo", repo: str, private: bool, lora: Path) -> None:
-    """Refuses a repository of another visibility than asked for, and one that holds something else."""
-    if info.private != private:
-        is_so, asked = ("private", "public") if info.private else ("public", "private")
-        raise HubError(
-            f"{repo} is there already and is {is_so}, not {asked}: choose another name, push it as {is_so},"
-            " or change it in its settings on the Hub."
-        )
-    if (published(run) or {}).get("repo") == repo:
-        return
-    files = {file.rfilename for file in info.siblings if not file.rfilename.startswith("images/")}
-    others = files - {"README.md", "training_config.json", ".gitattributes", LORA_FILE}
-    if others or (LORA_FILE in files and not _has_lora(info, lora)):
-        raise HubError(status_sentence(409, repo, {}))
-
-
-def _has_lora(info: "ModelInfo", lora: Path) -> bool:
-    """Whether the repository holds exactly this LoRA file."""
-    with lora.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    found = {file.rfilename: file.lfs for file in info.siblings}.get(LORA_FILE)
-    return found is not None and found.sha256 == digest

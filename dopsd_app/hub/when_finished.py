@@ -1,20 +1,26 @@
 """What is to happen when a run has finished: a push to the Hub, and on a Space its pause.
 
 The wish lies in the run folder, the token in memory only: after a restart of the page's server a push needs
-the token that `hf auth login` stored, or the person again.
+the token that `hf auth login` stored, or the person again. Where several servers share a folder of runs, one
+that has a token fulfils the wish, and no two of them at once.
 """
 
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
-from dopsd_app.hub import push as hub
-from dopsd_app.hub.access import find_token, this_space
-from dopsd_app.hub.card_pictures import card_pictures
+from dopsd_app.hub.access import AccessError, find_token, this_space
+from dopsd_app.hub.account import pause_space
+from dopsd_app.hub.publication import Publication
+from dopsd_app.hub.push import PushRunningError
+from dopsd_app.hub.push_job import ask_for_push, wait_for_push
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import Run, list_runs
 
@@ -25,12 +31,13 @@ logger = logging.getLogger(__name__)
 class Wish:
     """What was asked for, and what became of it."""
 
-    push: bool = False
-    name: str = ""
-    private: bool = True
-    pause: bool = False  # the Space that we run on, so that it costs nothing
+    publication: Publication | None = None
     done: bool = False  # tried: published, or with a reason why not
     reason: str = ""
+
+    @property
+    def open(self) -> bool:
+        return self.publication is not None and not self.done
 
 
 _tokens: dict[str, str] = {}  # by run id, never stored
@@ -39,57 +46,85 @@ _tokens: dict[str, str] = {}  # by run id, never stored
 def read_wish(run: Run) -> Wish:
     """What was asked for; nothing, unless somebody did."""
     try:
-        return Wish(**json.loads(_file(run).read_bytes()))
+        fields = json.loads(_file(run).read_bytes())
+        if "push" in fields:  # as earlier versions wrote it
+            asked = {key: fields.pop(key) for key in ("name", "private", "pause")}
+            fields["publication"] = asked if fields.pop("push") else None
+        asked = fields.pop("publication")
+        return Wish(None if asked is None else Publication.from_fields(asked), **fields)
     except FileNotFoundError:
         return Wish()
-    except (ValueError, TypeError):  # a bad disk, or a hand
-        reason = "when_finished.json cannot be read, so nothing was done. Say again what is to happen."
-        return Wish(push=True, done=True, reason=reason)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a bad disk, or a hand
+        why = f": {error}" if isinstance(error, KnownFailure) else "."
+        reason = f"when_finished.json cannot be read, so nothing was done{why} Say again what is to happen."
+        return Wish(done=True, reason=reason)
 
 
-def make_wish(run: Run, *, push: bool, name: str, private: bool, pause: bool, token: str | None) -> None:
-    """Asks for a push and, on a Space, for its pause after that; replaces an earlier wish."""
-    if pause and not push:
-        raise KnownFailure(
-            "A pause empties the Space's disk, so it comes only after a push. Choose that too."
-        )
-    if pause and this_space() is None:
+def make_wish(run: Run, publication: Publication | None, token: str | None) -> None:
+    """Asks for a push and, on a Space, for its pause after that; replaces an earlier wish. None: for nothing.
+
+    `token` is the sign-in of a Space; elsewhere it is the one that `hf auth login` stored.
+    """
+    if publication and publication.pause and this_space() is None:
         raise KnownFailure("This is not a Space: there is nothing to pause.")
-    if push:
-        hub.check_name(name)
+    if publication:
         _tokens[run.id] = find_token("", token)  # a missing one is told now, not in the night
     else:
         _tokens.pop(run.id, None)
-    replace_file(_file(run), json.dumps(asdict(Wish(push, name, private, pause))))
+    replace_file(_file(run), json.dumps(asdict(Wish(publication))))
+
+
+def waits_for_sign_in(run: Run, wish: Wish) -> bool:
+    """Whether it could be fulfilled now if this process had a token; another server may have one."""
+    return wish.open and run.status.state == "finished" and _find_token(run) is None
 
 
 def fulfil_wishes(runs_dir: Path) -> None:
-    """Does what was asked for with every run that has finished since."""
+    """Does what was asked for with every run that has finished since, where a token is at hand."""
     for run in list_runs(runs_dir):
+        with suppress(FileNotFoundError):  # deleted in the middle of it
+            if read_wish(run).open and run.status.state == "finished" and (token := _find_token(run)):
+                _take(run, token)
+
+
+def _take(run: Run, token: str) -> None:
+    """Fulfils the wish, unless another process is at it or has done it."""
+    try:
+        lock = FileLock(run.path / ".wish.lock").acquire(timeout=0)
+    except Timeout:
+        return
+    with lock:
+        if not (wish := read_wish(run)).open:
+            return
         try:
-            wish = read_wish(run)
-            if wish.push and not wish.done and run.status.state == "finished":
-                fulfilled = _fulfil(run, wish)
-                if read_wish(run) == wish:  # else another one came meanwhile: its turn is next
-                    replace_file(_file(run), json.dumps(asdict(fulfilled)))
-        except FileNotFoundError:  # deleted in the middle of it
-            continue
+            fulfilled = _fulfil(run, wish, token)
+        except PushRunningError:  # somebody publishes it by hand: then it is this one's turn
+            return
+        if read_wish(run) == wish:  # else another one came meanwhile: its turn is next
+            replace_file(_file(run), json.dumps(asdict(fulfilled)))
+            _tokens.pop(run.id, None)
 
 
 def _file(run: Run) -> Path:
     return run.path / "when_finished.json"
 
 
-def _fulfil(run: Run, wish: Wish) -> Wish:
+def _find_token(run: Run) -> str | None:
+    with suppress(AccessError):
+        return _tokens.get(run.id) or find_token("", None)
+    return None
+
+
+def _fulfil(run: Run, wish: Wish, token: str) -> Wish:
     try:
-        token = _tokens.pop(run.id, None) or find_token("", None)
-        pictures = card_pictures(run)
-        hub.push(run, token=token, name=wish.name, private=wish.private, pictures=pictures)
-        if wish.pause:
+        wait_for_push(ask_for_push(run, wish.publication, token))
+        if wish.publication.pause:
             if any(other.status.busy for other in list_runs(run.runs_dir)):
                 raise RunError("It was published. Another run is at work, so the Space was not paused.")
             # The sign-in may write to what it created, which the Space is not: its owner can leave a secret.
-            hub.pause_space(os.environ.get("PAUSE_TOKEN") or token)
+            pause_space(os.environ.get("PAUSE_TOKEN") or token)
+    except PushRunningError:
+        raise
     except (KnownFailure, OSError) as error:
         return replace(wish, done=True, reason=str(error))
     except Exception:  # once: the next round would push again, and fail again

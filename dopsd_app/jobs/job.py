@@ -9,7 +9,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ RESTING = (
 )  # no process stands behind these
 RESERVED = 256 * 1024  # bytes
 SCHEMA = 1  # of job.json; a later one is refused
-DECIDING_SECONDS = 60.0  # that somebody may take to decide what starts next
+LOCK_SECONDS = 60.0  # that others may hold what is held for moments
 
 KILLED = "Its process ended without saying why: killed, or the computer went off."
 FETCHED_KEPT = "What was fetched is kept: resume, and it goes on from there."
@@ -358,22 +359,22 @@ def take_commands(job: Job) -> set[str]:
 # --- deciding
 
 
-class StartLock(FileLock):
-    """Held for moments, by whoever decides what starts next: two starts at once must not both go ahead."""
+@contextmanager
+def start_lock(runs_dir: Path) -> Iterator[None]:
+    """Held for moments, by whoever decides what starts next: two starts at once must not both go ahead.
 
-    def acquire(self, *arguments, **options):
-        """As a `FileLock` does; a person is told why it failed, where nobody asked for a short wait."""
-        try:
-            return super().acquire(*arguments, **options)
-        except Timeout as error:
-            if "timeout" in options:
-                raise
-            raise RunError(
-                "Another process has been deciding for a minute what starts next: it may hang. Close other"
-                f" copies of this program that use {Path(self.lock_file).parent}, then try again."
-            ) from error
-
-
-def start_lock(runs_dir: Path) -> StartLock:
-    """The lock under which the jobs of a folder are started, stopped and deleted."""
-    return StartLock(runs_dir / ".start.lock", timeout=DECIDING_SECONDS)
+    Raises `RunError` where another process holds it for longer than LOCK_SECONDS.
+    """
+    file = runs_dir / ".start.lock"
+    lock = FileLock(file, timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"Another process of this program has held {file} for {LOCK_SECONDS:g} seconds: it hangs, or the"
+            " disk does not answer. Try again; if that does not help, end the processes that use this folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

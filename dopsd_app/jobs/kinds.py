@@ -32,5 +32,6 @@ TRAIN = Kind("train", "dopsd_app.train:work", "resume the run")
 DRAW = Kind("draw", "dopsd_app.generate:draw", "draw again", warm=True)
 CHECK_TEACHER = Kind("check-teacher", "dopsd_app.generate:check_teacher", "look again", warm=True)
 DOWNLOAD = Kind("download", "dopsd_app.download:work", "fetch it again: it goes on from there", card=False)
-for known in (TRAIN, DRAW, CHECK_TEACHER, DOWNLOAD):
+PUSH = Kind("push", "dopsd_app.hub.push_job:work", "push again", card=False)
+for known in (TRAIN, DRAW, CHECK_TEACHER, DOWNLOAD, PUSH):
     register(known)

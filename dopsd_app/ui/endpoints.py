@@ -30,7 +30,7 @@ from dopsd_app.data.uploads import load_example as load_as_draft
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
 from dopsd_app.hub.push import published
-from dopsd_app.hub.when_finished import read_wish
+from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
@@ -179,7 +179,15 @@ def show_pictures(run_id: str) -> dict:
 def show_wish(run_id: str) -> dict:
     """What is to happen when a run has finished, what became of it, and where the LoRA was published last."""
     chosen = run_actions.the_run(run_id)
-    return {**asdict(read_wish(chosen)), "published": (published(chosen) or {}).get("link", "")}
+    asked = read_wish(chosen)
+    return {
+        "push": asked.publication is not None,
+        **(asdict(asked.publication) if asked.publication else {}),
+        "done": asked.done,
+        "reason": asked.reason,
+        "waits_for_sign_in": waits_for_sign_in(chosen, asked),
+        "published": (published(chosen) or {}).get("link", ""),
+    }
 
 
 def draw(run_id: str, prompt: str, seed: int = 0, strength: float = 1.0, step: int = 0) -> dict:

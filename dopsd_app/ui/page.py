@@ -491,6 +491,9 @@ def _connect_try(page: Page) -> None:
 
     settings = [run_id, *card.settings, step.checkpoint]
     card.preview.click(guarded(preview), settings, card.card, **shown_on(card.card))
+    card.timer.tick(guarded(publish.look, silent=True), run_id, card.watched, queue=False, **QUIET)
+    card.cancel.click(guarded(publish.cancel), run_id, None, **QUIET)
+    card.publish.click(publish.begin, None, [card.cancel, card.timer], queue=False, **QUIET)
     card.publish.click(
         guarded(publish.push),
         [*settings, card.token],

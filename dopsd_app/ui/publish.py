@@ -8,12 +8,17 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub import push as hub
 from dopsd_app.hub.access import find_token, this_space
 from dopsd_app.hub.card_pictures import card_pictures, clear_pictures, keep_picture
+from dopsd_app.hub.publication import Publication, suggest_name
+from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, latest_push, wait_for_push
+from dopsd_app.jobs.job import Status
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import Run
 from dopsd_app.models.catalog import find_licence
 from dopsd_app.ui import words
 from dopsd_app.ui.run_actions import the_run
 from dopsd_app.ui.try_it import chosen_step
+
+LOOKING = 1.0  # seconds between two looks at a push
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,19 @@ class PublishStep:
     card: gr.Textbox
     publish: gr.Button
     result: gr.HTML
+    cancel: gr.Button
+    timer: gr.Timer
 
     @property
     def of_run(self) -> list:
         """What `show` fills, in its order."""
-        return [self.name, self.private, self.captions, self.pictures, self.clear, self.card, self.result]
+        about = [self.name, self.private, self.captions, self.pictures, self.clear, self.card]
+        return [*about, *self.watched]
+
+    @property
+    def watched(self) -> list:
+        """What `look` fills, in its order."""
+        return [self.result, self.cancel, self.timer]
 
     @property
     def settings(self) -> list:
@@ -62,26 +75,57 @@ def publish_step() -> PublishStep:
             )
             with gr.Row(elem_classes="buttons"):
                 publish = gr.Button("Publish", variant="primary", elem_id="publish")
+                cancel_button = gr.Button("Cancel", interactive=False, elem_id="cancel-push")
                 preview = gr.Button("Show the card", elem_id="preview-card")
             result = gr.HTML(elem_id="published")
         with gr.Column(scale=3, min_width=300):
             pictures = gr.HTML(elem_id="card-pictures")
             clear = gr.Button("Take the pictures off", size="sm", visible=False, elem_id="clear-card")
             card = words.code_box("README.md of the repository", "card", visible=False)
-    return PublishStep(name, private, captions, token, pictures, clear, preview, card, publish, result)
+    return PublishStep(
+        name, private, captions, token, pictures, clear, preview, card, publish, result, cancel_button,
+        gr.Timer(LOOKING, active=False),
+    )  # fmt: skip
 
 
 def show(run_id: str) -> list:
     """Fills the half for a run."""
     run = the_run(run_id)
     return [
-        gr.Textbox(value=hub.suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"),
+        gr.Textbox(value=suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"),
         True,  # what was chosen for another run holds for that one
         False,
         *_shown_pictures(run),
         gr.Textbox(visible=False),
-        _link(hub.published(run)),
+        *look(run_id),
     ]
+
+
+def look(run_id: str) -> list:
+    """How the run's push stands, where one is at work; else what came of it, or of an earlier one."""
+    run = the_run(run_id)
+    job = latest_push(run)
+    status = job.status if job else None
+    live = bool(status and status.busy)
+    if live:
+        said = _progress(status)
+    elif status and status.state != "finished":
+        said = _problem(STOPPED if status.state == "stopped" else status.reason)
+    else:
+        said = _link(hub.published(run))
+    return [said, gr.Button(interactive=live), gr.Timer(LOOKING, active=live)]
+
+
+def _progress(status: Status) -> str:
+    share = status.done / status.total if status.total else 0
+    return (
+        "<p class='hint' role='status'>Publishing. It goes on when this page is closed.</p>"
+        f"<progress max='1' value='{share:.3f}' aria-label='Steps of publishing done'></progress>"
+    )
+
+
+def _problem(sentence: str) -> str:
+    return f"<p class='problem' role='alert'>{words.text(sentence)}</p>"
 
 
 def _licence(run: Run) -> str:
@@ -135,7 +179,18 @@ def push(
         step = chosen_step(checkpoint)
         return [link(publish(run_id, name, private, with_captions, step, token, oauth_token)), ""]
     except KnownFailure as error:
-        return [f"<p class='problem' role='alert'>{words.text(str(error))}</p>", gr.skip()]
+        return [_problem(str(error)), gr.skip()]
+
+
+def begin() -> list:
+    """While a push is asked for: it can be cancelled, and is looked at."""
+    return [gr.Button(interactive=True), gr.Timer(LOOKING, active=True)]
+
+
+def cancel(run_id: str) -> str:
+    """Stops the run's push."""
+    cancel_push(the_run(run_id))
+    return "Cancelled."
 
 
 def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int | None) -> str:
@@ -167,15 +222,8 @@ def publish(
     The token is the given one, the sign-in of the Space, or the one that `hf auth login` stored.
     """
     run = the_run(run_id)
-    return hub.push(
-        run,
-        token=find_token(token, oauth_token),
-        name=name.strip(),
-        private=private,
-        pictures=card_pictures(run),
-        with_captions=with_captions,
-        checkpoint=step,
-    )
+    publication = Publication(name.strip(), private, with_captions, step)
+    return wait_for_push(ask_for_push(run, publication, find_token(token, oauth_token)))
 
 
 def _link(published: dict | None) -> str:

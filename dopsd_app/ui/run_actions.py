@@ -2,17 +2,12 @@
 
 from dataclasses import asdict
 
+from dopsd_app.errors import KnownFailure
+from dopsd_app.hub.publication import BEST, Publication
 from dopsd_app.hub.when_finished import make_wish
 from dopsd_app.jobs.job import Status, delete_job
 from dopsd_app.jobs.queue import send_command, start_next
-from dopsd_app.jobs.runs import (
-    Run,
-    default_runs_dir,
-    known_run,
-    latest_checkpoint,
-    list_runs,
-    resume,
-)
+from dopsd_app.jobs.runs import Run, default_runs_dir, known_run, latest_checkpoint, list_runs, resume
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.ui.server.lora_copies import drop_copies
 
@@ -119,14 +114,29 @@ def statuses() -> list[tuple[Run, Status]]:
 
 
 def wish(
-    run_id: str, push: bool, name: str, private: bool, pause: bool, oauth_token: str | None = None
+    run_id: str,
+    push: bool,
+    name: str,
+    private: bool,
+    pause: bool,
+    healthiest: bool = False,
+    oauth_token: str | None = None,
 ) -> str:
-    """Asks for a push to the Hub when the run has finished and, on a Space, for its pause after that."""
+    """Asks for a push to the Hub when the run has finished and, on a Space, for its pause after that.
+
+    `healthiest` takes the last step in good health where that is an earlier one than the last.
+    """
     run = the_run(run_id)
-    make_wish(run, push=push, name=name.strip(), private=private, pause=pause, token=oauth_token)
-    return (
-        f"It will be published as {name.strip()} when it has finished." if push else "Nothing will be done."
-    )
+    if pause and not push:
+        raise KnownFailure(
+            "A pause empties the Space's disk, so it comes only after a push. Choose that too."
+        )
+    if not push:
+        make_wish(run, None, oauth_token)
+        return "Nothing will be done."
+    checkpoint = BEST if healthiest else None
+    make_wish(run, Publication(name.strip(), private, checkpoint=checkpoint, pause=pause), oauth_token)
+    return f"It will be published as {name.strip()} when it has finished."
 
 
 def can_try(run: Run) -> bool:

@@ -7,8 +7,8 @@ import gradio as gr
 import pandas as pd
 
 from dopsd_app.hub.access import this_space
-from dopsd_app.hub.push import suggest_name
-from dopsd_app.hub.when_finished import read_wish
+from dopsd_app.hub.publication import BEST, suggest_name
+from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
 from dopsd_app.jobs.events import HealthMeasured
 from dopsd_app.jobs.job import Status
 from dopsd_app.jobs.runs import Run
@@ -64,7 +64,7 @@ class TrainStep:
     really: gr.Button
     keep: gr.Button
     to_try: gr.Button
-    wish: list  # push, name, private, pause and what was said of them
+    wish: list  # push, name, private, pause, healthiest and what was said of them
     ask: gr.Button
     log: gr.Textbox
 
@@ -146,17 +146,23 @@ def _wish_parts() -> tuple[list, gr.Button]:
         visible=this_space() is not None,
         elem_id="wish-pause",
     )
+    healthiest = gr.Checkbox(
+        label="The step in best health",
+        info="Where an earlier one is better than the last",
+        elem_id="wish-healthiest",
+    )
     ask = gr.Button("Save", size="sm", elem_id="wish-keep")
-    return [push, name, private, pause, gr.HTML(elem_id="wish-said")], ask
+    return [push, name, private, pause, healthiest, gr.HTML(elem_id="wish-said")], ask
 
 
 def show_wish(run_id: str) -> list:
     """What is to happen when the run has finished, and what became of it."""
     if not run_id:
-        return [False, "", True, False]
+        return [False, "", True, False, False]
     run = the_run(run_id)
-    asked = read_wish(run)
-    return [asked.push, asked.name or suggest_name(run.config), asked.private, asked.pause]
+    if (asked := read_wish(run).publication) is None:
+        return [False, suggest_name(run.config), True, False, False]
+    return [True, asked.name, asked.private, asked.pause, asked.checkpoint == BEST]
 
 
 def show_beside(run_id: str) -> list:
@@ -165,21 +171,35 @@ def show_beside(run_id: str) -> list:
 
 
 def keep_wish(
-    run_id: str, push: bool, name: str, private: bool, pause: bool, oauth_token: str | None = None
+    run_id: str,
+    push: bool,
+    name: str,
+    private: bool,
+    pause: bool,
+    healthiest: bool,
+    oauth_token: str | None = None,
 ) -> str:
     """Keeps a wish, and says so."""
-    wish(run_id, push, name, private, pause, oauth_token)
+    wish(run_id, push, name, private, pause, healthiest, oauth_token)
     return _told(the_run(run_id))
 
 
 def _told(run: Run) -> str:
     asked = read_wish(run)
-    if not asked.push:
-        return ""
     if asked.reason:
         return words.lines([asked.reason], "problem")
-    what = "was published" if asked.done else "will be published when the run has finished"
-    return f"<p class='note' role='status'>The LoRA {what} as {words.text(asked.name)}.</p>"
+    if asked.publication is None:
+        return ""
+    name, best = words.text(asked.publication.name), asked.publication.checkpoint == BEST
+    lora = "The LoRA, of its step in best health," if best else "The LoRA"
+    if waits_for_sign_in(run, asked):
+        where = "at the top of the page" if this_space() else "with `hf auth login`"
+        said = f"{lora} waits to be published as {name}: sign in {where}, then press Save."
+    elif asked.done:
+        said = f"{lora} was published as {name}."
+    else:
+        said = f"{lora} will be published as {name} when the run has finished."
+    return f"<p class='note' role='status'>{said}</p>"
 
 
 def look(run_id: str, seen: dict) -> list:

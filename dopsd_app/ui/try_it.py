@@ -8,9 +8,9 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from dopsd_app.checks.health_rules import best_step
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.model_card import make_snippet
+from dopsd_app.hub.publication import healthier_checkpoint
 from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
@@ -122,9 +122,9 @@ def show(run_id: str) -> list:
 def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     """What is there to try, the newest first, as (label, value); and the last one in good health."""
     steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
-    best = best_step(watcher.look(run).health, steps)
+    best = healthier_checkpoint(run, watcher.look(run).health)
     values = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
-    earlier = f"Step {best}" if best not in (None, *steps[:1]) else None
+    earlier = f"Step {best}" if best else None
     choices = [(f"{value} (in better health)" if value == earlier else value, value) for value in values]
     return choices, earlier or next(iter(values), None)
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 import gradio as gr
+from filelock import Timeout
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.access import check_access
@@ -67,5 +68,7 @@ def _error(words: str) -> gr.Error:
 def _file_trouble(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "What this is about was deleted meanwhile. Reload the page."
+    if isinstance(error, Timeout):
+        return "Another process of this program has held the same files for a long time. Try again."
     reason = (error.strerror or str(error)).rstrip(".")
     return f"The disk did not take or give a file: {reason}. Free some space or check the rights, then retry."

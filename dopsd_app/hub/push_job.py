@@ -1,0 +1,62 @@
+"""A push to the Hub as a job: it goes on when its page is closed, is seen again, and can be stopped."""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import asdict
+
+from dopsd_app.hub.publication import Publication, Published
+from dopsd_app.hub.push import PushRunningError, push
+from dopsd_app.hub_client import HubError, check_token, given_token
+from dopsd_app.jobs.job import Job, Status, create_job, kind_of, start_lock, sweep
+from dopsd_app.jobs.kinds import PUSH
+from dopsd_app.jobs.queue import send_command, start, statuses
+from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.progress import PhaseProgress
+
+KEPT = 20  # jobs of ended pushes
+LOOK_SECONDS = 0.1
+STOPPED = "Stopped. Whatever had not arrived is not published; pushing again works."
+
+
+def work(job: Job) -> Generator[PhaseProgress, None, dict]:
+    """Publishes what was asked for, with the token that the worker was given."""
+    run = known_run(job.runs_dir, job.request["run_id"])
+    for told in push(run, Publication.from_fields(job.request["publication"]), given_token()):
+        if isinstance(told, Published):
+            return {"link": told.link}
+        yield told
+
+
+def ask_for_push(run: Run, publication: Publication, token: str | None) -> Job:
+    """Starts a push at once; refused while another one of this run is at work."""
+    token = check_token(token)
+    with start_lock(run.runs_dir):
+        latest = latest_push(run)
+        if latest and latest.status.busy:
+            raise PushRunningError(f"{run.id} is being pushed already: wait for that, or cancel it.")
+        sweep(run.runs_dir, PUSH, KEPT)
+        job = create_job(run.runs_dir, PUSH, {"run_id": run.id, "publication": asdict(publication)})
+        start(job, token)
+    return job
+
+
+def latest_push(run: Run) -> Job | None:
+    """The push of this run that was asked for last, while it is kept."""
+    pushes = [job for job, _ in statuses(run.runs_dir) if kind_of(job) == PUSH]
+    return next((job for job in reversed(pushes) if job.request["run_id"] == run.id), None)
+
+
+def cancel_push(run: Run) -> None:
+    """Stops this run's push, where one is at work."""
+    if (job := latest_push(run)) and job.status.live:
+        send_command(job, "stop")
+
+
+def wait_for_push(job: Job, tell: Callable[[Status], None] = lambda status: None) -> str:
+    """Comes back with the link when the push has ended; `HubError` says why there is none."""
+    while (status := job.status).busy:
+        tell(status)
+        time.sleep(LOOK_SECONDS)
+    if status.state == "finished":
+        return job.result["link"]
+    raise HubError(STOPPED if status.state == "stopped" else status.reason)
