@@ -130,12 +130,13 @@ def push(
     token: str,
     oauth_token: str | None,
 ) -> list:
-    """Publishes, and says on the page how it went; the token's box is empty after a success."""
+    """Publishes, and says on the page how it went; the token's box is empty afterwards, whatever happened."""
     try:
         step = chosen_step(checkpoint)
-        return [link(publish(run_id, name, private, with_captions, step, token, oauth_token)), ""]
+        said = link(publish(run_id, name, private, with_captions, step, token, oauth_token))
     except KnownFailure as error:
-        return [f"<p class='problem' role='alert'>{words.text(str(error))}</p>", gr.skip()]
+        said = f"<p class='problem' role='alert'>{words.text(str(error))}</p>"
+    return [said, ""]
 
 
 def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int | None) -> str:

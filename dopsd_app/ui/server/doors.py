@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
+from authlib.common.errors import AuthlibBaseError
 from gradio_client.utils import is_file_obj_with_meta
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
@@ -41,7 +42,7 @@ class Door:
 DOORS = (
     # What a browser builds the page from: the same for all.
     Door("GET", r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json", EVERYBODY),
-    Door("GET", r"/(static|assets|svelte)/.+", EVERYBODY),
+    Door("GET", r"/(static|assets|svelte)/.{1,200}", EVERYBODY),
     Door("GET", r"/gradio_api/(info/?|openapi\.json|theme\.css|app_id/?|startup-events)", EVERYBODY),
     # The sign-in of a Space.
     Door("GET", r"/login/huggingface|/login/callback|/logout", EVERYBODY),
@@ -101,6 +102,8 @@ class Doors:
             name = named.get("named") or request.query_params.get("session_hash", "")
             if (door.who == OWNER or self.sessions.owned(name)) and not await is_owner(request):
                 raise HTTPException(403, "Only the owner of this Space may ask for this.")
+        if request.url.path == "/":
+            scope["query_string"] = b""  # Gradio would look for other pages and deep links: there are none
         if door.body == "files":
             receive = whole_files(receive, request.headers.get("content-type", ""))
         return door, receive, send
@@ -145,12 +148,15 @@ class Doors:
             await self.app(scope, receive, watched)
         except Exception as error:
             # Gradio itself catches, logs and answers what fails in a function that was called. An answer that
-            # has begun ends where nobody waits for that session any more.
-            ended = isinstance(error.__cause__ or error, HTTPException)
-            if not ended and (door.body != "call" or isinstance(error, OSError)):
+            # has begun ends where nobody waits for that session any more, and the Hub may send back somebody
+            # who did not want to sign in.
+            senseless = (HTTPException, AuthlibBaseError, *((Exception,) if door.body == "call" else ()))
+            if not isinstance(error.__cause__ or error, senseless) or isinstance(error, OSError):
                 raise
             logger.warning("A request to %s made no sense: %s", scope["path"][:100], said_in_one_line(error))
-            if not started:
+            if started:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
                 await PlainTextResponse("This request makes no sense here.", 400)(scope, receive, send)
         finally:
             unreadable_calls.reset(token)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradio_client.utils import strip_invalid_filename_characters
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError, MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
@@ -14,12 +15,15 @@ def whole_files(receive: Receive, content_type: str) -> Receive:
     """`receive` that fails over an upload which is cut off, or has a part that is no file in `files`.
 
     Gradio writes files as they come, and deletes them over one kind of failure only, while it reads. So what
-    would fail later, or not at all, fails here and in that way.
+    would fail later, or not at all, fails here and in that way. An HTTPException refuses all of it at once.
     """
     _, options = parse_options_header(content_type)
     if b"boundary" not in options:
         return receive  # Gradio refuses it before it reads
-    parts = _Parts(options[b"boundary"])
+    try:
+        parts = _Parts(options[b"boundary"])
+    except FormParserError as error:  # over its length
+        raise HTTPException(400, "The upload cannot be read.") from error
 
     async def checked() -> Message:
         message = await receive()
