@@ -127,7 +127,7 @@ def _repair(picture: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def _halved(picture: Image.Image) -> Image.Image:
-    """`picture.reduce(2)`, strip by strip: where there is transparency, Pillow copies what it reduces first."""
+    """`picture.reduce(2)`, strip by strip: Pillow first copies what it reduces, where it is transparent."""
     width, height = picture.size
     half = Image.new(picture.mode, ((width + 1) // 2, (height + 1) // 2))
     for top in range(0, height, STRIP):
