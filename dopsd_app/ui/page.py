@@ -491,10 +491,11 @@ def _connect_try(page: Page) -> None:
 
     settings = [run_id, *card.settings, step.checkpoint]
     card.preview.click(guarded(preview), settings, card.card, **shown_on(card.card))
-    card.publish.click(
+    pushed = card.publish.click(
         guarded(publish.push),
         [*settings, card.token],
         [card.result, card.token],
         trigger_mode="once",
         api_visibility="private",
     )
+    pushed.failure(lambda: "", None, card.token, queue=False, **QUIET)
