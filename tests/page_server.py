@@ -110,7 +110,9 @@ class PageServer:
 
     def client(self, token: str | None = None) -> "Endpoints":
         """The endpoints, as gradio_client calls them."""
-        client = Client(self.url, oauth_token=token, verbose=False, download_files=self.downloads)
+        client = Client(
+            self.url, token or False, oauth_token=token, verbose=False, download_files=self.downloads
+        )
         self.clients.append(client)
         return Endpoints(client)
 
@@ -168,7 +170,9 @@ class PageServer:
         """
         session = session or secrets.token_hex(5)
         body = {"data": data, "fn_index": number, "session_hash": session, "oauth_token": token}
+        # The answer is fetched without a body: on a Space, the header says there who asks.
         headers = (headers or {}) | ({"Cookie": f"session={cookie}"} if cookie else {})
+        headers |= {"Authorization": f"Bearer {token}"} if token else {}
         queue = f"{self.url}/gradio_api/queue"
         joined = self.http.post(f"{queue}/join", json=body, headers=headers)
         assert joined.status_code == 200, joined.text

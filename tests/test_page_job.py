@@ -233,6 +233,7 @@ def test_a_push_that_fails_says_why_in_a_sentence_and_pushing_again_works(trying
         finally:
             hub.start()
     assert hashlib.sha256(lora.read_bytes()).digest() == before
+    expect(box(page, "token")).to_have_value("")
     publish(page, name)
     expect(page.locator("#published a")).to_have_attribute("href", f"{hub.url}/Ann/{name}")
     expect(said).to_have_count(0)

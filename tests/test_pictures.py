@@ -1,6 +1,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from dopsd_app.data.picture_file import _halved
 from dopsd_app.data.pictures import (
     Example,
     Note,
@@ -87,9 +90,14 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width, height, depth, colour_type, rows):
+def png(width, height, depth, colour_type, rows, packed=False):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", rows if packed else zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def red_means_green():
@@ -693,6 +701,34 @@ def test_a_huge_jpeg_is_never_decoded_whole(tmp_path, monkeypatch):
     Image.new("L", (7201, 7000)).save(tmp_path / "a.jpg")
     monkeypatch.delattr(Image.Image, "reduce")
     assert load_picture(tmp_path / "a.jpg").size == (3601, 3500)
+
+
+@posix_only
+@pytest.mark.parametrize(("depth", "colour_type", "pixel"), [(16, 6, 8), (8, 2, 3)])
+def test_a_picture_of_16_bits_and_transparency_takes_no_more_memory_than_another(
+    tmp_path, depth, colour_type, pixel
+):
+    side = 9400  # 88 million pixels, 4 bytes each in Pillow: 353 MB, and a quarter of that when it is halved
+    packer = zlib.compressobj(1)
+    row = bytes(1 + side * pixel)
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    (tmp_path / "a.png").write_bytes(png(side, side, depth, colour_type, rows, packed=True))
+    measure = (
+        "import resource, sys; from dopsd_app.data.pictures import load_picture;"
+        "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "before = most(); load_picture(sys.argv[1]); print(most() - before)"
+    )
+    command = [sys.executable, "-c", measure, str(tmp_path / "a.png")]
+    kilobytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert kilobytes * 1024 < 1.4 * 4 * side**2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_a_picture_is_halved_in_strips_as_at_once(mode):
+    picture = Image.effect_noise((301, 777), 90).convert(mode)
+    if mode != "RGB":
+        picture.putalpha(Image.effect_noise((301, 777), 90))
+    assert _halved(picture).tobytes() == picture.reduce(2).tobytes()
 
 
 def test_a_long_picture_is_noted(folder):

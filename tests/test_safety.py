@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import random
+import socket
 import struct
 import tempfile
 import zlib
@@ -19,7 +20,7 @@ import gradio as gr
 import pytest
 from conftest import make_picture
 from imitation_hub import ImitationHub
-from page_server import ROOT, PageServer, all_bytes, leave_draft, leave_run
+from page_server import ROOT, PageServer, all_bytes, leave_draft, leave_run, wait_for
 from PIL import PngImagePlugin
 
 from dopsd_app.checks.verdict import CheckRow, judge_rows, save_check
@@ -239,6 +240,7 @@ def test_paths_that_a_client_makes_up_are_not_read(server, call):
             ):
                 output = server.event(number, [draft, [file]])
                 assert "data" not in output, file
+                assert "log tells" not in output["error"], file
                 server.event(page, [None, [file]], session=tab)
         assert elsewhere.requests == []
     assert all_bytes(server.runs, server.drafts) == before
@@ -357,7 +359,148 @@ def test_another_sites_page_can_start_nothing(server, call):
     assert len(call("list_all_drafts")) == known
 
 
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/nothing"])
+def test_no_other_site_may_show_the_page_in_a_frame(server, path):
+    headers = server.get(path).headers
+    assert headers["content-security-policy"] == "frame-ancestors 'self'"
+    assert headers["x-frame-options"] == "SAMEORIGIN"
+
+
 # --- what comes in
+
+
+def in_parts(*parts: tuple[str, bytes], end: bool = True) -> bytes:
+    """A multipart body; each part is the rest of its Content-Disposition, and its content."""
+    bodies = [
+        b"--cut\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+        for head, content in parts
+    ]
+    return b"".join(bodies) + (b"--cut--\r\n" if end else b"")
+
+
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=cut"}
+GOOD = ('name="files"; filename="a.txt"', b"a")
+CLOSED = (
+    *("process_recording", "component_server", "component_server/", "stream/x", "stream/x/close"),
+    *("vibe-edit", "vibe-code", "undo-vibe-edit", "run-history/connect", "profiling/clear", "api/predict"),
+    *("upload/", "reset/x", "mcp/messages"),
+)
+
+
+def test_only_the_upload_takes_files(server):
+    before = all_bytes(server.temporary)
+    for path in CLOSED:
+        address = f"{server.url}/gradio_api/{path}"
+        for body in (in_parts(GOOD), in_parts(('name="video"; filename="a.mp4"', b"a"), end=False)):
+            assert server.http.post(address, content=body, headers=MULTIPART).status_code == 404, path
+        assert server.http.post(address, json={"data": []}).status_code == 404, path
+    for path in ("queue/join", "run/predict", "call/show_draft", "call/v2/show_draft", "cancel", "reset"):
+        answer = server.http.post(
+            f"{server.url}/gradio_api/{path}", content=in_parts(GOOD), headers=MULTIPART
+        )
+        assert answer.status_code == 400, path
+    assert all_bytes(server.temporary) == before
+    for path in (
+        "deep_link?session_hash=x",
+        "queue/status",
+        "token",
+        "user",
+        "proxy=http://x/",
+        "dev/reload",
+    ):
+        assert server.get(f"/gradio_api/{path}").status_code == 404, path
+
+
+BROKEN = {
+    "no end": in_parts(GOOD, end=False),
+    "no part": b"",
+    "another field": in_parts(GOOD, ('name="x"; filename="a.txt"', b"a")),
+    "a text": in_parts(GOOD, ('name="files"', b"a")),
+    "no name": in_parts(GOOD, ('name="files"; filename=".."', b"a")),
+    "no head": in_parts(GOOD).replace(b"Content-Disposition", b"X"),
+    "no multipart": b"\0" * 100,
+    "a long head": in_parts((f'name="files"; filename="{"a" * 20_000}"', b"a")),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_upload_is_refused_and_leaves_nothing(server, fault):
+    before = files_below(server.temporary)
+    for query in ("", "?upload_id=one"):
+        answer = server.http.post(
+            f"{server.url}/gradio_api/upload{query}", content=BROKEN[fault], headers=MULTIPART
+        )
+        assert answer.status_code == 400
+    assert files_below(server.temporary) == before
+
+
+@pytest.mark.parametrize("path", ["upload", "upload?upload_id=two", "process_recording", "queue/join"])
+def test_a_cut_connection_leaves_nothing(server, path):
+    before = files_below(server.temporary)
+    part = in_parts((GOOD[0], bytes(300_000)), end=False)
+    head = f"POST /gradio_api/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n"
+    head += f"Content-Type: {MULTIPART['Content-Type']}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + part)
+        if path.startswith("upload"):  # it is written as it comes
+            wait_for(lambda: files_below(server.temporary) - before, "the first part of the file")
+    wait_for(lambda: files_below(server.temporary) == before, "the end of it")
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+SENSELESS = (
+    *(b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"[" * 100_000, b'{"data": [NaN]}', b"{}"),
+    *(b'{"data": 3, "fn_index": "x", "session_hash": 7, "event_id": []}', b'{"data": ["\\ud800"]}'),
+    *(b'{"data": [], "fn_index": 99999, "session_hash": "x"}', b" " * 5_000_000),
+    b'{"data": [], "fn_index": 99999999999999999999999, "session_hash": "x"}',
+)
+CALLS = ("queue/join", "run/predict", "call/nothing", "call/v2/nothing", "call/v2/show_draft", "run/nothing")
+
+
+def test_what_makes_no_sense_is_refused_and_leaves_no_trace_in_the_log(server):
+    told = len(server.output.read_text())
+    asked = 0
+
+    def refused(answer):
+        nonlocal asked
+        asked += 1
+        assert 400 <= answer.status_code < 500, (answer.request.url, answer.request.content[:80], answer.text)
+
+    for path in CALLS:
+        for body in SENSELESS:
+            headers = {"Content-Type": "application/json"}
+            refused(server.http.post(f"{server.url}/gradio_api/{path}", content=body, headers=headers))
+    number = function_number(server, "show_draft")
+    for data in ([], [{"path": "/etc/passwd", "meta": UPLOAD}]):
+        refused(
+            server.http.post(f"{server.url}/gradio_api/run/predict", json={"data": data, "fn_index": number})
+        )
+        told_person = server.event(number, data)["error"]
+        assert told_person == "The server cannot use what was sent. Reload the page and try again."
+        asked += 1
+    for path in ("/assets/" + "a" * 4000, "/gradio_api/file=" + "a" * 4000, "/gradio_api/queue/data"):
+        refused(server.get(path))
+    boundary = {"Content-Type": f"multipart/form-data; boundary={'z' * 300}"}
+    refused(server.http.post(f"{server.url}/gradio_api/upload", content=b"x", headers=boundary))
+    assert server.get("/?page=none&deep_link=x").status_code == 200
+    for path in ("queue/data?session_hash=nobodys", "call/show_draft/nobodys"):
+        assert "error" in server.get(f"/gradio_api/{path}").text
+    lines = server.output.read_text()[told:]
+    assert "Traceback" not in lines and lines.count("\n") <= asked + 2, lines
+
+
+def test_a_fault_of_a_function_stays_in_the_log_with_its_trace(server):
+    """An unreadable settings file is nobody's request."""
+    draft = leave_draft(server, "zorp")
+    (draft.path / "draft.json").write_text('{"items": 7}')
+    told = len(server.output.read_text())
+    assert server.event(function_number(server, "show_draft"), [draft.id])["error"]
+    shown = server.output.read_text()[told:]
+    (draft.path / "draft.json").unlink()
+    assert "Traceback" in shown
 
 
 def test_a_file_above_the_limit_is_refused_by_the_server(server):
@@ -407,6 +550,7 @@ def test_the_page_is_served_without_history_tracking_or_open_folders():
     options = launch_options()
     assert options["run_history"] is False and options["show_error"] is False
     assert options["enable_monitoring"] is False and options["max_file_size"] == "25mb"
+    assert options["state_session_capacity"] <= 100  # of a megabyte each
     assert "allowed_paths" not in options and "share" not in options and "auth" not in options
 
 

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import itsdangerous
 import pytest
+from gradio.state_holder import StateHolder
 from imitation_hub import ImitationHub
 from page_server import PageServer, all_bytes, leave_draft, leave_run, wait_for
 
 from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.launcher import process_started
 from dopsd_app.ui.endpoints import ENDPOINTS
+from dopsd_app.ui.server.sessions import Sessions
 
 MARK = "marked8Tz20b"
 AMBIENT = f"hf_{MARK}OfTheSpace"  # a secret of the Space, which must never push
@@ -229,6 +231,107 @@ def test_only_the_owner_uploads(space):
         files = {"files": ("a.txt", b"words")}
         answer = space.http.post(f"{space.url}/gradio_api/upload", files=files, headers=headers)
         assert answer.status_code == status, headers
+
+
+STRANGERS = (
+    {},
+    {"Cookie": f"session={cookie('hf_stranger')}"},
+    {"Authorization": "Bearer hf_reader"},
+    {"Cookie": f"session={cookie('hf_admin')}", "Sec-Fetch-Site": "cross-site"},
+)
+OWNERS = (
+    {"Cookie": f"session={cookie('hf_admin')}"},
+    {"Authorization": "Bearer hf_writer"},
+    {"x-hf-authorization": "Bearer hf_writer"},
+)
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_an_owners_session_answers_nobody_else(space, owner):
+    api = f"{space.url}/gradio_api"
+    session = f"of {next(iter(owner))}"
+    body = {"data": [{}], "fn_index": space.entrance, "session_hash": session}
+    asked = body if "Cookie" in owner else body | {"oauth_token": "hf_writer"}  # as gradio_client sends it
+    event = space.http.post(f"{api}/queue/join", json=asked, headers=owner).json()["event_id"]
+    cancel = {"session_hash": session, "fn_index": space.entrance, "event_id": event}
+    for stranger in STRANGERS:
+        for path in (
+            f"queue/data?session_hash={session}",
+            f"call/show_draft/{event}",
+            f"call/v2/x/{event}",
+            f"heartbeat/{session}",
+        ):
+            answer = space.http.get(f"{api}/{path}", headers=stranger)
+            assert answer.status_code == 403 and not secrets_in(space, answer.text), path
+        for path, asked in (
+            ("queue/join", body),
+            ("run/predict", body),
+            ("call/show_draft", {"data": ["x"], "session_hash": session}),
+            ("cancel", cancel),
+            ("cancel", cancel | {"session_hash": "x"}),
+        ):
+            assert space.http.post(f"{api}/{path}", json=asked, headers=stranger).status_code == 403, path
+        answer = space.http.get(f"{space.url}/gradio_api/deep_link?session_hash={session}", headers=stranger)
+        assert answer.status_code == 404
+    told = space.http.get(f"{api}/queue/data", params={"session_hash": session}, headers=owner)
+    assert MARK in told.text
+
+
+def test_an_event_that_is_called_by_name_answers_its_owner_only(space):
+    for path, body in (("call", {"data": [""]}), ("call/v2", {"draft_id": ""})):
+        address = f"{space.url}/gradio_api/{path}/show_draft"
+        event = space.http.post(address, json=body, headers=OWNERS[0]).json()["event_id"]
+        for stranger in STRANGERS:
+            assert space.http.get(f"{address}/{event}", headers=stranger).status_code == 403
+        assert MARK in space.http.get(f"{address}/{event}", headers=OWNERS[1]).text
+
+
+def test_with_a_token_in_the_body_alone_one_is_told_to_send_a_header(space):
+    body = {"data": [""], "oauth_token": "hf_admin"}
+    answer = space.http.post(f"{space.url}/gradio_api/call/show_draft", json=body)
+    assert (answer.status_code, answer.text) == (
+        403,
+        "Send the token in a header too: `Authorization: Bearer hf_...`.",
+    )
+
+
+def test_a_visitor_cannot_have_a_file_fetched(space, hub):
+    file = {"path": f"{hub.url}/picture.png", "meta": {"_type": "gradio.FileData"}}
+    number = next(d["id"] for d in space.config()["dependencies"] if d["api_name"] == "add_pictures")
+    for path in ("queue/join", "run/predict"):
+        body = {"data": ["x", [{"deep": [file]}]], "fn_index": number, "session_hash": "fetches"}
+        answer = space.http.post(f"{space.url}/gradio_api/{path}", json=body)
+        assert (answer.status_code, answer.text) == (403, "Only the owner of this Space may send files.")
+    assert not hub.asked("picture.png")
+
+
+def test_a_file_that_the_owner_may_fetch_is_shut_to_others(space):
+    number = next(d["id"] for d in space.config()["dependencies"] if d["api_name"] == "download_lora")
+    file = space.event(number, [space.run.id, 0], "hf_admin")["data"][0]["path"]
+    for stranger in STRANGERS:
+        assert space.get(f"/gradio_api/file={file}", **stranger).status_code == 403
+    for owner in OWNERS:
+        answer = space.get(f"/gradio_api/file={file}", **owner)
+        assert answer.content == space.run.lora_file.read_bytes()
+
+
+def test_only_the_hub_may_show_the_space_in_a_frame(space):
+    headers = space.get("/").headers
+    assert headers["content-security-policy"] == "frame-ancestors 'self' https://huggingface.co"
+    assert "x-frame-options" not in headers
+
+
+def test_visits_neither_pile_up_nor_push_out_the_owners_session():
+    sessions, states = Sessions(), StateHolder()
+    for name in ("the owner's", *map(str, range(300))):
+        states.session_data[name] = name
+        if name == "the owner's":
+            sessions.own(name)
+        else:
+            sessions.visit(name, states)
+        sessions.visit(None, states)
+    assert list(states.session_data) == ["the owner's", *map(str, range(280, 300))]
+    assert sessions.owned("the owner's") and not sessions.owned("299") and not sessions.owned([])
 
 
 def test_who_signed_in_pushes_with_the_own_token_and_never_with_the_spaces(space, hub):

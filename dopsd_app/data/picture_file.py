@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageCms
 from dopsd_app.errors import KnownFailure
 
 HALVED_ABOVE = 50_000_000  # pixels
+STRIP = 256  # rows that are halved at once: an even number
 MAX_PIXELS = 89_000_000  # Pillow warns of a decompression bomb at 89.5 million
 
 # What a file is, by its first bytes. Where AVIF and HEIC both say "mif1", only AVIF says more: it goes first.
@@ -100,12 +101,13 @@ def _repair(picture: Image.Image) -> tuple[Image.Image, list[str]]:
         picture = picture.point(lambda value: value / 256).convert("L")  # convert alone cuts off at 255
     if picture.mode == "CMYK":
         remarks.append("has colours for print (CMYK): on a screen they may look a little different.")
-    if picture.has_transparency_data:
+    if picture.has_transparency_data and picture.mode != "RGBA":  # to convert it to itself would copy it
         picture = picture.convert("RGBA")
     elif picture.mode in ("1", "P"):
         picture = picture.convert("RGB")
     if picture.width * picture.height > HALVED_ABOVE:
-        picture = picture.reduce(2)
+        large, picture = picture, _halved(picture)
+        large.close()  # its caller would keep it until the end: hundreds of megabytes
     if turn is not None:
         remarks.append("was turned upright, as its camera noted.")
         picture = picture.transpose(turn)
@@ -118,9 +120,20 @@ def _repair(picture: Image.Image) -> tuple[Image.Image, list[str]]:
         flat = Image.new("RGB", picture.size, "white")
         flat.paste(picture, mask=alpha)
         picture = flat
-    picture = picture.convert("RGB")
+    else:
+        picture = picture.convert("RGB")
     picture.info = {}  # or Pillow would write a profile that no longer holds into the next file
     return picture, remarks
+
+
+def _halved(picture: Image.Image) -> Image.Image:
+    """`picture.reduce(2)`, strip by strip: Pillow first copies what it reduces, where it is transparent."""
+    width, height = picture.size
+    half = Image.new(picture.mode, ((width + 1) // 2, (height + 1) // 2))
+    for top in range(0, height, STRIP):
+        strip = picture.crop((0, top, width, min(top + STRIP, height)))
+        half.paste(strip.reduce(2), (0, top // 2))
+    return half
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -12,7 +12,9 @@ from dopsd_app.hub.access import this_space, trusted_hosts
 from dopsd_app.ui.endpoints import add_endpoints
 from dopsd_app.ui.page import add_page
 from dopsd_app.ui.server.caretaker import start_caretaker
+from dopsd_app.ui.server.doors import Doors
 from dopsd_app.ui.server.foreign_pages import ForeignPages
+from dopsd_app.ui.server.guard import GuardedBlocks
 from dopsd_app.ui.theme import CSS, theme
 
 
@@ -24,7 +26,8 @@ def build_app() -> gr.Blocks:
 
         spaces.GPU(lambda: None)  # a program that asks for its GPU nowhere is ended; nothing uses it
     # Every hour, what browsers may fetch (drawn pictures, copies of LoRA files) goes when it is a day old.
-    with gr.Blocks(title="D-OPSD LoRA trainer", analytics_enabled=False, delete_cache=(3600, 86_400)) as app:
+    title = "D-OPSD LoRA trainer"
+    with GuardedBlocks(title=title, analytics_enabled=False, delete_cache=(3600, 86_400)) as app:
         add_endpoints()  # first: an event of the page would take a name, and the endpoint get a number
         add_page(app)
     start_caretaker()
@@ -43,10 +46,12 @@ def launch_options() -> dict:
         "footer_links": ["api", "settings"],
         "enable_monitoring": False,  # it would be open to every visitor
         "show_error": False,  # unexpected errors stay in the server's log
+        "state_session_capacity": 100,  # each tab that was opened takes a megabyte, for good
         "app_kwargs": {
             "middleware": [
                 Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts()),
                 Middleware(ForeignPages),
+                Middleware(Doors),
             ]
         },
     }

@@ -111,7 +111,8 @@ def add_pictures(draft_id: str, files: list[dict]) -> dict:
     """Adds pictures and .txt captions of the same names: `[handle_file("1.png"), handle_file("1.txt")]`."""
     for file in files:
         # Only what carries this mark was checked by Gradio to be an upload; another path is not ours to read.
-        if not isinstance(file, dict) or file.get("meta") != {"_type": "gradio.FileData"}:
+        marked = isinstance(file, dict) and file.get("meta") == {"_type": "gradio.FileData"}
+        if not marked or not isinstance(file.get("path"), str):
             raise KnownFailure("Give files as `handle_file(...)` of gradio_client makes them.")
     paths = [Path(file["path"]) for file in files]
     try:

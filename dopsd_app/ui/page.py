@@ -494,10 +494,12 @@ def _connect_try(page: Page) -> None:
     card.timer.tick(guarded(publish.look, silent=True), run_id, card.watched, queue=False, **QUIET)
     card.cancel.click(guarded(publish.cancel), run_id, None, **QUIET)
     card.publish.click(publish.begin, None, [card.cancel, card.timer], queue=False, **QUIET)
-    card.publish.click(
+    pushed = card.publish.click(
         guarded(publish.push),
         [*settings, card.token],
         [card.result, card.token],
         trigger_mode="once",
         api_visibility="private",
     )
+    pushed.failure(lambda: "", None, card.token, queue=False, **QUIET)
+    pushed.then(publish.end, None, [card.cancel, card.timer], queue=False, **QUIET)

@@ -174,17 +174,23 @@ def push(
     token: str,
     oauth_token: str | None,
 ) -> list:
-    """Publishes, and says on the page how it went; the token's box is empty after a success."""
+    """Publishes, and says on the page how it went; the token's box is empty afterwards, whatever happened."""
     try:
         step = chosen_step(checkpoint)
-        return [link(publish(run_id, name, private, with_captions, step, token, oauth_token)), ""]
+        said = link(publish(run_id, name, private, with_captions, step, token, oauth_token))
     except KnownFailure as error:
-        return [_problem(str(error)), gr.skip()]
+        said = _problem(str(error))
+    return [said, ""]
 
 
 def begin() -> list:
     """While a push is asked for: it can be cancelled, and is looked at."""
     return [gr.Button(interactive=True), gr.Timer(LOOKING, active=True)]
+
+
+def end() -> list:
+    """When it has ended."""
+    return [gr.Button(interactive=False), gr.Timer(LOOKING, active=False)]
 
 
 def cancel(run_id: str) -> str:

@@ -1,11 +1,11 @@
-"""What other sites, and a Space's visitors, may not do with this server: the middleware in front of it."""
+"""What other sites' pages may not do with this server: the middleware in front of it."""
 
-import anyio
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dopsd_app.hub.access import AccessError, check_access, this_space
+from dopsd_app.hub.access import this_space
 
 
 class ForeignPages:
@@ -13,7 +13,8 @@ class ForeignPages:
 
     On a Space, Gradio lets every site ask with the cookies that the browser has for the Space: there they are
     forgotten. Browsers tell who asks; following a link, also back from the sign-in, stays possible. Elsewhere
-    nobody signs in, and whoever asks for another site is refused.
+    nobody signs in, and whoever asks for another site is refused. No other site may show the page in a frame,
+    where it could have buttons clicked unseen; only the Hub shows Spaces so.
     """
 
     def __init__(self, app: ASGIApp):
@@ -26,12 +27,25 @@ class ForeignPages:
         request, on_space = HTTPConnection(scope), this_space() is not None
         if "session" in scope and _is_foreign(request):
             scope["session"] = type(scope["session"])()  # an empty one
+        send = _unframed(send, on_space)
         if not on_space and _other_origin(request):
             await PlainTextResponse("Another site may not ask this server.", 403)(scope, receive, send)
-        elif on_space and request.url.path.endswith("/upload") and not await _may_upload(request):
-            await PlainTextResponse("Only the owner of this Space may upload.", 403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+
+def _unframed(send: Send, on_space: bool) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            if on_space:
+                headers["content-security-policy"] = "frame-ancestors 'self' https://huggingface.co"
+            else:
+                headers["content-security-policy"] = "frame-ancestors 'self'"
+                headers["x-frame-options"] = "SAMEORIGIN"
+        await send(message)
+
+    return with_headers
 
 
 def _is_foreign(request: HTTPConnection) -> bool:
@@ -44,14 +58,3 @@ def _other_origin(request: HTTPConnection) -> bool:
     """Whether a page of another host asks; programs name no origin, and plain http has no other sign."""
     origin = request.headers.get("origin")
     return origin is not None and origin.partition("://")[2] != request.headers.get("host")
-
-
-async def _may_upload(request: HTTPConnection) -> bool:
-    """Whether the owner asks: signed in, or with a token in the header, as clients of private Spaces do."""
-    signed_in = (request.scope.get("session") or {}).get("oauth_info") or {}
-    bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-    try:
-        await anyio.to_thread.run_sync(check_access, signed_in.get("access_token") or bearer or None)
-    except AccessError:
-        return False
-    return True

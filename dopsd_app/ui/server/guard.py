@@ -1,5 +1,6 @@
 """What stands before every handler and endpoint: who may call it, and plain words when it fails."""
 
+import contextvars
 import functools
 import inspect
 import logging
@@ -12,6 +13,32 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.access import check_access
 
 logger = logging.getLogger(__name__)
+# Where a call whose values cannot be read is noted, for who answers the request that it came with.
+unreadable_calls: contextvars.ContextVar[list | None] = contextvars.ContextVar("unreadable", default=None)
+
+
+class GuardedBlocks(gr.Blocks):
+    """`gr.Blocks` that takes values which no page sends for the caller's fault: one sentence, and no trace.
+
+    It fails before any function is called: over too few values, a choice that is none, a file that is no
+    upload.
+    """
+
+    async def preprocess_data(self, block_fn, inputs, *others, **more):
+        try:
+            return await super().preprocess_data(block_fn, inputs, *others, **more)
+        except OSError:
+            raise
+        except Exception as error:
+            logger.warning("Values for %s made no sense: %s", block_fn.name, said_in_one_line(error))
+            if (noted := unreadable_calls.get()) is not None:
+                noted.append(block_fn.name)
+            raise _error("The server cannot use what was sent. Reload the page and try again.") from error
+
+
+def said_in_one_line(error: Exception) -> str:
+    """What an error says, for the log: callers choose what it quotes."""
+    return repr(str(error)[:200])
 
 
 def guarded(function: Callable, *, silent: bool = False) -> Callable:
