@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.hub.model_card import Picture, base_name, make_card, picture_name
@@ -253,7 +253,7 @@ def _upload(run: Run, folder: Path, repo: str, private: bool, token: str) -> str
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
-            commit_message="LoRA trained with D-OPSD",
+            commit_message=f"LoRA trained with {OBJECTIVES[run.config.objective].name}",
             delete_patterns="images/*" if old_pictures else None,  # a picture left out now is to be gone
         )
         if not _has_lora(api.model_info(repo, files_metadata=True), lora):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, bucket, crop, load_picture
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
@@ -22,7 +22,10 @@ from dopsd_app.progress import PhaseProgress
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One training picture; `student` and `teacher` hold one conditioning per caption, in the same order."""
+    """One training picture; `student` and `teacher` hold one conditioning per caption, in the same order.
+
+    `teacher` is empty where the objective asks no teacher that sees the picture.
+    """
 
     student: tuple[Conditioning, ...]
     teacher: tuple[Conditioning, ...]
@@ -63,8 +66,9 @@ def encode_examples(
         yield PhaseProgress("encoding", done, total)
         picture = crop_example(example, config, base_model)
         student = tuple(encoder.student(caption) for caption in example.captions)
-        teacher = tuple(encoder.teacher(picture, caption) for caption in example.captions)
-        if any(_equal(*pair) for pair in zip(student, teacher, strict=True)):
+        seen = example.captions if OBJECTIVES[config.objective].teacher_contexts else ()
+        teacher = tuple(encoder.teacher(picture, caption) for caption in seen)
+        if any(_equal(*pair) for pair in zip(student, teacher, strict=False)):
             raise KnownFailure(
                 f"The teacher sees the same as the student for {example.image.name}, so nothing can be"
                 " learned. Check the vision tower of the base model's folder."
