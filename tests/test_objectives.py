@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 
+import gradio as gr
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,6 +12,7 @@ from test_method import gradients_of, make_example, make_picture, trained
 
 from dopsd_app import config as settings
 from dopsd_app.config import OBJECTIVES, ConfigError, ObjectiveFacts, TrainConfig
+from dopsd_app.data.drafts import new_draft, set_settings
 from dopsd_app.hub.model_card import make_card
 from dopsd_app.jobs.events import CheckpointSaved, HealthMeasured, LoraChecked, PreviewSaved, StepDone
 from dopsd_app.method import objectives
@@ -25,6 +27,7 @@ from dopsd_app.models.sizes import read_sizes
 from dopsd_app.models.z_image import ZImage
 from dopsd_app.planning.cost import step_work
 from dopsd_app.train import train
+from dopsd_app.ui import plan
 
 OTHERS = [name for name in OBJECTIVES if name != "dopsd"]
 
@@ -187,6 +190,20 @@ def test_file_and_card_name_what_the_lora_was_trained_by(new_run, tiny_config):
     assert "trained with [SFT](https://arxiv.org/abs/2210.02747): ordinary fine-tuning" in card.text
     assert "D-OPSD" not in card.text and "roll-out" not in card.text
     assert card.data.tags[-1] == "sft"
+
+
+def test_the_page_offers_two_and_what_a_copied_run_had(tmp_path):
+    draft = new_draft(tmp_path)
+
+    def offered():
+        (choice,) = [part for part in plan.show(draft) if isinstance(part, gr.Dropdown)]
+        return [value for _, value in choice.choices], choice.value
+
+    assert offered() == (["dopsd", "sft"], "dopsd")
+    set_settings(draft, objective="sft")
+    assert offered() == (["dopsd", "sft"], "sft")
+    set_settings(draft, objective="pso")
+    assert offered() == (["dopsd", "sft", "pso"], "pso")
 
 
 # --- a new objective: this class and its facts

@@ -1,4 +1,4 @@
-"""Ordinary fine-tuning on the training pictures: for comparison, since it loses the few steps."""
+"""Ordinary fine-tuning on the training pictures, to compare with."""
 
 from collections.abc import Iterator, Sequence
 
