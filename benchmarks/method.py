@@ -73,10 +73,10 @@ from benchmarks.tables import (
 from dopsd_app.checks.health import Look, judged_health, seen_health
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
+from dopsd_app.method.step import prepare
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning
-from dopsd_app.train import prepare
 from pocket.measure import PARENT
 
 SHOWN = 2  # concepts whose pictures are kept, of the first seed

@@ -22,6 +22,65 @@ MEMORY_LEVERS = {  # what saves memory, by what it costs: first what changes onl
 }
 
 
+@dataclass(frozen=True)
+class ObjectiveFacts:
+    """What page, plan and model card know of an objective; what it computes is in `method/objectives`."""
+
+    name: str
+    paper: str  # number on arXiv
+    about: str  # how a model card goes on behind the name
+    walks: bool = False  # visits the states of a roll-out, and asks a teacher at each
+    film: bool = False  # these states are shown while it trains
+    teacher_contexts: bool = False  # needs the training pictures as the teacher sees them
+    latents: bool = False  # needs the training pictures as the transformer draws them
+    passes: int = 1  # the student's for each example, at each state where it walks
+
+    @property
+    def method(self) -> str:
+        """The name with its source, as LoRA files say it."""
+        return f"{self.name} (arXiv {self.paper})"
+
+
+OBJECTIVES = {
+    "dopsd": ObjectiveFacts(
+        "D-OPSD",
+        "2605.05204",
+        "the model learned on its own few steps",
+        walks=True,
+        film=True,
+        teacher_contexts=True,
+    ),
+    "sft": ObjectiveFacts("SFT", "2210.02747", "ordinary fine-tuning on the training pictures", latents=True),
+    "dreambooth": ObjectiveFacts(
+        "DreamBooth",
+        "2208.12242",
+        "fine-tuning on the training pictures, and on the base model's own of other prompts",
+        latents=True,
+        passes=2,
+    ),
+    "pso": ObjectiveFacts(
+        "PSO",
+        "2410.03190",
+        "the training pictures were preferred to the base model's own",
+        latents=True,
+        passes=2,
+    ),
+    "off_policy": ObjectiveFacts(
+        "off-policy distillation",
+        "2605.05204",
+        "the model learned on the few steps of its teacher",
+        walks=True,
+        teacher_contexts=True,
+    ),
+    "sft_on_samples": ObjectiveFacts(
+        "SFT on the teacher's samples",
+        "2605.05204",
+        "fine-tuning on pictures that the base model drew while it saw the training pictures",
+        teacher_contexts=True,
+    ),
+}
+
+
 class ConfigError(KnownFailure):
     """Settings that cannot work; the message names each of them, its value and what would be right."""
 
@@ -38,6 +97,7 @@ class TrainConfig:
     name: str = ""  # becomes part of the run's folder name
     trigger_word: str = ""  # the word that stands for the concept in captions and prompts
 
+    objective: str = "dopsd"  # what training minimises: a name in OBJECTIVES
     steps: int = 1000  # optimizer steps
     rollout_steps: int = 4  # K: states that the student visits, and learns from, in each roll-out
     num_inference_steps: int = 8  # the base model's own few steps: previews and pictures use them
@@ -83,6 +143,7 @@ class TrainConfig:
             **dict.fromkeys(("preview_every", "seed", "ema_decay", "lora_alpha"), 0),
         }
         choices = {
+            "objective": tuple(OBJECTIVES),
             "optimizer": ("adamw8bit", "adamw"),
             "loss": ("denoised", "velocity"),
             "teacher": ("ema", "base"),
@@ -121,6 +182,18 @@ class TrainConfig:
                 f"`micro_batch` must divide `batch_size` ({self.batch_size}), got {self.micro_batch}."
             )
         return problems
+
+    @property
+    def has_ema_teacher(self) -> bool:
+        """Whether there is a teacher with weights of its own, the student's slow copy."""
+        return self.teacher == "ema" and OBJECTIVES[self.objective].walks
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """A step's passes for each example: the student's, with their way back, and a teacher's."""
+        facts = OBJECTIVES[self.objective]
+        states = self.rollout_steps if facts.walks else 1
+        return states * facts.passes, states * facts.walks
 
     @property
     def strength(self) -> float:

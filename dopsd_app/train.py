@@ -1,10 +1,7 @@
 """The training run: a generator of events."""
 
-import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,10 +10,9 @@ from torch import Tensor
 from dopsd_app.checks.health import HealthMeter
 from dopsd_app.checks.health_rules import PROMPTS, best_step, stopped_improving
 from dopsd_app.checks.lora_check import check_lora
-from dopsd_app.checks.previews import Pair, draw_pairs, first_of, save_rollout, save_samples
-from dopsd_app.config import TrainConfig
+from dopsd_app.checks.previews import Pair, draw_pairs, save_rollout, save_samples
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
-from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
@@ -32,13 +28,12 @@ from dopsd_app.jobs.events import (
 from dopsd_app.jobs.job import take_commands
 from dopsd_app.jobs.lora_file import save_lora
 from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision
-from dopsd_app.method import randomness
-from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters, update_teacher
+from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.method.encode import EncodedExample, crop_example, encode_examples
-from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
-from dopsd_app.method.losses import distillation_loss
-from dopsd_app.method.rollout import rollout
+from dopsd_app.method.objectives import make_objective
+from dopsd_app.method.objectives.protocol import Material
+from dopsd_app.method.step import optimizer_step, prepare
 from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import load_base_model
@@ -47,7 +42,7 @@ from dopsd_app.progress import PhaseProgress
 
 
 def train(run: Run) -> Iterator[Event]:
-    """Trains the run's LoRA by D-OPSD (arXiv 2605.05204), from its newest checkpoint if there is one."""
+    """Trains the run's LoRA by its objective, from its newest checkpoint if there is one."""
     config = run.config
     yield from fetch_base_model(config.base_model, config.revision)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
@@ -71,12 +66,17 @@ def train(run: Run) -> Iterator[Event]:
     size = (encoded.examples[0].height, encoded.examples[0].width)
     crops = [crop_example(example, config, base_model) for example in examples]
     step = load_checkpoint(run, base_model.transformer, optimizer)
+    # Not kept on disk: the autoencoder is there, and takes less time than a step.
+    shown_pictures = crops if OBJECTIVES[config.objective].latents else ()
+    latents = tuple(base_model.encode_picture(picture) for picture in shown_pictures)
+    material = Material(encoded.examples, latents, encoded.neutral)
+    objective = make_objective(base_model, config, material)
     meter = HealthMeter(run, base_model, crops, prompts, encoded.neutral, size, step)
     yield Resumed(step)
     enough = _enough(config, meter, step)  # killed after its last checkpoint, before the LoRA file
     while step < config.steps and not enough:
         step += 1
-        done = optimizer_step(base_model, config, encoded.examples, optimizer, step)
+        done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step)
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
         commands = take_commands(run)
         if "preview-now" in commands or _previews_at(config, step):
@@ -108,91 +108,6 @@ def _enough(config: TrainConfig, meter: HealthMeter, step: int) -> bool:
     return config.stop_early and _previews_at(config, step) and stopped_improving(measured)
 
 
-def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """Puts student and teacher on the loaded transformer and returns the student's optimizer."""
-    add_adapters(base_model.transformer, base_model.lora_targets, config)
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(base_model.transformer)
-    if config.optimizer == "adamw8bit":
-        import bitsandbytes  # slow to import, and not every run needs it
-
-        optimizer_class = bitsandbytes.optim.AdamW8bit
-    else:
-        optimizer_class = torch.optim.AdamW
-    student = adapter_weights(base_model.transformer, "student").values()
-    return optimizer_class(student, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
-
-
-@dataclass(frozen=True)
-class OptimizerStep:
-    """What one optimizer step came to."""
-
-    loss: float  # mean over the examples and the visited states
-    grad_norm: float  # before clipping
-    seconds: float
-    film: list[tuple[Tensor, Tensor]]  # of the first example: what student and teacher saw, state by state
-
-
-def optimizer_step(
-    base_model: BaseModel,
-    config: TrainConfig,
-    examples: tuple[EncodedExample, ...],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> OptimizerStep:
-    """One step of the method for the batch that belongs to `step`; the same for every micro-batch size."""
-    started = time.perf_counter()
-    loss, film = 0.0, []
-    for batch in micro_batches(config, examples, step):
-        student, teacher, noise, size = _draw_batch(base_model, config, examples, step, batch)
-        sigmas = base_model.sigmas(config.rollout_steps, *size)
-        for visited in rollout(base_model, student, teacher, noise, sigmas):
-            share = distillation_loss(visited, config.loss).sum() / (config.batch_size * config.rollout_steps)
-            share.backward()  # at once: one state's graph is alive at a time, and the gradient is the same
-            loss += share.item()
-            if 0 in batch:
-                film.append(first_of(visited))
-    student_weights = optimizer.param_groups[0]["params"]
-    grad_norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm).item()
-    if not math.isfinite(grad_norm):  # one such step would spoil student, teacher and every later checkpoint
-        raise KnownFailure(
-            f"The gradient of step {step} is not a number, so training cannot go on. Start a run with a"
-            f" lower `learning_rate` than {config.learning_rate}; the checkpoints before it can be tried."
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    update_teacher(base_model.transformer, config.ema_decay)
-    return OptimizerStep(loss, grad_norm, time.perf_counter() - started, film)
-
-
-def micro_batches(
-    config: TrainConfig, examples: tuple[EncodedExample, ...], step: int
-) -> list[dict[int, int]]:
-    """The step's batch in passes of one picture size: position in the batch -> which example."""
-    drawn = randomness.draw_examples(config.seed, step, config.batch_size, len(examples))
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for position, index in enumerate(drawn):
-        by_size.setdefault((examples[index].height, examples[index].width), []).append(position)
-    return [
-        {position: drawn[position] for position in positions[start : start + config.micro_batch]}
-        for positions in by_size.values()
-        for start in range(0, len(positions), config.micro_batch)
-    ]
-
-
-def _draw_batch(base_model: BaseModel, config: TrainConfig, examples, step: int, batch: dict[int, int]):
-    """Conditionings, noise (B, C, h, w) and size of a pass, each drawn for its own position in the batch."""
-    student, teacher, noise = [], [], []
-    for position, index in batch.items():
-        example = examples[index]
-        caption = randomness.draw_caption(config.seed, step, position, len(example.student))
-        student.append(example.student[caption])
-        teacher.append(example.teacher[caption])
-        shape = base_model.latent_shape(example.height, example.width)
-        noise.append(randomness.draw_noise(shape, config.seed, step, position))
-    return student, teacher, torch.stack(noise).to(base_model.device), (example.height, example.width)
-
-
 def _prompts(config: TrainConfig, examples: Sequence[Example]) -> tuple[tuple[str, ...], int]:
     """What is drawn at a preview, and how many of them are shown: the others are for the health alone."""
     captions = tuple(example.captions[0] for example in examples)
@@ -205,13 +120,14 @@ def _save_previews(
     run: Run,
     step: int,
     base_model: BaseModel,
-    film: list[tuple[Tensor, Tensor]],
+    film: Sequence[tuple[Tensor, Tensor]],
     draw_samples: Callable[[], list[Pair]],
     shown: int,
     meter: HealthMeter,
 ) -> Iterator[PreviewSaved | HealthMeasured | Warned]:
     try:
-        yield save_rollout(run, step, base_model, film)
+        if film:
+            yield save_rollout(run, step, base_model, film)
         pairs = draw_samples()
         yield save_samples(run, step, pairs[:shown])
         yield from meter.measure(step, pairs)

@@ -14,10 +14,12 @@ from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as
 from dopsd_app.method.encode import EncodedExample
 from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
 from dopsd_app.method.losses import distillation_loss
+from dopsd_app.method.objectives import make_objective
+from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.rollout import rollout
+from dopsd_app.method.step import micro_batches, optimizer_step, prepare
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES, Pictures
-from dopsd_app.train import micro_batches, optimizer_step, prepare
 
 
 def make_example(base_model, seed, *captions, height=32, width=32):
@@ -28,6 +30,11 @@ def make_example(base_model, seed, *captions, height=32, width=32):
         height=height,
         width=width,
     )
+
+
+def take_step(base_model, config, examples, optimizer, step):
+    objective = make_objective(base_model, config, Material(examples, (), ()))
+    return optimizer_step(base_model, config, examples, objective, optimizer, step)
 
 
 @pytest.fixture
@@ -254,7 +261,7 @@ def test_micro_batches_of_one_and_four_give_the_same_gradient(tiny_z_image, tiny
         optimizer = prepare(base_model, config)
         trained(base_model)  # with B at zero, every gradient of A would be zero too
         optimizer.step = lambda optimizer=optimizer: students.append(gradients_of(optimizer))
-        losses.append(optimizer_step(base_model, config, examples, optimizer, 1).loss)
+        losses.append(take_step(base_model, config, examples, optimizer, 1).loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert all(gradient.any() for gradient in students[0])
     torch.testing.assert_close(students[0], students[1], atol=1e-7, rtol=1e-3)
@@ -305,7 +312,7 @@ def test_eight_bit_optimizer_state_is_really_uint8(tiny_config, z_image_folder, 
     optimizer = prepare(base_model, config)
     assert isinstance(optimizer, bnb.optim.AdamW8bit)
     before = [weight.detach().clone() for weight in optimizer.param_groups[0]["params"]]
-    optimizer_step(base_model, config, (make_example(base_model, 0, "a dog"),), optimizer, 1)
+    take_step(base_model, config, (make_example(base_model, 0, "a dog"),), optimizer, 1)
     assert {optimizer.state[p]["state1"].dtype for p in optimizer.param_groups[0]["params"]} == {torch.uint8}
     moved = [not a.equal(b) for a, b in zip(before, optimizer.param_groups[0]["params"], strict=True)]
     assert sum(moved) >= len(moved) / 2  # every B moves at once; A only when B is no longer zero
@@ -323,7 +330,7 @@ def test_the_student_learns_what_only_the_teacher_sees(tiny_z_image, tiny_config
 
     before = fixed_loss()
     for step in range(1, 31):
-        optimizer_step(tiny_z_image, config, examples, trainer, step)
+        take_step(tiny_z_image, config, examples, trainer, step)
     assert fixed_loss() < before / 2
 
 
@@ -344,7 +351,7 @@ def test_every_kind_of_base_and_loss_learns(tiny_config, how):
     base_model.load_transformer()
     example = make_example(base_model, 0, "a dog")
     optimizer = prepare(base_model, config)
-    losses = [optimizer_step(base_model, config, (example,), optimizer, step).loss for step in range(1, 26)]
+    losses = [take_step(base_model, config, (example,), optimizer, step).loss for step in range(1, 26)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
@@ -355,7 +362,7 @@ def test_a_gradient_that_is_not_a_number_ends_the_run_before_it_spoils_the_weigh
     with pytest.raises(
         KnownFailure, match=r"gradient of step 3 is not a number.*lower `learning_rate` than 0\.001"
     ):
-        optimizer_step(tiny_z_image, tiny_config, (replace(example, teacher=(nan,)),), optimizer, 3)
+        take_step(tiny_z_image, tiny_config, (replace(example, teacher=(nan,)),), optimizer, 3)
     for adapter in ("student", "teacher"):
         weights = adapter_weights(tiny_z_image.transformer, adapter).values()
         assert all(weight.isfinite().all() for weight in weights)

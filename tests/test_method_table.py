@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks import jobs, method, method_picture, rows, scores, tables
 from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
-from benchmarks.levers import LEVERS, walk
-from benchmarks.methods import METHODS, PAPERS_SETTINGS, Made, Method, Training, train
+from benchmarks.levers import LEVERS, Walk
+from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, products, train
 from benchmarks.rows import LOOKS, Job, best_settings, product
 from dopsd_app.checks.judge.world import (
     BACKGROUND_WORDS,
@@ -24,6 +24,8 @@ from dopsd_app.checks.judge.world import (
 )
 from dopsd_app.config import make_config
 from dopsd_app.method.adapters import adapter_weights
+from dopsd_app.method.randomness import draw_examples
+from dopsd_app.method.step import draw_batch, micro_batches, prepare
 from dopsd_app.models.load import load_base_model
 from pocket.captions import asked_of
 
@@ -292,7 +294,7 @@ def world():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch):
-    monkeypatch.setattr("benchmarks.methods.SAMPLES", 6)
+    monkeypatch.setattr("dopsd_app.method.objectives.made.SAMPLES", 6)
     config, data, priors = world
     chosen = METHODS[name]
     config = replace(config, batch_size=1, micro_batch=1, **dict(chosen.settings))
@@ -300,7 +302,8 @@ def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch
     base_model.load_transformer()
     priors = replace(priors, prompts=priors.prompts[:6])
     training = Training(base_model, config, data, priors)
-    made = 6 * 4 if chosen.make else 0  # six pictures of four steps
+    draws_first = config.objective in ("dreambooth", "pso", "sft_on_samples")
+    made = 6 * 4 if draws_first else 0  # six pictures of four steps
     done = train(chosen, training, (made + 8, made + 16))
     first = next(done)
     before = {k: weight.clone() for k, weight in adapter_weights(base_model.transformer, "student").items()}
@@ -311,23 +314,36 @@ def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch
     assert any(not weight.equal(after[key]) for key, weight in before.items())
 
 
-def test_a_prior_picture_is_not_tied_to_one_sigma(world):
+def begin(world, **settings):
+    """A method's objective on a model of its own, its material, and its losses of the steps from 1 on."""
     config, data, priors = world
+    config = replace(config, **settings)
     base_model = load_base_model(config)
     base_model.load_transformer()
-    prior = Made(torch.zeros(len(priors.prompts), *data.latents.shape[1:]), priors.prompts)
-    training = Training(base_model, config, data, priors, made=prior)
-    told, predict = [], base_model.predict_velocity
+    prepare(base_model, config)
+    training = Training(base_model, config, data, priors)
+    objective = products(training)
+
+    def losses(steps):
+        for step in range(1, steps + 1):
+            (drawn,) = micro_batches(config, data.examples, step)
+            yield list(objective.losses(draw_batch(config, data.examples, step, drawn), step))
+
+    return training, objective, losses
+
+
+def test_a_prior_picture_is_not_tied_to_one_sigma(world, monkeypatch):
+    training, objective, losses = begin(world, objective="dreambooth")
+    told, predict = [], training.base_model.predict_velocity
 
     def listen(latents, sigma, prompts):
         told.extend(zip([id(prompt) for prompt in prompts], sigma.tolist(), strict=True))
         return predict(latents, sigma, prompts)
 
-    base_model.predict_velocity = listen
+    training.base_model.predict_velocity = listen
     with torch.no_grad():
-        for step in range(1, 13):
-            METHODS["dreambooth"].loss(training, step)
-    places = {id(prompt): place for place, prompt in enumerate(prior.prompts)}
+        list(losses(12))
+    places = {id(picture.prompt): place for place, picture in enumerate(objective.priors)}
     pairs = np.array([(places[prompt], sigma) for prompt, sigma in told if prompt in places])
     assert len(pairs) == 48
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.5
@@ -336,28 +352,25 @@ def test_a_prior_picture_is_not_tied_to_one_sigma(world):
 def test_pso_compares_a_picture_with_the_bases_own_from_one_noise_each_pair_at_its_own_sigma(
     world, monkeypatch
 ):
-    monkeypatch.setattr("benchmarks.methods.SAMPLES", 6)
-    config, data, priors = world
-    base_model = load_base_model(config)
-    base_model.load_transformer()
-    training = Training(base_model, config, data, priors)
-    training.made = METHODS["pso"].make(training)
-    seen, predict = [], base_model.predict_velocity
+    monkeypatch.setattr("dopsd_app.method.objectives.made.SAMPLES", 6)
+    training, objective, losses = begin(world, objective="pso")
+    data, config = training.data, training.config
+    own = torch.stack([picture.latents for picture in objective.own])
+    seen, predict = [], training.base_model.predict_velocity
 
     def listen(latents, sigma, prompts):
         assert prompts[:4] == prompts[4:]
         seen.append((latents.chunk(2), sigma.chunk(2)))
         return predict(latents, sigma, prompts)
 
-    base_model.predict_velocity = listen
+    training.base_model.predict_velocity = listen
     with torch.no_grad():
-        for step in range(1, 7):
-            METHODS["pso"].loss(training, step)
-    few = set(training.sigmas[:-1].tolist())
+        list(losses(6))
+    few = set(training.base_model.sigmas(config.rollout_steps, 64, 64)[:-1].tolist())
     for step, ((better, worse), (sigma, same)) in enumerate(seen, 1):
         assert sigma.equal(same)
-        drawn, level = training.drawn(step), sigma[:, None, None, None]
-        apart = (1 - level) * (data.latents[drawn] - training.made.latents[drawn])
+        drawn, level = draw_examples(config.seed, step, 4, 6), sigma[:, None, None, None]
+        apart = (1 - level) * (data.latents[drawn] - own[drawn])
         assert torch.allclose(better - worse, apart, atol=1e-5)
     assert set(torch.cat([sigma for _, (sigma, _) in seen]).tolist()) == few
     assert any(len(set(sigma.tolist())) > 1 for _, (sigma, _) in seen)
@@ -500,6 +513,7 @@ def test_a_levers_step_costs_what_it_says(world, lever, passes):
 
 def test_a_falling_learning_rate_is_half_of_it_after_half_of_the_passes(world):
     config, data, priors = world
+    config = replace(config, objective="sft")
     base_model = load_base_model(config)
     base_model.load_transformer()
     training = Training(base_model, config, data, priors)
@@ -511,7 +525,7 @@ def test_a_falling_learning_rate_is_half_of_it_after_half_of_the_passes(world):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", listen)
-        list(train(Method(METHODS["sft"].loss, falls_until=16), training, (16,)))
+        list(train(Method(falls_until=16), training, (16,)))
     full = config.learning_rate
     assert rates == [(4, full), (8, 0.75 * full), (12, 0.5 * full), (16, 0.25 * full)]
 
@@ -531,7 +545,7 @@ def test_the_levers_walk_without_a_lever_is_the_products_step(world):
     config, data, priors = world
     config = replace(config, batch_size=1, micro_batch=1)
     trained = []
-    for chosen in (METHODS["dopsd_ema"], Method(walk)):
+    for chosen in (METHODS["dopsd_ema"], Method(objective=Walk)):
         base_model = load_base_model(config)
         base_model.load_transformer()
         training = Training(base_model, config, data, priors)

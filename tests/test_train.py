@@ -408,7 +408,8 @@ def test_a_disk_that_fills_up_with_checkpoints_fails_the_run_and_keeps_the_last(
         from dopsd_app.models.load import load_base_model
         from dopsd_app.data.pictures import read_examples
         from dopsd_app.jobs.runs import create_run
-        from dopsd_app.train import prepare, train
+        from dopsd_app.method.step import prepare
+        from dopsd_app.train import train
         from dopsd_app.jobs.worker import work
 
         config = make_config(json.loads(sys.argv[3]))

@@ -13,7 +13,7 @@ from dopsd_app.jobs.events import PreviewSaved
 from dopsd_app.jobs.runs import Run
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import as_base
-from dopsd_app.method.rollout import RolloutStep, sample
+from dopsd_app.method.rollout import sample
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.protocol import BaseModel, Conditioning
 
@@ -23,13 +23,8 @@ GAP = 4  # pixels between pictures
 Pair = tuple[Image.Image, Image.Image]  # the base's picture and the student's
 
 
-def first_of(step: RolloutStep) -> tuple[Tensor, Tensor]:
-    """What student and teacher saw from one state: denoised latents (1, C, h, w) of the first example."""
-    return step.student_denoised[:1].detach(), step.teacher_denoised[:1]
-
-
 def save_rollout(
-    run: Run, step: int, base_model: BaseModel, film: list[tuple[Tensor, Tensor]]
+    run: Run, step: int, base_model: BaseModel, film: Sequence[tuple[Tensor, Tensor]]
 ) -> PreviewSaved:
     """The student's filmstrip above the teacher's: the states of a roll-out of this very step."""
     strips = [[base_model.decode(denoised)[0] for denoised in strip] for strip in zip(*film, strict=True)]

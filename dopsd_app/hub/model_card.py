@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import LORA_FILE, Run
@@ -19,8 +19,6 @@ from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_rep
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
-
-PAPER = "https://arxiv.org/abs/2605.05204"
 
 Picture = tuple[Path, str]  # a generated picture and its prompt
 
@@ -65,6 +63,7 @@ def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardDa
         {"text": _Quoted(prompt), "output": {"url": picture_name(number)}}
         for number, (_, prompt) in enumerate(pictures, start=1)
     ]
+    tag = OBJECTIVES[config.objective].name.lower().replace(" ", "-").replace("'", "")
     return ModelCardData(
         base_model=base,
         base_model_relation="adapter" if base else None,
@@ -73,7 +72,7 @@ def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardDa
         license=licence.id or None,
         license_name=licence.name if licence.id == "other" else None,
         license_link=(licence.link or None) if licence.id == "other" else None,
-        tags=[*([task] if task else []), "diffusers", "lora", "template:sd-lora", "d-opsd"],
+        tags=[*([task] if task else []), "diffusers", "lora", "template:sd-lora", tag],
         instance_prompt=_Quoted(config.trigger_word) if config.trigger_word.strip() else None,
         widget=widget or None,
     )
@@ -105,7 +104,8 @@ def _introduction(config: TrainConfig) -> list[str]:
         base = f"{_code(config.base_model)}, the small demonstration model that comes with the trainer"
     else:
         base = f"{_code(base_name(config))}, a base model in a diffusers folder"
-    method = f"trained with [D-OPSD]({PAPER}): the model learned on its own few steps"
+    objective = OBJECTIVES[config.objective]
+    method = f"trained with [{objective.name}](https://arxiv.org/abs/{objective.paper}): {objective.about}"
     facts = _known_facts(config)
     other = facts and facts.native_steps and facts.native_steps != config.num_inference_steps
     steps = f"It draws in {config.num_inference_steps} steps{'' if other else ', as the base model does'}."
@@ -164,9 +164,12 @@ def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
         f"{_lora_steps(lora_file) or config.steps} optimizer steps of {config.batch_size} pictures each,"
         f" learning rate {config.learning_rate:g}",
         f"rank {config.rank}; the strength of {config.strength:g} is in the weights: load them at 1",
-        f"{config.rollout_steps} states of the model's own {config.num_inference_steps} steps visited in each"
-        " roll-out",
     ]
+    if OBJECTIVES[config.objective].walks:
+        facts.append(
+            f"{config.rollout_steps} states of the model's own {config.num_inference_steps} steps visited in"
+            " each roll-out"
+        )
     checks = [event for event in read_events(run.events_file) if isinstance(event, LoraChecked)]
     if checks and lora_file == run.lora_file:
         # What a failed check says may quote folders of this computer.

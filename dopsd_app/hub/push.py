@@ -17,7 +17,7 @@ from threading import Thread
 
 from filelock import FileLock, Timeout
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.hub.account import own_repository, who_is
@@ -129,6 +129,7 @@ def _push(
                     token=token,
                     cancellation=progress.cancellation,
                     step=progress.step,
+                    message=f"LoRA trained with {OBJECTIVES[run.config.objective].name}",
                 )
     except Timeout:
         raise PushRunningError(f"{run.id} is being pushed already: wait for that.") from None

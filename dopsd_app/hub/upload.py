@@ -26,6 +26,7 @@ def upload(
     private: bool,
     ours: bool,
     token: str,
+    message: str,
     cancellation: Cancellation,
     step: Callable[[], None],
 ) -> str:
@@ -52,7 +53,7 @@ def upload(
                 step()
     # A picture left out now is to be gone.
     deletions = [CommitOperationDelete(path) for path in _pictures_in(before) if path not in digests]
-    _commit(api, repo, [*additions, *deletions], digests, cancellation)
+    _commit(api, repo, [*additions, *deletions], message, digests, cancellation)
     return f"{api.endpoint}/{repo}"
 
 
@@ -68,7 +69,9 @@ def _created(api: "HfApi", repo: str, private: bool) -> "ModelInfo":
         raise HubError(status_sentence(409, repo, {})) from None
 
 
-def _commit(api: "HfApi", repo: str, operations: list, digests: Digests, cancellation: Cancellation) -> None:
+def _commit(
+    api: "HfApi", repo: str, operations: list, message: str, digests: Digests, cancellation: Cancellation
+) -> None:
     """Makes a commit of what was uploaded, and looks whether it is there: also where its answer was lost."""
 
     def is_all_there(info: "ModelInfo") -> bool:
@@ -79,7 +82,7 @@ def _commit(api: "HfApi", repo: str, operations: list, digests: Digests, cancell
 
     try:
         with hub_errors(repo, api.token):
-            api.create_commit(repo, operations, commit_message="LoRA trained with D-OPSD")
+            api.create_commit(repo, operations, commit_message=message)
     except HubError as error:
         there = error.transient and _look(api, repo, is_all_there, cancellation)
         if there is None:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.files import replace_file
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints
@@ -36,7 +36,7 @@ def save_lora(path: Path, weights: Mapping[str, "np.ndarray"], config: TrainConf
         "alpha": config.strength * config.rank,
         "steps": steps,
         "seed": config.seed,
-        "method": "D-OPSD (arXiv 2605.05204)",
+        "method": OBJECTIVES[config.objective].method,
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
     }
     # One key only: safetensors writes several in no fixed order, and the same LoRA is to be the same bytes.

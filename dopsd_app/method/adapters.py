@@ -32,7 +32,7 @@ def add_adapters(transformer: torch.nn.Module, targets: str, config: TrainConfig
     with warnings.catch_warnings():
         # PEFT warns of a second adapter; two are what the method needs.
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
-        if config.teacher == "ema":
+        if config.has_ema_teacher:
             transformer.add_adapter(lora, adapter_name="teacher")
         transformer.add_adapter(lora, adapter_name="student")
     generator = torch.Generator().manual_seed(config.seed)
@@ -41,7 +41,7 @@ def add_adapters(transformer: torch.nn.Module, targets: str, config: TrainConfig
             weight.data = weight.data.float()
             if adapter == "student" and name.endswith("lora_A.weight"):
                 weight.data.copy_(torch.randn(weight.shape, generator=generator) / config.rank)
-    if config.teacher == "ema":
+    if config.has_ema_teacher:
         update_teacher(transformer, ema_decay=0.0)
     transformer.set_adapter("student")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, bucket, crop, hash_pixels, load_picture
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
@@ -24,7 +24,10 @@ from dopsd_app.progress import PhaseProgress
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One training picture; `student` and `teacher` hold one conditioning per caption, in the same order."""
+    """One training picture; `student` and `teacher` hold one conditioning per caption, in the same order.
+
+    `teacher` is empty where the objective asks no teacher that sees the picture.
+    """
 
     student: tuple[Conditioning, ...]
     teacher: tuple[Conditioning, ...]
@@ -81,8 +84,9 @@ def encode_examples(
         yield PhaseProgress("encoding", done, total)
         pictures = read_pictures(example, config, base_model)
         student = tuple(encoder.encode(pictures, caption, "student") for caption in example.captions)
-        teacher = tuple(encoder.encode(pictures, caption, "teacher") for caption in example.captions)
-        if any(_equal(*pair) for pair in zip(student, teacher, strict=True)):
+        seen = example.captions if OBJECTIVES[config.objective].teacher_contexts else ()
+        teacher = tuple(encoder.encode(pictures, caption, "teacher") for caption in seen)
+        if any(_equal(*pair) for pair in zip(student, teacher, strict=False)):
             raise KnownFailure(
                 f"The teacher sees the same as the student for {example.image.name}, so nothing can be"
                 " learned. Check the files of the base model."

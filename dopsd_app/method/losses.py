@@ -1,8 +1,11 @@
-"""What the student is corrected by: pure functions of a rollout step."""
+"""What the student is corrected by: pure functions, a number for each example."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from dopsd_app.method.rollout import RolloutStep
+
+PSO_SLOPE, PSO_KEPT = 5.0, 0.5  # of the hinge on the errors' difference, and the share of the own picture's
 
 
 def distillation_loss(step: RolloutStep, kind: str = "denoised") -> Tensor:
@@ -16,3 +19,16 @@ def distillation_loss(step: RolloutStep, kind: str = "denoised") -> Tensor:
     else:
         difference = step.student_denoised - step.teacher_denoised
     return difference.square().flatten(1).mean(1)
+
+
+def flow_matching_loss(velocity: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
+    """Mean squared error of velocities (B, C, h, w) for each picture, (B,) (arXiv 2210.02747)."""
+    return (velocity - (noise - latents)).square().flatten(1).mean(1)
+
+
+def preference_loss(better: Tensor, worse: Tensor) -> Tensor:
+    """The error on a picture is to fall below that on the model's own, all (B,) (PSO, arXiv 2410.03190).
+
+    A share of the latter is learned too, so that less is forgotten.
+    """
+    return F.relu(1 - PSO_SLOPE * (worse - better)) + PSO_KEPT * worse

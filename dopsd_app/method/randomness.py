@@ -4,12 +4,17 @@ Nothing is drawn from a running stream. A resumed run, a retry after running out
 micro-batch and several processes then train the same LoRA.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 # What a number is drawn for: the same step and index must give unrelated numbers for each purpose.
 ORDER, CAPTION, NOISE, PREVIEW = range(4)
+SIGMA, CHOICE, PRIOR, MADE, STATE = range(10, 15)  # by objectives other than D-OPSD
+
+WHOLE_STEP = 2**31  # in place of an index: what is drawn for all of a step is not one example's again
 
 
 def generator(seed: int, purpose: int, *indices: int) -> torch.Generator:
@@ -35,3 +40,16 @@ def draw_caption(seed: int, step: int, index: int, count: int) -> int:
 def draw_noise(shape: tuple[int, ...], seed: int, step: int, index: int, purpose: int = NOISE) -> Tensor:
     """Fresh noise (C, h, w) for the batch's `index`-th example in this step."""
     return torch.randn(shape, generator=generator(seed, purpose, step, index))
+
+
+def draw_noises(
+    shape: tuple[int, ...], seed: int, step: int, indices: Iterable[int], purpose: int = NOISE
+) -> Tensor:
+    """Fresh noise (B, C, h, w) for these of the batch's examples."""
+    return torch.stack([draw_noise(shape, seed, step, index, purpose) for index in indices])
+
+
+def draw_uniform(seed: int, step: int, indices: Iterable[int], batch_size: int, purpose: int) -> Tensor:
+    """Numbers (B,) in [0, 1) for these of the batch's examples."""
+    drawn = torch.rand(batch_size, generator=generator(seed, purpose, step, WHOLE_STEP))
+    return drawn[list(indices)]

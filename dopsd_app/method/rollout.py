@@ -30,6 +30,10 @@ class RolloutStep:
         """The picture that the teacher sees from here, as latents (B, C, h, w)."""
         return self.latents - self.sigma * self.teacher_velocity
 
+    def first(self) -> tuple[Tensor, Tensor]:
+        """What student and teacher see of the first example: denoised latents (1, C, h, w), no gradient."""
+        return self.student_denoised[:1].detach(), self.teacher_denoised[:1]
+
 
 def rollout(
     base_model: BaseModel,
@@ -37,9 +41,11 @@ def rollout(
     teacher: list[Conditioning],
     noise: Tensor,
     sigmas: Tensor,
+    on_policy: bool = True,
 ) -> Iterator[RolloutStep]:
     """Walks from `noise` (B, C, h, w) along `sigmas` (K + 1) by the student's velocity (arXiv 2605.05204).
 
+    Off policy, by the teacher's: the student then learns from states that are not its own.
     The states are detached: the steps share no graph: each can be backpropagated and freed on its own.
     """
     latents = noise
@@ -48,7 +54,8 @@ def rollout(
             teacher_velocity = base_model.predict_velocity(latents, sigma, teacher)
         student_velocity = base_model.predict_velocity(latents, sigma, student)
         yield RolloutStep(sigma, latents, student_velocity, teacher_velocity)
-        latents = latents + (sigma_next - sigma) * student_velocity.detach()
+        followed = student_velocity.detach() if on_policy else teacher_velocity
+        latents = latents + (sigma_next - sigma) * followed
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dopsd_app.config import TrainConfig
+from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.models.architecture import Sizes
 
 CAPTIONS = 2  # of a picture
@@ -35,21 +35,23 @@ class Memory:
 def step_work(config: TrainConfig, sizes: Sizes) -> float:
     """Floating-point operations of one optimizer step.
 
-    Each visited state: a teacher pass; a student pass, and its recompute under checkpointing; the backward
-    pass through frozen weights, once the linear layers and 2.5 times the attention.
+    The objective's teacher passes and student passes; for each of the student's, its recompute under
+    checkpointing, and the backward pass through frozen weights: once the linear layers and 2.5 times the
+    attention.
     """
     teacher = sum(sizes.work(sizes.teacher_tokens(config.resolution, config.teacher_context)))
     linear, attention = sizes.work(sizes.student_tokens(config.resolution))
     student = (linear + attention) * (2 if config.gradient_checkpointing else 1)
     backward = linear + 2.5 * attention
-    return config.batch_size * config.rollout_steps * (teacher + student + backward)
+    of_student, of_teacher = config.passes
+    return config.batch_size * (of_teacher * teacher + of_student * (student + backward))
 
 
 def preview_work(config: TrainConfig, sizes: Sizes, prompts: int) -> float:
     """Floating-point operations of one preview: prompts at the native steps, and all pictures decoded."""
     drawn = prompts * config.num_inference_steps
     pass_work = sum(sizes.work(sizes.student_tokens(config.resolution)))
-    decoded = prompts + 2 * config.rollout_steps
+    decoded = prompts + 2 * config.rollout_steps * OBJECTIVES[config.objective].film
     return drawn * pass_work + decoded * sizes.decoding_work(config.resolution)
 
 
@@ -83,7 +85,7 @@ def _weights(config: TrainConfig, sizes: Sizes, number: int) -> int:
 def _adapters(config: TrainConfig, sizes: Sizes) -> int:
     """Student, its gradient, two moments, and an EMA teacher, in float32; 8-bit moments take 1 byte each."""
     moments = 2 if config.optimizer == "adamw8bit" else 8
-    return sizes.lora_parameters(config.rank) * (4 + 4 + moments + (4 if config.teacher == "ema" else 0))
+    return sizes.lora_parameters(config.rank) * (4 + 4 + moments + (4 if config.has_ema_teacher else 0))
 
 
 def _activations(config: TrainConfig, sizes: Sizes, number: int) -> int:
@@ -96,7 +98,7 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:
     """Bytes of a whole run folder and its share of the cache, with one checkpoint more while it is saved."""
     student = 4 * sizes.lora_parameters(config.rank)
     optimizer = student // 2 if config.optimizer == "adamw8bit" else 2 * student
-    teacher = student if config.teacher == "ema" else 0
+    teacher = student if config.has_ema_teacher else 0
     saved = config.steps // config.checkpoint_every + 1
     previews = 2 * (config.steps // config.preview_every) if config.preview_every else 0
     told = sizes.conditioning_bytes(config.resolution, config.teacher_context)

@@ -102,6 +102,7 @@ def _median_seconds(events: Path, size: int, changed: int, on_gpu: bool) -> floa
 
 def _alike(earlier: TrainConfig, config: TrainConfig) -> bool:
     names = (
+        "objective",
         "resolution",
         "rollout_steps",
         "teacher_context",

@@ -11,7 +11,7 @@ from functools import partial
 import gradio as gr
 from filelock import FileLock
 
-from dopsd_app.config import ConfigError, TrainConfig, load_preset, presets_for
+from dopsd_app.config import OBJECTIVES, ConfigError, TrainConfig, load_preset, presets_for
 from dopsd_app.data.draft_file import read_state
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.errors import KnownFailure
@@ -30,6 +30,7 @@ from dopsd_app.ui.typing_order import typing_order
 STARTED = "started.json"  # in the draft's folder: which run was started from it
 MAIN = ("name", "steps", "resolution", "rank", "preview_prompts")
 CHOICES = {
+    "objective": [("D-OPSD", "dopsd"), ("SFT (ordinary fine-tuning, for comparison)", "sft")],
     "optimizer": [("AdamW, 8 bits: less memory", "adamw8bit"), ("AdamW", "adamw")],
     "loss": [("Denoised picture", "denoised"), ("Velocity", "velocity")],
     "teacher": [("Slow copy of the student", "ema"), ("The base model", "base")],
@@ -43,6 +44,7 @@ LABELS = {
     "resolution": ("Resolution", "Pixels: pictures are cropped to about this, squared"),
     "rank": ("Rank", "The size of the LoRA: higher holds more, and needs more"),
     "preview_prompts": ("Preview prompts", "One per line, drawn while it trains; empty: the first captions"),
+    "objective": ("Objective", "What the LoRA is trained by"),
     "learning_rate": ("Learning rate", "Higher learns faster and breaks sooner"),
     "batch_size": ("Pictures per step", ""),
     "micro_batch": ("Pictures at a time", "Changes memory and speed, never the result"),
@@ -127,7 +129,7 @@ def show(draft: Draft) -> list:
     return [
         gr.Radio(choices=[(preset.label, preset.name) for preset in presets], value=chosen.name),
         f"<p class='hint'>{words.text(chosen.description)}</p>",
-        *values,
+        *map(_with_its_choice, _order(), values),
         dict(zip(_order(), values, strict=True)),
         *show_needs(draft),
     ]
@@ -139,6 +141,15 @@ def _order() -> list[str]:
 
 def _shown(name: str, value):
     return "\n".join(value) if name == "preview_prompts" else value
+
+
+def _with_its_choice(name: str, value):
+    """Objectives that are there for the command line are offered where one was chosen: in a run's copy."""
+    if name != "objective" or value not in OBJECTIVES:
+        return value
+    known = [choice for _, choice in CHOICES[name]]
+    more = [] if value in known else [(OBJECTIVES[value].name, value)]
+    return gr.Dropdown(choices=CHOICES[name] + more, value=value)
 
 
 def _learn(draft: Draft) -> None:

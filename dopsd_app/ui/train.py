@@ -250,7 +250,7 @@ def _pictures_of_run(view: RunView | None, otherwise: str) -> dict:
     return {
         "status": ((status.state, status.reason, view.check, view.warnings), lambda: _status(view)),
         "progress": ((status.step, status.steps, status.state, view.download), lambda: _progress(view)),
-        "rollout": (view.rollouts[-1:], lambda: _rollout(view.rollouts)),
+        "rollout": ((view.rollouts[-1:], not view.samples), lambda: _rollout(view)),
         "samples": (view.samples, lambda: _samples(view.samples)),
         "curve": (view.curve, lambda: _curve(view.curve)),
         "health": (view.health, lambda: _health(view.health)),
@@ -298,10 +298,11 @@ def _download(progress: DownloadProgress) -> str:
     )
 
 
-def _rollout(rollouts: tuple[Preview, ...]) -> str:
-    if not rollouts:
-        return "<div class='empty'><p>The first roll-out appears here while the model trains on it.</p></div>"
-    latest = rollouts[-1]
+def _rollout(view: RunView) -> str:
+    if not view.rollouts:
+        empty = "<div class='empty'><p>The first preview appears here while the model trains.</p></div>"
+        return "" if view.samples else empty  # not every objective makes a roll-out
+    latest = view.rollouts[-1]
     picture = words.image(latest.file, "The student's states above the teacher's", 2400)
     return (
         f"<figure class='film'><figcaption><b>The roll-out of step {latest.step}</b>"

@@ -1,0 +1,26 @@
+"""On-policy self-distillation: the student walks, and a teacher who has seen the picture corrects it."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from dopsd_app.method.losses import distillation_loss
+from dopsd_app.method.objectives.protocol import Batch, Objective
+from dopsd_app.method.randomness import draw_noises
+from dopsd_app.method.rollout import rollout
+
+
+class Dopsd(Objective):
+    """D-OPSD (arXiv 2605.05204)."""
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Tensor]:
+        base_model, config = self.base_model, self.config
+        shape = base_model.latent_shape(*batch.size)
+        noise = draw_noises(shape, config.seed, step, batch.positions).to(base_model.device)
+        sigmas = base_model.sigmas(config.rollout_steps, *batch.size)
+        film = []
+        for visited in rollout(base_model, batch.student, batch.teacher, noise, sigmas):
+            yield distillation_loss(visited, config.loss).sum() / (config.batch_size * config.rollout_steps)
+            film.append(visited.first())
+        if 0 in batch.positions:
+            self.film = film

@@ -1,0 +1,22 @@
+"""Distillation on the teacher's own walk: what D-OPSD is compared with (arXiv 2605.05204)."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from dopsd_app.method.losses import distillation_loss
+from dopsd_app.method.objectives.protocol import Batch, Objective
+from dopsd_app.method.randomness import draw_noises
+from dopsd_app.method.rollout import rollout
+
+
+class OffPolicy(Objective):
+    """The student is corrected at states that the teacher came to."""
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Tensor]:
+        base_model, config = self.base_model, self.config
+        shape = base_model.latent_shape(*batch.size)
+        noise = draw_noises(shape, config.seed, step, batch.positions).to(base_model.device)
+        sigmas = base_model.sigmas(config.rollout_steps, *batch.size)
+        for visited in rollout(base_model, batch.student, batch.teacher, noise, sigmas, on_policy=False):
+            yield distillation_loss(visited, config.loss).sum() / (config.batch_size * config.rollout_steps)

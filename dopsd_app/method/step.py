@@ -1,0 +1,100 @@
+"""One optimizer step, the same for every objective: draw, backpropagate, clip, update student and teacher."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dopsd_app.config import TrainConfig
+from dopsd_app.errors import KnownFailure
+from dopsd_app.method import randomness
+from dopsd_app.method.adapters import adapter_weights, add_adapters, update_teacher
+from dopsd_app.method.encode import EncodedExample
+from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
+from dopsd_app.method.objectives.protocol import Batch, Objective
+from dopsd_app.models.protocol import BaseModel
+
+
+def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """Puts student and teacher on the loaded transformer and returns the student's optimizer."""
+    add_adapters(base_model.transformer, base_model.lora_targets, config)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(base_model.transformer)
+    if config.optimizer == "adamw8bit":
+        import bitsandbytes  # slow to import, and not every run needs it
+
+        optimizer_class = bitsandbytes.optim.AdamW8bit
+    else:
+        optimizer_class = torch.optim.AdamW
+    student = adapter_weights(base_model.transformer, "student").values()
+    return optimizer_class(student, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """What one optimizer step came to."""
+
+    loss: float  # mean over the examples, and over the states where the objective visits any
+    grad_norm: float  # before clipping
+    seconds: float
+    film: Sequence[tuple[Tensor, Tensor]]  # the objective's, of this step
+
+
+def optimizer_step(
+    base_model: BaseModel,
+    config: TrainConfig,
+    examples: tuple[EncodedExample, ...],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> OptimizerStep:
+    """One step for the batch that belongs to `step`; the same for every micro-batch size."""
+    started = time.perf_counter()
+    total = 0.0
+    for drawn in micro_batches(config, examples, step):
+        for loss in objective.losses(draw_batch(config, examples, step, drawn), step):
+            loss.backward()  # at once: one graph is alive at a time, and the gradient is the same
+            total += loss.item()
+    student_weights = optimizer.param_groups[0]["params"]
+    grad_norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm).item()
+    if not math.isfinite(grad_norm):  # one such step would spoil student, teacher and every later checkpoint
+        raise KnownFailure(
+            f"The gradient of step {step} is not a number, so training cannot go on. Start a run with a"
+            f" lower `learning_rate` than {config.learning_rate}; the checkpoints before it can be tried."
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    update_teacher(base_model.transformer, config.ema_decay)
+    return OptimizerStep(total, grad_norm, time.perf_counter() - started, objective.film)
+
+
+def micro_batches(
+    config: TrainConfig, examples: tuple[EncodedExample, ...], step: int
+) -> list[dict[int, int]]:
+    """The step's batch in passes of one picture size: position in the batch -> which example."""
+    drawn = randomness.draw_examples(config.seed, step, config.batch_size, len(examples))
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for position, index in enumerate(drawn):
+        by_size.setdefault((examples[index].height, examples[index].width), []).append(position)
+    return [
+        {position: drawn[position] for position in positions[start : start + config.micro_batch]}
+        for positions in by_size.values()
+        for start in range(0, len(positions), config.micro_batch)
+    ]
+
+
+def draw_batch(
+    config: TrainConfig, examples: tuple[EncodedExample, ...], step: int, drawn: dict[int, int]
+) -> Batch:
+    """A pass of the step's batch, with a caption drawn for each of its positions."""
+    student, teacher = [], []
+    for position, index in drawn.items():
+        example = examples[index]
+        caption = randomness.draw_caption(config.seed, step, position, len(example.student))
+        student.append(example.student[caption])
+        teacher += example.teacher[caption : caption + 1]
+    first = examples[next(iter(drawn.values()))]
+    return Batch(tuple(drawn), tuple(drawn.values()), student, teacher, (first.height, first.width))
