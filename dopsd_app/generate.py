@@ -22,7 +22,7 @@ from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
 from dopsd_app.files import is_disk_full
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, write_drawing_status
 from dopsd_app.jobs.drawing_queue import claim, is_cancelled, leave, next_drawing, reason_to_leave
-from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run, run_lock, start_next
 from dopsd_app.jobs.worker import BUSY
 from dopsd_app.models.base_download import fetch_base_model
@@ -50,11 +50,11 @@ def generate(
     `KnownFailure` where there is no LoRA.
     """
     config = run.config
-    find_lora(run, checkpoint)  # what is not there is told before anything is loaded
+    lora = find_lora(run, checkpoint)  # what is not there, or damaged, is told before anything is loaded
+    check_intact(run, lora)
     studio = Studio(config)
     conditionings = studio.encode(prompts)
     studio.load_transformer()
-    lora = find_lora(run, checkpoint)  # the page may have asked for another checkpoint's file meanwhile
     studio.wear(lora, strength)
     out.mkdir(parents=True, exist_ok=True)
     variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
@@ -157,8 +157,10 @@ class Desk:
         yield PhaseProgress("loading", 1, 3)
         studio.load_transformer()
         yield PhaseProgress("loading", 2, 3)
-        # At the last moment: asking for another checkpoint's file takes the place of this one's.
-        studio.wear(find_lora(run, request.checkpoint), request.strength)
+        lora = find_lora(run, request.checkpoint)
+        if not studio.wears(lora):
+            check_intact(run, lora)
+        studio.wear(lora, request.strength)
         yield PhaseProgress("drawing", 0, 2)
         key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
         if self.base_drawn is None or self.base_drawn[0] != key:  # another strength leaves it as it is

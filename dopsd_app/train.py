@@ -31,7 +31,6 @@ from dopsd_app.jobs.events import (
     Stopped,
     Warned,
 )
-from dopsd_app.jobs.lora_file import save_lora
 from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision, take_commands
 from dopsd_app.jobs.worker import work
 from dopsd_app.method import randomness
@@ -39,6 +38,7 @@ from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapt
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.method.encode import EncodedExample, crop_example, encode_examples
 from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
+from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.losses import distillation_loss
 from dopsd_app.method.rollout import rollout
 from dopsd_app.models.base_download import fetch_base_model
@@ -72,7 +72,7 @@ def train(run: Run) -> Iterator[Event]:
 
     size = (encoded.examples[0].height, encoded.examples[0].width)
     crops = [crop_example(example, config, base_model) for example in examples]
-    step = load_checkpoint(run, base_model.transformer, optimizer)
+    step = yield from load_checkpoint(run, base_model.transformer, optimizer)
     meter = HealthMeter(run, base_model, crops, prompts, encoded.neutral, size, step)
     yield Resumed(step)
     enough = _enough(config, meter, step)  # killed after its last checkpoint, before the LoRA file
@@ -225,6 +225,7 @@ def _save_previews(
 
 def _finish(run: Run, base_model: BaseModel, example: EncodedExample, step: int) -> Iterator[Event]:
     config = run.config
+    run.check_file.unlink(missing_ok=True)  # of a shorter training: it must not vouch for this file
     save_lora(run.lora_file, adapter_arrays(base_model.transformer, "student"), config, step)
     check = check_lora(run.lora_file, base_model, config, example.student[0], example.height, example.width)
     check.save(run.check_file)

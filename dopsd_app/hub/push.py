@@ -24,7 +24,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.hub.model_card import Picture, base_name, make_card, picture_name
 from dopsd_app.hub_client import HubError, check_token, hub_errors, status_sentence
-from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run, RunError
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def push(
     """
     try:
         lora_file = find_lora(run, checkpoint)
+        check_intact(run, lora_file)
     except RunError as error:
         raise HubError(str(error)) from None
     try:

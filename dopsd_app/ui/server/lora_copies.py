@@ -1,18 +1,26 @@
-"""Copies of LoRA files where browsers may fetch them: a run's own folder, with its pictures, stays shut."""
+"""LoRA files where browsers may fetch them: a run's own folder, with its pictures, stays shut."""
 
+import functools
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from gradio.utils import get_upload_folder
+
 from dopsd_app.jobs.runs import LORA_FILE, Run
 
-_copies = tempfile.TemporaryDirectory(prefix="dopsd-", ignore_cleanup_errors=True)
+
+@functools.cache
+def _copies() -> tempfile.TemporaryDirectory:
+    """In Gradio's own folder: what lies there it serves as it is, and anything else it would copy into it."""
+    Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="dopsd-", dir=get_upload_folder(), ignore_cleanup_errors=True)
 
 
 def lora_copy(run: Run, file: Path) -> str:
-    """A LoRA file of the run, under its own name, where browsers may fetch it."""
-    folder = Path(_copies.name) / f"{run.id}-{file.stat().st_mtime_ns}"
+    """A LoRA file of the run, under the name that loaders look for, where browsers may fetch it."""
+    folder = Path(_copies().name) / f"{run.id}-{file.parent.name}-{file.stat().st_mtime_ns}"
     folder.mkdir(exist_ok=True)
     copy = folder / LORA_FILE
     if not copy.exists():
@@ -25,5 +33,5 @@ def lora_copy(run: Run, file: Path) -> str:
 
 def drop_copies(run: Run) -> None:
     """Takes a deleted run's LoRA away from the browsers too."""
-    for folder in Path(_copies.name).glob(f"{run.id}-*"):
+    for folder in Path(_copies().name).glob(f"{run.id}-*"):
         shutil.rmtree(folder, ignore_errors=True)
