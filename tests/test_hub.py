@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from checkpoint_files import leave_checkpoint
 from conftest import make_picture
 from diffusers import DiffusionPipeline
 from filelock import FileLock
@@ -21,7 +22,7 @@ from huggingface_hub import ModelCard
 from imitation_hub import ImitationHub, Repository
 from markdown_it import MarkdownIt
 from PIL import Image
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, load_file
 
 from dopsd_app.checks.lora_check import LoraCheck
 from dopsd_app.config import make_config
@@ -29,9 +30,9 @@ from dopsd_app.hub.model_card import make_card
 from dopsd_app.hub.push import Account, check_name, published, suggest_name
 from dopsd_app.hub_client import HubError, check_token
 from dopsd_app.jobs.events import LoraChecked, append_event
-from dopsd_app.jobs.lora_file import save_lora
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
+from dopsd_app.method.lora_file import save_lora
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
 
@@ -274,10 +275,9 @@ def test_an_organisation_where_one_may_write_gets_it_under_its_own_spelling(hub,
 
 
 def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run, tmp_path):
-    folder = run.checkpoints / "000006"
-    folder.mkdir()
-    save_file({"layers.0.w.lora_B.weight": torch.ones(4, 8)}, folder / "student.safetensors")
-    (folder / "manifest.json").write_text("{}")
+    made = tmp_path / LORA_FILE
+    save_lora(made, {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}, run.config, 6)
+    leave_checkpoint(run, 6, made.read_bytes())
     process.push(run, checkpoint=6)
     sent = load(sent_files(hub)[LORA_FILE])
     assert list(sent) == ["transformer.layers.0.w.lora_B.weight"]
