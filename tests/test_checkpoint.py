@@ -53,7 +53,7 @@ def learner(base_model, config):
 
 def learn(learner, seed):
     """A step along gradients that are drawn, not computed; student and teacher then differ."""
-    transformer, optimizer = learner
+    _, optimizer = learner
     generator = torch.Generator().manual_seed(seed)
     for weight in optimizer.param_groups[0]["params"]:
         weight.grad = torch.randn(weight.shape, generator=generator)
@@ -242,16 +242,21 @@ def test_each_checkpoint_is_a_lora_file_and_the_last_one_is_the_final_file(new_r
     assert not any(folder.joinpath("student.safetensors").exists() for folder in run.checkpoints.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "a flipped bit"])
-@pytest.mark.parametrize("checkpoint", [None, 2])
-def test_a_damaged_lora_is_told_in_words_by_who_loads_it(new_run, tiny_config, tmp_path, checkpoint, damage):
+def test_a_damaged_lora_is_told_in_words_by_who_loads_it(new_run, tiny_config, tmp_path):
     run = new_run(tiny_config)
     list(train(run))
-    DAMAGES[damage](find_lora(run, checkpoint))
-    with pytest.raises(
-        KnownFailure, match=r"is damaged: it does not hold what was written|has no checkpoint"
-    ):
-        list(generate(run, ["a dog"], [1], out=tmp_path, checkpoint=checkpoint))
+    for checkpoint in (None, 2):
+        file = find_lora(run, checkpoint)
+        whole = file.read_bytes()
+        for damage in ("empty", "truncated", "a flipped bit"):
+            DAMAGES[damage](file)
+            with pytest.raises(KnownFailure, match=r"is damaged: it does not|has no checkpoint of step 2"):
+                list(generate(run, ["a dog"], [1], out=tmp_path, checkpoint=checkpoint))
+            file.write_bytes(whole)
+    run.check_file.unlink()  # as an earlier version left it: without a hash
+    DAMAGES["truncated"](run.lora_file)
+    with pytest.raises(KnownFailure, match="cannot be read as a LoRA file"):
+        list(generate(run, ["a dog"], [1], out=tmp_path))
 
 
 # --- runs that go on
@@ -269,7 +274,7 @@ def trained_in_parts(run, parts):
 
 
 def test_a_finished_run_goes_on_and_ends_with_the_very_same_file_as_one_long_run(new_run, tiny_config):
-    config = replace(tiny_config, preview_every=3, optimizer="adamw8bit", rank=128)
+    config = replace(tiny_config, preview_every=3)
     long, short = new_run(replace(config, steps=8)), new_run(replace(config, steps=4))
     made = (short.path / "config.json").stat().st_mtime_ns
     list(train(long))
@@ -283,6 +288,7 @@ def test_a_finished_run_goes_on_and_ends_with_the_very_same_file_as_one_long_run
         assert same(*(state[adapter] for state in states))
     assert [event.step for event in events if isinstance(event, Resumed)] == [0, 4]
     assert [event.step for event in events if isinstance(event, StepDone)] == list(range(1, 9))
+    assert [event.step for event in events if isinstance(event, HealthMeasured)] == [0, 3, 4, 6, 8]
     assert events[-1] == Finished(8, short.lora_file.name)
     assert (short.status.state, short.status.step, short.status.steps) == ("finished", 8, 8)
     assert short.config == replace(long.config, steps=8)
@@ -330,15 +336,6 @@ def test_a_run_goes_on_from_an_older_checkpoint_where_the_last_is_damaged(new_ru
     assert run.lora_file.read_bytes() == whole.lora_file.read_bytes()
 
 
-def test_health_of_the_former_last_step_does_not_count_against_a_longer_training(new_run, tiny_config):
-    config = replace(tiny_config, preview_every=3)
-    run = new_run(config)
-    trained_in_parts(run, (4, 4))
-    measured = [event.step for event in read_events(run.events_file) if isinstance(event, HealthMeasured)]
-    assert measured == [0, 3, 4, 6, 8]
-    assert [int(folder.name) for folder in complete_checkpoints(run)] == [2, 4, 6, 8]
-
-
 @pytest.mark.parametrize(
     ("state", "steps", "reason"),
     [
@@ -368,14 +365,13 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(new_run, tiny_confi
 # --- the cache of encoded pictures
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])
-def test_a_damaged_file_in_the_cache_is_encoded_anew(new_run, tiny_config, damage):
+def test_damaged_files_in_the_cache_are_encoded_anew(new_run, tiny_config):
     first = new_run(tiny_config)
     list(train(first))
     cache = sorted((first.runs_dir / ".cache").iterdir())
     whole = [file.read_bytes() for file in cache]
-    for file in cache[::2]:
-        file.write_bytes({"empty": b"", "truncated": file.read_bytes()[:-3], "garbage": b"x" * 999}[damage])
+    for file, content in zip(cache, (b"", whole[1][:-3], b"x" * 999), strict=False):
+        file.write_bytes(content)
     second = new_run(tiny_config)
     list(train(second))
     assert second.lora_file.read_bytes() == first.lora_file.read_bytes()
