@@ -400,8 +400,8 @@ def test_ctrl_c_stops_cleanly_with_a_checkpoint(new_run, tiny_config):
 def test_a_disk_that_fills_up_with_checkpoints_fails_the_run_and_keeps_the_last(
     tmp_path, dataset, tiny_config
 ):
-    # 2 MB of real disk: a checkpoint of rank 16 takes 0.6 MB, and 0.1 MB of every older one stay.
-    settings = asdict(replace(tiny_config, steps=40, rank=16, checkpoint_every=1))
+    # 2 MB of real disk: a checkpoint of rank 12 takes 0.5 MB, and 0.1 MB of every older one stay.
+    settings = asdict(replace(tiny_config, steps=40, rank=12, checkpoint_every=1))
     script = """
         import json, sys
         from pathlib import Path

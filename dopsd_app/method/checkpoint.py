@@ -54,7 +54,7 @@ def save_checkpoint(
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)  # the room may be needed to say what went wrong
         raise
-    _thin_out(run, keep)
+    _thin_out(run, step, keep)
     return folder
 
 
@@ -114,14 +114,15 @@ def _flush_to_disk(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _thin_out(run: Run, keep: int | None) -> None:
-    complete = complete_checkpoints(run)
+def _thin_out(run: Run, step: int, keep: int | None) -> None:
+    # Not those of later steps: of a process that came further, and whose newer ones were damaged.
+    complete = [folder for folder in complete_checkpoints(run) if int(folder.name) <= step]
     whole = [folder for folder in complete if is_there(folder, RESUME_FILE)][-RESUMABLE:]
     for folder in complete:
         if folder not in whole:
             _keep_only_the_lora(folder)
     for folder in complete[:-KEPT]:
-        if folder not in whole and int(folder.name) != keep:
+        if int(folder.name) != keep:
             _remove(folder)
 
 
