@@ -274,7 +274,7 @@ def test_a_typed_token_is_nowhere_afterwards(trying, server, hub):
                 continue
 
 
-def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying):
+def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying, server):
     page = visit.open(f"?run={trying.run.id}")
     page.click("#to-try")
     unfold(page, "use")
@@ -292,6 +292,10 @@ def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying):
         page.click("#download")
     with safe_open(download.value.path(), framework="np") as file:
         assert json.loads(file.metadata()["dopsd"])["steps"] == int(first.name)
+    offered = list((server.temporary / "gradio").rglob(trying.run.lora_file.name))
+    assert len(offered) >= 2 and all(
+        file.stat().st_nlink > 1 for file in offered
+    )  # links: nothing was copied
 
 
 # --- for everybody
