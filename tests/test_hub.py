@@ -289,6 +289,15 @@ def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run
 # --- what is refused before anything is sent
 
 
+def test_a_damaged_lora_is_not_pushed(hub, process, run):
+    file = leave_checkpoint(run, 6, run.lora_file.read_bytes()) / "lora.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert f"The LoRA file of step 6 of {run.id} is damaged" in process.refused_push(run, checkpoint=6)
+    assert not hub.requests
+
+
 @pytest.mark.parametrize(
     ("name", "role", "words"),
     [
