@@ -67,6 +67,8 @@ EXAMPLES = """examples:
       pictures from the newest run's LoRA, and the same without it
   python -m dopsd_app runs
   python -m dopsd_app resume latest
+  python -m dopsd_app resume latest --steps 400
+      go on from the last checkpoint; or 400 steps more, when the run has finished
 
 A run is named by "latest", an id as `runs` lists it, or the beginning of one. Runs are kept in the folder
 `runs`, or where --runs or the environment variable DOPSD_RUNS says. Exit codes: 0 done or stopped, 1 failed,
@@ -132,7 +134,14 @@ def _parser() -> argparse.ArgumentParser:
     add("stop", _stop, "Ask a run to save a checkpoint and stop, or take it out of the queue.").add_argument(
         "run"
     )
-    add("resume", _resume, "Go on with a run from its last checkpoint, and follow it.").add_argument("run")
+    further = add("resume", _resume, "Go on with a run from its last checkpoint, and follow it.")
+    further.add_argument("run")
+    further.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="N more steps than that checkpoint has, also for a finished run; default: what was left to do",
+    )
     to_hub = add(
         "publish",
         _publish,
@@ -232,9 +241,10 @@ def _resume(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     reader = EventReader(run.events_file)
     reader.poll()  # what it told before is not shown again
-    checkpoint = resume(run)
+    checkpoint = resume(run, options.steps)
     _start(run.runs_dir)
-    print(f"Run {run.id} goes on from {f'step {int(checkpoint.name)}' if checkpoint else 'the beginning'}")
+    start = f"step {int(checkpoint.name)}" if checkpoint else "the beginning"
+    print(f"Run {run.id} goes on from {start}" + (f" to {run.config.steps}" if options.steps else ""))
     return follow(run, reader)
 
 

@@ -15,7 +15,7 @@ from dopsd_app.data.pictures import read_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import Drawing, PictureRequest
 from dopsd_app.jobs.job import Job
-from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.protocol import Conditioning
@@ -40,11 +40,11 @@ def generate(
     `KnownFailure` where there is no LoRA.
     """
     config = run.config
-    find_lora(run, checkpoint)  # what is not there is told before anything is loaded
+    lora = find_lora(run, checkpoint)  # what is not there, or damaged, is told before anything is loaded
+    check_intact(run, lora)
     studio = Studio(config)
     conditionings = studio.encode(prompts)
     studio.load_transformer()
-    lora = find_lora(run, checkpoint)  # the page may have asked for another checkpoint's file meanwhile
     studio.wear(lora, strength)
     out.mkdir(parents=True, exist_ok=True)
     variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
@@ -123,7 +123,10 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
         yield PhaseProgress("loading", 1, 3)
         studio.load_transformer()
         yield PhaseProgress("loading", 2, 3)
-        studio.wear(find_lora(run, request.checkpoint), request.strength)
+        lora = find_lora(run, request.checkpoint)
+        if not studio.wears(lora):
+            check_intact(run, lora)
+        studio.wear(lora, request.strength)
         yield PhaseProgress("drawing", 0, 2)
         save_picture(desk.draw_base(conditioning, config, request), drawing.base)
         yield PhaseProgress("drawing", 1, 2)

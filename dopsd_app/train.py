@@ -26,11 +26,11 @@ from dopsd_app.jobs.events import (
     Warned,
 )
 from dopsd_app.jobs.job import take_commands
-from dopsd_app.jobs.lora_file import save_lora
 from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision
 from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.method.encode import EncodedExample, crop_example, encode_examples
+from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.objectives import make_objective
 from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.step import optimizer_step, prepare
@@ -65,7 +65,7 @@ def train(run: Run) -> Iterator[Event]:
 
     size = (encoded.examples[0].height, encoded.examples[0].width)
     crops = [crop_example(example, config, base_model) for example in examples]
-    step = load_checkpoint(run, base_model.transformer, optimizer)
+    step = yield from load_checkpoint(run, base_model.transformer, optimizer)
     # Not kept on disk: the autoencoder is there, and takes less time than a step.
     shown_pictures = crops if OBJECTIVES[config.objective].latents else ()
     latents = tuple(base_model.encode_picture(picture) for picture in shown_pictures)
@@ -139,6 +139,7 @@ def _save_previews(
 
 def _finish(run: Run, base_model: BaseModel, example: EncodedExample, step: int) -> Iterator[Event]:
     config = run.config
+    run.check_file.unlink(missing_ok=True)  # of a shorter training: it must not vouch for this file
     save_lora(run.lora_file, adapter_arrays(base_model.transformer, "student"), config, step)
     check = check_lora(run.lora_file, base_model, config, example.student[0], example.height, example.width)
     check.save(run.check_file)

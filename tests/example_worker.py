@@ -1,11 +1,12 @@
 """A worker without a model: a job that counts, run through the real harness in a process of its own."""
 
-import json
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
+
+from checkpoint_files import leave_checkpoint
 
 from dopsd_app.jobs import job, launcher, queue, runs, worker
 from dopsd_app.jobs.events import CheckpointSaved, Finished, PreviewSaved, Resumed, StepDone, Stopped
@@ -31,10 +32,7 @@ def count(run):
         yield StepDone(step, 1 / step, 1.0, SECONDS, 0)
         stop = "stop" in job.take_commands(run)
         if stop or step % config.checkpoint_every == 0:
-            folder = run.checkpoints / f"{step:06d}"
-            folder.mkdir(exist_ok=True)
-            (folder / "manifest.json").write_text(json.dumps({"step": step}))
-            yield CheckpointSaved(step, folder.name)
+            yield CheckpointSaved(step, leave_checkpoint(run, step).name)
             if config.preview_every:
                 yield PreviewSaved(step, "rollout", ("previews/student.webp", "previews/teacher.webp"))
         if stop and config.name == "slow-to-stop":

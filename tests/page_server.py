@@ -16,6 +16,7 @@ from typing import ClassVar
 import httpx
 import psutil
 import pytest
+from checkpoint_files import leave_checkpoint
 from conftest import make_picture
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -260,10 +261,7 @@ def leave_run(server: PageServer, words: str) -> Run:
             file = f"previews/{kind}-{step}.webp"
             make_picture(step, 128, 64).save(run.path / file)
             append_event(run.events_file, PreviewSaved(step, kind, (file,)))
-    checkpoint = run.checkpoints / "2"
-    checkpoint.mkdir()
-    (checkpoint / "manifest.json").write_text("{}")
-    (checkpoint / "state.pt").write_bytes(b"state of the optimizer")
+    leave_checkpoint(run, 2)
     run.log_file.write_text(f"began with {words}\n")
     drawing = Drawing(create_job(server.runs, DRAW, asdict(PictureRequest(run.id, words, 0))).path)
     for file in (drawing.base, drawing.lora):

@@ -215,6 +215,17 @@ def test_a_failed_run_is_told_and_resumed(train_arguments, runs_dir):
     assert "Step 2, checkpoint" not in out
 
 
+def test_a_finished_run_makes_as_many_more_steps_as_it_is_told(train_arguments, runs_dir):
+    done([*train_arguments, "steps=4", "checkpoint_every=2"])
+    code, _, err = done(["resume", "latest", "--runs", runs_dir])
+    assert code == 2
+    assert "is finished already. Say how many more steps it is to make." in err
+    code, out, err = done(["resume", "latest", "--steps", "3", "--runs", runs_dir])
+    assert (code, err) == (0, "")
+    assert f"Run {(run := the_run(runs_dir)).id} goes on from step 4 to 7" in out
+    assert (run.status.step, run.config.steps) == (7, 7)
+
+
 def test_a_second_run_waits_its_turn(train_arguments, runs_dir):
     done([*train_arguments, "--detach", "--set", "steps=200"])
     code, out, _ = done([*train_arguments, "name=second"])

@@ -28,5 +28,5 @@ def test_a_run_on_the_card_is_checked_and_repeats_itself(new_run, tiny_config, q
         events = list(train(run))
         assert next(event for event in events if isinstance(event, LoraChecked)).passed
         assert all(event.peak_memory > 0 for event in events if isinstance(event, StepDone))
-        students.append(load_file(run.checkpoints / "000004" / "student.safetensors"))
+        students.append(load_file(run.lora_file))
     assert all(weight.equal(students[1][name]) for name, weight in students[0].items())

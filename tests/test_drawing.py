@@ -156,7 +156,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
     other = new_run(tiny_config)
     with pytest.raises(RunError, match=r"no LoRA or checkpoint\. Checkpoints there are: none"):
         ask(runs_dir, picture_of(other))
-    for stranger in ("../elsewhere", "", ".drawings"):
+    for stranger in ("../elsewhere", "", ".jobs"):
         with pytest.raises(RunError, match="not there any more"):
             ask(runs_dir, picture_of(trained, run_id=stranger))
     queue.enqueue(other)

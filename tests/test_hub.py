@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from checkpoint_files import leave_checkpoint
 from conftest import make_picture
 from diffusers import DiffusionPipeline
 from filelock import FileLock
@@ -21,7 +22,7 @@ from huggingface_hub import ModelCard
 from imitation_hub import ImitationHub, Repository
 from markdown_it import MarkdownIt
 from PIL import Image
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, load_file, save
 
 from dopsd_app.checks.lora_check import LoraCheck
 from dopsd_app.config import make_config
@@ -34,10 +35,10 @@ from dopsd_app.hub.push import published
 from dopsd_app.hub.when_finished import Wish, read_wish, waits_for_sign_in
 from dopsd_app.hub_client import HubError, check_token, status_sentence
 from dopsd_app.jobs.events import HealthMeasured, LoraChecked, append_event
-from dopsd_app.jobs.job import write_status
-from dopsd_app.jobs.lora_file import save_lora
-from dopsd_app.jobs.runs import LORA_FILE, delete_run
+from dopsd_app.jobs.job import delete_job, write_status
+from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
+from dopsd_app.method.lora_file import save_lora
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
 from dopsd_app.ui import train
@@ -290,10 +291,9 @@ def test_an_organisation_where_one_may_write_gets_it_under_its_own_spelling(hub,
 
 
 def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run, tmp_path):
-    folder = run.checkpoints / "000006"
-    folder.mkdir()
-    save_file({"layers.0.w.lora_B.weight": torch.ones(4, 8)}, folder / "student.safetensors")
-    (folder / "manifest.json").write_text("{}")
+    made = tmp_path / LORA_FILE
+    save_lora(made, {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}, run.config, 6)
+    leave_checkpoint(run, 6, made.read_bytes())
     process.push(run, checkpoint=6)
     sent = load(sent_files(hub)[LORA_FILE])
     assert list(sent) == ["transformer.layers.0.w.lora_B.weight"]
@@ -303,6 +303,15 @@ def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run
 
 
 # --- what is refused before anything is sent
+
+
+def test_a_damaged_lora_is_not_pushed(hub, process, run):
+    file = leave_checkpoint(run, 6, run.lora_file.read_bytes()) / "lora.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert f"The LoRA file of step 6 of {run.id} is damaged" in process.refused_push(run, checkpoint=6)
+    assert not hub.requests
 
 
 @pytest.mark.parametrize(
@@ -544,7 +553,7 @@ def test_a_run_that_is_deleted_during_its_push_is_not_told_to_be_kept(hub, proce
     create = hub.create
 
     def deleting(*arguments):
-        delete_run(run)
+        delete_job(run)
         return create(*arguments)
 
     monkeypatch.setattr(hub, "create", deleting)
@@ -560,7 +569,7 @@ def test_what_arrived_is_published_even_where_its_run_was_deleted(hub, process, 
     commit = hub.commit
 
     def deleting(*arguments):
-        delete_run(run)
+        delete_job(run)
         return commit(*arguments)
 
     monkeypatch.setattr(hub, "commit", deleting)
@@ -630,12 +639,7 @@ def test_a_publication_comes_back_from_its_fields_and_what_is_damaged_is_told():
 
 def leave_checkpoints(run, *steps):
     for step in steps:
-        folder = run.checkpoints / f"{step:06}"
-        folder.mkdir()
-        save_file(
-            {"layers.0.w.lora_B.weight": torch.full((4, 8), step * 1.0)}, folder / "student.safetensors"
-        )
-        (folder / "manifest.json").write_text("{}")
+        leave_checkpoint(run, step, save({"layers.0.w.lora_B.weight": torch.full((4, 8), step * 1.0)}))
 
 
 def measure(run, **concepts):

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from test_method import make_example, trained
 
 from dopsd_app.checks.lora_check import check_lora
-from dopsd_app.jobs.lora_file import save_lora
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
+from dopsd_app.method.lora_file import save_lora
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES
 

@@ -274,10 +274,11 @@ def test_a_typed_token_is_nowhere_afterwards(trying, server, hub):
                 continue
 
 
-def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying):
+def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying, server):
     page = visit.open(f"?run={trying.run.id}")
     page.click("#to-try")
     unfold(page, "use")
+    expect(page.locator("#download")).to_have_text("Download the LoRA")
     with page.expect_download() as download:
         page.click("#download")
     assert Path(download.value.path()).read_bytes() == trying.run.lora_file.read_bytes()
@@ -285,13 +286,16 @@ def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying):
     first = complete_checkpoints(trying.run)[0]
     page.click("#checkpoint input")
     page.get_by_role("option", name=f"Step {int(first.name)}", exact=True).click()
-    expect(page.locator("#download")).to_be_hidden()  # the file of that step is made when it is asked for
-    unfold(page, "use")
-    expect(page.locator("#download")).to_be_enabled()
+    # What was unfolded stays so, and the button says which file it holds.
+    expect(page.locator("#download")).to_have_text(f"Download the LoRA of step {int(first.name)}")
     with page.expect_download() as download:
         page.click("#download")
     with safe_open(download.value.path(), framework="np") as file:
         assert json.loads(file.metadata()["dopsd"])["steps"] == int(first.name)
+    offered = list((server.temporary / "gradio").rglob(trying.run.lora_file.name))
+    assert len(offered) >= 2 and all(
+        file.stat().st_nlink > 1 for file in offered
+    )  # links: nothing was copied
 
 
 # --- for everybody

@@ -219,6 +219,22 @@ def test_a_stopped_run_says_so_keeps_a_checkpoint_and_can_be_resumed(visit, work
     expect(page.locator("#to-try")).to_be_enabled()
 
 
+def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(visit, working):
+    page = visit.open()
+    page.click("#stop")
+    expect(page.locator("#run-status")).to_contain_text("Stopped")
+    for more in (7, 3):  # stopped, and then finished
+        expect(page.locator("#go-on")).to_be_enabled()
+        end = int(latest_checkpoint(working).name) + more
+        box(page, "more-steps").fill(str(more))
+        page.click("#go-on")
+        wait_for(lambda end=end: working.status.step == end, "the last of the steps")
+        expect(page.locator("#run-status")).to_contain_text("Finished")
+        expect(page.locator("#run-progress")).to_contain_text(f"Step {end} of {end}")
+    expect(page.locator("#resume")).to_be_disabled()
+    assert working.lora_file.exists()
+
+
 def test_a_look_that_arrives_late_is_put_right_by_the_next(visit, working):
     page = visit.open()
     status = page.locator("#run-status")

@@ -137,12 +137,12 @@ def test_the_disk_holds_what_checkpoints_keep():
     assert (cost.RESUMABLE, cost.KEPT) == (checkpoint.RESUMABLE, checkpoint.KEPT)
     student = 4 * 158_760_960  # bytes, rank 64
     config = replace(Z_IMAGE, steps=1000, checkpoint_every=50, preview_every=0)
-    # 11 students, 3 teachers and 3 optimizers of half a student while one more is saved, and two LoRA files
-    assert cost.disk(config, Z_IMAGE_TURBO, 0) == student * (11 + 3 + 1.5 + 2)
+    # 11 LoRAs, and 3 students, teachers and optimizers of half a student while one more is saved; the end's
+    assert cost.disk(config, Z_IMAGE_TURBO, 0) == student * (11 + 3 + 3 + 1.5 + 1)
     seen = replace(config, preview_every=50)  # the best one of them stays, too
     assert student < cost.disk(seen, Z_IMAGE_TURBO, 0) - cost.disk(config, Z_IMAGE_TURBO, 0) < 1.1 * student
     one = replace(config, steps=50)
-    assert cost.disk(one, Z_IMAGE_TURBO, 0) == student * (2 + 2 + 1 + 2)
+    assert cost.disk(one, Z_IMAGE_TURBO, 0) == student * (2 + 2 + 2 + 1 + 1)
     assert cost.disk(one, Z_IMAGE_TURBO, 20) - cost.disk(one, Z_IMAGE_TURBO, 0) > 20 * 10_000_000
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from checkpoint_files import leave_checkpoint
 from filelock import FileLock
 from PIL import Image
 
@@ -153,11 +154,9 @@ def test_only_a_run_at_rest_can_be_deleted(runs_dir):
 def test_a_checkpoint_counts_when_it_has_its_manifest(runs_dir):
     run = new_run(runs_dir)
     assert runs.latest_checkpoint(run) is None
-    for step, complete in ((900, True), (1000000, True), (2000000, False)):
-        folder = run.checkpoints / f"{step:06d}"
-        folder.mkdir()
-        if complete:
-            (folder / "manifest.json").write_text("{}")
+    for step in (900, 1000000, 2000000):
+        leave_checkpoint(run, step)
+    (run.checkpoints / "2000000" / "manifest.json").unlink()
     assert runs.latest_checkpoint(run) == run.checkpoints / "1000000"
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import gradio as gr
 import pytest
+from checkpoint_files import leave_checkpoint
 from conftest import make_picture
 from imitation_hub import ImitationHub
 from page_server import ROOT, PageServer, all_bytes, leave_draft, leave_run, wait_for
@@ -166,6 +167,7 @@ def test_what_is_handed_out_is_a_copy_in_the_cache(server):
         assert server.run.id not in path
         answer = server.get(f"/gradio_api/file={path}")
         assert answer.content == (server.run.path / original).read_bytes()
+    assert Path(paths[0]).samefile(server.run.lora_file)  # a link: half a gigabyte is not written again
 
 
 def function_number(server, name: str) -> int:
@@ -750,3 +752,15 @@ def test_a_deleted_runs_lora_is_not_offered_any_more(tmp_path):
     assert [copy.read_bytes()[-2:] for copy in copies] == [b"aa", b"bb"]
     drop_copies(Run(tmp_path / "20261121-100000-mine-aa"))
     assert [copy.exists() for copy in copies] == [False, True]
+
+
+def test_a_lora_is_offered_without_writing_it_again(tmp_path):
+    run = Run(tmp_path / "20261121-100000-mine-cc")
+    folder = leave_checkpoint(run, 4)
+    run.lora_file.write_bytes(b"final")
+    for file in (run.lora_file, folder / "lora.safetensors"):
+        copy = Path(lora_copy(run, file))
+        assert copy.name == LORA_FILE
+        assert copy.samefile(file) or copy.stat().st_dev != file.stat().st_dev  # a link, where that can be
+    drop_copies(run)
+    assert not copy.exists() and run.lora_file.exists()

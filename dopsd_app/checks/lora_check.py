@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.files import replace_file
+from dopsd_app.jobs.manifest import hash_file
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import as_base
 from dopsd_app.models.protocol import BaseModel, Conditioning
@@ -23,6 +24,7 @@ MAX_EFFECT_ERROR = 0.05  # elsewhere: of the LoRA's effect, and of its strength,
 class LoraCheck:
     """What loading the file back showed; `problems` has a sentence for all that is not as it should be."""
 
+    sha256: str = ""  # of the file, so that damage on disk is found later
     loading_error: str = ""  # why it could not be loaded or run at all
     modules: int = 0  # adapted modules after loading
     missing_modules: tuple[str, ...] = ()  # trained, but not there after loading
@@ -104,6 +106,7 @@ def check_lora(
     student = _low_rank_deltas(transformer, "student")
     transformer.delete_adapters(list(transformer.peft_config))
     pipeline = base_model.make_pipeline()
+    written = hash_file(path)
     try:
         pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="check")
         loaded, file = velocities(), _low_rank_deltas(transformer, "check")
@@ -111,10 +114,11 @@ def check_lora(
         expected = velocities()
         pipeline.unload_lora_weights()
     except Exception as error:  # whatever a loader can raise is what this check is to find
-        return LoraCheck(loading_error=f"{type(error).__name__}: {error}")
+        return LoraCheck(sha256=written, loading_error=f"{type(error).__name__}: {error}")
     shared = file.keys() & student.keys()
     strengths = [_ratio(file[name], student[name]) for name in shared] or [0.0]
     return LoraCheck(
+        sha256=written,
         modules=len(file),
         missing_modules=tuple(sorted(student.keys() - file.keys())),
         zero_modules=tuple(sorted(name for name, delta in file.items() if not _inner(delta, delta))),

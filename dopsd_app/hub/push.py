@@ -27,7 +27,7 @@ from dopsd_app.hub.publication import Publication, Published, checkpoint_to_publ
 from dopsd_app.hub.upload import UPLOAD_STEPS, upload
 from dopsd_app.hub_client import Cancellation, Cancelled, HubError, check_token
 from dopsd_app.jobs.job import RunError
-from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.progress import PhaseProgress
 
@@ -112,6 +112,7 @@ def _push(
     private = publication.private
     try:
         lora_file = find_lora(run, checkpoint_to_publish(run, publication))
+        check_intact(run, lora_file)
     except RunError as error:
         raise HubError(str(error)) from None
     try:

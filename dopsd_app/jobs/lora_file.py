@@ -1,53 +1,18 @@
-"""LoRA files as other programs read them: of a run's end, or of one of its checkpoints."""
+"""Where a run's LoRA files are: that of its end, and one in each of its checkpoints."""
 
 import json
-from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.files import replace_file
 from dopsd_app.jobs.job import RunError
-from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-def save_lora(path: Path, weights: Mapping[str, "np.ndarray"], config: TrainConfig, steps: int) -> None:
-    """Writes an adapter as diffusers and ComfyUI read it: `transformer.<module>.lora_A/lora_B.weight`.
-
-    The strength (alpha / rank) is folded into B and no alpha is written: every loader then applies exactly 1.
-    What a person may want to know stands in the metadata, under a key of our own.
-    """
-    import numpy as np  # slow to import, and the command line's light commands need neither
-    from safetensors.numpy import save
-
-    tensors = {
-        f"transformer.{name}": np.ascontiguousarray(weight * (config.strength if "lora_B" in name else 1))
-        for name, weight in weights.items()
-    }
-    facts = {
-        "base_model": Path(config.base_model).name if Path(config.base_model).is_dir() else config.base_model,
-        "revision": config.revision,
-        "trigger_word": config.trigger_word,
-        "rank": config.rank,
-        "alpha": config.strength * config.rank,
-        "steps": steps,
-        "seed": config.seed,
-        "method": OBJECTIVES[config.objective].method,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
-    }
-    # One key only: safetensors writes several in no fixed order, and the same LoRA is to be the same bytes.
-    replace_file(path, save(tensors, {"dopsd": json.dumps(facts)}))
+from dopsd_app.jobs.manifest import CHECKPOINT_LORA, hash_file, read_manifest
+from dopsd_app.jobs.runs import Run, complete_checkpoints
 
 
 def find_lora(run: Run, checkpoint: int | None) -> Path:
-    """The LoRA file of a run's end or, by its step, of a complete checkpoint; None takes what is newest.
+    """The LoRA file of a run's end or, by its step, of a checkpoint.
 
-    A checkpoint's is made when it is asked for, in place of the one before it: each takes as much room as
-    the finished LoRA. Raises `RunError` where there is none.
+    None takes that of the end or, before there is one, of the newest checkpoint. Raises `RunError` where
+    there is none.
     """
     if checkpoint is None and run.lora_file.exists():
         return run.lora_file
@@ -57,11 +22,25 @@ def find_lora(run: Run, checkpoint: int | None) -> Path:
         missing = "LoRA or checkpoint" if checkpoint is None else f"checkpoint of step {checkpoint}"
         steps = ", ".join(map(str, folders)) or "none"
         raise RunError(f"{run.id} has no {missing}. Checkpoints there are: {steps}.")
-    file = folders[wanted] / LORA_FILE
-    if not file.exists():
-        for other in folders.values():
-            (other / LORA_FILE).unlink(missing_ok=True)
-        from safetensors.numpy import load_file
+    return folders[wanted] / CHECKPOINT_LORA
 
-        save_lora(file, load_file(folders[wanted] / "student.safetensors"), run.config, wanted)
-    return file
+
+def check_intact(run: Run, file: Path) -> None:
+    """Raises `RunError` for a LoRA file of the run that does not hold what was written."""
+    written = _written_hash(run, file)
+    if written and hash_file(file) != written:
+        where = "" if file == run.lora_file else f" of step {int(file.parent.name)}"
+        raise RunError(
+            f"The LoRA file{where} of {run.id} is damaged: it does not hold what was written. Take that of"
+            " another step, and check the disk."
+        )
+
+
+def _written_hash(run: Run, file: Path) -> str:
+    """Empty where none was kept: before the check after saving, or of a file that an earlier version made."""
+    if file != run.lora_file:
+        return read_manifest(file.parent).get(file.name, {}).get("sha256", "")
+    try:
+        return json.loads(run.check_file.read_bytes())["sha256"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return ""

@@ -27,9 +27,8 @@ def enqueue(job: Job) -> None:
     with start_lock(job.runs_dir):
         status = job.status
         if status.busy or status.state == "finished":
-            hint = (
-                "A longer training is a new run." if status.state == "finished" else "There is nothing to do."
-            )
+            ended = status.state == "finished"
+            hint = "Say how many more steps it is to make." if ended else "There is nothing to do."
             raise RunError(f"{job.id} is {status.state} already. {hint}")
         put_in_queue(job)
 

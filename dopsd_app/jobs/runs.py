@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from dopsd_app.config import ConfigError, TrainConfig, load_config, save_config
 from dopsd_app.files import insist, replace_file
-from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, write_status
+from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, start_lock, write_status
 from dopsd_app.jobs.kinds import TRAIN
+from dopsd_app.jobs.manifest import CHECKPOINT_LORA, RESUME_FILE, is_of_another_version, is_there
 from dopsd_app.jobs.queue import enqueue
 from dopsd_app.models.catalog import full_name
 
@@ -144,26 +145,67 @@ def find_run(runs_dir: Path, text: str) -> Run:
 
 def pin_revision(run: Run, commit: str) -> None:
     """Keeps in the run's settings which commit of its base model's repository it uses from now on."""
-    if commit in ("", run.config.revision):
-        return
+    if commit not in ("", run.config.revision):
+        _change_settings(run, revision=commit)
+
+
+def _change_settings(run: Run, **changes) -> None:
     file = run.path / "config.json"
     made = file.stat()
-    replace_file(file, json.dumps(asdict(replace(run.config, revision=commit)), indent=2))
+    replace_file(file, json.dumps(asdict(replace(run.config, **changes)), indent=2))
     os.utime(file, ns=(made.st_atime_ns, made.st_mtime_ns))  # the list of runs is ordered by it
 
 
 def latest_checkpoint(run: Run) -> Path | None:
-    """The newest complete checkpoint."""
-    return next(reversed(complete_checkpoints(run)), None)
+    """The newest checkpoint that the run can go on from, as far as sizes of files tell."""
+    whole = (folder for folder in reversed(complete_checkpoints(run)) if is_there(folder, RESUME_FILE))
+    return next(whole, None)
 
 
 def complete_checkpoints(run: Run) -> list[Path]:
-    """The folders of all complete checkpoints, oldest first: only one with a manifest counts."""
-    folders = [manifest.parent for manifest in run.checkpoints.glob("*/manifest.json")]
-    return sorted((f for f in folders if f.name.isdigit()), key=lambda folder: int(folder.name))
+    """The folders of all complete checkpoints, oldest first; of old ones only the LoRA is there."""
+    return [folder for folder in checkpoint_folders(run) if is_there(folder, CHECKPOINT_LORA)]
 
 
-def resume(run: Run) -> Path | None:
-    """Puts a run that ended early back into the queue; returns the checkpoint that it will go on from."""
+def checkpoint_folders(run: Run) -> list[Path]:
+    """All folders of checkpoints, oldest first, complete or not; what else lies beside them is not ours."""
+    folders = [path for path in run.checkpoints.glob("*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def refuse_other_versions(run: Run) -> None:
+    """Raises `RunError` for a run whose checkpoints another version of this program made."""
+    if any(is_of_another_version(folder) for folder in checkpoint_folders(run)):
+        raise RunError(
+            f"The checkpoints of {run.id} were made by another version of this program: this one cannot go on"
+            " from them. Start a new run with the same pictures and settings, or use that version."
+        )
+
+
+def resume(run: Run, more_steps: int | None = None) -> Path | None:
+    """Puts a run back into the queue; returns the checkpoint that it will go on from.
+
+    With `more_steps`, finished runs go on too: it is how many steps come after that checkpoint, whatever was
+    left to do.
+    """
+    refuse_other_versions(run)
+    if more_steps is not None:
+        _set_end(run, more_steps)
     enqueue(run)
     return latest_checkpoint(run)
+
+
+def _set_end(run: Run, more_steps: int) -> None:
+    """Makes the run one that was stopped at its last checkpoint, with so many steps to do."""
+    if more_steps < 1:
+        raise RunError(f"Say how many more steps: at least 1, not {more_steps}.")
+    with start_lock(run.runs_dir):
+        status, checkpoint = run.status, latest_checkpoint(run)
+        if status.busy:
+            raise RunError(f"{run.id} is {status.state}. Wait for its end, or stop it first.")
+        if checkpoint is None:
+            raise RunError(f"{run.id} has no checkpoint to go on from. Start a new run with more steps.")
+        steps = int(checkpoint.name) + more_steps
+        # Who says how many does not want it to end where its health stops improving.
+        _change_settings(run, steps=steps, stop_early=False)
+        write_status(run, state="stopped", step=int(checkpoint.name), steps=steps, reason="")

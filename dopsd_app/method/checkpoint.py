@@ -1,18 +1,29 @@
 """Everything that a run needs to go on as if it had never stopped."""
 
-import json
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from dopsd_app.jobs.runs import Run, complete_checkpoints
-from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
+from dopsd_app.jobs.events import Warned
+from dopsd_app.jobs.manifest import (
+    CHECKPOINT_LORA,
+    MANIFEST,
+    RESUME_FILE,
+    file_facts,
+    find_damage,
+    is_there,
+    read_manifest,
+    write_manifest,
+)
+from dopsd_app.jobs.runs import Run, checkpoint_folders, complete_checkpoints, refuse_other_versions
+from dopsd_app.method.adapters import adapter_arrays, adapter_weights, load_adapter_weights
+from dopsd_app.method.lora_file import save_lora
 
-RESUMABLE = 2  # newest checkpoints that are kept whole; of older ones only the student stays, to be tried
-KEPT = 10  # newest checkpoints at all, and the best one: a student of rank 64 of a 6 B model takes 0.6 GB
+RESUMABLE = 2  # newest checkpoints that are kept whole; of older ones only the LoRA stays, to be tried
+KEPT = 10  # newest checkpoints at all, and the best one: a LoRA of rank 64 of a 6 B model takes 0.6 GB
 
 
 def save_checkpoint(
@@ -22,45 +33,79 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     keep: int | None = None,
 ) -> Path:
-    """Writes student, teacher and optimizer of this step; complete once its last file, the manifest, is.
+    """Writes the LoRA of this step and what training needs besides; complete once its manifest is there.
 
     Of old checkpoints, that of step `keep` stays. Raises `OSError` where the disk is full; what is complete
     stays complete.
     """
     folder = run.checkpoints / f"{step:06d}"
-    if (folder / "manifest.json").exists():  # of the same step, so of the same weights
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)  # torn by a kill
+    _remove(folder)  # torn by a kill, or left by a process that came further and went on from an earlier one
     folder.mkdir(parents=True)
     try:
-        for adapter in transformer.peft_config:
-            weights = {
-                name: weight.detach().cpu() for name, weight in adapter_weights(transformer, adapter).items()
-            }
-            save_file(weights, folder / f"{adapter}.safetensors")
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-        for file in folder.iterdir():
-            _flush_to_disk(file)
-        (folder / "manifest.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+        save_lora(folder / CHECKPOINT_LORA, adapter_arrays(transformer, "student"), run.config, step)
+        # The student too, for in the LoRA file its strength is folded in, and rounded.
+        adapters = {
+            adapter: {name: w.detach().cpu() for name, w in adapter_weights(transformer, adapter).items()}
+            for adapter in transformer.peft_config
+        }
+        torch.save({"adapters": adapters, "optimizer": optimizer.state_dict()}, folder / RESUME_FILE)
+        _flush_to_disk(folder / RESUME_FILE)
+        write_manifest(folder, step, file_facts(folder, (CHECKPOINT_LORA, RESUME_FILE)))
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)  # the room may be needed to say what went wrong
         raise
-    _thin_out(run, keep)
+    _thin_out(run, step, keep)
     return folder
 
 
-def load_checkpoint(run: Run, transformer: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restores the newest complete checkpoint and returns its step; 0 where there is none."""
-    complete = complete_checkpoints(run)
-    for folder in set(run.checkpoints.iterdir()) - set(complete):  # torn by a kill: gigabytes at real size
-        _remove(folder)
-    if not complete:
-        return 0
-    folder = complete[-1]
-    for adapter in transformer.peft_config:
-        load_adapter_weights(transformer, adapter, load_file(folder / f"{adapter}.safetensors"))
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
-    return int(folder.name)
+def load_checkpoint(
+    run: Run, transformer: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Generator[Warned, None, int]:
+    """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
+
+    Damaged ones that are newer are told, and put aside once that is done: of those whose LoRA is whole, it
+    stays to be tried. Raises `RunError` for checkpoints of another version of this program.
+    """
+    refuse_other_versions(run)
+    found, damaged = None, {}
+    for folder in reversed(checkpoint_folders(run)):
+        files = read_manifest(folder)
+        if files and RESUME_FILE not in files:  # an old one, of which only the LoRA was kept
+            continue
+        damage = find_damage(folder, files) if files else f"{MANIFEST} cannot be read"
+        if not damage:
+            found = folder
+            break
+        if (folder / MANIFEST).exists():  # else torn by a kill, which is no damage
+            damaged[folder] = damage
+    step = int(found.name) if found else 0
+    if found:
+        saved = torch.load(found / RESUME_FILE, map_location="cpu", weights_only=True)
+        for adapter in transformer.peft_config:
+            load_adapter_weights(transformer, adapter, saved["adapters"][adapter])
+        optimizer.load_state_dict(saved["optimizer"])
+    if damaged:
+        yield Warned(step, _told(damaged, step))
+    for folder in checkpoint_folders(run):
+        if folder in damaged or not read_manifest(folder):
+            _put_aside(folder)
+    return step
+
+
+def _told(damaged: dict[Path, str], step: int) -> str:
+    found = "; ".join(
+        f"the checkpoint of step {int(folder.name)} ({damage})" for folder, damage in damaged.items()
+    )
+    rest = f"training goes on from that of step {step}" if step else "training starts from the beginning"
+    return f"Damaged on disk: {found}. So {rest}. If this happens again, check the disk."
+
+
+def _put_aside(folder: Path) -> None:
+    lora = {name: facts for name, facts in read_manifest(folder).items() if name == CHECKPOINT_LORA}
+    if lora and not find_damage(folder, lora):
+        _keep_only_the_lora(folder)
+    else:
+        _remove(folder)  # gigabytes at real size
 
 
 def _flush_to_disk(file: Path) -> None:
@@ -69,16 +114,26 @@ def _flush_to_disk(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _thin_out(run: Run, keep: int | None) -> None:
-    complete = complete_checkpoints(run)
-    for folder in complete[:-RESUMABLE]:
-        for name in ("optimizer.pt", "teacher.safetensors"):
-            (folder / name).unlink(missing_ok=True)
+def _thin_out(run: Run, step: int, keep: int | None) -> None:
+    # Not those of later steps: of a process that came further, and whose newer ones were damaged.
+    complete = [folder for folder in complete_checkpoints(run) if int(folder.name) <= step]
+    whole = [folder for folder in complete if is_there(folder, RESUME_FILE)][-RESUMABLE:]
+    for folder in complete:
+        if folder not in whole:
+            _keep_only_the_lora(folder)
     for folder in complete[:-KEPT]:
         if int(folder.name) != keep:
             _remove(folder)
 
 
+def _keep_only_the_lora(folder: Path) -> None:
+    files = read_manifest(folder)
+    if RESUME_FILE in files:
+        # First: a checkpoint without the file is then an old one, not a damaged one.
+        write_manifest(folder, int(folder.name), {CHECKPOINT_LORA: files[CHECKPOINT_LORA]})
+    (folder / RESUME_FILE).unlink(missing_ok=True)
+
+
 def _remove(folder: Path) -> None:
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: nobody may take what is left for a checkpoint
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: nobody may take what is left for a checkpoint
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -143,11 +144,18 @@ class _Encoder:
     def _cached(self, key: list, encode: Callable[[], Conditioning]) -> Conditioning:
         name = hashlib.sha256(json.dumps([self.identity, key]).encode()).hexdigest()
         path = self.cache / f"{name}.safetensors"
-        if not path.exists():
-            if not self.loaded:
-                self.base_model.load_encoders()
-                self.loaded = True
-            replace_file(path, save(_to_tensors(encode())))
+        if path.exists():
+            try:
+                return self._read(path)
+            except SafetensorError:  # damaged on disk: encoded anew, for this run and all others
+                pass
+        if not self.loaded:
+            self.base_model.load_encoders()
+            self.loaded = True
+        replace_file(path, save(_to_tensors(encode())))
+        return self._read(path)
+
+    def _read(self, path: Path) -> Conditioning:
         return _from_tensors(load_file(path, device=str(self.base_model.device)))
 
 

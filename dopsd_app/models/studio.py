@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import bucket
+from dopsd_app.errors import KnownFailure
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning
 
@@ -85,14 +87,22 @@ class Studio:
             del self.encoded[prompt]
         return conditionings
 
+    def wears(self, lora: Path) -> bool:
+        """Whether this very LoRA file is on already."""
+        return self.worn == (lora, lora.stat().st_mtime_ns)
+
     def wear(self, lora: Path, strength: float) -> None:
-        """Puts a LoRA file on; only one that is not worn yet is read."""
-        key = (lora, lora.stat().st_mtime_ns)
-        if key != self.worn:
+        """Puts a LoRA file on; only one that is not worn yet is read. `KnownFailure` where it is not one."""
+        if not self.wears(lora):
             self.take_off()
-            # Read whole, not mapped: while it is worn, the run can be deleted, on Windows too.
-            self.pipeline.load_lora_weights(load(lora.read_bytes()), adapter_name="lora")
-            self.worn = key
+            worn = (lora, lora.stat().st_mtime_ns)
+            try:
+                # Read whole, not mapped: while it is worn, the run can be deleted, on Windows too.
+                weights = load(lora.read_bytes())
+            except SafetensorError as error:
+                raise KnownFailure(f"{lora.name} cannot be read as a LoRA file: {error}.") from error
+            self.pipeline.load_lora_weights(weights, adapter_name="lora")
+            self.worn = worn
         self.pipeline.set_adapters("lora", strength)
 
     def take_off(self) -> None:

@@ -103,9 +103,9 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:
     previews = 2 * (config.steps // config.preview_every) if config.preview_every else 0
     told = sizes.conditioning_bytes(config.resolution, config.teacher_context)
     return int(
-        min(saved, KEPT + 1 + bool(config.preview_every)) * student  # an older one, if it is the best
-        + min(saved, RESUMABLE + 1) * (teacher + optimizer)
-        + 2 * student  # the LoRA file, and that of a checkpoint that is tried
+        min(saved, KEPT + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if it is the best
+        + min(saved, RESUMABLE + 1) * (student + teacher + optimizer)
+        + student  # the LoRA file of the end
         + pictures * (PICTURE_FILE + CAPTIONS * told)
         + previews * PREVIEW_FILE
     )

@@ -36,6 +36,7 @@ from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it
 from dopsd_app.ui.server.guard import guarded
+from dopsd_app.ui.server.lora_copies import lora_copy
 
 TYPES = {
     str: "text",
@@ -212,7 +213,8 @@ def clear_card(run_id: str) -> None:
 
 def download_lora(run_id: str, step: int = 0) -> dict:
     """The LoRA file of a run; `step` 0 takes the finished one, or the newest checkpoint."""
-    return _copy(find_lora(run_actions.the_run(run_id), step or None))
+    chosen = run_actions.the_run(run_id)
+    return gr.FileData(path=lora_copy(chosen, find_lora(chosen, step or None))).model_dump()
 
 
 def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int = 0) -> str:

@@ -407,6 +407,14 @@ def _connect_train(page: Page) -> None:
     step.timer.tick(guarded(train.look, silent=True), at, watched, queue=False, **QUIET)
     step.stop.click(after(run_actions.stop_run), at, watched, **QUIET)
     step.resume.click(after(run_actions.resume_run), at, watched, **QUIET)
+
+    def go_on(run_id: str, seen: dict, more: int | None) -> list:
+        if not more:
+            raise KnownFailure("Say how many more steps it is to make.")
+        gr.Info(run_actions.resume_run(run_id, more), duration=4)
+        return train.look(run_id, seen)
+
+    step.go_on.click(guarded(go_on), [*at, step.more], watched, **QUIET)
     step.preview.click(after(run_actions.preview_now), at, watched, **QUIET)
     step.save.click(after(run_actions.save_now), at, watched, **QUIET)
 
@@ -472,8 +480,7 @@ def _connect_try(page: Page) -> None:
         trigger_mode="once",
     )
     drawn.success(lambda: gr.Button(interactive=True), None, step.keep, queue=False, **QUIET)
-    step.use.expand(guarded(try_it.offer_lora), [run_id, step.checkpoint], step.download, **QUIET)
-    step.checkpoint.input(guarded(try_it.withdraw_lora), None, [step.use, step.download], **QUIET)
+    step.checkpoint.input(guarded(try_it.offer_lora), [run_id, step.checkpoint], step.download, **LATEST)
     step.cancel.click(guarded(try_it.cancel_drawing), run_id, None, **QUIET)
     card = page.publishing
 

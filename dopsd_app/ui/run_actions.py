@@ -39,12 +39,17 @@ def stop_run(run_id: str) -> str:
     return "Stopping after this step. A checkpoint is kept." if state == "training" else "Stopping."
 
 
-def resume_run(run_id: str) -> str:
-    """Puts a run that ended early back into the queue; it goes on from its last checkpoint."""
+def resume_run(run_id: str, steps: int = 0) -> str:
+    """Puts a run back into the queue; it goes on from its last checkpoint.
+
+    `steps` 0 does what was left to do; any other number is how many more steps it makes, also a finished run.
+    """
     run = the_run(run_id)
-    checkpoint = resume(run)
+    checkpoint = resume(run, steps or None)
     start_next(run.runs_dir)
-    return f"Goes on from step {int(checkpoint.name)}." if checkpoint else "Starts from the beginning."
+    if not checkpoint:
+        return "Starts from the beginning."
+    return f"Goes on from step {int(checkpoint.name)}" + (f" to {run.config.steps}." if steps else ".")
 
 
 def preview_now(run_id: str) -> str:
@@ -137,6 +142,11 @@ def wish(
     checkpoint = BEST if healthiest else None
     make_wish(run, Publication(name.strip(), private, checkpoint=checkpoint, pause=pause), oauth_token)
     return f"It will be published as {name.strip()} when it has finished."
+
+
+def can_go_on(run: Run, state: str) -> bool:
+    """Whether a run that is over can make more steps: it has kept what training needs."""
+    return state in ("finished", "stopped") and latest_checkpoint(run) is not None
 
 
 def can_try(run: Run) -> bool:

@@ -17,7 +17,7 @@ from dopsd_app.progress import DownloadProgress
 from dopsd_app.ui import words
 from dopsd_app.ui.news import only_new, seen_marks
 from dopsd_app.ui.plan import plainly
-from dopsd_app.ui.run_actions import can_try, read_log, run_name, statuses, the_run, watcher, wish
+from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, run_name, statuses, the_run, watcher, wish
 from dopsd_app.ui.server.guard import guarded
 
 WATCHING, RESTING = 1.0, 5.0  # seconds between two looks: while a run is at work or waits, and otherwise
@@ -37,6 +37,7 @@ LEGEND = "".join(
     for name, (colour, meaning) in SCORES.items()
 )
 
+MORE = 400  # steps that are offered to a run that is over
 GOOD = "The LoRA file was loaded back into the base model and draws what was trained."
 
 
@@ -56,6 +57,8 @@ class TrainStep:
     health: gr.LinePlot
     stop: gr.Button
     resume: gr.Button
+    more: gr.Number
+    go_on: gr.Button
     preview: gr.Button
     save: gr.Button
     clone: gr.Button
@@ -76,7 +79,8 @@ class TrainStep:
     @property
     def watched(self) -> list:
         """What `look` fills, in its order."""
-        buttons = [self.stop, self.resume, self.preview, self.save, self.clone, self.delete, self.to_try]
+        of_run = [self.stop, self.resume, self.go_on, self.preview, self.save]
+        buttons = [*of_run, self.clone, self.delete, self.to_try]
         shown = [self.status, self.progress, self.rollout, self.samples, self.curve, self.health]
         return [self.seen, self.runs, *shown, *buttons, self.wish[-1], self.timer]
 
@@ -93,6 +97,9 @@ def train_step() -> TrainStep:
                 preview = gr.Button("Preview now", interactive=False, elem_id="preview-now")
                 save = gr.Button("Save now", interactive=False, elem_id="save-now")
                 to_try = gr.Button("Try it", variant="primary", interactive=False, elem_id="to-try")
+            with gr.Row(elem_classes="buttons"):
+                more = gr.Number(MORE, label="More steps", precision=0, minimum=1, elem_id="more-steps")
+                go_on = gr.Button("Train further", interactive=False, elem_id="go-on")
             rollout = gr.HTML(elem_id="rollout")
             samples = gr.HTML(elem_id="samples")
             health = gr.LinePlot(
@@ -132,7 +139,8 @@ def train_step() -> TrainStep:
     log.expand(guarded(read_log), run_id, log_text, api_visibility="private", show_progress="hidden")
     return TrainStep(
         run_id, runs, timer, seen, status, progress, rollout, samples, curve, health,
-        stop, resume_button, preview, save, clone, delete, sure, really, keep, to_try, wish, ask, log_text,
+        stop, resume_button, more, go_on, preview, save, clone, delete, sure, really, keep, to_try, wish, ask,
+        log_text,
     )  # fmt: skip
 
 
@@ -360,6 +368,7 @@ def _buttons(run: Run | None, view: RunView | None) -> dict:
     active = {
         "stop": live or state == "queued",
         "resume": state in ("draft", "stopped", "failed", "interrupted"),
+        "go_on": bool(run) and can_go_on(run, state),
         "preview": state == "training",
         "save": state == "training",
         "clone": bool(view),

@@ -31,7 +31,6 @@ class TryStep:
     """The components of this half that others set or listen to."""
 
     title: gr.HTML
-    use: gr.Accordion
     prompt: gr.Textbox
     seed: gr.Number
     strength: gr.Slider
@@ -48,7 +47,7 @@ class TryStep:
     @property
     def of_run(self) -> list:
         """What `show` fills, in its order."""
-        about = [self.title, self.use, self.prompt, self.checkpoint, self.diffusers, self.comfyui]
+        about = [self.title, self.prompt, self.checkpoint, self.download, self.diffusers, self.comfyui]
         return [*about, self.slider, self.drawn, self.keep]
 
 
@@ -89,12 +88,12 @@ def try_step() -> TryStep:
                 buttons=["fullscreen"],
                 max_height=560,
             )
-    with gr.Accordion("Use the file", open=False, elem_id="use") as use:
+    with gr.Accordion("Use the file", open=False, elem_id="use"):
         download = gr.DownloadButton("Download the LoRA", interactive=False, elem_id="download")
         diffusers = words.code_box("diffusers", "diffusers")
         comfyui = gr.HTML(elem_id="comfyui")
     return TryStep(
-        title, use, prompt, seed, strength, checkpoint, draw, cancel_button, slider, keep, download,
+        title, prompt, seed, strength, checkpoint, draw, cancel_button, slider, keep, download,
         diffusers, comfyui, gr.State(None),
     )  # fmt: skip
 
@@ -108,9 +107,9 @@ def show(run_id: str) -> list:
     first = config.preview_prompts[0] if config.preview_prompts else word
     return [
         f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
-        gr.Accordion(open=False),  # opened, it makes the file ready
         first,
         gr.Dropdown(choices=choices, value=chosen),
+        offer_lora(run_id, chosen),
         make_snippet(config, ".", first),
         _comfyui(run),
         None,  # no picture of another run beside this one's name
@@ -123,10 +122,17 @@ def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     """What is there to try, the newest first, as (label, value); and the last one in good health."""
     steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
     best = healthier_checkpoint(run, watcher.look(run).health)
-    values = [FINISHED] * run.lora_file.exists() + [f"Step {step}" for step in steps]
-    earlier = f"Step {best}" if best else None
-    choices = [(f"{value} (in better health)" if value == earlier else value, value) for value in values]
-    return choices, earlier or next(iter(values), None)
+    values = [f"Step {step}" for step in steps]
+    labels = {}
+    if run.lora_file.exists():
+        # A run that goes on keeps the LoRA of its shorter training until the longer one ends.
+        ended = run.status.state == "finished"
+        values.insert(0 if ended else len(values), FINISHED)
+        labels[FINISHED] = FINISHED if ended else f"{FINISHED}, of the shorter training"
+    chosen = f"Step {best}" if best else next(iter(values), None)
+    if best:
+        labels[chosen] = f"{chosen} (in better health)"
+    return [(labels.get(value, value), value) for value in values], chosen
 
 
 def _reminder(word: str) -> str:
@@ -211,15 +217,11 @@ def _enlarged(path: Path) -> Image.Image:
     return picture
 
 
-def offer_lora(run_id: str, checkpoint: str) -> object:
-    """The button with the file of the run's LoRA at the chosen step."""
-    run = the_run(run_id)
-    return gr.DownloadButton(value=lora_copy(run, find_lora(run, chosen_step(checkpoint))), interactive=True)
-
-
-def withdraw_lora() -> list:
-    """Nothing to download while another step is being chosen: its file is made when it is asked for."""
-    return [gr.Accordion(open=False), gr.DownloadButton(value=None, interactive=False)]
+def offer_lora(run_id: str, checkpoint: str | None) -> gr.DownloadButton:
+    """The button with the file of the run's LoRA at the chosen step, which its words name."""
+    run, step = the_run(run_id), chosen_step(checkpoint)
+    label = "Download the LoRA" if step is None else f"Download the LoRA of step {step}"
+    return gr.DownloadButton(label, value=lora_copy(run, find_lora(run, step)), interactive=True)
 
 
 def _comfyui(run: Run) -> str:

@@ -1,19 +1,28 @@
-"""Copies of LoRA files where browsers may fetch them: a run's own folder, with its pictures, stays shut."""
+"""LoRA files where browsers may fetch them: a run's own folder, with its pictures, stays shut."""
 
+import functools
+import hashlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from gradio.utils import get_upload_folder
+
 from dopsd_app.jobs.runs import LORA_FILE, Run
 
-_copies = tempfile.TemporaryDirectory(prefix="dopsd-", ignore_cleanup_errors=True)
+
+@functools.cache
+def _copies() -> tempfile.TemporaryDirectory:
+    """In Gradio's own folder: what lies there it serves as it is, and anything else it would copy into it."""
+    Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="dopsd-", dir=get_upload_folder(), ignore_cleanup_errors=True)
 
 
 def lora_copy(run: Run, file: Path) -> str:
-    """A LoRA file of the run, under its own name, where browsers may fetch it."""
-    folder = Path(_copies.name) / f"{run.id}-{file.stat().st_mtime_ns}"
-    folder.mkdir(exist_ok=True)
+    """A LoRA file of the run, under the name that loaders look for, where browsers may fetch it."""
+    folder = _folder(run) / _name(f"{file} {file.stat().st_mtime_ns}")
+    folder.mkdir(parents=True, exist_ok=True)
     copy = folder / LORA_FILE
     if not copy.exists():
         try:
@@ -25,5 +34,13 @@ def lora_copy(run: Run, file: Path) -> str:
 
 def drop_copies(run: Run) -> None:
     """Takes a deleted run's LoRA away from the browsers too."""
-    for folder in Path(_copies.name).glob(f"{run.id}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(_folder(run), ignore_errors=True)
+
+
+def _folder(run: Run) -> Path:
+    return Path(_copies().name) / _name(run.id)
+
+
+def _name(text: str) -> str:
+    # An address tells neither the run nor where it lies.
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
