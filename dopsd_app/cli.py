@@ -25,6 +25,7 @@ from dopsd_app.config import (
     parse_setting,
     presets_for,
 )
+from dopsd_app.download import ask_for_download
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.hub.access import find_token
 from dopsd_app.hub.publication import BEST, Publication, suggest_name
@@ -32,10 +33,11 @@ from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, wait_for_
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
 from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
-from dopsd_app.jobs.job import RunError, Status
+from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next
 from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
+from dopsd_app.jobs.status import Status
 from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
 from dopsd_app.models.catalog import (
     CATALOG,
@@ -201,6 +203,7 @@ def _add_download(command: argparse.ArgumentParser) -> None:
     told = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
     command.add_argument("base_model", help=told)
     command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
+    command.add_argument("--detach", action="store_true", help="return at once; fetching goes on")
 
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -304,6 +307,10 @@ def _download(options: argparse.Namespace) -> int:
     name, revision = read_name(options.base_model), options.revision
     if name in CATALOG and not find_repository(name):
         raise KnownFailure(f"{name} comes with the program: there is nothing to fetch.")
+    if options.detach:
+        ask_for_download(options.runs, name, revision)
+        print(f"{name} is being fetched. See how far it is: the same command without --detach.")
+        return 0
     _fetch(name, revision)
     place = find_base_model(name, revision)
     eyes = f"\nThe teacher's eyes: {place.vision_tower}" if place.vision_tower else ""

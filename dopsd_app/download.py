@@ -1,6 +1,7 @@
 """A base model fetched from the Hub, as a job of its own."""
 
 from collections.abc import Generator
+from pathlib import Path
 
 from dopsd_app.jobs.job import Job, create_job, start_lock
 from dopsd_app.jobs.kinds import DOWNLOAD
@@ -10,7 +11,7 @@ from dopsd_app.models.catalog import find_base_model
 from dopsd_app.progress import PhaseProgress
 
 
-def ask_for_download(runs_dir, name: str, revision: str, token: str = "") -> Job:
+def ask_for_download(runs_dir: Path, name: str, revision: str, token: str = "") -> Job:
     """Starts fetching at once, whatever computes meanwhile; `token` is for a repository that wants one."""
     job = create_job(runs_dir, DOWNLOAD, {"base_model": name, "revision": revision})
     with start_lock(job.runs_dir):

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 from huggingface_hub import close_session
 from huggingface_hub.utils import _http
 
-from dopsd_app import hub_client
+from dopsd_app import hub_errors
 from dopsd_app.files import replace_file
-from dopsd_app.hub import account, push, upload, when_finished
+from dopsd_app.hub import account, client, push, upload, when_finished
 from dopsd_app.hub.publication import Publication, Published
 from dopsd_app.jobs.runs import Run
 
@@ -68,7 +68,7 @@ def fulfil(run: str, token: str = "") -> None:
 
 def limits(silence: float, total: float) -> None:
     """For how long a server may say nothing, and may take for all of an answer."""
-    hub_client.READ_SECONDS, hub_client.TOTAL_SECONDS = silence, total
+    hub_errors.READ_SECONDS, client.TOTAL_SECONDS = silence, total
     upload.LOOKS = (0, 0.05)
     close_session()
 

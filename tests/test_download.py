@@ -19,7 +19,10 @@ from real_layout import save_qwen_vl_repository, save_z_image_repository
 from safetensors import safe_open
 from test_runs import on_a_small_disk
 
+from dopsd_app.jobs.events import read_events
+from dopsd_app.jobs.job import list_jobs
 from dopsd_app.models.pipeline_folder import read_licence
+from dopsd_app.progress import DownloadProgress
 
 ROOT = Path(__file__).parent.parent
 Z_IMAGE, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-VL-4B-Instruct"
@@ -568,3 +571,19 @@ def test_what_cannot_be_fetched_is_told(hub, tmp_path, name, told):
     process = run_command(hub, tmp_path, name)
     _, err = process.communicate()
     assert process.returncode == 2 and told in err
+
+
+def test_a_download_is_a_job_that_outlives_its_command(hub, repositories, tmp_path):
+    runs_dir = tmp_path / "runs"
+    process = run_command(hub, tmp_path / "home", "z-image-turbo", "--runs", str(runs_dir), "--detach")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "z-image-turbo is being fetched" in out
+    [job] = list_jobs(runs_dir)
+    deadline = time.monotonic() + 120
+    while job.status.busy:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert job.status.state == "finished", job.log_file.read_text()
+    assert (Path(job.result["folder"]) / "model_index.json").is_file()
+    assert DownloadProgress in {type(event) for event in read_events(job.events_file)}

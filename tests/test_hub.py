@@ -33,7 +33,7 @@ from dopsd_app.hub.model_card import make_card
 from dopsd_app.hub.publication import BEST, Publication, check_name, checkpoint_to_publish, suggest_name
 from dopsd_app.hub.push import published
 from dopsd_app.hub.when_finished import Wish, read_wish, waits_for_sign_in
-from dopsd_app.hub_client import HubError, check_token, status_sentence
+from dopsd_app.hub_errors import HubError, check_token, status_sentence
 from dopsd_app.jobs.events import HealthMeasured, LoraChecked, append_event
 from dopsd_app.jobs.job import delete_job, write_status
 from dopsd_app.jobs.runs import LORA_FILE

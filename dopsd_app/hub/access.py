@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.account import who_is
-from dopsd_app.hub_client import HubError
+from dopsd_app.hub_errors import HubError
 
 REMEMBERED = 300  # seconds that the Hub's answer about a token holds: a role taken away works after this long
 WRITING_ROLES = ("admin", "write")  # of an organisation's members: they may change its Spaces

@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 
+from dopsd_app.hub.client import pushing_errors
 from dopsd_app.hub.publication import check_name
-from dopsd_app.hub_client import HubError, check_token, hub_errors
+from dopsd_app.hub_errors import HubError, check_token
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def who_is(token: str | None) -> Account:
     from huggingface_hub import HfApi
 
     token = check_token(token)
-    with hub_errors("your account", token):
+    with pushing_errors("your account", token):
         answer = HfApi(token=token).whoami()
         return Account(
             name=answer["name"],
@@ -47,7 +48,7 @@ def pause_space(token: str | None) -> None:
     if not (space := os.environ.get("SPACE_ID")):
         raise HubError("This is not a Space: there is nothing to pause.")
     token = check_token(token)
-    with hub_errors(f"the Space {space}", token):
+    with pushing_errors(f"the Space {space}", token):
         HfApi(token=token).pause_space(space)
 
 

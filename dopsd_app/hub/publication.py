@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dopsd_app.checks.health_rules import best_step
 from dopsd_app.config import TrainConfig
 from dopsd_app.errors import KnownFailure
-from dopsd_app.hub_client import HubError
+from dopsd_app.hub_errors import HubError
 from dopsd_app.jobs.events import HealthMeasured, measured_in, read_events
 from dopsd_app.jobs.runs import Run, complete_checkpoints
 

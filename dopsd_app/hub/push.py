@@ -22,10 +22,11 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.hub.account import own_repository, who_is
 from dopsd_app.hub.card_pictures import MAX_PICTURES, card_pictures
+from dopsd_app.hub.client import Cancellation, Cancelled
 from dopsd_app.hub.model_card import Picture, base_name, make_card, picture_name
 from dopsd_app.hub.publication import Publication, Published, checkpoint_to_publish
 from dopsd_app.hub.upload import UPLOAD_STEPS, upload
-from dopsd_app.hub_client import Cancellation, Cancelled, HubError, check_token
+from dopsd_app.hub_errors import HubError, check_token
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run

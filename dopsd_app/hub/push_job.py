@@ -6,11 +6,12 @@ from dataclasses import asdict
 
 from dopsd_app.hub.publication import Publication, Published
 from dopsd_app.hub.push import PushRunningError, push
-from dopsd_app.hub_client import HubError, check_token, given_token
-from dopsd_app.jobs.job import Job, Status, create_job, kind_of, start_lock, sweep
+from dopsd_app.hub_errors import HubError, check_token, given_token
+from dopsd_app.jobs.job import Job, create_job, kind_of, start_lock, sweep
 from dopsd_app.jobs.kinds import PUSH
 from dopsd_app.jobs.queue import send_command, start, statuses
 from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.jobs.status import Status
 from dopsd_app.progress import PhaseProgress
 
 KEPT = 20  # jobs of ended pushes

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopsd_app.hub_client import Cancellation, HubError, hub_errors, status_sentence
+from dopsd_app.hub.client import Cancellation, pushing_errors
+from dopsd_app.hub_errors import HubError, status_sentence
 from dopsd_app.jobs.runs import LORA_FILE
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def upload(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)  # in every call: never the token of this computer, or of a Space's owner
-    with hub_errors(repo, token):
+    with pushing_errors(repo, token):
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
         digests = {addition.path_in_repo: _digests(addition) for addition in additions}
@@ -81,7 +82,7 @@ def _commit(
         return _holds(info, {LORA_FILE: digests[LORA_FILE]})
 
     try:
-        with hub_errors(repo, api.token):
+        with pushing_errors(repo, api.token):
             api.create_commit(repo, operations, commit_message=message)
     except HubError as error:
         there = error.transient and _look(api, repo, is_all_there, cancellation)
@@ -102,7 +103,7 @@ def _look(
     for seconds in LOOKS:
         cancellation.asked.wait(seconds)
         cancellation.check()
-        with suppress(HubError), hub_errors(repo, api.token):
+        with suppress(HubError), pushing_errors(repo, api.token):
             if seen := holds(api.model_info(repo, files_metadata=True)):
                 break
     return seen

@@ -20,20 +20,12 @@ from filelock import FileLock, Timeout
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import insist, read_value, replace_file
 from dopsd_app.jobs.kinds import KINDS, TRAIN, Kind
-from dopsd_app.jobs.launcher import launcher
-from dopsd_app.progress import DownloadProgress
+from dopsd_app.jobs.launcher import LOG, launcher
+from dopsd_app.jobs.status import Status
 
 JOB_NAME = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{12}")  # of a folder, as `job_name` makes it
 OTHERS = ".jobs"  # folder below that of the runs: all jobs but the trainings, which people look for
 COMMANDS = ("stop", "preview-now", "save-now")
-RESTING = (
-    "draft",
-    "queued",
-    "stopped",
-    "failed",
-    "finished",
-    "interrupted",
-)  # no process stands behind these
 RESERVED = 256 * 1024  # bytes
 SCHEMA = 1  # of job.json; a later one is refused
 LOCK_SECONDS = 60.0  # that others may hold what is held for moments
@@ -77,7 +69,7 @@ class Job:
         return _read_job(self)["request"]
 
     @property
-    def status(self) -> "Status":
+    def status(self) -> Status:
         return read_status(self)
 
     @property
@@ -99,7 +91,7 @@ class Job:
 
     @property
     def log_file(self) -> Path:
-        return self.path / "log.txt"
+        return self.path / LOG
 
     @property
     def result_file(self) -> Path:
@@ -112,40 +104,6 @@ class Job:
     @property
     def reserve_file(self) -> Path:
         return self.path / ".reserve"
-
-
-@dataclass(frozen=True)
-class Status:
-    """How a job stands, as status.json holds it."""
-
-    state: str  # one of RESTING, or what its worker is just doing
-    step: int = 0  # of a training: optimizer steps done; up to a fifth of a second old
-    steps: int = 0
-    done: int = 0  # of `total` things of this state; bytes of a download
-    total: int = 0
-    speed: float = 0.0  # of a download, in bytes per second
-    pid: int | None = None  # the worker's, and when it started: a pid alone may be reused
-    pid_started: float | None = None
-    queue_number: int | None = None  # first in, first out
-    reason: str = ""  # a sentence for the person: why it failed or was interrupted
-    updated: float = 0.0  # seconds since 1970
-
-    @property
-    def live(self) -> bool:
-        """Whether a process works on it."""
-        return self.state not in RESTING
-
-    @property
-    def busy(self) -> bool:
-        """Whether it is at work or waits for its turn."""
-        return self.live or self.state == "queued"
-
-    @property
-    def download(self) -> DownloadProgress | None:
-        """How far the base model has been fetched, while it is."""
-        if self.state != "downloading":
-            return None
-        return DownloadProgress("downloading", self.done, self.total, self.speed)
 
 
 # --- create, list, find, delete

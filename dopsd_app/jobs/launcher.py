@@ -6,34 +6,33 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import psutil
 
-from dopsd_app.hub_client import ambient_token
-
-if TYPE_CHECKING:
-    from dopsd_app.jobs.job import Job, Status
+from dopsd_app.hub_errors import ambient_token
+from dopsd_app.jobs.status import Status
 
 # What a worker needs of these comes on its own way (`secret`): others may read a process's environment.
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PAUSE_TOKEN", "OAUTH_CLIENT_SECRET")
+LOG = "log.txt"  # in a job's folder: what its worker prints
 LAST_WORD_SECONDS = 5.0  # that a process has to end by itself when it is told to
 
 
 class Launcher(Protocol):
     """Starts workers, knows whether they live, and ends them."""
 
-    def start(self, job: "Job", secret: str = "") -> dict:
-        """Starts a job's worker; returns the fields of `Status` by which `alive` and `stop` know it again.
+    def start(self, folder: Path, secret: str = "") -> dict:
+        """Starts the worker of the job in this folder; returns the fields of `Status` that tell it again.
 
         `secret` is a token that the worker gets and nobody else can read; without one, this process's own.
         Raises `OSError`.
         """
 
-    def alive(self, status: "Status") -> bool:
+    def alive(self, status: Status) -> bool:
         """Whether the worker that wrote this status is still at work."""
 
-    def stop(self, status: "Status") -> None:
+    def stop(self, status: Status) -> None:
         """Ends the worker that wrote this status, and comes back when it is gone."""
 
 
@@ -43,16 +42,16 @@ class LocalProcess:
     def __init__(self):
         self.command = (sys.executable, "-m", "dopsd_app.jobs.worker")  # gets the job's folder, and "-"
 
-    def start(self, job: "Job", secret: str = "") -> dict:
-        """Starts a job's worker; see `Launcher`."""
+    def start(self, folder: Path, secret: str = "") -> dict:
+        """Starts the worker of the job in this folder; see `Launcher`."""
         if os.name == "nt":
             apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
         else:
             apart = {"start_new_session": True}
         ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        with job.log_file.open("ab") as log:
+        with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
-                [*self.command, str(job.path), "-"],
+                [*self.command, str(folder), "-"],
                 cwd=Path(__file__).parents[2],  # from here, `-m dopsd_app.jobs.worker` is found
                 env=ours | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # a log to follow, in one encoding
                 stdin=subprocess.PIPE,
@@ -65,11 +64,11 @@ class LocalProcess:
         threading.Thread(target=process.wait, daemon=True).start()  # or it stays a zombie as long as we live
         return {"pid": process.pid, "pid_started": process_started(process.pid)}
 
-    def alive(self, status: "Status") -> bool:
+    def alive(self, status: Status) -> bool:
         """Whether the process that wrote this status, not a later one of the same number, is at work."""
         return is_process(status.pid, status.pid_started)
 
-    def stop(self, status: "Status") -> None:
+    def stop(self, status: Status) -> None:
         """Ends the process, and what it started."""
         if not self.alive(status):
             return

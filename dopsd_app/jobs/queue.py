@@ -7,7 +7,6 @@ from dopsd_app.jobs.job import (
     COMMANDS,
     Job,
     RunError,
-    Status,
     drop_commands,
     kind_of,
     list_jobs,
@@ -17,6 +16,7 @@ from dopsd_app.jobs.job import (
 )
 from dopsd_app.jobs.kinds import TRAIN, Kind
 from dopsd_app.jobs.launcher import launcher
+from dopsd_app.jobs.status import Status
 
 ONE_JOB = "one job runs at a time. Draw when it has ended."
 CUT_OFF = "A training began; draw again when it has ended."
@@ -97,7 +97,7 @@ def _is_taken(runs_dir: Path, kind: Kind) -> bool:
 def start(job: Job, secret: str = "") -> bool:
     """Starts a job's worker at once, under `start_lock`; False where the system does not allow it."""
     try:
-        process = launcher.start(job, secret)
+        process = launcher.start(job.path, secret)
     except OSError as error:  # it must not be tried again and again
         write_status(job, state="failed", reason=f"The worker could not be started: {error}.")
         return False

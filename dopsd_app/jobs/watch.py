@@ -18,8 +18,8 @@ from dopsd_app.jobs.events import (
     Warned,
     measured_in,
 )
-from dopsd_app.jobs.job import Status
 from dopsd_app.jobs.runs import Run
+from dopsd_app.jobs.status import Status
 from dopsd_app.progress import DownloadProgress
 
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire

@@ -18,7 +18,7 @@ from pathlib import Path
 from dopsd_app.config import memory_levers
 from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
 from dopsd_app.files import is_disk_full, replace_file
-from dopsd_app.hub_client import keep_token
+from dopsd_app.hub_errors import keep_token
 from dopsd_app.jobs.card import CardLock, is_card_wanted
 from dopsd_app.jobs.events import (
     Event,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.files import is_disk_full
-from dopsd_app.hub_client import HubError, reading_errors, reading_token
+from dopsd_app.hub_errors import HubError, reading_errors, reading_token
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.catalog import (
     check_base_model,

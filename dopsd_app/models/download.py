@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from filelock import FileLock, Timeout
 
 from dopsd_app.files import free_disk, is_disk_full
-from dopsd_app.hub_client import HubError, reading_errors, reading_token
+from dopsd_app.hub_errors import HubError, reading_errors, reading_token
 from dopsd_app.models.repository import Listing, RemoteFile, cache_folder, keep_revision, link_files
 from dopsd_app.progress import DownloadProgress, words_for_disk
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dopsd_app.files import replace_file
-from dopsd_app.hub_client import HubError
+from dopsd_app.hub_errors import HubError
 from dopsd_app.models.download import Order, RangesRefusedError, Source, Target, open_range, whole_files
 from dopsd_app.models.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_whole, read_weight_map
 from dopsd_app.models.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files

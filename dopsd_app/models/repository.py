@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dopsd_app.files import replace_file
-from dopsd_app.hub_client import reading_errors, reading_token
+from dopsd_app.hub_errors import reading_errors, reading_token
 
 ASK_SECONDS = 10  # of silence, when the Hub is asked for a list
 

@@ -10,9 +10,9 @@ from dopsd_app.hub.access import find_token, this_space
 from dopsd_app.hub.card_pictures import card_pictures, clear_pictures, keep_picture
 from dopsd_app.hub.publication import Publication, suggest_name
 from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, latest_push, wait_for_push
-from dopsd_app.jobs.job import Status
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import Run
+from dopsd_app.jobs.status import Status
 from dopsd_app.models.catalog import find_licence
 from dopsd_app.ui import words
 from dopsd_app.ui.run_actions import the_run

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.publication import BEST, Publication
 from dopsd_app.hub.when_finished import make_wish
-from dopsd_app.jobs.job import Status, delete_job
+from dopsd_app.jobs.job import delete_job
 from dopsd_app.jobs.queue import send_command, start_next
 from dopsd_app.jobs.runs import Run, default_runs_dir, known_run, latest_checkpoint, list_runs, resume
+from dopsd_app.jobs.status import Status
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.ui.server.lora_copies import drop_copies
 

@@ -10,8 +10,8 @@ from dopsd_app.hub.access import this_space
 from dopsd_app.hub.publication import BEST, suggest_name
 from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
 from dopsd_app.jobs.events import HealthMeasured
-from dopsd_app.jobs.job import Status
 from dopsd_app.jobs.runs import Run
+from dopsd_app.jobs.status import Status
 from dopsd_app.jobs.watch import Preview, RunView
 from dopsd_app.progress import DownloadProgress
 from dopsd_app.ui import words

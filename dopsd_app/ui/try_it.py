@@ -145,7 +145,7 @@ def draw(
     """Draws a prompt twice from the same noise, at the model's own few steps: base, and with the LoRA."""
     step = chosen_step(checkpoint)
     drawing = draw_pair(the_run(run_id), prompt, int(seed or 0), float(strength), step, progress)
-    return (_enlarged(drawing.base), _enlarged(drawing.lora)), (run_id, drawing.id, drawing.request.prompt)
+    return (_enlarged(drawing.base), _enlarged(drawing.lora)), (run_id, drawing.id, drawing.asked.prompt)
 
 
 def draw_pair(
