@@ -35,7 +35,7 @@ from dopsd_app.jobs.events import EventReader
 from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next
+from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next, start_what_waits
 from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
@@ -488,7 +488,7 @@ def _card(runs_dir: Path) -> Iterator[None]:
         raise KnownFailure("Out of memory. Close other programs that use memory, then try again.") from error
     finally:
         lock.give_back()
-        start_next(runs_dir)
+        start_what_waits(runs_dir)
 
 
 def _at_work(runs_dir: Path) -> str:

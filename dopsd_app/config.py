@@ -34,6 +34,7 @@ class ObjectiveFacts:
     teacher_contexts: bool = False  # needs the training pictures as the teacher sees them
     latents: bool = False  # needs the training pictures as the transformer draws them
     passes: int = 1  # the student's for each example, at each state where it walks
+    together: int = 1  # of these, whose graphs are alive at the same time
 
     @property
     def method(self) -> str:
@@ -64,6 +65,7 @@ OBJECTIVES = {
         "the training pictures were preferred to the base model's own",
         latents=True,
         passes=2,
+        together=2,
     ),
     "off_policy": ObjectiveFacts(
         "off-policy distillation",

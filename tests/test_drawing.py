@@ -112,6 +112,7 @@ def warm_run(warm_runs, dataset, tiny_config):
         return found[-1]
     run = runs.create_run(warm_runs, replace(tiny_config, learning_rate=0.05), dataset)
     list(train(run))
+    job.write_status(run, state="finished", step=4)
     return run
 
 
@@ -251,6 +252,9 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     other = runs.Run(shutil.copytree(warm_run.path, runs_dir / "20990101-000000-other-0123456789ab"))
     good = other.lora_file.read_bytes()
     other.lora_file.write_bytes(b"nonsense")
+    broken = ask(runs_dir, picture_of(other))
+    assert "does not hold what was written" in ended(broken).reason
+    other.check_file.unlink()  # as of a LoRA whose hash was not kept
     broken = ask(runs_dir, picture_of(other))
     assert "Unexpected error" in ended(broken).reason
     assert "Traceback" in broken.log_file.read_text()

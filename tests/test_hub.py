@@ -35,7 +35,9 @@ from dopsd_app.hub.push import published
 from dopsd_app.hub.when_finished import Wish, read_wish, waits_for_sign_in
 from dopsd_app.hub_errors import HubError, check_token, status_sentence
 from dopsd_app.jobs.events import HealthMeasured, LoraChecked, append_event
-from dopsd_app.jobs.job import delete_job, write_status
+from dopsd_app.jobs.job import create_job, delete_job, write_status
+from dopsd_app.jobs.kinds import PUSH
+from dopsd_app.jobs.launcher import process_started
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.method.lora_file import save_lora
@@ -262,7 +264,7 @@ def test_the_run_remembers_where_it_was_pushed(hub, process, run):
     assert found == {"link": link, "repo": "Ann/zorp", "private": True}
     assert run.log_file.read_text().endswith(f"pushed to {link} (private)\n")
     process.push(run, name="zorp-2", private=False)
-    assert published(run)["repo"] == "Ann/zorp-2"
+    assert published(run).repo == "Ann/zorp-2"
     assert not hub.repositories["Ann/zorp-2"].private
 
 
@@ -461,7 +463,7 @@ def test_a_commit_whose_answer_is_lost_is_looked_for(hub, process, run, pictures
     process.push(run, pictures=pictures)
     hub.fail(COMMIT, how, late=True)
     assert process.push(run, pictures=pictures[1:]) == f"{hub.url}/Ann/zorp"
-    assert published(run)["repo"] == "Ann/zorp"
+    assert published(run).repo == "Ann/zorp"
     assert [path for path in sent_files(hub) if path.startswith("images/")] == ["images/picture-1.webp"]
     assert len(hub.asked(COMMIT)) == 2
 
@@ -669,9 +671,9 @@ def test_a_wish_takes_the_step_that_is_best_when_the_run_has_finished(hub, proce
     measure(run, s6=0.5, s12=0.1)
     write_status(run, state="finished")
     process.call("fulfil", run=run.path)
-    assert read_wish(run) == Wish(Publication("zorp", checkpoint=BEST), done=True)
+    assert replace(read_wish(run), push="") == Wish(Publication("zorp", checkpoint=BEST), done=True)
     (weight,) = load(hub.repositories["computer/zorp"].files[LORA_FILE]).values()
-    assert (weight == 6 * run.config.strength).all()
+    assert (weight == 6).all()
 
 
 @pytest.fixture
@@ -693,7 +695,7 @@ def test_of_two_servers_the_one_with_a_token_takes_the_wish(hub, process, other_
     monkeypatch.delenv("HF_TOKEN", raising=False)  # nor has this process one
     assert waits_for_sign_in(run, wish)
     process.call("fulfil", run=run.path, token="")  # the token that it was told of is in its memory
-    assert read_wish(run).done and published(run)["repo"] == "computer/zorp"
+    assert read_wish(run).done and published(run).repo == "computer/zorp"
     assert not waits_for_sign_in(run, read_wish(run))
     commits = len(hub.asked(COMMIT))
     other_process.call("fulfil", run=run.path, token=AMBIENT)
@@ -707,17 +709,42 @@ def test_two_servers_with_a_token_publish_once(hub, process, other_process, run)
         server.ask("fulfil", run=run.path, token=AMBIENT)
     assert [server.told() for server in (process, other_process)] == [{"result": None}] * 2
     assert len(hub.asked(COMMIT)) == len(hub.asked(WHOAMI)) == 1
-    assert read_wish(run) == Wish(Publication("zorp"), done=True)
+    assert replace(read_wish(run), push="") == Wish(Publication("zorp"), done=True)
 
 
 def test_a_wish_waits_while_somebody_pushes_by_hand(hub, process, run):
     write_status(run, state="finished")
     process.call("wish", run=run.path, token=AMBIENT, name="zorp")
-    with FileLock(run.path / ".publish.lock"):
-        process.call("fulfil", run=run.path)
-    assert read_wish(run).open
+    by_hand = create_job(run.runs_dir, PUSH, {"run_id": run.id, "publication": {}})
+    ours = {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
+    write_status(by_hand, state="publishing", **ours)
+    process.call("fulfil", run=run.path)
+    assert read_wish(run).open and not hub.repositories
+    write_status(by_hand, state="finished")
     process.call("fulfil", run=run.path)
     assert read_wish(run).done
+
+
+def test_a_wish_knows_its_push_again_after_a_restart(hub, process, run):
+    write_status(run, state="finished")
+    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
+    job = create_job(run.runs_dir, PUSH, {"run_id": run.id, "publication": {}})
+    write_status(job, state="stopped")  # the person has cancelled it meanwhile
+    kept = json.loads((run.path / "when_finished.json").read_text())
+    (run.path / "when_finished.json").write_text(json.dumps(kept | {"push": job.id}))
+    process.call("fulfil", run=run.path)
+    assert read_wish(run).done and "Stopped" in read_wish(run).reason
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize("content", [None, b"12", b"[]", b"null", b"\xff", b"{}"])
+@pytest.mark.parametrize("name", ["when_finished.json", "published.json"])
+def test_damaged_files_of_a_push_are_of_one_run_alone(run, name, content):
+    file = run.path / name
+    file.mkdir() if content is None else file.write_bytes(content)
+    write_status(run, state="finished")
+    when_finished.fulfil_wishes(run.runs_dir)
+    assert published(run) is None and not read_wish(run).open
 
 
 def test_the_page_keeps_and_tells_a_wish_and_that_it_waits(run, monkeypatch):

@@ -78,7 +78,7 @@ def test_what_a_step_asks_of_the_transformer():
 
 
 def test_the_plan_of_sft_has_one_pass_and_no_teacher(real_size_folder):
-    sizes = read_sizes(real_size_folder, real_size_folder / "vision_tower")
+    sizes = read_sizes(real_size_folder, Z_IMAGE, real_size_folder / "vision_tower")
     sft, dopsd = (step_work(TrainConfig(objective=name, rollout_steps=4), sizes) for name in ("sft", "dopsd"))
     assert sft < dopsd / 4
 
@@ -132,8 +132,8 @@ def test_sft_asks_for_no_teacher(new_run, tiny_config, monkeypatch):
     run = new_run(replace(tiny_config, objective="sft"))
     list(train(run))
     assert {file.name for file in (run.checkpoints / "000004").iterdir()} == {
-        "student.safetensors",
-        "optimizer.pt",
+        "lora.safetensors",
+        "resume.pt",
         "manifest.json",
     }
 

@@ -12,7 +12,7 @@ from dopsd_app.jobs.launcher import launcher
 from dopsd_app.progress import PhaseProgress
 
 ADD = Kind("add", "toy_kind:add", "add again")
-ASIDE = Kind("add-aside", "toy_kind:add", "add again", card=False)
+ASIDE = Kind("add-aside", "toy_kind:add", "add again", computes=False)
 register(ADD)
 register(ASIDE)
 launcher.command = (sys.executable, __file__)

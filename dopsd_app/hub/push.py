@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import replace_file
+from dopsd_app.files import read_value, replace_file
 from dopsd_app.hub.account import own_repository, who_is
 from dopsd_app.hub.card_pictures import MAX_PICTURES, card_pictures
 from dopsd_app.hub.client import Cancellation, Cancelled
@@ -122,7 +122,7 @@ def _push(
             repo = own_repository(who_is(token), publication.name)
             progress.step()
             with _staged(run, repo, pictures, publication.with_captions, lora_file) as folder:
-                ours = (published(run) or {}).get("repo") == repo
+                ours = (before := published(run)) is not None and before.repo == repo
                 link = upload(
                     folder,
                     repo,
@@ -138,20 +138,30 @@ def _push(
     except KnownFailure as error:
         progress.cancellation.check()
         _log(run, f"push failed: {error} {getattr(error, 'detail', '')}".rstrip())
-        if not run.status_file.exists():
+        if not run.path.is_dir():
             raise HubError(f"{DELETED}: see on the Hub whether it arrived there.") from None
         raise HubError(f"{error} {KEPT}") from None
-    facts = {"link": link, "repo": repo, "private": private, "time": round(time.time())}
+    facts = Place(link, repo, private, round(time.time()))
     with suppress(FileNotFoundError):  # deleted meanwhile: it is published all the same
-        replace_file(_published_file(run), json.dumps(facts))
+        replace_file(_published_file(run), json.dumps(asdict(facts)))
     _log(run, f"pushed to {link} ({'private' if private else 'public'})")
     return link
 
 
-def published(run: Run) -> dict | None:
-    """Where the run's LoRA was pushed to last: link, repo, private and time (seconds since 1970)."""
-    with suppress(FileNotFoundError, ValueError):
-        return json.loads(_published_file(run).read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Place:
+    """Where a LoRA was pushed to."""
+
+    link: str
+    repo: str
+    private: bool
+    time: int  # seconds since 1970
+
+
+def published(run: Run) -> Place | None:
+    """Where the run's LoRA was pushed to last; None where it was not, or nobody can read where."""
+    with suppress(OSError, ValueError):
+        return read_value(Place, _published_file(run).read_bytes())
     return None
 
 

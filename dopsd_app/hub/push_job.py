@@ -44,7 +44,7 @@ def ask_for_push(run: Run, publication: Publication, token: str | None) -> Job:
 def latest_push(run: Run) -> Job | None:
     """The push of this run that was asked for last, while it is kept."""
     pushes = [job for job, _ in statuses(run.runs_dir) if kind_of(job) == PUSH]
-    return next((job for job in reversed(pushes) if job.request["run_id"] == run.id), None)
+    return next((job for job in reversed(pushes) if job.request.get("run_id") == run.id), None)
 
 
 def cancel_push(run: Run) -> None:

@@ -21,7 +21,9 @@ from dopsd_app.hub.account import pause_space
 from dopsd_app.hub.publication import Publication
 from dopsd_app.hub.push import PushRunningError
 from dopsd_app.hub.push_job import ask_for_push, wait_for_push
-from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.job import Job, RunError, find_job
+from dopsd_app.jobs.kinds import PUSH
+from dopsd_app.jobs.queue import statuses
 from dopsd_app.jobs.runs import Run, list_runs
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Wish:
     publication: Publication | None = None
     done: bool = False  # tried: published, or with a reason why not
     reason: str = ""
+    push: str = ""  # the job's id, once it was asked for
 
     @property
     def open(self) -> bool:
@@ -54,7 +57,7 @@ def read_wish(run: Run) -> Wish:
         return Wish(None if asked is None else Publication.from_fields(asked), **fields)
     except FileNotFoundError:
         return Wish()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a bad disk, or a hand
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a bad disk, or a hand
         why = f": {error}" if isinstance(error, KnownFailure) else "."
         reason = f"when_finished.json cannot be read, so nothing was done{why} Say again what is to happen."
         return Wish(done=True, reason=reason)
@@ -82,9 +85,13 @@ def waits_for_sign_in(run: Run, wish: Wish) -> bool:
 def fulfil_wishes(runs_dir: Path) -> None:
     """Does what was asked for with every run that has finished since, where a token is at hand."""
     for run in list_runs(runs_dir):
-        with suppress(FileNotFoundError):  # deleted in the middle of it
+        try:
             if read_wish(run).open and run.status.state == "finished" and (token := _find_token(run)):
                 _take(run, token)
+        except FileNotFoundError:  # deleted in the middle of it
+            continue
+        except Exception:  # one run's trouble must not end the others' wishes
+            logger.exception("The wish for %s could not be looked at", run.id)
 
 
 def _take(run: Run, token: str) -> None:
@@ -97,9 +104,15 @@ def _take(run: Run, token: str) -> None:
         if not (wish := read_wish(run)).open:
             return
         try:
-            fulfilled = _fulfil(run, wish, token)
+            job = _push_of(run, wish, token)
         except PushRunningError:  # somebody publishes it by hand: then it is this one's turn
             return
+        except KnownFailure as error:
+            replace_file(_file(run), json.dumps(asdict(replace(wish, done=True, reason=str(error)))))
+            return
+        wish = replace(wish, push=job.id)
+        replace_file(_file(run), json.dumps(asdict(wish)))
+        fulfilled = _fulfil(run, wish, job, token)
         if read_wish(run) == wish:  # else another one came meanwhile: its turn is next
             replace_file(_file(run), json.dumps(asdict(fulfilled)))
             _tokens.pop(run.id, None)
@@ -115,16 +128,29 @@ def _find_token(run: Run) -> str | None:
     return None
 
 
-def _fulfil(run: Run, wish: Wish, token: str) -> Wish:
+def _push_of(run: Run, wish: Wish, token: str) -> Job:
+    """The push that was asked for before this server was started anew, or a new one."""
+    with suppress(RunError):
+        job = find_job(run.runs_dir, wish.push, PUSH)
+        if job.status.state != "interrupted":
+            return job
+    return ask_for_push(run, wish.publication, token)
+
+
+def _is_more_to_do(run: Run) -> bool:
+    """Whether anything is at work besides, or another run's LoRA waits to be published."""
+    busy = any(status.busy for _, status in statuses(run.runs_dir))
+    return busy or any(read_wish(other).open for other in list_runs(run.runs_dir) if other != run)
+
+
+def _fulfil(run: Run, wish: Wish, job: Job, token: str) -> Wish:
     try:
-        wait_for_push(ask_for_push(run, wish.publication, token))
+        wait_for_push(job)
         if wish.publication.pause:
-            if any(other.status.busy for other in list_runs(run.runs_dir)):
-                raise RunError("It was published. Another run is at work, so the Space was not paused.")
+            if _is_more_to_do(run):
+                raise RunError("It was published. Something else is at work, so the Space was not paused.")
             # The sign-in may write to what it created, which the Space is not: its owner can leave a secret.
             pause_space(os.environ.get("PAUSE_TOKEN") or token)
-    except PushRunningError:
-        raise
     except (KnownFailure, OSError) as error:
         return replace(wish, done=True, reason=str(error))
     except Exception:  # once: the next round would push again, and fail again

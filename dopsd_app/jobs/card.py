@@ -1,6 +1,6 @@
 """One card, one job: who computes on this machine, in whatever folder its runs are kept."""
 
-import functools
+import hashlib
 import json
 import os
 import time
@@ -27,11 +27,15 @@ class Holder:
     warm: bool = False  # whether it only keeps a model loaded, and gives way
 
 
-@functools.cache
+_known_card = ""  # a card stays what it is, but its driver may fail to answer
+
+
 def card_name() -> str:
     """The card that jobs of this process use, by its own number, which is the same everywhere; or "cpu"."""
-    gpus = list_gpus()
-    return gpus[0].uuid if gpus else "cpu"
+    global _known_card
+    if not _known_card and (gpus := list_gpus()):
+        _known_card = gpus[0].uuid
+    return _known_card or "cpu"
 
 
 def _file(ending: str) -> Path:
@@ -58,9 +62,10 @@ class CardLock:
         return True
 
     def give_back(self) -> None:
-        """Lets the next one have it."""
-        _file("json").unlink(missing_ok=True)
-        self._lock.release()
+        """Lets the next one have it; nothing where another process has it."""
+        if self._lock.is_locked:
+            _file("json").unlink(missing_ok=True)
+            self._lock.release()
 
 
 def is_card_free() -> bool:
@@ -79,6 +84,25 @@ def read_holder() -> Holder | None:
         if is_process(holder.pid, holder.pid_started):
             return holder
     return None
+
+
+def note_waiting(runs_dir: Path) -> None:
+    """Tells whoever computes that something waits in this folder of runs too."""
+    name = hashlib.sha256(str(runs_dir).encode()).hexdigest()[:16]
+    file = _file("waiting") / name
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        replace_file(file, str(runs_dir))
+
+
+def take_waiting() -> list[Path]:
+    """The folders of runs in which something waited; from now on nothing is noted of them."""
+    found = []
+    for file in _file("waiting").glob("[!.]*"):
+        with suppress(FileNotFoundError):  # another process looks at the same moment
+            found.append(Path(file.read_text()))
+            file.unlink()
+    return found
 
 
 def ask_for_card() -> None:

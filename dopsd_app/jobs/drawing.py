@@ -36,7 +36,7 @@ class CheckRequest:
     folder: Path  # pictures and captions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawing(Job):
     """A job that draws: a picture of a LoRA beside the base's, or a check of the teacher."""
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,11 +43,17 @@ class Gone(RunError, FileNotFoundError):
     """A job whose folder was deleted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One job: a folder; everything else is read from it."""
+    """One job: a folder; everything else is read from it. Of one folder, all are equal."""
 
     path: Path  # absolute
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
 
     @property
     def id(self) -> str:
@@ -167,16 +173,26 @@ def delete_job(job: Job) -> None:
     with start_lock(job.runs_dir):
         if job.status.live:
             raise RunError(f"{job.id} is at work. Stop it first, then delete it.")
-        # Renamed first, so that nobody ever reads half a job.
-        doomed = insist(lambda: job.path.rename(job.path.with_name(f".deleted-{job.id}")))
+        doomed = _put_away(job)
     shutil.rmtree(doomed)
 
 
+def _put_away(job: Job) -> Path:
+    """Renames its folder before it is removed, so that nobody ever reads half a job."""
+    return insist(lambda: job.path.rename(job.path.with_name(f".deleted-{job.id}")))
+
+
 def sweep(runs_dir: Path, kind: Kind, kept: int) -> None:
-    """Removes the oldest jobs of a kind that rest, until at most `kept` are left."""
-    jobs = [job for job in list_jobs(runs_dir) if kind_of(job) == kind and not job.status.busy]
+    """Removes the oldest jobs of a kind that rest, until at most `kept` are left; under `start_lock`.
+
+    Damaged ones, of which nobody knows the kind, count too. What a kill left half made goes as well.
+    """
+    jobs = [job for job in list_jobs(runs_dir) if kind_of(job) in (kind, None) and not job.status.busy]
     for job in jobs[: max(0, len(jobs) - kept)]:
-        shutil.rmtree(job.path, ignore_errors=True)  # what a reader holds open stays till the next time
+        with suppress(OSError):  # what a reader holds open stays till the next time
+            _put_away(job)
+    for torn in (runs_dir / OTHERS).glob(".*"):
+        shutil.rmtree(torn, ignore_errors=True)
 
 
 def reserve_space(job: Job) -> None:

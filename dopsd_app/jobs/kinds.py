@@ -15,7 +15,7 @@ class Kind:
     function: str  # "module:function"; imported in the worker alone, for it may bring torch
     again: str  # what a person does after it has failed: "resume the run", "draw again"
     # Whether it computes: of such jobs one is at work at a time, and the others wait in a queue.
-    card: bool = True
+    computes: bool = True
     # Whether its worker keeps what it has loaded for the next job of such a kind; it gives way to all others.
     warm: bool = False
 
@@ -31,7 +31,7 @@ def register(kind: Kind) -> None:
 TRAIN = Kind("train", "dopsd_app.train:work", "resume the run")
 DRAW = Kind("draw", "dopsd_app.generate:draw", "draw again", warm=True)
 CHECK_TEACHER = Kind("check-teacher", "dopsd_app.generate:check_teacher", "look again", warm=True)
-DOWNLOAD = Kind("download", "dopsd_app.download:work", "fetch it again: it goes on from there", card=False)
-PUSH = Kind("push", "dopsd_app.hub.push_job:work", "push again", card=False)
+DOWNLOAD = Kind("download", "dopsd_app.download:work", "fetch it again", computes=False)
+PUSH = Kind("push", "dopsd_app.hub.push_job:work", "push again", computes=False)
 for known in (TRAIN, DRAW, CHECK_TEACHER, DOWNLOAD, PUSH):
     register(known)

@@ -69,15 +69,17 @@ class LocalProcess:
         return is_process(status.pid, status.pid_started)
 
     def stop(self, status: Status) -> None:
-        """Ends the process, and what it started."""
+        """Ends the process; see `Launcher`."""
         if not self.alive(status):
             return
-        process = psutil.Process(status.pid)
-        process.terminate()
-        try:
-            process.wait(LAST_WORD_SECONDS)
-        except psutil.TimeoutExpired:
-            process.kill()
+        with suppress(psutil.NoSuchProcess):  # it ends by itself in this moment
+            process = psutil.Process(status.pid)
+            process.terminate()
+            try:
+                process.wait(LAST_WORD_SECONDS)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(LAST_WORD_SECONDS)
 
 
 def process_started(pid: int) -> float | None:

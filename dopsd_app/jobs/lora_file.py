@@ -42,5 +42,5 @@ def _written_hash(run: Run, file: Path) -> str:
         return read_manifest(file.parent).get(file.name, {}).get("sha256", "")
     try:
         return json.loads(run.check_file.read_bytes())["sha256"]
-    except (FileNotFoundError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return ""

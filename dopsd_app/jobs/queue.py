@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from dopsd_app.jobs.card import CardLock, ask_for_card, is_card_free, read_holder
+from dopsd_app.jobs.card import (
+    CardLock,
+    ask_for_card,
+    is_card_free,
+    is_card_wanted,
+    note_waiting,
+    read_holder,
+    take_waiting,
+)
 from dopsd_app.jobs.job import (
     COMMANDS,
     Job,
@@ -20,6 +28,7 @@ from dopsd_app.jobs.status import Status
 
 ONE_JOB = "one job runs at a time. Draw when it has ended."
 CUT_OFF = "A training began; draw again when it has ended."
+ASKED_TO_LEAVE = "Another job needed the computer; draw again when it has ended."
 
 
 def enqueue(job: Job) -> None:
@@ -66,8 +75,9 @@ def _place(waiting: tuple[Job, Status]) -> tuple:
 
 
 def computing(runs_dir: Path) -> list[Job]:
-    """The jobs of this folder that compute now: at most one, and one whose worker is just starting."""
-    return [job for job, status in statuses(runs_dir) if status.live and (kind := kind_of(job)) and kind.card]
+    """The jobs of this folder that compute now, those included whose worker is just starting."""
+    live = [job for job, status in statuses(runs_dir) if status.live]
+    return [job for job in live if (kind := kind_of(job)) and kind.computes]
 
 
 def describe(job: Job) -> str:
@@ -81,10 +91,20 @@ def start_next(runs_dir: Path) -> Job | None:
         return None
     with start_lock(runs_dir):
         waiting = waiting_jobs(runs_dir)
+        if not waiting:
+            return None
         # A worker that was started takes the card only when it is up: until then its status speaks for it.
-        if not waiting or _is_taken(runs_dir, waiting[0].kind):
+        if _is_taken(runs_dir, waiting[0].kind):
+            note_waiting(runs_dir.absolute())
             return None
         return waiting[0] if start(waiting[0]) else None
+
+
+def start_what_waits(runs_dir: Path) -> None:
+    """For whoever gives the card back: starts the next job of its folder of runs, or else of another one."""
+    others = [folder for folder in take_waiting() if folder != runs_dir.absolute()]
+    for folder in (runs_dir, *others):
+        start_next(folder)  # which notes again that something waits, where it does
 
 
 def _is_taken(runs_dir: Path, kind: Kind) -> bool:
@@ -131,32 +151,46 @@ def send_command(job: Job, command: str) -> None:
             write_status(job, state="stopped")
         elif not status.live:
             raise RunError(f"{job.id} is not at work: it is {status.state}.")
-        elif kind and not kind.card:
+        elif kind and not kind.computes:
             launcher.stop(status)
-            write_status(job, state="stopped", pid=None, pid_started=None)
+            if job.status.state == "interrupted":  # else it has had its last word
+                write_status(job, state="stopped", pid=None, pid_started=None)
         else:
             place_command(job, command)
 
 
 def take_next(runs_dir: Path, process: dict) -> Job | None:
     """The next waiting job for a warm worker, now its own; None where there is none. It holds the card."""
+    if not _waiting_warm(runs_dir):  # looked at five times a second: without the lock
+        return None
     with start_lock(runs_dir):
-        for job in waiting_jobs(runs_dir):
-            if job.kind.warm:
-                write_status(job, state="loading", **process)
-                return job
+        for job in _waiting_warm(runs_dir):
+            write_status(job, state="loading", **process)
+            return job
     return None
 
 
-def leave(runs_dir: Path, lock: CardLock, *, idle: bool) -> bool:
-    """Gives a warm worker's card back; refused to one that leaves for want of work, where some has come."""
+def _waiting_warm(runs_dir: Path) -> list[Job]:
+    return [job for job in waiting_jobs(runs_dir) if job.kind.warm]
+
+
+def reason_to_leave(runs_dir: Path) -> str:
+    """Why a warm worker must give its card back, as the sentence for drawings that this cuts off; or ""."""
+    if any(not job.kind.warm for job in waiting_jobs(runs_dir)):
+        return CUT_OFF
+    return ASKED_TO_LEAVE if is_card_wanted() else ""
+
+
+def leave(runs_dir: Path, lock: CardLock, reason: str) -> bool:
+    """Gives a warm worker's card back, and ends the drawings that wait with this sentence.
+
+    Without one, for want of work, it is refused where some has come.
+    """
     with start_lock(runs_dir):
-        waiting = waiting_jobs(runs_dir)
-        if idle and waiting:
+        waiting = _waiting_warm(runs_dir)
+        if waiting and not reason:
             return False
-        if any(job.kind == TRAIN for job in waiting):  # nobody waits an hour for a picture
-            for job in waiting:
-                if job.kind.warm:
-                    write_status(job, state="failed", reason=CUT_OFF)
+        for job in waiting:  # nobody waits an hour for a picture
+            write_status(job, state="failed", reason=reason)
         lock.give_back()
     return True

@@ -14,7 +14,7 @@ from dopsd_app.files import insist, replace_file
 from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, start_lock, write_status
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.manifest import CHECKPOINT_LORA, RESUME_FILE, is_of_another_version, is_there
-from dopsd_app.jobs.queue import enqueue
+from dopsd_app.jobs.queue import enqueue, put_in_queue
 from dopsd_app.models.catalog import full_name
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that every loader looks for first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run(Job):
     """One training: a job whose folder holds its settings and pictures, and everything that it makes."""
 
@@ -189,23 +189,25 @@ def resume(run: Run, more_steps: int | None = None) -> Path | None:
     left to do.
     """
     refuse_other_versions(run)
-    if more_steps is not None:
-        _set_end(run, more_steps)
-    enqueue(run)
+    if more_steps is None:
+        enqueue(run)
+    else:
+        with start_lock(run.runs_dir):
+            _set_end(run, more_steps)
+            put_in_queue(run)
     return latest_checkpoint(run)
 
 
 def _set_end(run: Run, more_steps: int) -> None:
-    """Makes the run one that was stopped at its last checkpoint, with so many steps to do."""
+    """Makes the run one that was stopped at its last checkpoint, with so many steps to do; under the lock."""
     if more_steps < 1:
         raise RunError(f"Say how many more steps: at least 1, not {more_steps}.")
-    with start_lock(run.runs_dir):
-        status, checkpoint = run.status, latest_checkpoint(run)
-        if status.busy:
-            raise RunError(f"{run.id} is {status.state}. Wait for its end, or stop it first.")
-        if checkpoint is None:
-            raise RunError(f"{run.id} has no checkpoint to go on from. Start a new run with more steps.")
-        steps = int(checkpoint.name) + more_steps
-        # Who says how many does not want it to end where its health stops improving.
-        _change_settings(run, steps=steps, stop_early=False)
-        write_status(run, state="stopped", step=int(checkpoint.name), steps=steps, reason="")
+    status, checkpoint = run.status, latest_checkpoint(run)
+    if status.busy:
+        raise RunError(f"{run.id} is {status.state}. Wait for its end, or stop it first.")
+    if checkpoint is None:
+        raise RunError(f"{run.id} has no checkpoint to go on from. Start a new run with more steps.")
+    steps = int(checkpoint.name) + more_steps
+    # Who says how many does not want it to end where its health stops improving.
+    _change_settings(run, steps=steps, stop_early=False)
+    write_status(run, state="stopped", step=int(checkpoint.name), steps=steps, reason="")

@@ -19,7 +19,7 @@ from dopsd_app.config import memory_levers
 from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
 from dopsd_app.files import is_disk_full, replace_file
 from dopsd_app.hub_errors import keep_token
-from dopsd_app.jobs.card import CardLock, is_card_wanted
+from dopsd_app.jobs.card import CardLock
 from dopsd_app.jobs.events import (
     Event,
     Failed,
@@ -41,7 +41,7 @@ from dopsd_app.jobs.job import (
 )
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.launcher import process_started
-from dopsd_app.jobs.queue import CUT_OFF, describe, leave, put_in_queue, start_next, take_next, waiting_jobs
+from dopsd_app.jobs.queue import describe, leave, reason_to_leave, start_what_waits, take_next
 from dopsd_app.jobs.runs import Run, latest_checkpoint
 from dopsd_app.progress import DownloadProgress, PhaseProgress
 
@@ -59,19 +59,20 @@ def work(job: Job, function: Function | None = None, idle_seconds: float = IDLE_
     `function` is that of the job's kind, unless it is given. When another process computes, the job stays in
     the queue. SIGINT and SIGTERM become the stop command. Then the next starts.
     """
-    if not job.kind.card:  # a signal ends it at once: it may wait for the network, and has nothing to save
+    if not job.kind.computes:
+        # A signal ends it at once: it may wait for the network, and has nothing to save.
         return _exit_code(_record_all(job, function)) if _claim(job, None) else BUSY
     lock = CardLock()
     try:
-        with _stop_on_signals(job):
+        with _stop_on_signals(job) as told_to_stop:
             if not _claim(job, lock):
                 return BUSY
             ending = _record_all(job, function)
-        if job.kind.warm:
+        if job.kind.warm and not told_to_stop:
             _stay_warm(job.runs_dir, lock, idle_seconds)
     finally:
         lock.give_back()
-    start_next(job.runs_dir)
+    start_what_waits(job.runs_dir)
     return _exit_code(ending)
 
 
@@ -91,7 +92,8 @@ def _claim(job: Job, lock: CardLock | None) -> bool:
         if lock and not lock.take(job.runs_dir, describe(job), warm=job.kind.warm, timeout=1):
             print("Another job uses the GPU; this one waits in the queue.", file=sys.stderr)
             if status.live:
-                write_status(job, state="queued", pid=None, pid_started=None)
+                state = "stopped" if is_asked(job, "stop") else "queued"
+                write_status(job, state=state, pid=None, pid_started=None)
             return False
         if not status.live:  # started by hand, without the queue
             drop_commands(job)
@@ -104,14 +106,18 @@ def _this_process() -> dict:
 
 
 @contextmanager
-def _stop_on_signals(job: Job):
+def _stop_on_signals(job: Job) -> Iterator[list[int]]:
+    """Makes signals the stop command meanwhile; the value holds those that came."""
+    heard = []
+
     def stop(number, frame):
+        heard.append(number)
         place_command(job, "stop")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -121,16 +127,19 @@ def _stay_warm(runs_dir: Path, lock: CardLock, idle_seconds: float) -> None:
     """Does what else is asked for, oldest first, until somebody else wants the card or nobody asks."""
     active = time.monotonic()
     while True:
-        wanted = is_card_wanted() or any(job.kind == TRAIN for job in waiting_jobs(runs_dir))
+        reason = reason_to_leave(runs_dir)
         idle = time.monotonic() - active > idle_seconds
-        if (wanted or idle) and leave(runs_dir, lock, idle=not wanted):
+        if (reason or idle) and leave(runs_dir, lock, reason):
             return
-        if job := take_next(runs_dir, _this_process()):
-            with _stop_on_signals(job):
-                _record_all(job, None)
-            active = time.monotonic()
-        else:
+        job = take_next(runs_dir, _this_process())
+        if job is None:
             time.sleep(LOOK_SECONDS)
+            continue
+        with _stop_on_signals(job) as told_to_stop:
+            _record_all(job, None)
+        if told_to_stop:
+            return
+        active = time.monotonic()
 
 
 # --- one job
@@ -181,12 +190,8 @@ def _cut_off(job: Job, step: int) -> Event | None:
     """Ends a job that is asked to stop before it computes, or whose warm worker must give way."""
     if is_asked(job, "stop"):  # nobody waits for a model to load only to stop
         ending = Stopped(step)
-    elif job.kind.warm and any(other.kind == TRAIN for other in waiting_jobs(job.runs_dir)):
-        ending = Failed(step, CUT_OFF)
-    elif job.kind.warm and is_card_wanted():
-        with start_lock(job.runs_dir):
-            put_in_queue(job)
-        return Stopped(step)
+    elif job.kind.warm and (reason := reason_to_leave(job.runs_dir)):
+        ending = Failed(step, reason)
     else:
         return None
     _record(job, ending)

@@ -10,7 +10,9 @@ import torch
 from dopsd_app.jobs.events import Warned
 from dopsd_app.jobs.manifest import (
     CHECKPOINT_LORA,
+    KEPT,
     MANIFEST,
+    RESUMABLE,
     RESUME_FILE,
     file_facts,
     find_damage,
@@ -21,9 +23,6 @@ from dopsd_app.jobs.manifest import (
 from dopsd_app.jobs.runs import Run, checkpoint_folders, complete_checkpoints, refuse_other_versions
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, load_adapter_weights
 from dopsd_app.method.lora_file import save_lora
-
-RESUMABLE = 2  # newest checkpoints that are kept whole; of older ones only the LoRA stays, to be tried
-KEPT = 10  # newest checkpoints at all, and the best one: a LoRA of rank 64 of a 6 B model takes 0.6 GB
 
 
 def save_checkpoint(

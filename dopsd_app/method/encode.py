@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -147,8 +148,8 @@ class _Encoder:
         if path.exists():
             try:
                 return self._read(path)
-            except SafetensorError:  # damaged on disk: encoded anew, for this run and all others
-                pass
+            except (SafetensorError, OSError, KeyError):  # damaged on disk: encoded anew, for all runs
+                shutil.rmtree(path, ignore_errors=True)  # a folder in its place
         if not self.loaded:
             self.base_model.load_encoders()
             self.loaded = True

@@ -25,7 +25,7 @@ def recall(repository: str, commit: str) -> HubRecord | None:
         fields = json.loads(_file(repository, commit).read_bytes())
         architecture = ARCHITECTURES[fields["pipeline_class"]]
         return HubRecord(fields["files"], architecture, architecture.sizes.from_fields(fields["sizes"]))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # the others: of another version
+    except (OSError, ValueError, TypeError, KeyError):  # the others: of another version
         return None
 
 

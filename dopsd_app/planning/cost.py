@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
+from dopsd_app.jobs.manifest import KEPT, RESUMABLE
 from dopsd_app.models.architecture import Sizes
 
 CAPTIONS = 2  # of a picture
-RESUMABLE, KEPT = 2, 10  # checkpoints, as checkpoint.py keeps them; it would import torch
 PICTURE_FILE = 10_000_000  # bytes of a photograph as PNG, scaled down as a draft keeps it
 PREVIEW_FILE = 200_000  # bytes
 
@@ -91,7 +91,8 @@ def _adapters(config: TrainConfig, sizes: Sizes) -> int:
 def _activations(config: TrainConfig, sizes: Sizes, number: int) -> int:
     """Of the student's pass and its way back; the teacher keeps nothing, and needs less than that."""
     tokens = sizes.student_tokens(config.resolution)
-    return int(config.micro_batch * sizes.activation_bytes(tokens, number, config.gradient_checkpointing))
+    pictures = config.micro_batch * OBJECTIVES[config.objective].together
+    return int(pictures * sizes.activation_bytes(tokens, number, config.gradient_checkpointing))
 
 
 def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:

@@ -30,6 +30,7 @@ from dopsd_app.data.uploads import load_example as load_as_draft
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
 from dopsd_app.hub.push import published
+from dopsd_app.hub.push_job import wait_for_push
 from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.watch import Preview
@@ -188,7 +189,7 @@ def show_wish(run_id: str) -> dict:
         "done": asked.done,
         "reason": asked.reason,
         "waits_for_sign_in": waits_for_sign_in(chosen, asked),
-        "published": (published(chosen) or {}).get("link", ""),
+        "published": place.link if (place := published(chosen)) else "",
     }
 
 
@@ -234,7 +235,8 @@ def publish_lora(
 
     `step` 0 takes the finished LoRA.
     """
-    return publish.publish(run_id, name, private, with_captions, step or None, "", oauth_token)
+    job = publish.ask(run_id, name, private, with_captions, step or None, "", oauth_token)
+    return wait_for_push(job)
 
 
 def _no_bar(*arguments, **names) -> None:

@@ -500,13 +500,11 @@ def _connect_try(page: Page) -> None:
     card.preview.click(guarded(preview), settings, card.card, **shown_on(card.card))
     card.timer.tick(guarded(publish.look, silent=True), run_id, card.watched, queue=False, **QUIET)
     card.cancel.click(guarded(publish.cancel), run_id, None, **QUIET)
-    card.publish.click(publish.begin, None, [card.cancel, card.timer], queue=False, **QUIET)
     pushed = card.publish.click(
         guarded(publish.push),
         [*settings, card.token],
-        [card.result, card.token],
+        [*card.watched, card.token],
         trigger_mode="once",
         api_visibility="private",
     )
     pushed.failure(lambda: "", None, card.token, queue=False, **QUIET)
-    pushed.then(publish.end, None, [card.cancel, card.timer], queue=False, **QUIET)

@@ -9,7 +9,8 @@ from dopsd_app.hub import push as hub
 from dopsd_app.hub.access import find_token, this_space
 from dopsd_app.hub.card_pictures import card_pictures, clear_pictures, keep_picture
 from dopsd_app.hub.publication import Publication, suggest_name
-from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, latest_push, wait_for_push
+from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, latest_push
+from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
@@ -174,23 +175,12 @@ def push(
     token: str,
     oauth_token: str | None,
 ) -> list:
-    """Publishes, and says on the page how it went; the token's box is empty afterwards, whatever happened."""
+    """Asks for a push, and shows how it stands; the token's box is empty afterwards, whatever happened."""
     try:
-        step = chosen_step(checkpoint)
-        said = link(publish(run_id, name, private, with_captions, step, token, oauth_token))
+        ask(run_id, name, private, with_captions, chosen_step(checkpoint), token, oauth_token)
     except KnownFailure as error:
-        said = _problem(str(error))
-    return [said, ""]
-
-
-def begin() -> list:
-    """While a push is asked for: it can be cancelled, and is looked at."""
-    return [gr.Button(interactive=True), gr.Timer(LOOKING, active=True)]
-
-
-def end() -> list:
-    """When it has ended."""
-    return [gr.Button(interactive=False), gr.Timer(LOOKING, active=False)]
+        return [_problem(str(error)), gr.skip(), gr.skip(), ""]
+    return [*look(run_id), ""]
 
 
 def cancel(run_id: str) -> str:
@@ -212,7 +202,7 @@ def preview_card(run_id: str, name: str, private: bool, with_captions: bool, ste
     return str(card)
 
 
-def publish(
+def ask(
     run_id: str,
     name: str,
     private: bool,
@@ -220,22 +210,18 @@ def publish(
     step: int | None,
     token: str,
     oauth_token: str | None,
-) -> str:
-    """Publishes the run's LoRA, finished or of a step, with its card; private unless asked otherwise.
-
-    Returns the link.
+) -> Job:
+    """Asks for a push of the run's LoRA, finished or of a step, with its card; private by default.
 
     The token is the given one, the sign-in of the Space, or the one that `hf auth login` stored.
     """
     run = the_run(run_id)
     publication = Publication(name.strip(), private, with_captions, step)
-    return wait_for_push(ask_for_push(run, publication, find_token(token, oauth_token)))
+    return ask_for_push(run, publication, find_token(token, oauth_token))
 
 
-def _link(published: dict | None) -> str:
-    if not published:
-        return ""
-    return link(published["link"])
+def _link(published: hub.Place | None) -> str:
+    return link(published.link) if published else ""
 
 
 def link(address: str) -> str:
