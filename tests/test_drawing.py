@@ -16,6 +16,7 @@ import psutil
 import pytest
 from filelock import FileLock, Timeout
 from PIL import Image
+from safetensors.numpy import save
 
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
@@ -255,6 +256,7 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     broken = ask(runs_dir, picture_of(other))
     assert "does not hold what was written" in ended(broken).reason
     other.check_file.unlink()  # as of a LoRA whose hash was not kept
+    other.lora_file.write_bytes(save({"nobody.knows": np.zeros(2)}))
     broken = ask(runs_dir, picture_of(other))
     assert "Unexpected error" in ended(broken).reason
     assert "Traceback" in broken.log_file.read_text()

@@ -31,7 +31,7 @@ from dopsd_app.hub import when_finished
 from dopsd_app.hub.account import Account
 from dopsd_app.hub.model_card import make_card
 from dopsd_app.hub.publication import BEST, Publication, check_name, checkpoint_to_publish, suggest_name
-from dopsd_app.hub.push import published
+from dopsd_app.hub.push import Place, published
 from dopsd_app.hub.when_finished import Wish, read_wish, waits_for_sign_in
 from dopsd_app.hub_errors import HubError, check_token, status_sentence
 from dopsd_app.jobs.events import HealthMeasured, LoraChecked, append_event
@@ -260,8 +260,8 @@ def test_the_run_remembers_where_it_was_pushed(hub, process, run):
     assert published(run) is None
     link = process.push(run)
     found = published(run)
-    assert found.pop("time") > 1.7e9
-    assert found == {"link": link, "repo": "Ann/zorp", "private": True}
+    assert found.time > 1.7e9
+    assert replace(found, time=0) == Place(link, "Ann/zorp", True, 0)
     assert run.log_file.read_text().endswith(f"pushed to {link} (private)\n")
     process.push(run, name="zorp-2", private=False)
     assert published(run).repo == "Ann/zorp-2"
@@ -671,7 +671,7 @@ def test_a_wish_takes_the_step_that_is_best_when_the_run_has_finished(hub, proce
     measure(run, s6=0.5, s12=0.1)
     write_status(run, state="finished")
     process.call("fulfil", run=run.path)
-    assert replace(read_wish(run), push="") == Wish(Publication("zorp", checkpoint=BEST), done=True)
+    assert replace(read_wish(run), job="") == Wish(Publication("zorp", checkpoint=BEST), done=True)
     (weight,) = load(hub.repositories["computer/zorp"].files[LORA_FILE]).values()
     assert (weight == 6).all()
 
@@ -709,7 +709,7 @@ def test_two_servers_with_a_token_publish_once(hub, process, other_process, run)
         server.ask("fulfil", run=run.path, token=AMBIENT)
     assert [server.told() for server in (process, other_process)] == [{"result": None}] * 2
     assert len(hub.asked(COMMIT)) == len(hub.asked(WHOAMI)) == 1
-    assert replace(read_wish(run), push="") == Wish(Publication("zorp"), done=True)
+    assert replace(read_wish(run), job="") == Wish(Publication("zorp"), done=True)
 
 
 def test_a_wish_waits_while_somebody_pushes_by_hand(hub, process, run):
@@ -731,7 +731,7 @@ def test_a_wish_knows_its_push_again_after_a_restart(hub, process, run):
     job = create_job(run.runs_dir, PUSH, {"run_id": run.id, "publication": {}})
     write_status(job, state="stopped")  # the person has cancelled it meanwhile
     kept = json.loads((run.path / "when_finished.json").read_text())
-    (run.path / "when_finished.json").write_text(json.dumps(kept | {"push": job.id}))
+    (run.path / "when_finished.json").write_text(json.dumps(kept | {"job": job.id}))
     process.call("fulfil", run=run.path)
     assert read_wish(run).done and "Stopped" in read_wish(run).reason
     assert not hub.repositories

@@ -26,6 +26,7 @@ from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES
 from dopsd_app.models.sizes import read_sizes
 from dopsd_app.models.z_image import ZImage
+from dopsd_app.models.z_image_facts import Z_IMAGE
 from dopsd_app.planning.cost import step_work
 from dopsd_app.train import train
 from dopsd_app.ui import plan
@@ -78,7 +79,7 @@ def test_what_a_step_asks_of_the_transformer():
 
 
 def test_the_plan_of_sft_has_one_pass_and_no_teacher(real_size_folder):
-    sizes = read_sizes(real_size_folder, Z_IMAGE, real_size_folder / "vision_tower")
+    sizes = read_sizes(Z_IMAGE, real_size_folder, real_size_folder / "vision_tower")
     sft, dopsd = (step_work(TrainConfig(objective=name, rollout_steps=4), sizes) for name in ("sft", "dopsd"))
     assert sft < dopsd / 4
 

@@ -19,8 +19,8 @@ from test_page import HOSTILE, TRIGGER, fill_captions
 from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import Run, complete_checkpoints, list_runs
 
-TOKEN = "hf_marked7Qx41kTokenOfAnn"
-MARK = "marked7Qx41k"
+TOKEN = "hf_onlyhere5Wz93TokenOfAnn"
+MARK = "onlyhere5Wz93"
 KEPT = "The LoRA file is kept here, and pushing again works."
 
 

@@ -145,15 +145,8 @@ def test_no_file_of_runs_drafts_or_the_computer_can_be_fetched(which, request):
     linked = server.folder / "link" / server.run.id
     others = [Path("/etc/passwd"), ROOT / "app.py", server.folder / "home" / "token", server.output]
     others += [linked / "config.json", linked / LORA_FILE, server.runs / f"{OTHERS}/../.start.lock"]
-    assert {
-        "config.json",
-        "status.json",
-        "events.jsonl",
-        "log.txt",
-        "draft.json",
-        LORA_FILE,
-        "resume.pt",
-    } <= {file.name for file in kinds.values()}
+    needed = {"config.json", "status.json", "events.jsonl", "log.txt", "draft.json", LORA_FILE, "resume.pt"}
+    assert needed <= {file.name for file in kinds.values()}
     with RawRequests(server) as raw:
         for file in [*kinds.values(), *others]:
             content = file.read_bytes()

@@ -36,7 +36,7 @@ class Wish:
     publication: Publication | None = None
     done: bool = False  # tried: published, or with a reason why not
     reason: str = ""
-    push: str = ""  # the job's id, once it was asked for
+    job: str = ""  # the id of the push, once it was asked for
 
     @property
     def open(self) -> bool:
@@ -110,7 +110,7 @@ def _take(run: Run, token: str) -> None:
         except KnownFailure as error:
             replace_file(_file(run), json.dumps(asdict(replace(wish, done=True, reason=str(error)))))
             return
-        wish = replace(wish, push=job.id)
+        wish = replace(wish, job=job.id)
         replace_file(_file(run), json.dumps(asdict(wish)))
         fulfilled = _fulfil(run, wish, job, token)
         if read_wish(run) == wish:  # else another one came meanwhile: its turn is next
@@ -131,7 +131,7 @@ def _find_token(run: Run) -> str | None:
 def _push_of(run: Run, wish: Wish, token: str) -> Job:
     """The push that was asked for before this server was started anew, or a new one."""
     with suppress(RunError):
-        job = find_job(run.runs_dir, wish.push, PUSH)
+        job = find_job(run.runs_dir, wish.job, PUSH)
         if job.status.state != "interrupted":
             return job
     return ask_for_push(run, wish.publication, token)
