@@ -45,7 +45,7 @@ def toy(monkeypatch):
     import toy_kind
 
     monkeypatch.setattr(launcher.launcher, "command", (sys.executable, str(TOY)))
-    for kind in (toy_kind.ADD, toy_kind.ASIDE):
+    for kind in (toy_kind.ADD, toy_kind.ASIDE, toy_kind.KEEP):
         monkeypatch.setitem(KINDS, kind.name, kind)
     yield toy_kind
     launcher.launcher.command = command
@@ -143,7 +143,6 @@ def test_two_folders_of_runs_share_the_card(toy, runs_dir, tmp_path):
     assert card.read_holder().runs_dir == str(runs_dir)
     queue.send_command(here, "stop")
     ended(here)
-    wait_for(lambda: queue.start_next(tmp_path / "others"))
     assert ended(there).state == "finished"
 
 
@@ -263,3 +262,47 @@ def test_lines_that_are_no_events_are_left_out(runs_dir):
             file.write(f"{line}\n")
     append_event(run.events_file, StepDone(2, 0.5, 1.0, 1.0, 0))
     assert [event.step for event in read_events(run.events_file)] == [1, 2]
+
+
+# --- several folders of runs
+
+
+def test_what_waits_in_another_folder_is_started_by_whoever_gives_the_card_back(toy, runs_dir, tmp_path):
+    here = ask(runs_dir, toy.ADD, *range(1000), seconds=0.02)
+    wait_for(lambda: here.status.state == "adding")
+    there = ask(tmp_path / "others", toy.ADD, 1)  # as `--detach`: nobody looks at it again
+    assert there.status.state == "queued"
+    queue.send_command(here, "stop")
+    assert ended(there).state == "finished"
+
+
+def test_a_warm_worker_gives_way_to_another_folder_and_tells_its_own_drawings(toy, runs_dir, tmp_path):
+    warm = [ask(runs_dir, toy.KEEP, *range(1000), seconds=0.02) for _ in range(2)]
+    wait_for(lambda: warm[0].status.state == "adding")
+    assert card.read_holder().warm
+    there = ask(tmp_path / "others", toy.ADD, 1)
+    assert [ended(one).reason for one in warm] == [queue.ASKED_TO_LEAVE] * 2
+    assert ended(there).state == "finished"
+
+
+def test_a_worker_without_the_card_leaves_the_holder_alone(toy, runs_dir):
+    runs_dir.mkdir()
+    lock = card.CardLock()
+    assert lock.take(runs_dir, "Another job", warm=True)
+    asked = job.create_job(runs_dir, toy.ADD, {"numbers": [1]})
+    done = subprocess.run([*launcher.launcher.command, str(asked.path)], capture_output=True, text=True)
+    assert (done.returncode, asked.status.state) == (75, "draft"), done.stderr
+    assert card.read_holder().pid == os.getpid()
+    lock.give_back()
+    assert card.read_holder() is None
+
+
+def test_a_job_that_was_told_to_stop_does_not_go_back_to_the_queue(toy, runs_dir):
+    asked = job.create_job(runs_dir, toy.ADD, {"numbers": [1]})
+    lock = card.CardLock()
+    assert lock.take(runs_dir, "Another job")
+    with job.start_lock(runs_dir):  # as `start_next` does it, when somebody takes the card just after
+        assert queue.start(asked)
+        job.place_command(asked, "stop")
+    assert ended(asked).state == "stopped"
+    lock.give_back()

@@ -13,8 +13,9 @@ from dopsd_app.progress import PhaseProgress
 
 ADD = Kind("add", "toy_kind:add", "add again")
 ASIDE = Kind("add-aside", "toy_kind:add", "add again", computes=False)
-register(ADD)
-register(ASIDE)
+KEEP = Kind("add-warm", "toy_kind:add", "add again", warm=True)
+for kind in (ADD, ASIDE, KEEP):
+    register(kind)
 launcher.command = (sys.executable, __file__)
 
 
