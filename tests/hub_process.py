@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +17,8 @@ from huggingface_hub.utils import _http
 
 from dopsd_app import hub_errors
 from dopsd_app.files import replace_file
-from dopsd_app.hub import account, client, push, upload, when_finished
-from dopsd_app.hub.publication import Publication, Published
+from dopsd_app.hub import account, client, push, push_job, upload, when_finished
+from dopsd_app.hub.publication import Publication
 from dopsd_app.jobs.runs import Run
 
 # The library waits 1, 2, 4, 8 and 8 seconds between its tries.
@@ -31,19 +30,19 @@ def publish(run: str, token: str | None, pictures: list = (), **publication) -> 
     return push.publish(_with_card(Run(Path(run)), pictures), Publication(**publication), token)
 
 
-def steps(run: str, token: str, until: int = 99, wait: float = 0, pictures: list = (), **asked) -> list:
-    """What a push tells, each word once; closed `wait` seconds after `until` steps, and how long it took."""
-    told, run = [], _with_card(Run(Path(run)), pictures)
-    pushing = push.push(run, Publication(**asked), token)
-    for word in pushing:
-        if asdict(word) not in told:
-            told.append(asdict(word))
-        if not isinstance(word, Published) and word.done == until:
-            break
-    time.sleep(wait)
-    closing = time.monotonic()
-    pushing.close()
-    return [*told, time.monotonic() - closing]
+def steps(run: str, token: str, pictures: list = (), **asked) -> list:
+    """What a push tells."""
+    run = _with_card(Run(Path(run)), pictures)
+    return [asdict(word) for word in push.push(run, Publication(**asked), token)]
+
+
+def begin(run: str, token: str, **asked) -> None:
+    """Asks for a push that is a job."""
+    push_job.ask_for_push(Run(Path(run)), Publication(**asked), token)
+
+
+def cancel(run: str) -> None:
+    push_job.cancel_push(Run(Path(run)))
 
 
 def _with_card(run: Run, pictures: list) -> Run:
@@ -83,7 +82,7 @@ def pause_space(token: str, environment: dict | None = None) -> None:
     account.pause_space(token)
 
 
-CALLS = (publish, steps, wish, fulfil, limits, who_is, pause_space)
+CALLS = (publish, steps, begin, cancel, wish, fulfil, limits, who_is, pause_space)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors.numpy import save
+from waiting import ended, holding_the_card, wait_for
 
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
@@ -43,19 +43,6 @@ TINY = (
 )
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-    return value
-
-
-def ended(asked):
-    wait_for(lambda: not asked.status.busy)
-    return asked.status
-
-
 def worker_of():
     return psutil.Process(card.read_holder().pid)
 
@@ -63,16 +50,6 @@ def worker_of():
 def is_warm():
     """Whether a worker keeps the model loaded."""
     return bool((holder := card.read_holder()) and holder.warm)
-
-
-@contextmanager
-def holding_the_card(runs_dir):
-    lock = card.CardLock()
-    assert lock.take(runs_dir, "Another job", timeout=10)
-    try:
-        yield
-    finally:
-        lock.give_back()
 
 
 def pixels(path):

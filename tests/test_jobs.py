@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import ended, wait_for
 
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset
@@ -23,19 +24,6 @@ from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.progress import PhaseProgress
 
 TOY = Path(__file__).parent / "toy_kind.py"
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-    return value
-
-
-def ended(asked):
-    wait_for(lambda: not asked.status.busy)
-    return asked.status
 
 
 @pytest.fixture

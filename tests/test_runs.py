@@ -18,10 +18,11 @@ import pytest
 from checkpoint_files import leave_checkpoint
 from filelock import FileLock
 from PIL import Image
+from waiting import holding_the_card, wait_for
 
 from dopsd_app.config import ConfigError, TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset, Example
-from dopsd_app.jobs import card, job, launcher, queue, runs, worker
+from dopsd_app.jobs import job, launcher, queue, runs, worker
 from dopsd_app.jobs.events import Failed, Resumed, StepDone, read_events
 from dopsd_app.jobs.job import RunError
 
@@ -56,24 +57,6 @@ def next_started(runs_dir):
     """The run that `start_next` has started."""
     job = queue.start_next(runs_dir)
     return job and runs.Run(job.path)
-
-
-@contextlib.contextmanager
-def holding_the_card(runs_dir):
-    lock = card.CardLock()
-    assert lock.take(runs_dir, "Another job")
-    try:
-        yield
-    finally:
-        lock.give_back()
-
-
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-    return value
 
 
 def wait_for_state(run, *states):

@@ -1,10 +1,9 @@
-"""How the Hub is asked for pushes: a client that does not wait for ever, and can be told to stop."""
+"""How the Hub is asked for pushes: by a client that does not wait for ever, as the library's own does."""
 
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from dopsd_app import hub_errors
@@ -40,55 +39,8 @@ def pushing_errors(about: str, token: str) -> Iterator[None]:
         raise tell_error(error, about, token) from None
 
 
-class Cancelled(Exception):
-    """Nobody waits for this any more."""
-
-
-class Cancellation:
-    """Ends what one thread asks the Hub, from another: the request that is on its way, and all to come."""
-
-    def __init__(self):
-        self.asked = threading.Event()
-        self._line: _Line | None = None
-
-    def cancel(self) -> None:
-        self.asked.set()
-        if line := self._line:
-            line.cut()
-
-    def check(self) -> None:
-        """Raises `Cancelled` where that was asked for."""
-        if self.asked.is_set():
-            raise Cancelled
-
-    @contextmanager
-    def of_this_thread(self) -> Iterator[None]:
-        """The requests that this thread makes meanwhile can be cancelled."""
-        before = _cancellation.set(self)
-        try:
-            yield
-        finally:
-            _cancellation.reset(before)
-
-    @contextmanager
-    def over(self, line: "_Line") -> Iterator[None]:
-        """Meanwhile this is the line to cut."""
-        self._line = line
-        try:
-            self.check()
-            yield
-        except Exception:
-            self.check()
-            raise
-        finally:
-            self._line = None
-
-
-_cancellation: ContextVar[Cancellation] = ContextVar("_cancellation")
-
-
 class _Line:
-    """The connection of one request, which is cut when its time is over, or from another thread."""
+    """The connection of one request, which is cut when its time is over."""
 
     def __init__(self, seconds: float):
         self.is_cut = False
@@ -157,7 +109,7 @@ def _make_client() -> "httpx2.Client":
                 # Some functions of the library ask for no limit where their caller gave none.
                 request.extensions["timeout"] = self.timeout.as_dict()
             seconds = _most_seconds(request)
-            with _Line(seconds) as line, _cancellation.get(Cancellation()).over(line):
+            with _Line(seconds) as line:
                 request.extensions["trace"] = line.trace
                 try:
                     response = super().send(request, **keywords)

@@ -8,12 +8,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +21,6 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
 from dopsd_app.hub.account import own_repository, who_is
 from dopsd_app.hub.card_pictures import MAX_PICTURES, card_pictures
-from dopsd_app.hub.client import Cancellation, Cancelled
 from dopsd_app.hub.model_card import Picture, base_name, make_card, picture_name
 from dopsd_app.hub.publication import Publication, Published, checkpoint_to_publish
 from dopsd_app.hub.upload import UPLOAD_STEPS, upload
@@ -34,8 +32,6 @@ from dopsd_app.progress import PhaseProgress
 
 LONGEST_SIDE = 1024  # pixels, of a published picture
 STEPS = 1 + UPLOAD_STEPS + 1  # of a push; each picture is one more, and the last is told by `Published`
-TELL_SECONDS = 0.5  # between two words of a push: whoever reads them can close it in between
-CUT_SECONDS = 5.0  # that a push which is closed may still take to clean up
 KEPT = "The LoRA file is kept here, and pushing again works."
 DELETED = "The run was deleted during its push, and its LoRA file with it"
 
@@ -55,61 +51,22 @@ def push(run: Run, publication: Publication, token: str | None) -> Iterator[Phas
     """Publishes a run's LoRA with a model card: tells how far it is, and in the end where it is.
 
     The card has the generated pictures that were chosen for the run; training pictures are never published,
-    and captions only if asked for. Raises `HubError`; pushing again then begins anew. Closing it breaks off
-    whatever it asks the Hub.
+    and captions only if asked for. Raises `HubError`; pushing again then begins anew.
     """
     pictures = card_pictures(run)
-    queue, cancellation = SimpleQueue(), Cancellation()
-    progress = _Progress(queue, cancellation, STEPS + len(pictures))
-    thread = Thread(
-        target=_work, args=(run, publication, pictures, token, progress), name="push", daemon=True
-    )
-    thread.start()
-    told = PhaseProgress("publishing", 0, progress.total)
-    try:
-        while not isinstance(told, Published):
-            yield told
-            with suppress(Empty):
-                told = queue.get(timeout=TELL_SECONDS)
-            if isinstance(told, Exception):
-                raise told
-        yield told
-    finally:
-        cancellation.cancel()
-        thread.join(CUT_SECONDS)
-
-
-@dataclass
-class _Progress:
-    """What a push tells, and whether somebody still wants to hear it."""
-
-    queue: SimpleQueue  # of PhaseProgress, then a Published or an exception
-    cancellation: Cancellation
-    total: int
-    done: int = 0
-
-    def step(self) -> None:
-        """One step more is done; raises `Cancelled` where nobody waits for the next."""
-        self.cancellation.check()
-        self.done += 1
-        self.queue.put(PhaseProgress("publishing", self.done, self.total))
-
-
-def _work(
-    run: Run, publication: Publication, pictures: Sequence[Picture], token: str | None, progress: _Progress
-) -> None:
-    try:
-        with progress.cancellation.of_this_thread():
-            progress.queue.put(Published(_push(run, publication, pictures, token, progress)))
-    except Cancelled:
-        _log(run, "push cancelled")
-    except Exception as error:  # the border: whoever waits raises it
-        progress.queue.put(error)
+    total = STEPS + len(pictures)
+    progress = (PhaseProgress("publishing", done, total) for done in count())
+    yield next(progress)
+    yield Published((yield from _push(run, publication, pictures, token, progress)))
 
 
 def _push(
-    run: Run, publication: Publication, pictures: Sequence[Picture], token: str | None, progress: _Progress
-) -> str:
+    run: Run,
+    publication: Publication,
+    pictures: Sequence[Picture],
+    token: str | None,
+    progress: Iterator[PhaseProgress],
+) -> Generator[PhaseProgress, None, str]:
     private = publication.private
     try:
         lora_file = find_lora(run, checkpoint_to_publish(run, publication))
@@ -120,23 +77,21 @@ def _push(
         token = check_token(token)
         with FileLock(run.path / ".publish.lock").acquire(timeout=0):
             repo = own_repository(who_is(token), publication.name)
-            progress.step()
+            yield next(progress)
             with _staged(run, repo, pictures, publication.with_captions, lora_file) as folder:
                 ours = (before := published(run)) is not None and before.repo == repo
-                link = upload(
+                link = yield from upload(
                     folder,
                     repo,
                     private=private,
                     ours=ours,
                     token=token,
-                    cancellation=progress.cancellation,
-                    step=progress.step,
+                    progress=progress,
                     message=f"LoRA trained with {OBJECTIVES[run.config.objective].name}",
                 )
     except Timeout:
         raise PushRunningError(f"{run.id} is being pushed already: wait for that.") from None
     except KnownFailure as error:
-        progress.cancellation.check()
         _log(run, f"push failed: {error} {getattr(error, 'detail', '')}".rstrip())
         if not run.path.is_dir():
             raise HubError(f"{DELETED}: see on the Hub whether it arrived there.") from None

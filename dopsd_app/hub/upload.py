@@ -1,14 +1,16 @@
 """The upload of a folder with a LoRA to a repository on the Hub, which may lose its answer on the way."""
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dopsd_app.hub.client import Cancellation, pushing_errors
+from dopsd_app.hub.client import pushing_errors
 from dopsd_app.hub_errors import HubError, status_sentence
 from dopsd_app.jobs.runs import LORA_FILE
+from dopsd_app.progress import PhaseProgress
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -28,13 +30,12 @@ def upload(
     ours: bool,
     token: str,
     message: str,
-    cancellation: Cancellation,
-    step: Callable[[], None],
-) -> str:
+    progress: Iterator[PhaseProgress],
+) -> Generator[PhaseProgress, None, str]:
     """Creates the repository where there is none, uploads the folder and looks whether it arrived.
 
-    `ours` says that it was pushed to before, so that it may hold another LoRA. `step` is called UPLOAD_STEPS
-    times, and once for each picture. Returns the link; raises `HubError`.
+    `ours` says that it was pushed to before, so that it may hold another LoRA. UPLOAD_STEPS of `progress` are
+    yielded, and one for each picture. Returns the link; raises `HubError`.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -47,14 +48,14 @@ def upload(
         _check_visibility(before, repo, private)
         if not ours:
             _refuse_another(before, repo, digests[LORA_FILE])
-        step()
+        yield next(progress)
         for addition in additions:
             if addition.path_in_repo == LORA_FILE or addition.path_in_repo.startswith("images/"):
                 api.preupload_lfs_files(repo, [addition])
-                step()
+                yield next(progress)
     # A picture left out now is to be gone.
     deletions = [CommitOperationDelete(path) for path in _pictures_in(before) if path not in digests]
-    _commit(api, repo, [*additions, *deletions], message, digests, cancellation)
+    _commit(api, repo, [*additions, *deletions], message, digests)
     return f"{api.endpoint}/{repo}"
 
 
@@ -70,9 +71,7 @@ def _created(api: "HfApi", repo: str, private: bool) -> "ModelInfo":
         raise HubError(status_sentence(409, repo, {})) from None
 
 
-def _commit(
-    api: "HfApi", repo: str, operations: list, message: str, digests: Digests, cancellation: Cancellation
-) -> None:
+def _commit(api: "HfApi", repo: str, operations: list, message: str, digests: Digests) -> None:
     """Makes a commit of what was uploaded, and looks whether it is there: also where its answer was lost."""
 
     def is_all_there(info: "ModelInfo") -> bool:
@@ -85,24 +84,21 @@ def _commit(
         with pushing_errors(repo, api.token):
             api.create_commit(repo, operations, commit_message=message)
     except HubError as error:
-        there = error.transient and _look(api, repo, is_all_there, cancellation)
+        there = error.transient and _look(api, repo, is_all_there)
         if there is None:
             error.args = (f"{error} It may have arrived all the same: see {api.endpoint}/{repo}.",)
         if not there:
             raise
     else:
-        if _look(api, repo, has_lora, cancellation) is False:
+        if _look(api, repo, has_lora) is False:
             raise HubError(f"The Hub took the push, but does not show the LoRA file in {repo}: try again.")
 
 
-def _look(
-    api: "HfApi", repo: str, holds: Callable[["ModelInfo"], bool], cancellation: Cancellation
-) -> bool | None:
+def _look(api: "HfApi", repo: str, holds: Callable[["ModelInfo"], bool]) -> bool | None:
     """Whether the repository holds what it should, soon; None where the Hub does not say."""
     seen = None
     for seconds in LOOKS:
-        cancellation.asked.wait(seconds)
-        cancellation.check()
+        time.sleep(seconds)
         with suppress(HubError), pushing_errors(repo, api.token):
             if seen := holds(api.model_info(repo, files_metadata=True)):
                 break
