@@ -267,7 +267,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def load_config(path: Path) -> TrainConfig:
     """Reads what `save_config` wrote; `ConfigError` for settings that cannot work, ValueError for none."""
     settings = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or "base_model" not in settings:  # it was written whole
         raise ValueError(f"{path.name} holds no settings.")
     return make_config(settings)
 

@@ -118,8 +118,7 @@ def test_a_workers_environment_holds_no_token(toy, runs_dir, monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for a detached process")
 def test_a_signal_before_anything_is_imported_is_a_stop(toy, runs_dir):
     asked = ask(runs_dir, toy.ADD, *range(1000), seconds=0.02)
-    wait_for(lambda: "begins" in asked.log_file.read_text())
-    psutil.Process(asked.status.pid).terminate()
+    psutil.Process(asked.status.pid).terminate()  # it has hardly begun
     assert ended(asked).state == "stopped"
 
 
@@ -190,9 +189,13 @@ def test_a_damaged_file_hurts_its_own_run_alone(runs_dir, name, way):
     assert status.state == "stopped" or (status.state == "failed" and "status.json" in status.reason)
     RunWatcher().look(bad)
     card_pictures(bad)
-    if name == "config.json" and way not in ("object",):
-        with pytest.raises(ValueError, match=r"config\.json is damaged|There is no setting|must be"):
+    if name == "config.json" and way != "text in numbers":
+        with pytest.raises(ValueError, match=r"config\.json is damaged"):
             _ = bad.config
+    if name == "status.json":
+        runs.resume(bad)  # writes it anew, as it is said
+        assert bad.status.state == "queued"
+        queue.send_command(bad, "stop")
     assert runs.known_run(runs_dir, bad.id) == bad
     job.delete_job(bad)
     assert runs.list_runs(runs_dir) == [good]

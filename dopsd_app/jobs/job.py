@@ -32,7 +32,7 @@ LOCK_SECONDS = 60.0  # that others may hold what is held for moments
 
 KILLED = "Its process ended without saying why: killed, or the computer went off."
 FETCHED_KEPT = "What was fetched is kept: resume, and it goes on from there."
-GONE = "This is not kept any more. Ask for it again."
+GONE = "This is not kept any more: its folder was removed."
 
 
 class RunError(KnownFailure):
@@ -272,6 +272,8 @@ def write_status(job: Job, **changes) -> Status:
     """Changes these fields of the stored status; for the worker, or under `start_lock`."""
     stored = _stored_status(job) if job.status_file.exists() else Status("draft")
     status = replace(stored, **changes, updated=time.time())
+    if job.status_file.is_dir():  # a hand's doing, which resuming mends
+        shutil.rmtree(job.status_file)
     replace_file(job.status_file, json.dumps(asdict(status)))
     return status
 

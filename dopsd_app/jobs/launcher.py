@@ -1,10 +1,12 @@
 """Where jobs run: in processes of this machine, known by their number and by when they started."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from dopsd_app.jobs.status import Status
 
 # What a worker needs of these comes on its own way (`secret`): others may read a process's environment.
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PAUSE_TOKEN", "OAUTH_CLIENT_SECRET")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOG = "log.txt"  # in a job's folder: what its worker prints
 LAST_WORD_SECONDS = 5.0  # that a process has to end by itself when it is told to
 
@@ -49,7 +52,7 @@ class LocalProcess:
         else:
             apart = {"start_new_session": True}
         ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        with (folder / LOG).open("ab") as log:
+        with (folder / LOG).open("ab") as log, signals_kept():
             process = subprocess.Popen(
                 [*self.command, str(folder), "-"],
                 cwd=Path(__file__).parents[2],  # from here, `-m dopsd_app.jobs.worker` is found
@@ -80,6 +83,25 @@ class LocalProcess:
             except psutil.TimeoutExpired:
                 process.kill()
                 process.wait(LAST_WORD_SECONDS)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """A process that is started meanwhile is told to stop only once it listens (`hear_signals`)."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, whose detached processes get no signals
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_signals() -> None:
+    """For a worker that knows what to do when it is told to stop: what came before reaches it now."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def process_started(pid: int) -> float | None:

@@ -206,7 +206,7 @@ def _set_end(run: Run, more_steps: int) -> None:
     if status.busy:
         raise RunError(f"{run.id} is {status.state}. Wait for its end, or stop it first.")
     if checkpoint is None:
-        raise RunError(f"{run.id} has no checkpoint to go on from. Start a new run with more steps.")
+        raise RunError(f"{run.id} has no checkpoint to go on from. Resume it as it is, and it begins anew.")
     steps = int(checkpoint.name) + more_steps
     # Who says how many does not want it to end where its health stops improving.
     _change_settings(run, steps=steps, stop_early=False)

@@ -40,7 +40,7 @@ from dopsd_app.jobs.job import (
     write_status,
 )
 from dopsd_app.jobs.kinds import TRAIN
-from dopsd_app.jobs.launcher import process_started
+from dopsd_app.jobs.launcher import STOP_SIGNALS, hear_signals, process_started
 from dopsd_app.jobs.queue import describe, leave, reason_to_leave, start_what_waits, take_next
 from dopsd_app.jobs.runs import Run, latest_checkpoint
 from dopsd_app.progress import DownloadProgress, PhaseProgress
@@ -61,6 +61,7 @@ def work(job: Job, function: Function | None = None, idle_seconds: float = IDLE_
     """
     if not job.kind.computes:
         # A signal ends it at once: it may wait for the network, and has nothing to save.
+        hear_signals()
         return _exit_code(_record_all(job, function)) if _claim(job, None) else BUSY
     lock = CardLock()
     try:
@@ -115,7 +116,8 @@ def _stop_on_signals(job: Job) -> Iterator[list[int]]:
         place_command(job, "stop")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    hear_signals()
     try:
         yield heard
     finally:

@@ -1,5 +1,6 @@
 """The five steps together: what a page finds when it is opened, and how one step leads to the next."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
@@ -470,6 +471,15 @@ def _connect_train(page: Page) -> None:
 # --- the last step
 
 
+def _told(action: Callable[[str], str]) -> Callable[[str], None]:
+    """The action on a run, whose answer is told in passing."""
+
+    def act(run_id: str) -> None:
+        gr.Info(action(run_id), duration=4)
+
+    return act
+
+
 def _connect_try(page: Page) -> None:
     step, run_id = page.trying, page.train.run_id
     drawn = step.draw.click(
@@ -481,7 +491,7 @@ def _connect_try(page: Page) -> None:
     )
     drawn.success(lambda: gr.Button(interactive=True), None, step.keep, queue=False, **QUIET)
     step.checkpoint.input(guarded(try_it.offer_lora), [run_id, step.checkpoint], step.download, **LATEST)
-    step.cancel.click(guarded(try_it.cancel_drawing), run_id, None, **QUIET)
+    step.cancel.click(guarded(_told(try_it.cancel_drawing)), run_id, None, **QUIET)
     card = page.publishing
 
     def keep(drawing: tuple | None) -> list:
@@ -499,7 +509,7 @@ def _connect_try(page: Page) -> None:
     settings = [run_id, *card.settings, step.checkpoint]
     card.preview.click(guarded(preview), settings, card.card, **shown_on(card.card))
     card.timer.tick(guarded(publish.look, silent=True), run_id, card.watched, queue=False, **QUIET)
-    card.cancel.click(guarded(publish.cancel), run_id, None, **QUIET)
+    card.cancel.click(guarded(_told(publish.cancel)), run_id, None, **QUIET)
     pushed = card.publish.click(
         guarded(publish.push),
         [*settings, card.token],
