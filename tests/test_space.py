@@ -193,7 +193,7 @@ def test_members_who_may_change_the_space_see_what_is_there(space, token):
 def cookie(token: str) -> str:
     """What the sign-in leaves in a browser."""
     userinfo = {"preferred_username": "Ann", "name": "Ann", "profile": "", "picture": ""}
-    info = {"access_token": token, "scope": "", "expires_at": time.time() + 600, "userinfo": userinfo}
+    info = {"access_token": token, "scope": "", "expires_at": time.time() + 86_400, "userinfo": userinfo}
     signer = itsdangerous.TimestampSigner(hashlib.sha256(f"{SECRET}-v4".encode()).hexdigest())
     return signer.sign(b64encode(json.dumps({"oauth_info": info}).encode())).decode()
 
@@ -350,7 +350,7 @@ def test_the_space_is_paused_after_the_push_unless_another_run_is_at_work(space,
     other = leave_run(space, f"{MARK} of another")
     write_status(other, state="training", pid=os.getpid(), pid_started=process_started(os.getpid()))
     for name, paused, reason in (
-        ("Makers/first", [], "It was published. Another run is at work, so the Space was not paused."),
+        ("Makers/first", [], "It was published. Something else is at work, so the Space was not paused."),
         ("Makers/second", ["Makers/trainer"], ""),
     ):
         call("wish", space.run.id, True, name, True, True)
