@@ -259,7 +259,7 @@ def test_known_failures_arrive_as_their_sentences(call, job):
         ("draw", job.run, "x", -1): "The seed is from 0 to 2**32 - 1",
         ("draw", job.run, "x", 0, 99.0): "the strength from 0 to 1.5",
         ("draw", job.run, "x", 0, 1.0, 3): "has no checkpoint of step 3. Checkpoints there are: 2, 4.",
-        ("keep_for_card", job.run, "../x"): "This is not kept any more.",
+        ("keep_for_card", job.run, "../x"): "This is not kept any more",
         ("resume_run", job.run): "is finished already",
         ("stop_run", job.run): "is not at work",
         ("wish", job.run, True, "bad--name", True, False): "cannot be a name on the Hub",
