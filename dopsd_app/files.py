@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import TypeAdapter
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -65,7 +66,9 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 @functools.cache
-def _adapter(kind: type) -> TypeAdapter:
+def _adapter(kind: type) -> "TypeAdapter":
+    from pydantic import TypeAdapter  # slow to import, and not every command reads such files
+
     return TypeAdapter(kind)
 
 

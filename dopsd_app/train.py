@@ -25,7 +25,7 @@ from dopsd_app.jobs.events import (
     Stopped,
     Warned,
 )
-from dopsd_app.jobs.job import take_commands
+from dopsd_app.jobs.job import Job, take_commands
 from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision
 from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
@@ -163,7 +163,7 @@ def use_repeatable_kernels() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def work(run: Run) -> Iterator[Event]:
+def work(job: Job) -> Iterator[Event]:
     """The job of a worker process: as `train`, with kernels that repeat themselves."""
     use_repeatable_kernels()
-    yield from train(run)
+    yield from train(Run(job.path))

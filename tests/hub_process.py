@@ -27,7 +27,8 @@ _http.time = SimpleNamespace(sleep=lambda seconds: None)
 
 def publish(run: str, token: str | None, pictures: list = (), **publication) -> str:
     """Pushes with these pictures on the card."""
-    return push.publish(_with_card(Run(Path(run)), pictures), Publication(**publication), token)
+    *_, published = push.push(_with_card(Run(Path(run)), pictures), Publication(**publication), token)
+    return published.link
 
 
 def steps(run: str, token: str, pictures: list = (), **asked) -> list:

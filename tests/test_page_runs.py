@@ -224,7 +224,7 @@ def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(visit, workin
     page.click("#stop")
     expect(page.locator("#run-status")).to_contain_text("Stopped")
     for more in (7, 3):  # stopped, and then finished
-        expect(page.locator("#go-on")).to_be_enabled()
+        expect(page.locator("#go-on")).to_be_visible()
         end = int(latest_checkpoint(working).name) + more
         box(page, "more-steps").fill(str(more))
         page.click("#go-on")
@@ -233,6 +233,10 @@ def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(visit, workin
         expect(page.locator("#run-progress")).to_contain_text(f"Step {end} of {end}")
     expect(page.locator("#resume")).to_be_disabled()
     assert working.lora_file.exists()
+    page.click("#clone")
+    page.click("#start")
+    expect(page.locator("#run-status")).to_contain_text("Training")
+    expect(page.locator("#go-on")).to_be_hidden()
 
 
 def test_a_look_that_arrives_late_is_put_right_by_the_next(visit, working):

@@ -33,6 +33,7 @@ from dopsd_app.jobs.events import (
     read_events,
 )
 from dopsd_app.jobs.job import place_command, write_status
+from dopsd_app.jobs.watch import standing_warnings
 from dopsd_app.jobs.worker import work
 from dopsd_app.method import checkpoint
 from dopsd_app.models.z_image import ZImage
@@ -274,12 +275,17 @@ def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tin
     assert isinstance(events[-1], Finished)
 
 
-def test_a_warning_comes_once_when_the_health_becomes_bad(new_run, tiny_config, monkeypatch):
+def test_a_warning_comes_once_when_the_health_becomes_bad_and_goes_when_it_is_good(
+    new_run, tiny_config, monkeypatch
+):
     monkeypatch.setattr(
-        "dopsd_app.checks.health.complaint", lambda health, judged: "Drifts." if health.step >= 2 else ""
+        "dopsd_app.checks.health.complaint", lambda health, judged: "Drifts." if health.step in (2, 3) else ""
     )
-    run = new_run(replace(tiny_config, steps=3, preview_every=1))
-    assert [event for event in train(run) if isinstance(event, Warned)] == [Warned(2, "Drifts.")]
+    run = new_run(replace(tiny_config, steps=4, preview_every=1))
+    warned = [event for event in train(run) if isinstance(event, Warned)]
+    assert warned == [Warned(2, "Drifts.", "health"), Warned(4, "", "health")]
+    assert standing_warnings(warned[:1]) == ("Drifts.",)
+    assert standing_warnings([Warned(1, "A preview failed."), *warned]) == ("A preview failed.",)
 
 
 def test_the_encoders_are_not_loaded_again_when_the_cache_holds_everything(new_run, tiny_config, monkeypatch):

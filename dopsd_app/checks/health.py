@@ -180,5 +180,5 @@ class HealthMeter:
             self.measured.append(HealthMeasured(number, **asdict(health)))
             yield self.measured[-1]
             said = complaint(self.measured[-1], judged)
-            if said and said not in [complaint(health, judged) for health in before]:
-                yield Warned(step, said)
+            if said != (complaint(before[0], judged) if before else ""):
+                yield Warned(step, said, "health")

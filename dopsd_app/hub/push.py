@@ -40,13 +40,6 @@ class PushRunningError(HubError):
     """Another push of the same run is at work."""
 
 
-def publish(run: Run, publication: Publication, token: str | None) -> str:
-    """Publishes a run's LoRA to the end, and returns its link; see `push`."""
-    for told in push(run, publication, token):
-        if isinstance(told, Published):
-            return told.link
-
-
 def push(run: Run, publication: Publication, token: str | None) -> Iterator[PhaseProgress | Published]:
     """Publishes a run's LoRA with a model card: tells how far it is, and in the end where it is.
 

@@ -110,6 +110,8 @@ def _take(run: Run, token: str) -> None:
         except KnownFailure as error:
             replace_file(_file(run), json.dumps(asdict(replace(wish, done=True, reason=str(error)))))
             return
+        if read_wish(run) != wish:  # another one came meanwhile: its turn is when this push has ended
+            return
         wish = replace(wish, job=job.id)
         replace_file(_file(run), json.dumps(asdict(wish)))
         fulfilled = _fulfil(run, wish, job, token)

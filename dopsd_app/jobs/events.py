@@ -68,10 +68,14 @@ class LoraChecked:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something went wrong that does not end the run."""
+    """Something went wrong that does not end the run.
+
+    Of one thing, the last word counts: an empty one says that all is well again.
+    """
 
     step: int
     message: str
+    about: str = ""  # "health", or nothing that could change
 
 
 @dataclass(frozen=True)

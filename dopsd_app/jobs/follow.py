@@ -107,7 +107,7 @@ def _show(event: Event, run: Run, bar: tqdm) -> None:
             tqdm.write(f"Step {step}, preview ({kind}): {run.path / first}{names}")
         case CheckpointSaved(step=step):
             tqdm.write(f"Step {step}, checkpoint saved")
-        case Warned(step=step, message=message):
+        case Warned(step=step, message=message) if message:
             tqdm.write(f"Step {step}, warning: {message}")
         case LoraChecked(passed=passed, summary=summary):
             tqdm.write(f"Check of the LoRA file {'passed' if passed else 'FAILED'}: {summary}")

@@ -100,11 +100,18 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "rollouts": _files(run, previews, "rollout"),
         "samples": _files(run, previews, "samples"),
         "health": measured_in(events),
-        "warnings": tuple(event.message for event in events if isinstance(event, Warned)),
+        "warnings": standing_warnings([event for event in events if isinstance(event, Warned)]),
         "download": events[-1] if events and isinstance(events[-1], DownloadProgress) else None,
         "check": check.summary if check else "",
         "passed": bool(check and check.passed),
     }
+
+
+def standing_warnings(warned: list[Warned]) -> tuple[str, ...]:
+    """What still holds of all that was warned of, in its order."""
+    last = {event.about: event for event in warned}
+    holding = [event for event in warned if not event.about or event is last[event.about]]
+    return tuple(event.message for event in holding if event.message)
 
 
 def decimate(points: list[tuple[int, float]]) -> tuple[tuple[float, float], ...]:

@@ -165,9 +165,8 @@ def _record_all(job: Job, function: Function | None) -> Event:
                     return ending
         if not isinstance(event, Finished | Stopped | Failed):
             raise RuntimeError(f"The job ended without saying how; its last event was {event}.")
-    except (
-        Exception
-    ) as error:  # the border: whatever went wrong, the person is told, and the job is not left "live"
+    except Exception as error:
+        # The border: whatever went wrong, the person is told, and the job is not left "live".
         event = Failed(step, explain(error, job))
         _record_failure(job, event, error)
     return event
@@ -181,8 +180,7 @@ def find_function(job: Job) -> Function:
 
 def _told(job: Job, function: Function) -> Iterator[Event]:
     """The function's events; what it returns becomes the job's result, and its end."""
-    given = Run(job.path) if job.kind == TRAIN else job
-    result = yield from function(given)
+    result = yield from function(job)
     if result is not None:
         replace_file(job.result_file, json.dumps(result))
         yield Finished(read_status(job).step, job.result_file.name)

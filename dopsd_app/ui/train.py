@@ -57,6 +57,7 @@ class TrainStep:
     health: gr.LinePlot
     stop: gr.Button
     resume: gr.Button
+    further: gr.Row  # there while a run can make more steps
     more: gr.Number
     go_on: gr.Button
     preview: gr.Button
@@ -79,8 +80,8 @@ class TrainStep:
     @property
     def watched(self) -> list:
         """What `look` fills, in its order."""
-        of_run = [self.stop, self.resume, self.go_on, self.preview, self.save]
-        buttons = [*of_run, self.clone, self.delete, self.to_try]
+        of_run = [self.stop, self.resume, self.preview, self.save]
+        buttons = [*of_run, self.clone, self.delete, self.to_try, self.further]
         shown = [self.status, self.progress, self.rollout, self.samples, self.curve, self.health]
         return [self.seen, self.runs, *shown, *buttons, self.wish[-1], self.timer]
 
@@ -97,9 +98,9 @@ def train_step() -> TrainStep:
                 preview = gr.Button("Preview now", interactive=False, elem_id="preview-now")
                 save = gr.Button("Save now", interactive=False, elem_id="save-now")
                 to_try = gr.Button("Try it", variant="primary", interactive=False, elem_id="to-try")
-            with gr.Row(elem_classes="buttons"):
+            with gr.Row(visible=False, elem_classes="buttons") as further:
                 more = gr.Number(MORE, label="More steps", precision=0, minimum=1, elem_id="more-steps")
-                go_on = gr.Button("Train further", interactive=False, elem_id="go-on")
+                go_on = gr.Button("Train further", elem_id="go-on")
             rollout = gr.HTML(elem_id="rollout")
             samples = gr.HTML(elem_id="samples")
             health = gr.LinePlot(
@@ -139,8 +140,8 @@ def train_step() -> TrainStep:
     log.expand(guarded(read_log), run_id, log_text, api_visibility="private", show_progress="hidden")
     return TrainStep(
         run_id, runs, timer, seen, status, progress, rollout, samples, curve, health,
-        stop, resume_button, more, go_on, preview, save, clone, delete, sure, really, keep, to_try, wish, ask,
-        log_text,
+        stop, resume_button, further, more, go_on, preview, save, clone, delete, sure, really, keep,
+        to_try, wish, ask, log_text,
     )  # fmt: skip
 
 
@@ -368,11 +369,12 @@ def _buttons(run: Run | None, view: RunView | None) -> dict:
     active = {
         "stop": live or state == "queued",
         "resume": state in ("draft", "stopped", "failed", "interrupted"),
-        "go_on": bool(run) and can_go_on(run, state),
         "preview": state == "training",
         "save": state == "training",
         "clone": bool(view),
         "delete": bool(view) and not (live or state == "stopping"),
         "to_try": bool(run) and can_try(run),
     }
-    return {key: (on, lambda on=on: gr.Button(interactive=on)) for key, on in active.items()}
+    further = bool(run) and can_go_on(run, state)
+    values = {key: (on, lambda on=on: gr.Button(interactive=on)) for key, on in active.items()}
+    return values | {"further": (further, lambda: gr.Row(visible=further))}
