@@ -20,6 +20,7 @@ from dopsd_app.config import (
     ConfigError,
     TrainConfig,
     list_presets,
+    list_settings,
     load_preset,
     make_config,
     parse_setting,
@@ -183,8 +184,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting; wins over the preset",
+        help="any of the settings below; wins over the preset",
     )
+    command.epilog = f"settings with their defaults:\n{list_settings()}"
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def _add_generate(command: argparse.ArgumentParser) -> None:

@@ -446,3 +446,13 @@ def test_a_run_of_another_base_is_cloned_with_the_nearest_preset(tmp_path):
     run = create_run(tmp_path / "runs", config, draft_dataset(draft))
     clone = clone_run(tmp_path / "drafts", run.config, run.dataset)
     assert (clone.preset, clone.kind, clone.settings) == ("z-image-style", "style", {"learning_rate": 2e-5})
+
+
+def test_a_copy_keeps_settings_that_the_page_does_not_show(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    config = replace(draft_config(draft), loss="velocity", ema_decay=0.99, lora_alpha=6.0)
+    run = create_run(tmp_path / "runs", config, draft_dataset(draft))
+    clone = clone_run(tmp_path / "drafts", run.config, run.dataset)
+    assert draft_config(clone) == run.config
+    set_settings(clone, steps=7)
+    assert draft_config(clone) == replace(run.config, steps=7)

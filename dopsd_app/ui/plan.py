@@ -11,7 +11,7 @@ from functools import partial
 import gradio as gr
 from filelock import FileLock
 
-from dopsd_app.config import OBJECTIVES, ConfigError, TrainConfig, load_preset, presets_for
+from dopsd_app.config import MAIN, MORE, SETTINGS, ConfigError, TrainConfig, load_preset, presets_for
 from dopsd_app.data.draft_file import read_state
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.errors import KnownFailure
@@ -28,43 +28,6 @@ from dopsd_app.ui.pictures import the_draft
 from dopsd_app.ui.typing_order import typing_order
 
 STARTED = "started.json"  # in the draft's folder: which run was started from it
-MAIN = ("name", "steps", "resolution", "rank", "preview_prompts")
-CHOICES = {
-    "objective": [("D-OPSD", "dopsd"), ("SFT (ordinary fine-tuning, for comparison)", "sft")],
-    "optimizer": [("AdamW, 8 bits: less memory", "adamw8bit"), ("AdamW", "adamw")],
-    "loss": [("Denoised picture", "denoised"), ("Velocity", "velocity")],
-    "teacher": [("Slow copy of the student", "ema"), ("The base model", "base")],
-    "precision": [("Automatic", "auto"), ("32 bits", "float32"), ("16 bits", "bfloat16")],
-    "quantization": [("As they are", "none"), ("4 bits: less memory", "nf4")],
-    "device": [("Automatic", "auto"), ("Processor", "cpu"), ("NVIDIA card", "cuda")],
-}
-LABELS = {
-    "name": ("Name", "Names the run and the LoRA"),
-    "steps": ("Steps", "How often the LoRA is changed a little"),
-    "resolution": ("Resolution", "Pixels: pictures are cropped to about this, squared"),
-    "rank": ("Rank", "The size of the LoRA: higher holds more, and needs more"),
-    "preview_prompts": ("Preview prompts", "One per line, drawn while it trains; empty: the first captions"),
-    "objective": ("Objective", "What the LoRA is trained by"),
-    "learning_rate": ("Learning rate", "Higher learns faster and breaks sooner"),
-    "batch_size": ("Pictures per step", ""),
-    "micro_batch": ("Pictures at a time", "Changes memory and speed, never the result"),
-    "rollout_steps": ("States per roll-out", "Must divide the model's few steps"),
-    "num_inference_steps": ("The model's few steps", "As the base model was made for"),
-    "gradient_checkpointing": ("Save memory, a third slower", ""),
-    "optimizer": ("Optimizer", ""),
-    "quantization": ("Base model's weights", ""),
-    "precision": ("Arithmetic", ""),
-    "loss": ("Loss", ""),
-    "teacher": ("Teacher", ""),
-    "ema_decay": ("Teacher's decay", "How slowly it follows the student, per step"),
-    "lora_alpha": ("LoRA alpha", "0: twice the rank"),
-    "max_grad_norm": ("Gradient clipping", ""),
-    "preview_every": ("Steps between previews", "0: none"),
-    "checkpoint_every": ("Steps between checkpoints", "What a crash can lose at most"),
-    "stop_early": ("Stop when it no longer improves", "By its health; needs previews"),
-    "seed": ("Seed", ""),
-    "device": ("Device", ""),
-}
 
 
 @dataclass(frozen=True)
@@ -91,21 +54,29 @@ def plan_step() -> PlanStep:
     about = gr.HTML(elem_id="preset-about")
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
-            controls = {name: _control(name) for name in MAIN}
+            controls = {name: _control(name) for name in _names(MAIN)}
         with gr.Column(scale=1, min_width=300):
             needs = gr.HTML(elem_id="needs")
             start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
     with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_classes="more"):
-        controls |= {name: _control(name) for name in LABELS if name not in MAIN}
+        controls |= {name: _control(name) for name in _names(MORE)}
     return PlanStep(preset, about, controls, gr.JSON({}, visible=False), needs, start)
 
 
+def _names(page: str) -> list[str]:
+    return [name for name, setting in SETTINGS.items() if setting.page == page]
+
+
 def _control(name: str) -> gr.components.Component:
-    label, info = LABELS[name]
-    common = {"label": label, "info": info or None, "elem_id": f"set-{name.replace('_', '-')}"}
+    setting = SETTINGS[name]
+    common = {
+        "label": setting.label,
+        "info": setting.info or None,
+        "elem_id": f"set-{name.replace('_', '-')}",
+    }
     kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    if name in CHOICES:
-        return gr.Dropdown(CHOICES[name], **common)
+    if setting.choices:
+        return gr.Dropdown(_choices(name), **common)
     if kinds[name] is bool:
         return gr.Checkbox(**common)
     if kinds[name] is str:
@@ -113,6 +84,16 @@ def _control(name: str) -> gr.components.Component:
     if name == "preview_prompts":
         return gr.Textbox(lines=3, max_lines=8, max_length=20_000, **common)
     return gr.Number(precision=0 if kinds[name] is int else None, **common)
+
+
+def _choices(name: str, chosen: str = "") -> list[tuple[str, str]]:
+    """What is offered: a rare choice only where it is the one that was chosen, in a run's copy."""
+    setting = SETTINGS[name]
+    return [
+        (label, value)
+        for value, label in setting.choices.items()
+        if value == chosen or value not in setting.rare
+    ]
 
 
 # --- what the step shows
@@ -136,7 +117,7 @@ def show(draft: Draft) -> list:
 
 
 def _order() -> list[str]:
-    return [*MAIN, *(name for name in LABELS if name not in MAIN)]
+    return [*_names(MAIN), *_names(MORE)]
 
 
 def _shown(name: str, value):
@@ -144,12 +125,7 @@ def _shown(name: str, value):
 
 
 def _with_its_choice(name: str, value):
-    """Objectives that are there for the command line are offered where one was chosen: in a run's copy."""
-    if name != "objective" or value not in OBJECTIVES:
-        return value
-    known = [choice for _, choice in CHOICES[name]]
-    more = [] if value in known else [(OBJECTIVES[value].name, value)]
-    return gr.Dropdown(choices=CHOICES[name] + more, value=value)
+    return gr.Dropdown(choices=_choices(name, value), value=value) if SETTINGS[name].rare else value
 
 
 def _learn(draft: Draft) -> None:
@@ -172,12 +148,14 @@ def show_needs(draft: Draft) -> list:
 
 def plainly(message: str) -> str:
     """A message about settings in the words that the page has for them and for their values."""
-    for name, (label, _) in LABELS.items():
-        for words_for, value in [*CHOICES.get(name, ()), ("on", "true"), ("off", "false")]:
+    for name, setting in SETTINGS.items():
+        for value, words_for in {**setting.choices, "true": "on", "false": "off"}.items():
             said = words_for.partition(":")[0]
             for between in (" ", " is "):
-                message = re.sub(rf"`{name}`{between}{value}\b", f"“{label}”{between}“{said}”", message)
-        message = message.replace(f"`{name}`", f"“{label}”")
+                message = re.sub(
+                    rf"`{name}`{between}{value}\b", f"“{setting.label}”{between}“{said}”", message
+                )
+        message = message.replace(f"`{name}`", f"“{setting.label}”")
     return message
 
 
