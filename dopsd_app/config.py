@@ -15,6 +15,7 @@ from dopsd_app.errors import KnownFailure
 PRESETS = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
 MAIN, MORE = "main", "more"  # where the page shows a setting
+GONE = ("stop_early",)  # settings of earlier versions: runs and drafts of those still hold them
 
 
 @dataclass(frozen=True)
@@ -362,7 +363,12 @@ def load_config(path: Path) -> TrainConfig:
     settings = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or "base_model" not in settings:  # it was written whole
         raise ValueError(f"{path.name} holds no settings.")
-    return make_config(settings)
+    return make_config(without_gone(settings))
+
+
+def without_gone(settings: dict) -> dict:
+    """What a run or a draft of an earlier version holds, without the settings that are gone."""
+    return {name: value for name, value in settings.items() if name not in GONE}
 
 
 def memory_levers(config: TrainConfig) -> list[tuple[str, object]]:

@@ -309,18 +309,6 @@ def test_until_the_longer_training_ends_the_shorter_ones_file_stays(new_run, tin
     assert steps_of(find_lora(run, 6)) == 6
 
 
-def test_a_run_that_ended_early_goes_on_for_as_long_as_it_is_told(new_run, tiny_config, monkeypatch):
-    monkeypatch.setattr("dopsd_app.train.stopped_improving", lambda measured: len(measured) > 2)
-    run = new_run(replace(tiny_config, steps=8, preview_every=2, stop_early=True))
-    assert work(run, train) == 0
-    assert (run.status.step, run.status.steps) == (4, 8)
-    runs.resume(run, 3)
-    assert run.status.steps == 7
-    assert work(run, train) == 0
-    assert (run.status.state, run.status.step) == ("finished", 7)
-    assert steps_of(run.lora_file) == 7
-
-
 def test_a_run_goes_on_from_an_older_checkpoint_where_the_last_is_damaged(new_run, tiny_config):
     run = new_run(tiny_config)
     assert work(run, train) == 0

@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -26,6 +27,19 @@ def test_a_saved_configuration_comes_back(tmp_path):
     assert load_config(tmp_path / "config.json") == config
     assert config.learning_rate == 1.0
     assert config.preview_prompts == ("a cat", "ein Bär")
+
+
+def test_a_setting_that_is_gone_is_left_out_of_an_earlier_run_and_no_other_is(tmp_path):
+    file = tmp_path / "config.json"
+    save_config(make_config({"steps": 7}), file)
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"stop_early": True}))
+    assert load_config(file) == make_config({"steps": 7})
+    file.write_text(json.dumps(saved | {"stop_late": True}))
+    with pytest.raises(ConfigError, match="no setting `stop_late`"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="no setting `stop_early`"):
+        make_config({"stop_early": True})  # nobody may ask for it any more
 
 
 def test_strength_follows_the_rank_unless_set():

@@ -456,3 +456,13 @@ def test_a_copy_keeps_settings_that_the_page_does_not_show(tmp_path):
     assert draft_config(clone) == run.config
     set_settings(clone, steps=7)
     assert draft_config(clone) == replace(run.config, steps=7)
+
+
+def test_a_draft_of_an_earlier_version_with_a_setting_that_is_gone_can_be_used(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    file = draft.path / "draft.json"
+    state = json.loads(file.read_text())
+    expected = draft_config(draft)
+    file.write_text(json.dumps(state | {"settings": {**state["settings"], "stop_early": True}}))
+    assert draft_config(draft) == expected
+    assert check_draft(draft) == {}

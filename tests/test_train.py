@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 from test_runs import on_a_small_disk
 
@@ -29,10 +28,9 @@ from dopsd_app.jobs.events import (
     StepDone,
     Stopped,
     Warned,
-    append_event,
     read_events,
 )
-from dopsd_app.jobs.job import place_command, write_status
+from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.watch import standing_warnings
 from dopsd_app.jobs.worker import work
 from dopsd_app.method import checkpoint
@@ -210,54 +208,6 @@ def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_confi
         measured = [event for event in train(run) if isinstance(event, HealthMeasured)]
         kept.append({int(folder.name) for folder in run.checkpoints.iterdir()})
     assert kept == [{3}, {best_step(measured, {1, 2}), 3}]
-
-
-def at_step_4(measured):
-    return [health.step for health in measured][-1:] == [4]
-
-
-def test_a_run_that_may_stop_early_ends_with_a_lora_where_it_stopped_improving(
-    new_run, tiny_config, monkeypatch
-):
-    monkeypatch.setattr("dopsd_app.train.stopped_improving", at_step_4)
-    config = replace(tiny_config, steps=8, checkpoint_every=100, preview_every=2)
-    patient, early = new_run(config), new_run(replace(config, stop_early=True))
-    for run, last in ((patient, 8), (early, 4)):
-        events = list(train(run))
-        assert events[-1] == Finished(last, run.lora_file.name)
-        assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [last]
-        with safe_open(run.lora_file, framework="np") as file:
-            assert json.loads(file.metadata()["dopsd"])["steps"] == last
-
-
-def test_a_run_that_had_enough_and_was_killed_before_its_lora_does_not_train_on(
-    new_run, tiny_config, monkeypatch
-):
-    monkeypatch.setattr("dopsd_app.train.stopped_improving", at_step_4)
-    run = new_run(
-        replace(
-            tiny_config, steps=8, checkpoint_every=100, preview_every=2, stop_early=True, learning_rate=1e-2
-        )
-    )
-    for event in train(run):
-        append_event(run.events_file, event)
-        if isinstance(event, CheckpointSaved):
-            break
-    rest = list(train(run))
-    assert not [event for event in rest if isinstance(event, StepDone)]
-    assert rest[-1] == Finished(4, run.lora_file.name)
-
-
-def test_previews_that_a_person_asks_for_do_not_end_a_run(new_run, tiny_config, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "dopsd_app.train.stopped_improving", lambda measured: seen.append([m.step for m in measured])
-    )
-    run = new_run(replace(tiny_config, steps=4, preview_every=2, stop_early=True))
-    place_command(run, "preview-now")
-    measured = [event.step for event in train(run) if isinstance(event, HealthMeasured)]
-    assert measured == [0, 1, 2, 4]
-    assert seen == [[], [0, 2], [0, 2, 4]]
 
 
 def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tiny_config, monkeypatch):

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dopsd_app.config import DEFAULT_PRESET, ConfigError, TrainConfig, load_preset, make_config
+from dopsd_app.config import (
+    DEFAULT_PRESET,
+    ConfigError,
+    TrainConfig,
+    load_preset,
+    make_config,
+    without_gone,
+)
 from dopsd_app.data.caption_file import MAX_CAPTION, clean_captions
 from dopsd_app.data.draft_file import DraftError, changing, draft_lock, read_state
 from dopsd_app.data.picture_file import PicturesError
@@ -232,7 +239,7 @@ def draft_config(draft: Draft) -> TrainConfig:
 
 
 def _config(state: dict) -> TrainConfig:
-    return make_config({**load_preset(state["preset"]).settings, **state["settings"]})
+    return make_config({**load_preset(state["preset"]).settings, **without_gone(state["settings"])})
 
 
 def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:

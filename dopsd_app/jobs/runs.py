@@ -208,6 +208,5 @@ def _set_end(run: Run, more_steps: int) -> None:
     if checkpoint is None:
         raise RunError(f"{run.id} has no checkpoint to go on from. Resume it as it is, and it begins anew.")
     steps = int(checkpoint.name) + more_steps
-    # Who says how many does not want it to end where its health stops improving.
-    _change_settings(run, steps=steps, stop_early=False)
+    _change_settings(run, steps=steps)
     write_status(run, state="stopped", step=int(checkpoint.name), steps=steps, reason="")
