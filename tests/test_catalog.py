@@ -121,6 +121,27 @@ def test_a_damaged_folder_is_refused_in_a_sentence(tmp_path):
         find_facts(str(folder))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+        lambda content: b"x" + content,
+        lambda content: (10**18).to_bytes(8, "little") + content[8:],
+    ],
+)
+def test_weights_that_are_not_as_long_as_they_say_are_damaged(tmp_path, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(find_base_model("pocket-turbo").folder, folder)
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        BaseModelError, match=r"vae/diffusion_pytorch_model\.safetensors \(which is damaged\)"
+    ):
+        find_facts(str(folder))
+
+
 def test_a_folder_that_is_no_base_model_is_told_what_it_lacks(tmp_path):
     with pytest.raises(
         BaseModelError, match=r"it has no model_index\.json, nor transformer, text_encoder, vae"

@@ -285,7 +285,10 @@ def test_values_of_another_type_are_refused(call, job):
         ("change_settings", [job.draft, {"name": {"a": 1}}], "`name` cannot be"),
         ("draw", [job.run, "x", "y"], "`seed` must be a whole number."),
         ("draw", [job.run, "x", 0, "y"], "`strength` must be a number."),
-        ("add_pictures", [job.draft, "x"], "`files` must be a list."),
+        ("add_pictures", [job.draft, "x"], "`files` must be a list of objects."),
+        ("add_pictures", [job.draft, ["x"]], "`files` must be a list of objects."),
+        ("draw", [job.run, "x", True], "`seed` must be a whole number."),
+        ("draw", [job.run, "x", 0, True], "`strength` must be a number."),
         ("publish_lora", [job.run, "x", "yes", False], "`private` must be true or false."),
     ):
         assert sentence in call.refused(name, *values)

@@ -836,7 +836,7 @@ def test_good_names(name):
     ],
 )
 def test_bad_names(name):
-    with pytest.raises(HubError):
+    with pytest.raises(HubError, match=r"cannot be a name on the Hub: write a name, or owner/name, .*\.$"):
         check_name(name)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import math
 import os
 import re
 import shutil
@@ -17,9 +16,6 @@ from dopsd_app.data.caption_file import clean_captions, parse_metadata, parse_ro
 from dopsd_app.data.picture_file import PicturesError, Problem, decode, kind_of, load_picture, shown
 
 MIN_PICTURES, MAX_PICTURES = 4, 20
-
-# The ladder of diffusers.training_utils.generate_aspect_ratio_buckets; that module itself would import torch.
-ASPECT_RATIOS = (1, 4 / 5, 5 / 4, 2 / 3, 3 / 2, 3 / 4, 4 / 3, 9 / 16, 16 / 9, 1 / 2, 2)  # width / height
 
 PICTURE_SUFFIXES = (
     ".png",
@@ -149,19 +145,6 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
             load_picture(source).save(file, compress_level=1)
         captions = "".join(f"{caption}\n" for caption in example.captions)
         (destination / f"{number:02}.txt").write_text(captions, encoding="utf-8", newline="\n")
-
-
-def bucket(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
-    """The (height, width) in pixels to crop a picture to: of the sizes on the ladder, the nearest in shape.
-
-    The area is about `resolution` squared, the shape within 1:2 and 2:1, each side a multiple of `multiple`.
-    """
-
-    def rounded(side: float) -> int:
-        return max(1, round(side / multiple)) * multiple
-
-    sizes = [(rounded(resolution / ratio**0.5), rounded(resolution * ratio**0.5)) for ratio in ASPECT_RATIOS]
-    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - math.log(width / height)))
 
 
 def crop(picture: Image.Image, height: int, width: int) -> Image.Image:

@@ -2,8 +2,9 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dopsd_app import hub_errors
@@ -84,24 +85,24 @@ def _set_client() -> None:
     hf_xet, which it would upload large files with, has a client of its own: where the storage cannot be
     reached, that tries on for more than six minutes without a word. A LoRA file is small enough without it.
     """
-    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub import constants, get_session, set_client_factory
 
     global _client_is_set
     with _client_lock:
         if not _client_is_set:
             constants.HF_HUB_DISABLE_XET = True  # what the environment variable of this name sets
-            set_client_factory(_make_client)
+            # The hooks of the library's own client number requests, and refuse all while it is set offline.
+            set_client_factory(partial(_make_client, get_session().event_hooks))
             _client_is_set = True
 
 
-def _make_client() -> "httpx2.Client":
-    """The library's client with time limits, and without its silent waiting in uploads.
+def _make_client(event_hooks: dict[str, list[Callable]]) -> "httpx2.Client":
+    """The library's client, of which these are the hooks, with time limits and no silent waiting in uploads.
 
     What times out in an upload the library repeats five times, and it sleeps for as long as a server asks it
     to: half an hour of nothing to see. Downloads are left to it.
     """
     import httpx2
-    from huggingface_hub.utils._http import hf_request_event_hook
 
     class ImpatientClient(httpx2.Client):
         def send(self, request: httpx2.Request, **keywords) -> httpx2.Response:
@@ -128,7 +129,7 @@ def _make_client() -> "httpx2.Client":
             return response
 
     return ImpatientClient(
-        event_hooks={"request": [hf_request_event_hook]},
+        event_hooks=event_hooks,
         follow_redirects=True,
         # A connection for each request: `_Line` hears of new ones only.
         limits=httpx2.Limits(max_keepalive_connections=0),

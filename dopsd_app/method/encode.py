@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.data.pictures import Example, bucket, crop, hash_pixels, load_picture
+from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.models.architecture import Role
+from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.catalog import Place, find_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress
@@ -59,7 +60,7 @@ def read_pictures(example: Example, config: TrainConfig, base_model: BaseModel) 
 
 def _crop(path: Path, config: TrainConfig, base_model: BaseModel) -> Image.Image:
     picture = load_picture(path)
-    return crop(picture, *bucket(*picture.size, config.resolution, base_model.picture_multiple))
+    return crop(picture, *nearest_bucket(*picture.size, config.resolution, base_model.picture_multiple))
 
 
 def encode_examples(

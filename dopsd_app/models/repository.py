@@ -92,11 +92,10 @@ def _changed(path: Path) -> float:
 
 
 def cache_folder(repository: str) -> Path:
-    """The folder of a repository in the Hub's cache, as its client names it."""
+    """The folder of a repository in the Hub's cache, named as its documentation says."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def assets_folder(kind: str, repository: str) -> Path:
@@ -122,8 +121,8 @@ def link_files(repository: str, commit: str, paths: list[str]) -> Path:
 
     What lies in the cache already, under its content's name, is only linked; small files are fetched.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub import logging, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     logging.set_verbosity_error()  # whatever matters is told by an exception

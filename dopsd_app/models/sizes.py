@@ -4,10 +4,13 @@ import json
 import math
 from pathlib import Path
 
-from dopsd_app.models.architecture import Architecture, Eyes, Sizes, Stored
-from dopsd_app.models.pipeline_folder import EYES_PREFIX, WEIGHTS, read_header
+from safetensors import SafetensorError
 
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what odd configurations raise
+from dopsd_app.models.architecture import Architecture, Eyes, Sizes, Stored
+from dopsd_app.models.pipeline_folder import EYES_PREFIX, WEIGHTS, read_shapes
+
+# What odd configurations and weights raise.
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
 
 
 def read_sizes(architecture: Architecture, folder: Path, vision_tower: Path | None) -> Sizes:
@@ -67,14 +70,9 @@ def count_parameters(folder: Path) -> int:
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         if WEIGHTS.fullmatch(path.name):
-            shapes |= _read_shapes(path)
+            shapes |= read_shapes(path)
     seeing = {name for name in shapes if name.startswith(EYES_PREFIX)}
     return sum(math.prod(shapes[name]) for name in seeing or shapes)
-
-
-def _read_shapes(path: Path) -> dict[str, list[int]]:
-    header, _ = read_header(path)
-    return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _read_json(path: Path) -> dict:

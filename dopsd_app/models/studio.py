@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.pictures import bucket
 from dopsd_app.errors import KnownFailure
+from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning
 
@@ -115,7 +115,7 @@ class Studio:
         self, conditioning: Conditioning, config: TrainConfig, seed: int, with_lora: bool = True
     ) -> Image.Image:
         """A square picture by the official pipeline, at the native step count."""
-        height, width = bucket(1, 1, config.resolution, self.base_model.picture_multiple)
+        height, width = nearest_bucket(1, 1, config.resolution, self.base_model.picture_multiple)
         if not with_lora:
             self.pipeline.disable_lora()
         try:

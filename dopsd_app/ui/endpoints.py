@@ -9,6 +9,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
+from pydantic import ConfigDict, ValidationError, validate_call
 
 from dopsd_app.checks.verdict import rows_drawn
 from dopsd_app.config import list_presets
@@ -45,7 +46,7 @@ TYPES = {
     float: "a number",
     bool: "true or false",
     dict: "an object",
-    list: "a list",
+    list[dict]: "a list of objects",
 }
 
 
@@ -57,18 +58,20 @@ def add_endpoints() -> None:
 
 def typed(function: Callable) -> Callable:
     """The function, with a sentence for a value of another type than it takes: clients send any JSON."""
-    kinds = [
-        (name, typing.get_origin(kind) or kind) for name, kind in typing.get_type_hints(function).items()
-    ]
+    checked = validate_call(function, config=ConfigDict(strict=True))
+    kinds = list(typing.get_type_hints(function).items())  # the last one is what is returned
 
     @functools.wraps(function)
-    def checked(*values):
-        for (name, kind), value in zip(kinds, values, strict=False):  # the last kind is what is returned
-            if kind in TYPES and not isinstance(value, (int, float) if kind is float else kind):
-                raise KnownFailure(f"`{name}` must be {TYPES[kind]}.")
-        return function(*values)
+    def told(*values):
+        try:
+            return checked(*values)
+        except ValidationError as error:
+            if error.title != function.__name__:  # another one's, from within the function
+                raise
+            name, kind = kinds[error.errors()[0]["loc"][0]]
+            raise KnownFailure(f"`{name}` must be {TYPES[kind]}.") from None
 
-    return checked
+    return told
 
 
 def list_choices() -> dict:
