@@ -84,8 +84,8 @@ def check_name(name: str) -> None:
     except HFValidationError:
         raise HubError(
             f"`{name[:100]}` cannot be a name on the Hub: write a name, or owner/name, each of 1 to 96"
-            " letters (a to z), digits, dots, dashes and underscores; no dash or dot at either end, no two in a"
-            " row, and no .git at the end."
+            " letters (a to z), digits, dots, dashes and underscores; no dash or dot at either end, no two"
+            " in a row, and no .git at the end."
         ) from None
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from dopsd_app.files import replace_file
 from dopsd_app.hub_errors import HubError
 from dopsd_app.models.download import Order, RangesRefusedError, Source, Target, open_range, whole_files
-from dopsd_app.models.pipeline_folder import EYES_PREFIX, is_whole, read_weight_map
+from dopsd_app.models.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_whole, read_weight_map
 from dopsd_app.models.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
 
 INDEX = "model.safetensors.index.json"
 KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
 CUT_OUT = "model.safetensors"
-LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file: the format's own limit
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 
 

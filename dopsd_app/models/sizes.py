@@ -4,13 +4,10 @@ import json
 import math
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from dopsd_app.models.architecture import Architecture, Eyes, Sizes, Stored
-from dopsd_app.models.pipeline_folder import EYES_PREFIX, WEIGHTS, read_shapes
+from dopsd_app.models.pipeline_folder import EYES_PREFIX, WEIGHTS, read_header
 
-# What odd configurations and weights raise.
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what odd configurations raise
 
 
 def read_sizes(architecture: Architecture, folder: Path, vision_tower: Path | None) -> Sizes:
@@ -70,9 +67,14 @@ def count_parameters(folder: Path) -> int:
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         if WEIGHTS.fullmatch(path.name):
-            shapes |= read_shapes(path)
+            shapes |= _read_shapes(path)
     seeing = {name for name in shapes if name.startswith(EYES_PREFIX)}
     return sum(math.prod(shapes[name]) for name in seeing or shapes)
+
+
+def _read_shapes(path: Path) -> dict[str, list[int]]:
+    header, _ = read_header(path)
+    return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _read_json(path: Path) -> dict:
