@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dopsd_app.cli import _read_settings, main
+from dopsd_app.config import list_settings
 from dopsd_app.jobs import runs
 
 TESTS = Path(__file__).parent
@@ -277,6 +278,13 @@ def test_help_names_every_command_and_needs_no_model():
     )
     for command in ("train", "preview", "generate", "runs", "stop", "resume", "presets", "examples:"):
         assert command in result.stdout
+
+
+def test_the_help_of_commands_that_take_settings_lists_them_all(capsys):
+    for command in ("train", "preview"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert list_settings() in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A whole job by the endpoints alone: the real server, gradio_client, and an imitation of the Hub."""
 
+import inspect
 import json
 import shutil
 from contextlib import suppress
@@ -14,13 +15,15 @@ from huggingface_hub import ModelCard
 from imitation_hub import ImitationHub
 from page_server import ROOT, PageServer, all_bytes, wait_for
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
+from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.hub.publication import Publication
 from dopsd_app.hub.when_finished import Wish
 from dopsd_app.jobs.job import OTHERS
 from dopsd_app.jobs.runs import LORA_FILE, Run
-from dopsd_app.ui.endpoints import ENDPOINTS
+from dopsd_app.ui.endpoints import ENDPOINTS, typed
 
 MARK = "marked4Kd93s"
 GIVEN = f"hf_{MARK}OfTheClient"
@@ -292,6 +295,21 @@ def test_values_of_another_type_are_refused(call, job):
         ("publish_lora", [job.run, "x", "yes", False], "`private` must be true or false."),
     ):
         assert sentence in call.refused(name, *values)
+
+
+def test_each_endpoint_names_the_parameter_that_is_wrong():
+    for function in ENDPOINTS:
+        if names := [name for name in inspect.signature(function).parameters if name != "oauth_token"]:
+            with pytest.raises(KnownFailure, match=rf"^`{names[0]}` must be [a-z ]+\.$"):
+                typed(function)(*[object() for _ in names])
+
+
+def test_what_goes_wrong_within_an_endpoint_is_not_said_of_its_values():
+    def endpoint(name: str) -> None:
+        TypeAdapter(int).validate_python(name)
+
+    with pytest.raises(ValidationError):
+        typed(endpoint)("x")
 
 
 def test_the_unexpected_arrives_as_general_words_and_stays_in_the_servers_output(call, server, job):

@@ -157,6 +157,8 @@ def _blob(listing: Listing, file: RemoteFile) -> Target:
 
     cache, folder = Path(constants.HF_HUB_CACHE), cache_folder(listing.repository)
     path = folder / "blobs" / file.sha256
+    # Asked of the client itself, though that lists no name for it: gigabytes that lie elsewhere than it
+    # looks for them it would fetch again.
     if not path.exists() and not are_symlinks_supported(cache):
         # As the client does there: a link would be a second copy.
         path = folder / "snapshots" / listing.commit / file.path
