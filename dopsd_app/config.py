@@ -30,7 +30,7 @@ class ObjectiveFacts:
     paper: str  # number on arXiv
     about: str  # how a model card goes on behind the name
     walks: bool = False  # visits the states of a roll-out, and asks a teacher at each
-    film: bool = False  # these states are shown while it trains
+    shows_rollout: bool = False  # these states are shown while it trains
     teacher_contexts: bool = False  # needs the training pictures as the teacher sees them
     latents: bool = False  # needs the training pictures as the transformer draws them
     passes: int = 1  # the student's for each example, at each state where it walks
@@ -48,7 +48,7 @@ OBJECTIVES = {
         "2605.05204",
         "the model learned on its own few steps",
         walks=True,
-        film=True,
+        shows_rollout=True,
         teacher_contexts=True,
     ),
     "sft": ObjectiveFacts("SFT", "2210.02747", "ordinary fine-tuning on the training pictures", latents=True),

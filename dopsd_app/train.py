@@ -81,7 +81,7 @@ def train(run: Run) -> Iterator[Event]:
         commands = take_commands(run)
         if "preview-now" in commands or _previews_at(config, step):
             pairs = partial(draw_pairs, run, base_model, config, encoded.prompts, size)
-            yield from _save_previews(run, step, base_model, done.film, pairs, shown, meter)
+            yield from _save_previews(run, step, base_model, done.rollout_states, pairs, shown, meter)
         enough = _enough(config, meter, step)
         if (
             commands & {"stop", "save-now"}
@@ -120,14 +120,14 @@ def _save_previews(
     run: Run,
     step: int,
     base_model: BaseModel,
-    film: Sequence[tuple[Tensor, Tensor]],
+    rollout_states: Sequence[tuple[Tensor, Tensor]],
     draw_samples: Callable[[], list[Pair]],
     shown: int,
     meter: HealthMeter,
 ) -> Iterator[PreviewSaved | HealthMeasured | Warned]:
     try:
-        if film:
-            yield save_rollout(run, step, base_model, film)
+        if rollout_states:
+            yield save_rollout(run, step, base_model, rollout_states)
         pairs = draw_samples()
         yield save_samples(run, step, pairs[:shown])
         yield from meter.measure(step, pairs)

@@ -51,7 +51,7 @@ def preview_work(config: TrainConfig, sizes: Sizes, prompts: int) -> float:
     """Floating-point operations of one preview: prompts at the native steps, and all pictures decoded."""
     drawn = prompts * config.num_inference_steps
     pass_work = sum(sizes.work(sizes.student_tokens(config.resolution)))
-    decoded = prompts + 2 * config.rollout_steps * OBJECTIVES[config.objective].film
+    decoded = prompts + 2 * config.rollout_steps * OBJECTIVES[config.objective].shows_rollout
     return drawn * pass_work + decoded * sizes.decoding_work(config.resolution)
 
 
