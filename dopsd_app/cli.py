@@ -46,7 +46,7 @@ from dopsd_app.models.catalog import (
     check_resolution,
     find_base_model,
     find_repository,
-    kind_of,
+    model_family,
     read_name,
 )
 from dopsd_app.planning.machine import read_machine
@@ -416,7 +416,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
         changes["base_model"] = read_name(changes["base_model"])
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
     base_model = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
-    wanted = attempt(_kind_of, base_model, changes.get("revision", ""))
+    wanted = attempt(_model_family, base_model, changes.get("revision", ""))
     name = options.preset or next((preset.name for preset in presets_for(wanted or base_model)), None)
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
@@ -442,12 +442,12 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     return config, dataset
 
 
-def _kind_of(base_model: str, revision: str) -> str:
+def _model_family(base_model: str, revision: str) -> str:
     """The catalog's model that this is or is made from; of a repository that is not here, the Hub says."""
     known = catalog_name(base_model) is not None or not find_repository(base_model)
     if not known and needs_fetching(base_model, revision):
         ask_hub(base_model, revision)
-    return kind_of(base_model, revision)
+    return model_family(base_model, revision)
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def facts(name: str, revision: str = "") -> dict:
 
 
 def kind(name: str, revision: str = "") -> str:
-    return catalog.kind_of(name, revision)
+    return catalog.model_family(name, revision)
 
 
 def set_room(free: int) -> None:

@@ -14,7 +14,7 @@ from dopsd_app.models.catalog import (
     find_repository,
     full_name,
     is_fetched,
-    kind_of,
+    model_family,
     read_name,
 )
 from dopsd_app.models.sizes import read_sizes
@@ -84,10 +84,10 @@ def test_the_sizes_of_z_image_turbo_are_those_of_its_classes():
 
 
 def test_a_folder_of_a_known_size_is_of_that_kind(real_size_folder, z_image_folder, tmp_path):
-    assert kind_of(str(real_size_folder)) == "z-image-turbo"
-    assert kind_of("pocket-turbo") == "pocket-turbo"
+    assert model_family(str(real_size_folder)) == "z-image-turbo"
+    assert model_family("pocket-turbo") == "pocket-turbo"
     for other in (str(z_image_folder), str(tmp_path / "nothing")):
-        assert kind_of(other) == other
+        assert model_family(other) == other
 
 
 def test_sizes_of_a_folder_are_read_from_its_files():

@@ -154,7 +154,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
 
 def test_a_dead_workers_drawing_has_failed_and_old_drawings_are_swept(trained, monkeypatch):
     monkeypatch.setattr(launcher.launcher, "command", DIES_AT_ONCE)
-    monkeypatch.setattr(drawing, "KEPT", 3)
+    monkeypatch.setattr(drawing, "MAX_DRAWINGS", 3)
     asked = []
     for seed in range(5):
         asked.append(ask(trained.runs_dir, picture_of(trained, seed=seed)))

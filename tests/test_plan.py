@@ -134,7 +134,7 @@ def test_memory_of_z_image_turbos_size_is_what_a_run_took_on_a_card():
 
 
 def test_the_disk_holds_what_checkpoints_keep():
-    assert (cost.RESUMABLE, cost.KEPT) == (checkpoint.RESUMABLE, checkpoint.KEPT)
+    assert (cost.RESUMABLE, cost.MAX_CHECKPOINTS) == (checkpoint.RESUMABLE, checkpoint.MAX_CHECKPOINTS)
     student = 4 * 158_760_960  # bytes, rank 64
     config = replace(Z_IMAGE, steps=1000, checkpoint_every=50, preview_every=0)
     # 11 LoRAs, and 3 students, teachers and optimizers of half a student while one more is saved; the end's

@@ -201,7 +201,7 @@ def test_older_checkpoints_keep_only_the_lora(new_run, tiny_config):
 
 
 def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_config, monkeypatch):
-    monkeypatch.setattr(checkpoint, "KEPT", 1)
+    monkeypatch.setattr(checkpoint, "MAX_CHECKPOINTS", 1)
     kept = []
     for every in (0, 1):  # without previews nothing tells which is the best
         run = new_run(

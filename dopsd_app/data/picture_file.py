@@ -67,7 +67,7 @@ def decode(path: Path, name: str) -> tuple[Image.Image, list[str]]:
     def refusal(message: str) -> PicturesError:
         return PicturesError([Problem(name, f"{name} {message}")])
 
-    kind = kind_of(path)
+    kind = picture_format(path)
     if not kind:
         raise refusal("cannot be read as a picture. Save it again as JPEG or PNG, or remove it.")
     if kind not in _READABLE:
@@ -154,7 +154,7 @@ def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
         return picture
 
 
-def kind_of(path: Path) -> str:
+def picture_format(path: Path) -> str:
     """The format by the file's content; "" for what is no picture or cannot be opened."""
     try:
         with path.open("rb") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from dopsd_app.data.caption_file import clean_captions, parse_metadata, parse_row, read_text
-from dopsd_app.data.picture_file import PicturesError, Problem, decode, kind_of, load_picture, shown
+from dopsd_app.data.picture_file import PicturesError, Problem, decode, load_picture, picture_format, shown
 
 MIN_PICTURES, MAX_PICTURES = 4, 20
 
@@ -187,7 +187,7 @@ def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
                 yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
         elif path.suffix.lower() == ".txt":
             texts.append(path)
-        elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or kind_of(path)):
+        elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or picture_format(path)):
             pictures.append(path)
         else:
             yield Note("", f"{name} is not a picture and was left out.")

@@ -23,7 +23,7 @@ from dopsd_app.data.drafts import (
     new_draft,
     set_settings,
 )
-from dopsd_app.data.picture_file import PicturesError, decode, kind_of, shown
+from dopsd_app.data.picture_file import PicturesError, decode, picture_format, shown
 from dopsd_app.data.pictures import (
     IGNORED,
     MAX_PICTURES,
@@ -139,7 +139,7 @@ def _add(draft: Draft, paths: list[Path]) -> Added:
         try:
             if name.startswith(".") or name.casefold() in IGNORED[1:]:
                 continue
-            if kind_of(path) or path.suffix.lower() in PICTURE_SUFFIXES:
+            if picture_format(path) or path.suffix.lower() in PICTURE_SUFFIXES:
                 pictures.append(path)
             elif name.casefold() == "prompts.txt":
                 prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]

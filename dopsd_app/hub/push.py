@@ -32,7 +32,7 @@ from dopsd_app.progress import PhaseProgress
 
 LONGEST_SIDE = 1024  # pixels, of a published picture
 STEPS = 1 + UPLOAD_STEPS + 1  # of a push; each picture is one more, and the last is told by `Published`
-KEPT = "The LoRA file is kept here, and pushing again works."
+LORA_KEPT = "The LoRA file is kept here, and pushing again works."
 DELETED = "The run was deleted during its push, and its LoRA file with it"
 
 
@@ -88,7 +88,7 @@ def _push(
         _log(run, f"push failed: {error} {getattr(error, 'detail', '')}".rstrip())
         if not run.path.is_dir():
             raise HubError(f"{DELETED}: see on the Hub whether it arrived there.") from None
-        raise HubError(f"{error} {KEPT}") from None
+        raise HubError(f"{error} {LORA_KEPT}") from None
     facts = Place(link, repo, private, round(time.time()))
     with suppress(FileNotFoundError):  # deleted meanwhile: it is published all the same
         replace_file(_published_file(run), json.dumps(asdict(facts)))

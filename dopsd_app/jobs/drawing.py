@@ -4,14 +4,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dopsd_app.config import TrainConfig, make_config
-from dopsd_app.jobs.job import Job, RunError, create_job, find_job, kind_of, start_lock, sweep
+from dopsd_app.jobs.job import Job, RunError, create_job, find_job, kind_or_none, start_lock, sweep
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.queue import put_in_queue, refuse_beside_training, send_command, start_next, statuses
 from dopsd_app.jobs.runs import known_run
 from dopsd_app.models.catalog import full_name
 
-KEPT = 30  # drawings of each kind; older ones are swept away when a new one is asked for
+MAX_DRAWINGS = 30  # drawings of each kind; older ones are swept away when a new one is asked for
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest) -> Drawing:
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):
         refuse_beside_training(runs_dir)
-        sweep(runs_dir, kind, KEPT - 1)
+        sweep(runs_dir, kind, MAX_DRAWINGS - 1)
         job = create_job(runs_dir, kind, asdict(request))
         put_in_queue(job)
     start_next(runs_dir)
@@ -98,5 +98,5 @@ def unfinished_drawings(runs_dir: Path) -> list[Drawing]:
     return [
         Drawing(job.path)
         for job, status in statuses(runs_dir)
-        if status.busy and kind_of(job) in (DRAW, CHECK_TEACHER)
+        if status.busy and kind_or_none(job) in (DRAW, CHECK_TEACHER)
     ]

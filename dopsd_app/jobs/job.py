@@ -187,7 +187,7 @@ def sweep(runs_dir: Path, kind: Kind, kept: int) -> None:
 
     Damaged ones, of which nobody knows the kind, count too. What a kill left half made goes as well.
     """
-    jobs = [job for job in list_jobs(runs_dir) if kind_of(job) in (kind, None) and not job.status.busy]
+    jobs = [job for job in list_jobs(runs_dir) if kind_or_none(job) in (kind, None) and not job.status.busy]
     for job in jobs[: max(0, len(jobs) - kept)]:
         with suppress(OSError):  # what a reader holds open stays till the next time
             _put_away(job)
@@ -214,8 +214,8 @@ def read_kind(job: Job) -> Kind:
     return KINDS[name]
 
 
-def kind_of(job: Job) -> Kind | None:
-    """The same; None for a job that nobody can do."""
+def kind_or_none(job: Job) -> Kind | None:
+    """The kind of a job; None for one that nobody can do."""
     try:
         return read_kind(job)
     except RunError:

@@ -10,8 +10,8 @@ import torch
 from dopsd_app.jobs.events import Warned
 from dopsd_app.jobs.manifest import (
     CHECKPOINT_LORA,
-    KEPT,
     MANIFEST,
+    MAX_CHECKPOINTS,
     RESUMABLE,
     RESUME_FILE,
     file_facts,
@@ -120,7 +120,7 @@ def _thin_out(run: Run, step: int, keep: int | None) -> None:
     for folder in complete:
         if folder not in whole:
             _keep_only_the_lora(folder)
-    for folder in complete[:-KEPT]:
+    for folder in complete[:-MAX_CHECKPOINTS]:
         if int(folder.name) != keep:
             _remove(folder)
 

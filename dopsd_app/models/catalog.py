@@ -234,7 +234,7 @@ def _model_of_size(architecture: Architecture, sizes: Sizes) -> str | None:
     )
 
 
-def kind_of(name: str, revision: str = "") -> str:
+def model_family(name: str, revision: str = "") -> str:
     """The model of the catalog that a base model is or is made from, told by its size; else the name.
 
     What cannot be read is not told here: `find_base_model` says why.

@@ -15,14 +15,14 @@ from dopsd_app.models.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_who
 from dopsd_app.models.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
 
 INDEX = "model.safetensors.index.json"
-KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
+VISION_TOWERS_FOLDER = "vision_towers"  # where cut out eyes lie: a folder for each commit
 CUT_OUT = "model.safetensors"
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 
 
 def find_eyes(repository: str) -> Path | None:
     """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache."""
-    folders = assets_folder(KEPT, repository).glob("*")
+    folders = assets_folder(VISION_TOWERS_FOLDER, repository).glob("*")
     kept = [folder for folder in folders if _all_there(folder, (CUT_OUT, *CONFIGURATION))]
     if kept:
         return max(kept, key=lambda folder: folder.stat().st_mtime)
@@ -82,7 +82,7 @@ def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     head = len(text).to_bytes(8, "little") + text
-    path = assets_folder(KEPT, listing.repository) / listing.commit / CUT_OUT
+    path = assets_folder(VISION_TOWERS_FOLDER, listing.repository) / listing.commit / CUT_OUT
     lock = path.with_name(f"{CUT_OUT}.lock")
     return Target(path, lock, len(head) + size, tuple(sources), head=head, whole=False)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.jobs.manifest import KEPT, RESUMABLE
+from dopsd_app.jobs.manifest import MAX_CHECKPOINTS, RESUMABLE
 from dopsd_app.models.architecture import Sizes
 
 CAPTIONS = 2  # of a picture
@@ -104,7 +104,7 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:
     previews = 2 * (config.steps // config.preview_every) if config.preview_every else 0
     told = sizes.conditioning_bytes(config.resolution, config.teacher_context)
     return int(
-        min(saved, KEPT + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if it is the best
+        min(saved, MAX_CHECKPOINTS + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if the best
         + min(saved, RESUMABLE + 1) * (student + teacher + optimizer)
         + student  # the LoRA file of the end
         + pictures * (PICTURE_FILE + CAPTIONS * told)
