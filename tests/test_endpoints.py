@@ -17,7 +17,7 @@ from PIL import Image
 
 from dopsd_app.files import replace_file
 from dopsd_app.hub.publication import Publication
-from dopsd_app.hub.when_finished import Wish
+from dopsd_app.hub.scheduled_push import ScheduledPush
 from dopsd_app.jobs.job import OTHERS
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.ui.endpoints import ENDPOINTS
@@ -73,18 +73,18 @@ def job(server, hub, tmp_path_factory):
     job.check = call("check_teacher", job.draft)
     job.plan = call("make_plan", job.draft)
     job.run = call("start", job.draft)
-    job.wish = call("wish", job.run, True, "others/zorp", True, False)  # whose member nobody is
-    job.earlier_wish = call("show_wish", job.run)
+    job.scheduled = call("schedule_push", job.run, True, "others/zorp", True, False)  # whose member nobody is
+    job.scheduled_before = call("show_scheduled_push", job.run)
     call.client.close()  # nobody looks
     wait_for(lambda: Run(server.runs / job.run).status.state in ENDED, "the end of the training")
     call = server.client(GIVEN)
     job.shown, job.listed = call("show_run", job.run), call("list_all_runs")
     job.pictures, job.log = call("show_pictures", job.run), call("read_log", job.run)
-    wait_for(lambda: call("show_wish", job.run)["done"], "the push that nobody waits for")
-    job.failed_wish = call("show_wish", job.run)
-    call("wish", job.run, True, "by-itself", True, False)
-    wait_for(lambda: call("show_wish", job.run)["done"], "the push that nobody waits for")
-    job.fulfilled_wish = call("show_wish", job.run)
+    wait_for(lambda: call("show_scheduled_push", job.run)["done"], "the push that nobody waits for")
+    job.failed_push = call("show_scheduled_push", job.run)
+    call("schedule_push", job.run, True, "by-itself", True, False)
+    wait_for(lambda: call("show_scheduled_push", job.run)["done"], "the push that nobody waits for")
+    job.finished_push = call("show_scheduled_push", job.run)
     job.drawn = call("draw", job.run, "a zorp at sea", 3)
     call("keep_for_card", job.run, job.drawn["id"])
     job.card = call("preview_card", job.run, "my-zorp", False, True)
@@ -160,13 +160,13 @@ def test_what_is_published_and_downloaded_is_the_file_of_the_run(job, hub):
     assert Path(job.download).name == LORA_FILE and Path(job.download).read_bytes() == lora
 
 
-def test_a_wish_is_fulfilled_when_nobody_looks_or_tells_why_not(job, hub):
-    assert job.wish == "It will be published as others/zorp when it has finished."
-    assert (job.earlier_wish["push"], job.earlier_wish["name"]) == (True, "others/zorp")
-    assert "Ann is not a member of others" in job.failed_wish["reason"]
-    assert job.failed_wish["published"] == ""
-    assert (job.fulfilled_wish["done"], job.fulfilled_wish["reason"]) == (True, "")
-    assert job.fulfilled_wish["published"] == f"{hub.url}/Ann/by-itself"
+def test_a_scheduled_push_runs_when_nobody_looks_or_tells_why_not(job, hub):
+    assert job.scheduled == "It will be published as others/zorp when it has finished."
+    assert (job.scheduled_before["push"], job.scheduled_before["name"]) == (True, "others/zorp")
+    assert "Ann is not a member of others" in job.failed_push["reason"]
+    assert job.failed_push["published"] == ""
+    assert (job.finished_push["done"], job.finished_push["reason"]) == (True, "")
+    assert job.finished_push["published"] == f"{hub.url}/Ann/by-itself"
     assert hub.repositories["Ann/by-itself"].private
 
 
@@ -262,9 +262,9 @@ def test_known_failures_arrive_as_their_sentences(call, job):
         ("keep_for_card", job.run, "../x"): "This is not kept any more",
         ("resume_run", job.run): "is finished already",
         ("stop_run", job.run): "is not at work",
-        ("wish", job.run, True, "bad--name", True, False): "cannot be a name on the Hub",
-        ("wish", job.run, False, "x", True, True): "it comes only after a push",
-        ("wish", job.run, True, "x", True, True): "This is not a Space",
+        ("schedule_push", job.run, True, "bad--name", True, False): "cannot be a name on the Hub",
+        ("schedule_push", job.run, False, "x", True, True): "it comes only after a push",
+        ("schedule_push", job.run, True, "x", True, True): "This is not a Space",
         ("publish_lora", job.run, "others/x", True, False): "computer is not a member of others",
     }
     for (name, *values), sentence in sentences.items():
@@ -349,11 +349,11 @@ def test_all_of_it_needs_no_torch_and_tokens_stay_nowhere(server, hub, call, job
             assert MARK not in " ".join(process.cmdline())
 
 
-def test_after_a_restart_a_wish_is_fulfilled_with_the_token_of_the_computer(server, hub, job):
+def test_after_a_restart_a_scheduled_push_runs_with_the_token_of_the_computer(server, hub, job):
     server.kill()
-    wish = Wish(Publication("in-the-morning"))
-    replace_file(job.folder / "when_finished.json", json.dumps(asdict(wish)))
+    scheduled = ScheduledPush(Publication("in-the-morning"))
+    replace_file(job.folder / "when_finished.json", json.dumps(asdict(scheduled)))
     server.start()
     call = server.client()
-    wait_for(lambda: call("show_wish", job.run)["done"], "the push that nobody waits for")
-    assert call("show_wish", job.run)["published"] == f"{hub.url}/computer/in-the-morning"
+    wait_for(lambda: call("show_scheduled_push", job.run)["done"], "the push that nobody waits for")
+    assert call("show_scheduled_push", job.run)["published"] == f"{hub.url}/computer/in-the-morning"

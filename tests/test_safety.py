@@ -29,7 +29,7 @@ from dopsd_app.data.uploads import add_pictures
 from dopsd_app.files import replace_file
 from dopsd_app.hub.access import Space
 from dopsd_app.hub.publication import Publication
-from dopsd_app.hub.when_finished import make_wish
+from dopsd_app.hub.scheduled_push import schedule_push
 from dopsd_app.jobs.drawing import Drawing
 from dopsd_app.jobs.events import LoraChecked, Warned, append_event
 from dopsd_app.jobs.job import OTHERS, create_job, write_status
@@ -664,7 +664,7 @@ def page_of(tmp_path, monkeypatch):
     run, draft = leave_run(server, "zorp"), leave_draft(server, "zorp")
     make_picture(3, 40, 40).save(tmp_path / "small.png")  # so that there is a problem to tell
     add_pictures(draft, [tmp_path / "small.png"])
-    make_wish(run, Publication("x"), token=None)
+    schedule_push(run, Publication("x"), token=None)
     checked = tmp_path / "checked"
     checked.mkdir()
     asked = {"config": {}, "folder": str(checked)}

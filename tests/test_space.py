@@ -353,11 +353,11 @@ def test_the_space_is_paused_after_the_push_unless_another_run_is_at_work(space,
         ("Makers/first", [], "It was published. Something else is at work, so the Space was not paused."),
         ("Makers/second", ["Makers/trainer"], ""),
     ):
-        call("wish", space.run.id, True, name, True, True)
-        wait_for(lambda: call("show_wish", space.run.id)["done"], "the push")
-        wish = call("show_wish", space.run.id)
-        assert (hub.paused, wish["reason"]) == (paused, reason)
-        assert wish["published"] == f"{hub.url}/{name}"
+        call("schedule_push", space.run.id, True, name, True, True)
+        wait_for(lambda: call("show_scheduled_push", space.run.id)["done"], "the push")
+        scheduled = call("show_scheduled_push", space.run.id)
+        assert (hub.paused, scheduled["reason"]) == (paused, reason)
+        assert scheduled["published"] == f"{hub.url}/{name}"
         write_status(other, state="stopped")
     (pause,) = hub.asked("POST /api/spaces/Makers/trainer/pause")
     assert pause.token == "hf_admin"

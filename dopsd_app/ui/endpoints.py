@@ -31,7 +31,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
 from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
-from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
+from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
@@ -179,10 +179,10 @@ def show_pictures(run_id: str) -> dict:
     return {"rollouts": copies(view.rollouts), "samples": copies(view.samples)}
 
 
-def show_wish(run_id: str) -> dict:
+def show_scheduled_push(run_id: str) -> dict:
     """What is to happen when a run has finished, what became of it, and where the LoRA was published last."""
     chosen = run_actions.the_run(run_id)
-    asked = read_wish(chosen)
+    asked = read_scheduled_push(chosen)
     return {
         "push": asked.publication is not None,
         **(asdict(asked.publication) if asked.publication else {}),
@@ -284,8 +284,8 @@ ENDPOINTS: tuple[Callable, ...] = (
     run_actions.save_now,
     run_actions.read_log,
     run_actions.remove_run,
-    run_actions.wish,
-    show_wish,
+    run_actions.schedule_push,
+    show_scheduled_push,
     show_pictures,
     draw,
     try_it.cancel_drawing,

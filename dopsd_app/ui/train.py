@@ -8,7 +8,7 @@ import pandas as pd
 
 from dopsd_app.hub.access import this_space
 from dopsd_app.hub.publication import BEST, suggest_name
-from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
+from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.events import HealthMeasured
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
@@ -17,7 +17,16 @@ from dopsd_app.progress import DownloadProgress
 from dopsd_app.ui import words
 from dopsd_app.ui.news import only_new, seen_marks
 from dopsd_app.ui.plan import plainly
-from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, run_name, statuses, the_run, watcher, wish
+from dopsd_app.ui.run_actions import (
+    can_go_on,
+    can_try,
+    read_log,
+    run_name,
+    schedule_push,
+    statuses,
+    the_run,
+    watcher,
+)
 from dopsd_app.ui.server.guard import guarded
 
 WATCHING, RESTING = 1.0, 5.0  # seconds between two looks: while a run is at work or waits, and otherwise
@@ -169,7 +178,7 @@ def show_wish(run_id: str) -> list:
     if not run_id:
         return [False, "", True, False, False]
     run = the_run(run_id)
-    if (asked := read_wish(run).publication) is None:
+    if (asked := read_scheduled_push(run).publication) is None:
         return [False, suggest_name(run.config), True, False, False]
     return [True, asked.name, asked.private, asked.pause, asked.checkpoint == BEST]
 
@@ -189,12 +198,12 @@ def keep_wish(
     oauth_token: str | None = None,
 ) -> str:
     """Keeps a wish, and says so."""
-    wish(run_id, push, name, private, pause, healthiest, oauth_token)
+    schedule_push(run_id, push, name, private, pause, healthiest, oauth_token)
     return _told(the_run(run_id))
 
 
 def _told(run: Run) -> str:
-    asked = read_wish(run)
+    asked = read_scheduled_push(run)
     if asked.reason:
         return words.lines([asked.reason], "problem")
     if asked.publication is None:

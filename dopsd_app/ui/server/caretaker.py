@@ -1,4 +1,4 @@
-"""What the page's server does without anybody looking: it starts queued runs and fulfils wishes."""
+"""What the page's server does without anybody looking: it starts queued runs and runs scheduled pushes."""
 
 import logging
 import threading
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dopsd_app.hub.when_finished import fulfil_wishes
+from dopsd_app.hub.scheduled_push import run_scheduled_pushes
 from dopsd_app.jobs.queue import start_next
 from dopsd_app.jobs.runs import default_runs_dir
 
@@ -16,7 +16,7 @@ ROUND = 2.0  # seconds
 
 def start_caretaker() -> None:
     """Starts its threads, which end with the process: a push may take minutes, and no run waits for it."""
-    for duty in (start_next, fulfil_wishes):
+    for duty in (start_next, run_scheduled_pushes):
         threading.Thread(target=_rounds, args=(duty,), name="caretaker", daemon=True).start()
 
 
