@@ -43,6 +43,15 @@ def insist(action: Callable[[], T]) -> T:
     return action()
 
 
+def find_renamed(path: Path, earlier: str) -> Path:
+    """The file, or the one beside it that an earlier version wrote under another name, where that one is all.
+
+    What is removed before it is written anew is then written under the new name.
+    """
+    before = path.with_name(earlier)
+    return before if before.exists() and not path.exists() else path
+
+
 def free_disk(folder: Path) -> int:
     """Bytes that can be written to a folder, which need not exist yet."""
     folder = folder.absolute()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dopsd_app.checks.previews import save_picture
 from dopsd_app.checks.teacher_check import teacher_check
+from dopsd_app.checks.verdict import CHECK_FILE
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.errors import KnownFailure
@@ -136,11 +137,11 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
 
 
 def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
-    """A job's check of what the teacher sees; its pictures and check.json appear in the job's folder."""
+    """A job's check of what the teacher sees; its pictures and CHECK_FILE appear in the job's folder."""
     request = Drawing(job.path).asked
     yield PhaseProgress("loading", 0, 3)
     yield from fetch_base_model(request.config.base_model, request.config.revision)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
         yield from teacher_check(desk.studio_for(request.config), request.config, examples, job.path)
-    return {"check": "check.json"}
+    return {"check": CHECK_FILE}

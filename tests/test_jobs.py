@@ -166,7 +166,15 @@ def damaged_ways(content: bytes) -> dict[str, bytes | None]:
     }
 
 
-FILES = ("status.json", "config.json", "events.jsonl", "job.json", "log.txt", "check.json", "card/01.json")
+FILES = (
+    "status.json",
+    "config.json",
+    "events.jsonl",
+    "job.json",
+    "log.txt",
+    "lora_check.json",
+    "card/01.json",
+)
 WAYS = ("missing", *damaged_ways(b""))
 
 

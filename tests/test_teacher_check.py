@@ -6,7 +6,15 @@ import torch
 from PIL import Image
 
 from dopsd_app.checks.teacher_check import colours_of, compare, save_sheet, teacher_check
-from dopsd_app.checks.verdict import CheckRow, judge_rows, read_check, rows_drawn, score_rows
+from dopsd_app.checks.verdict import (
+    CHECK_FILE,
+    CheckRow,
+    judge_rows,
+    read_check,
+    rows_drawn,
+    save_check,
+    score_rows,
+)
 from dopsd_app.cli import main
 from dopsd_app.method.encode import crop_example
 from dopsd_app.models.catalog import ASSETS
@@ -112,3 +120,13 @@ def test_the_built_in_teacher_sees_the_bundled_creatures(tmp_path, capsys):
         assert main(["preview", *folder, "--out", str(out)]) == 0
         assert out.exists()
         assert "The teacher sees it" in capsys.readouterr().out
+
+
+def test_a_check_of_an_earlier_version_is_read_under_its_old_name(tmp_path):
+    earlier, later = (judge_rows((CheckRow(0.0, gain, 0.0),), "pocket-turbo") for gain in (0.2, 0.9))
+    assert read_check(tmp_path) is None
+    save_check(earlier, tmp_path)
+    (tmp_path / CHECK_FILE).rename(tmp_path / "check.json")
+    assert read_check(tmp_path) == earlier
+    save_check(later, tmp_path)
+    assert read_check(tmp_path) == later

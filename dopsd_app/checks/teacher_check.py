@@ -29,7 +29,7 @@ def teacher_check(
 
     The pictures appear in `folder` one by one: `0_crop.webp`, `0_student.webp` (from the caption),
     `0_teacher.webp` (from caption and picture), `0_control.webp` (from the caption and an even grey),
-    `1_...`; check.json is the last. See `verdict` for how they are read and what the score means.
+    `1_...`; teacher_check.json is the last. See `verdict` for how they are read and what the score means.
     """
     base_model, shown = studio.base_model, tuple(examples[:CHECKED])
     sets = [read_pictures(example, config, base_model) for example in shown]

@@ -59,7 +59,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class LoraChecked:
-    """The written LoRA file was loaded back and compared with the trained student; details in check.json."""
+    """The LoRA file was loaded back and compared with the trained student; details in lora_check.json."""
 
     step: int
     passed: bool

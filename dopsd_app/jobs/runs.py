@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopsd_app.config import ConfigError, TrainConfig, load_config, save_config
-from dopsd_app.files import insist, replace_file
+from dopsd_app.files import find_renamed, insist, replace_file
 from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, start_lock, write_status
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.manifest import CHECKPOINT_LORA, RESUME_FILE, is_of_another_version, is_there
@@ -57,7 +57,8 @@ class Run(Job):
 
     @property
     def check_file(self) -> Path:
-        return self.path / "check.json"
+        """What the check of the LoRA file found."""
+        return find_renamed(self.path / "lora_check.json", "check.json")
 
 
 # --- create, list, find
