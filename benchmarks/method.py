@@ -70,7 +70,7 @@ from benchmarks.tables import (
     make_table,
     steps_as_markdown,
 )
-from dopsd_app.checks.health import Look, judged_health, seen_health
+from dopsd_app.checks.health import HealthPictures, features_health, judged_health
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.method.step import prepare
@@ -229,11 +229,11 @@ def bases_watched(part: str, number: int, one_noise: bool) -> list[list[Image.Im
 def measure_health(base_model: BaseModel, job: Job) -> dict[str, dict[str, dict]]:
     """What a person's own run would see of the base's health and the LoRA's, with each pair of eyes."""
     data, found = concept_data(job.part, job.concept), {}
-    eyes = {"judge": (judged_health, False), "vision": (partial(seen_health, base_model), True)}
+    eyes = {"judge": (judged_health, False), "vision": (partial(features_health, base_model), True)}
     for name, (score, one_noise) in eyes.items():
         base, base_neutral = bases_watched(job.part, job.concept, one_noise)
         lora, lora_neutral = draw_watched(base_model, data, one_noise)
-        look = Look(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
+        look = HealthPictures(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
         found[name] = {
             side: _rounded(asdict(score(shown))) for side, shown in (("base", look.at_base()), ("lora", look))
         }

@@ -119,7 +119,7 @@ def measure_looks(folder: Path) -> dict:
                 statistics.median(_milliseconds(lambda: train.look(run.id, seen)) for _ in range(LOOKS)), 1
             ),
             "first_ms_with_all_previews": round(first, 1),
-            "first_ms_of_reading_events": round(_milliseconds(lambda: watcher.look(run)), 1),
+            "first_ms_of_reading_events": round(_milliseconds(lambda: watcher.read(run)), 1),
         }
 
 

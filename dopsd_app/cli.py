@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROOM = "The page's model makes room ..."
-TELL_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
+REPORT_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
 
-EXAMPLES = """examples:
+EPILOG = """examples:
   python -m dopsd_app preview --images photos/my-cat
       what the teacher sees in your pictures, before you train on them
   python -m dopsd_app download z-image-turbo
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except OSError as error:  # no right to write, no room, a file where a folder should be
         print(
-            f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.", file=sys.stderr
+            f"{error.filename}: {error.strerror}. Choose another folder, or repair this one.", file=sys.stderr
         )
         return 2
     except KeyboardInterrupt:
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dopsd_app",
         description="Trains a LoRA from 4 to 20 pictures for an image model that draws in a few steps.",
-        epilog=EXAMPLES,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -200,8 +200,8 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 
 def _add_download(command: argparse.ArgumentParser) -> None:
     names = ", ".join(name for name, facts in CATALOG.items() if facts.repository)
-    told = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
-    command.add_argument("base_model", help=told)
+    help_text = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
+    command.add_argument("base_model", help=help_text)
     command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
     command.add_argument("--detach", action="store_true", help="return at once; fetching goes on")
 
@@ -243,7 +243,7 @@ def _train(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     reader = EventReader(run.events_file)
-    reader.poll()  # what it told before is not shown again
+    reader.poll()  # what came before is not shown again
     checkpoint = resume(run, options.steps)
     _start(run.runs_dir)
     start = f"step {int(checkpoint.name)}" if checkpoint else "the beginning"
@@ -261,10 +261,10 @@ def _preview(options: argparse.Namespace) -> int:
     _fetch(config.base_model, config.revision)
     with _card(options.runs), tempfile.TemporaryDirectory() as folder:
         from dopsd_app.checks.teacher_check import save_sheet, teacher_check
-        from dopsd_app.models.studio import Studio
+        from dopsd_app.models.loaded_model import LoadedModel
 
         with tqdm(disable=None, unit="picture") as bar:
-            for progress in teacher_check(Studio(config), config, dataset.examples, Path(folder)):
+            for progress in teacher_check(LoadedModel(config), config, dataset.examples, Path(folder)):
                 bar.set_description(progress.phase, refresh=False)
                 bar.total, bar.n = progress.total, progress.done
                 bar.refresh()
@@ -283,7 +283,7 @@ def _generate(options: argparse.Namespace) -> int:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
     if needs_fetching(run.config.base_model, run.config.revision):
-        find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
+        find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
         _fetch(run.config.base_model, run.config.revision)
     with _card(options.runs):
         from dopsd_app.generate import generate
@@ -326,11 +326,12 @@ def _fetch(name: str, revision: str) -> None:
         return
     try:
         with closing(fetch_base_model(name, revision)) as progress, tqdm(**BYTES, disable=None) as bar:
-            told = time.monotonic()
+            reported = time.monotonic()
             for step in progress:
                 show_bytes(bar, step)
-                if bar.disable and time.monotonic() - told > TELL_SECONDS:  # no terminal: a file, or a pipe
-                    told = time.monotonic()
+                # No terminal: a file, or a pipe.
+                if bar.disable and time.monotonic() - reported > REPORT_SECONDS:
+                    reported = time.monotonic()
                     print(words_for_download(step), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("Stopped. What was fetched is kept: the next time goes on from there.", file=sys.stderr)
@@ -463,11 +464,11 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
 
 def _start(runs_dir: Path) -> None:
     """Starts what waits; the page's warm worker, where there is one, ends its picture and gives way."""
-    told = False
+    announced = False
     while start_next(runs_dir) is None and (holder := read_holder()) and holder.warm:
-        if not told:
+        if not announced:
             print(ROOM)
-        told = True
+        announced = True
         time.sleep(0.1)
 
 

@@ -26,12 +26,12 @@ def replace_file(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        insist(lambda: os.replace(temporary, path))
+        retry(lambda: os.replace(temporary, path))
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def insist(action: Callable[[], T]) -> T:
+def retry(action: Callable[[], T]) -> T:
     """Tries a file operation for up to two seconds: Windows refuses it while others have the file open."""
     for _ in range(100):
         try:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-REMEMBERED = 5  # seconds that an answer of nvidia-smi is good for; asking takes up to a second
+ANSWER_SECONDS = 5  # seconds that an answer of nvidia-smi is good for; asking takes up to a second
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Gpu:
 def list_gpus() -> tuple[Gpu, ...]:
     """The cards that a process started from here may use, in CUDA's order."""
     lent = os.environ.get("SPACES_ZERO_GPU", "").lower() == "true"  # for moments: nothing can train on it
-    return () if lent else _visible(_gpus(round(time.monotonic() / REMEMBERED)))
+    return () if lent else _visible(_gpus(round(time.monotonic() / ANSWER_SECONDS)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -50,7 +50,7 @@ def _gpus(moment: int) -> tuple[Gpu, ...]:
 def _visible(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
     """The cards that CUDA_VISIBLE_DEVICES leaves, in its order; CUDA stops at what it cannot read."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or "MIG-" in chosen:  # parts of a card: which is which is not told
+    if chosen is None or "MIG-" in chosen:  # parts of a card: which is which is unknown
         return gpus
     visible = []
     for text in map(str.strip, chosen.split(",")):

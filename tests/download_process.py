@@ -18,7 +18,7 @@ from dopsd_app.models import base_download, catalog, download
 
 download.WAITS = (0.05, 0.05, 0.05)
 download.SILENCE_SECONDS = 1.0
-download.LOOK_SECONDS = 0.05
+download.POLL_SECONDS = 0.05
 
 
 def fetch(name: str, revision: str = "", stop_after: int = 0) -> dict:

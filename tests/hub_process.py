@@ -69,7 +69,7 @@ def run_scheduled(run: str, token: str = "") -> None:
 def limits(silence: float, total: float) -> None:
     """For how long a server may say nothing, and may take for all of an answer."""
     hub_errors.READ_SECONDS, client.TOTAL_SECONDS = silence, total
-    upload.LOOKS = (0, 0.05)
+    upload.VERIFY_DELAYS = (0, 0.05)
     close_session()
 
 

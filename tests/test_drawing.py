@@ -226,7 +226,7 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     assert np.array_equal(pixels(again.lora), pixels(first.lora))
     assert len(read_check(check.path).rows) == len(rows_drawn(check.path)) == 4
 
-    # What goes wrong unexpectedly is told, traced, and the next is served; the run of a worn LoRA can go.
+    # What goes wrong unexpectedly is told, traced, and the next is served; the run of a loaded LoRA can go.
     other = runs.Run(shutil.copytree(warm_run.path, runs_dir / "20990101-000000-other-0123456789ab"))
     good = other.lora_file.read_bytes()
     other.lora_file.write_bytes(b"nonsense")

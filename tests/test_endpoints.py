@@ -18,7 +18,7 @@ from PIL import Image
 from dopsd_app.files import replace_file
 from dopsd_app.hub.publication import Publication
 from dopsd_app.hub.scheduled_push import ScheduledPush
-from dopsd_app.jobs.job import OTHERS
+from dopsd_app.jobs.job import JOBS_FOLDER
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.ui.endpoints import ENDPOINTS
 
@@ -219,7 +219,7 @@ def test_a_run_is_steered_and_another_one_waits(call, server):
 
 
 def test_drawing_and_checking_can_be_cancelled(call, server, job):
-    drawings = server.runs / OTHERS
+    drawings = server.runs / JOBS_FOLDER
     # A process that draws, once it is up, would be too quick to be stopped for sure.
     if holder := server.card_holder():
         psutil.Process(holder.pid).kill()

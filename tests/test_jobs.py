@@ -198,7 +198,7 @@ def test_a_damaged_file_hurts_its_own_run_alone(runs_dir, name, way):
     assert unfinished_drawings(runs_dir) == []
     status = bad.status
     assert status.state == "stopped" or (status.state == "failed" and "status.json" in status.reason)
-    RunWatcher().look(bad)
+    RunWatcher().read(bad)
     card_pictures(bad)
     if name == "config.json" and way != "text in numbers":
         with pytest.raises(ValueError, match=r"config\.json is damaged"):

@@ -32,7 +32,7 @@ from dopsd_app.hub.publication import Publication
 from dopsd_app.hub.scheduled_push import schedule_push
 from dopsd_app.jobs.drawing import Drawing
 from dopsd_app.jobs.events import LoraChecked, Warned, append_event
-from dopsd_app.jobs.job import OTHERS, create_job, write_status
+from dopsd_app.jobs.job import JOBS_FOLDER, create_job, write_status
 from dopsd_app.jobs.kinds import CHECK_TEACHER
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.ui import launch_options, pictures, plan, publish, teacher, train, try_it, visitors, words
@@ -144,7 +144,7 @@ def test_no_file_of_runs_drafts_or_the_computer_can_be_fetched(which, request):
         )
     linked = server.folder / "link" / server.run.id
     others = [Path("/etc/passwd"), ROOT / "app.py", server.folder / "home" / "token", server.output]
-    others += [linked / "config.json", linked / LORA_FILE, server.runs / f"{OTHERS}/../.start.lock"]
+    others += [linked / "config.json", linked / LORA_FILE, server.runs / f"{JOBS_FOLDER}/../.start.lock"]
     needed = {"config.json", "status.json", "events.jsonl", "log.txt", "draft.json", LORA_FILE, "resume.pt"}
     assert needed <= {file.name for file in kinds.values()}
     with RawRequests(server) as raw:
@@ -253,13 +253,13 @@ def test_names_that_a_client_makes_up_lead_nowhere(server):
     outside.mkdir()
     for name in ("config.json", "draft.json", "status.json"):
         (outside / name).write_text((server.run.path / "config.json").read_text())
-    asked = (server.runs / OTHERS).glob("2*/job.json").__next__()
+    asked = (server.runs / JOBS_FOLDER).glob("2*/job.json").__next__()
     (outside / "job.json").write_text(asked.read_text())
     make_picture(1).save(outside / "lora.png")
     (outside / "preset.toml").write_text('label = "x"\ndescription = "y"\nsteps = 3\n')
     before = all_bytes(server.runs, server.drafts, outside)
     up = f"../../../{server.folder.name}/outside" if server.runs.parent != server.folder else "../outside"
-    names = [up, str(outside), f"{server.run.id}/../{up}", "..", OTHERS, "\0"]
+    names = [up, str(outside), f"{server.run.id}/../{up}", "..", JOBS_FOLDER, "\0"]
     whole = {"run_id": server.run.id, "draft_id": server.draft.id}
     by_type = {"string": "x", "integer": 1, "number": 1.0, "boolean": False, "object": {}, "array": []}
     aims = ("run_id", "draft_id", "drawing_id", "picture")

@@ -32,8 +32,8 @@ from dopsd_app.method.rollout import sample
 from dopsd_app.models.architectures import ARCHITECTURES, register
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import NO_PICTURES, Pictures
-from dopsd_app.models.studio import Studio
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
 
@@ -242,7 +242,7 @@ def test_pictures_to_start_from_are_part_of_what_is_encoded(config, toy, picture
 def test_the_teacher_check_asks_the_colours_where_there_are_no_eyes(config, pictures, tmp_path):
     examples = read_examples(pictures, minimum_side=64).examples
     (tmp_path / "check").mkdir()
-    list(teacher_check(Studio(config), config, examples, tmp_path / "check"))
+    list(teacher_check(LoadedModel(config), config, examples, tmp_path / "check"))
     assert len(read_check(tmp_path / "check").rows) == 4
 
 

@@ -268,7 +268,7 @@ def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tin
         towers.append((base_model, base_model.vision_tower))
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("dopsd_app.checks.health.seen_health", too_much)
+    monkeypatch.setattr("dopsd_app.checks.health.features_health", too_much)
     events = list(train(new_run(replace(tiny_config, preview_every=2))))
     assert [event.step for event in events if isinstance(event, Warned)] == [2, 4]
     assert all(tower is not None and base_model.vision_tower is None for base_model, tower in towers)

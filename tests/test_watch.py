@@ -43,7 +43,7 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
     append_event(run.events_file, Warned(40, "Something small."))
     write_status(run, state="queued", step=40)
     watcher = RunWatcher()
-    view = watcher.look(run)
+    view = watcher.read(run)
     assert view.seconds_per_step == 2.0  # of the last 20 steps, not of all
     assert view.seconds_left is None  # it does not train now
     assert view.memory == 3 * 10**9
@@ -52,7 +52,7 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
     assert view.warnings == ("Something small.",) and view.check == ""
 
     append_event(run.events_file, LoraChecked(40, True, "The LoRA file is good."))
-    assert watcher.look(run).check == "The LoRA file is good."
+    assert watcher.read(run).check == "The LoRA file is good."
 
 
 def test_steps_that_a_resume_repeats_count_once(new_run):
@@ -61,9 +61,9 @@ def test_steps_that_a_resume_repeats_count_once(new_run):
         append_event(run.events_file, StepDone(step, 1.0, 1.0, 1.0, 0))
     append_event(run.events_file, PreviewSaved(3, "samples", ("previews/000003_samples.webp",)))
     watcher = RunWatcher()
-    assert len(watcher.look(run).curve) == 3
+    assert len(watcher.read(run).curve) == 3
     append_event(run.events_file, Resumed(1))
     append_event(run.events_file, StepDone(2, 0.5, 1.0, 1.0, 0))
-    view = watcher.look(run)
+    view = watcher.read(run)
     assert view.curve == ((1.0, 1.0), (2.0, 0.5))
     assert view.samples == ()

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import insist, replace_file
+from dopsd_app.files import replace_file, retry
 
 
 class DraftError(KnownFailure):
@@ -18,7 +18,7 @@ class DraftError(KnownFailure):
 def read_state(folder: Path) -> dict:
     """What the draft.json of a draft's folder holds."""
     try:
-        return json.loads(insist((folder / "draft.json").read_bytes))
+        return json.loads(retry((folder / "draft.json").read_bytes))
     except FileNotFoundError as error:
         raise DraftError("This draft is no longer there. Begin a new one.") from error
     except ValueError as error:

@@ -18,8 +18,8 @@ from dopsd_app.config import DEFAULT_PRESET, ConfigError, TrainConfig, load_pres
 from dopsd_app.data.caption_file import MAX_CAPTION, clean_captions
 from dopsd_app.data.draft_file import DraftError, changing, draft_lock, read_state
 from dopsd_app.data.picture_file import PicturesError
-from dopsd_app.data.pictures import Dataset, Example, Note, Problem, Seen, check_count, check_set
-from dopsd_app.files import insist, replace_file
+from dopsd_app.data.pictures import Dataset, Example, Note, PictureFacts, Problem, check_count, check_set
+from dopsd_app.files import replace_file, retry
 
 DRAFT_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")  # as `new_draft` makes it
 KINDS = ("subject", "style")
@@ -146,8 +146,8 @@ def delete_draft(draft: Draft) -> None:
     """Removes a draft and its pictures for good."""
     with draft_lock(draft.path.parent):
         # Renamed first, so that nobody ever reads half a draft.
-        doomed = insist(lambda: draft.path.rename(draft.path.with_name(f".deleted-{draft.id}")))
-    shutil.rmtree(doomed)
+        renamed = retry(lambda: draft.path.rename(draft.path.with_name(f".deleted-{draft.id}")))
+    shutil.rmtree(renamed)
 
 
 # --- change
@@ -171,7 +171,7 @@ def remove_picture(draft: Draft, key: str) -> None:
 def delete_files(draft: Draft, key: str) -> None:
     """Removes the files of a picture that is on no list; the key must be one of ours."""
     for file in (draft.pictures / f"{key}.png", draft.thumbnails / f"{key}.webp"):
-        insist(lambda file=file: file.unlink(missing_ok=True))
+        retry(lambda file=file: file.unlink(missing_ok=True))
 
 
 def set_settings(draft: Draft, **changes) -> None:
@@ -252,7 +252,7 @@ def draft_dataset(draft: Draft) -> Dataset:
 
 def _findings(draft: Draft, state: dict) -> tuple[list[Example], list[Problem | Note]]:
     """Examples of the pictures that have captions, and what there is to say; pictures go by their names."""
-    examples, findings, seen = [], [], []
+    examples, findings, facts = [], [], []
     for item in state["items"]:
         name = item["name"]
         try:
@@ -260,16 +260,16 @@ def _findings(draft: Draft, state: dict) -> tuple[list[Example], list[Problem | 
             examples.append(Example(draft.pictures / f"{item['key']}.png", captions))
         except ValueError as error:
             findings.append(Problem(name, str(error)))
-        seen.append(Seen(name, tuple(item["size"]), item["pixels"]))
+        facts.append(PictureFacts(name, tuple(item["size"]), item["pixels"]))
         findings += [Note(name, f"{name} {remark}") for remark in item["remarks"]]
-    findings += check_set(seen, _minimum_side(state))
-    return examples, check_count(len(seen), "this draft") + findings
+    findings += check_set(facts, _minimum_side(state))
+    return examples, check_count(len(facts), "this draft") + findings
 
 
 def _minimum_side(state: dict) -> int:
     try:
         return _config(state).minimum_side
-    except ConfigError:  # told where the settings are; the pictures are judged by the usual limit
+    except ConfigError:  # reported where the settings are; the pictures are judged by the usual limit
         return TrainConfig().minimum_side
 
 

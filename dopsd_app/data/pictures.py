@@ -83,7 +83,7 @@ def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
         Note("", f"{_name(path, folder)} belongs to no picture and was left out.")
         for path in itertools.chain(*sources.values())
     ]
-    findings += _look_at(examples, folder, minimum_side)
+    findings += _inspect(examples, folder, minimum_side)
     names = ["", *(_name(example.image, folder) for example in examples)]
     problems = [finding for finding in findings if isinstance(finding, Problem) and finding.picture in names]
     if problems:
@@ -101,7 +101,7 @@ def check_count(count: int, holder: str) -> list[Problem]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PictureFacts:
     """What the checks of a set need to know of a picture once it was opened."""
 
     name: str  # as in Problem
@@ -114,7 +114,7 @@ def hash_pixels(picture: Image.Image) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
-def check_set(pictures: Iterable[Seen], minimum_side: int) -> Iterator[Problem | Note]:
+def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[Problem | Note]:
     """Refuses small pictures and the second of two equal ones, and notes very long ones."""
     first: dict[tuple, str] = {}  # size and pixels: the first picture that has them
     for picture in pictures:
@@ -300,9 +300,9 @@ def _find_picture(file_name: str, folder: Path) -> Path:
     return path
 
 
-def _look_at(examples: Iterable[Example], folder: Path, minimum_side: int) -> Iterator[Problem | Note]:
+def _inspect(examples: Iterable[Example], folder: Path, minimum_side: int) -> Iterator[Problem | Note]:
     """Opens the pictures one by one: what is wrong with each, with the set, and what was repaired."""
-    seen = []
+    facts = []
     for example in examples:
         name = _name(example.image, folder)
         try:
@@ -310,21 +310,21 @@ def _look_at(examples: Iterable[Example], folder: Path, minimum_side: int) -> It
         except PicturesError as error:
             yield from error.problems
             continue
-        seen.append(Seen(name, picture.size, hash_pixels(picture)))
+        facts.append(PictureFacts(name, picture.size, hash_pixels(picture)))
         for remark in remarks:
             yield Note(name, f"{name} {remark}")
-        yield from _look_at_sources(example, folder)
-    yield from check_set(seen, minimum_side)
+        yield from _inspect_sources(example, folder)
+    yield from check_set(facts, minimum_side)
 
 
-def _look_at_sources(example: Example, folder: Path) -> Iterator[Problem]:
-    """What is wrong with the pictures that an example is made from, said of the example."""
+def _inspect_sources(example: Example, folder: Path) -> Iterator[Problem]:
+    """What is wrong with the pictures that an example is made from, reported of the example."""
     name = _name(example.image, folder)
     for path in example.source_images:
         shown_name = _name(path, folder)
         if not _real(path).is_relative_to(folder):
-            told = f"{shown_name} is a link to a place outside the folder. Copy the file itself into it."
-            yield Problem(name, told)
+            message = f"{shown_name} is a link to a place outside the folder. Copy the file itself into it."
+            yield Problem(name, message)
             continue
         try:
             decode(path, shown_name)

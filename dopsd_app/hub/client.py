@@ -12,7 +12,7 @@ from dopsd_app.hub_errors import (
     is_transient,
     network_sentence,
     status_sentence,
-    tell_error,
+    to_hub_error,
     words_for_wait,
 )
 
@@ -36,7 +36,7 @@ def pushing_errors(about: str, token: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise tell_error(error, about, token) from None
+        raise to_hub_error(error, about, token) from None
 
 
 class _Line:
@@ -57,7 +57,7 @@ class _Line:
         self._timer.cancel()
 
     def trace(self, event: str, info: dict) -> None:
-        """Told by the HTTP client of all that it does: it has a new connection, or has encrypted it."""
+        """Called by the HTTP client for all that it does: it has a new connection, or has encrypted it."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             with self._lock:
                 self._socket = info["return_value"].get_extra_info("socket")
@@ -122,9 +122,9 @@ def _make_client() -> "httpx2.Client":
             if request.method in ("GET", "HEAD"):
                 return response
             if response.status_code == 429 or (response.is_error and "retry-after" in response.headers):
-                told = HubError(status_sentence(response.status_code, "what was sent", response.headers))
-                told.transient = is_transient(response.status_code)
-                raise told
+                hub_error = HubError(status_sentence(response.status_code, "what was sent", response.headers))
+                hub_error.transient = is_transient(response.status_code)
+                raise hub_error
             return response
 
     return ImpatientClient(
@@ -146,6 +146,6 @@ def _too_slow(seconds: float) -> str:
 
 
 def _transient(sentence: str) -> HubError:
-    told = HubError(sentence)
-    told.transient = True
-    return told
+    hub_error = HubError(sentence)
+    hub_error.transient = True
+    return hub_error

@@ -20,14 +20,14 @@ from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_rep
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
 
-Picture = tuple[Path, str]  # a generated picture and its prompt
+CardPicture = tuple[Path, str]  # a generated picture and its prompt
 
 
 def make_card(
     run: Run,
     *,
     repo_id: str,
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[CardPicture] = (),
     with_captions: bool = False,
     lora_file: Path | None = None,
 ) -> "ModelCard":
@@ -50,7 +50,7 @@ def make_card(
     return card
 
 
-def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardData":
+def _card_data(config: TrainConfig, pictures: Sequence[CardPicture]) -> "ModelCardData":
     import yaml
     from huggingface_hub import ModelCardData
 
@@ -172,9 +172,9 @@ def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
         )
     checks = [event for event in read_events(run.events_file) if isinstance(event, LoraChecked)]
     if checks and lora_file == run.lora_file:
-        # What a failed check says may quote folders of this computer.
-        said = checks[-1].summary if checks[-1].passed else "It did not load as it should."
-        facts.append(f"check after saving: {said}")
+        # What a failed check reports may quote folders of this computer.
+        summary = checks[-1].summary if checks[-1].passed else "It did not load as it should."
+        facts.append(f"check after saving: {summary}")
     listed = "\n".join(f"- {fact}" for fact in facts)
     return f"{listed}\n\n`training_config.json` holds the settings."
 
@@ -212,9 +212,9 @@ def _represent_quoted(dumper, text: _Quoted):
 
 
 def _plain(text: str) -> str:
-    """The text in one line of characters that can be seen."""
-    seen = "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # U+200D joins emojis
-    return " ".join(seen.split())
+    """The text in one line of printable characters."""
+    printable = "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # U+200D joins emojis
+    return " ".join(printable.split())
 
 
 def _code(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A push to the Hub as a job: it goes on when its page is closed, is seen again, and can be stopped."""
+"""A push to the Hub as a job: it goes on when its page is closed, is found again, and can be stopped."""
 
 import time
 from collections.abc import Callable, Generator
@@ -15,17 +15,17 @@ from dopsd_app.jobs.status import Status
 from dopsd_app.progress import PhaseProgress
 
 MAX_PUSH_JOBS = 20  # jobs of ended pushes
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 STOPPED = "Stopped. Whatever had not arrived is not published; pushing again works."
 
 
 def work(job: Job) -> Generator[PhaseProgress, None, dict]:
     """Publishes what was asked for, with the token that the worker was given."""
     run = known_run(job.runs_dir, job.request["run_id"])
-    for told in push(run, Publication.from_fields(job.request["publication"]), given_token()):
-        if isinstance(told, Published):
-            return {"link": told.link}
-        yield told
+    for event in push(run, Publication.from_fields(job.request["publication"]), given_token()):
+        if isinstance(event, Published):
+            return {"link": event.link}
+        yield event
 
 
 def ask_for_push(run: Run, publication: Publication, token: str | None) -> Job:
@@ -53,11 +53,11 @@ def cancel_push(run: Run) -> None:
         send_command(job, "stop")
 
 
-def wait_for_push(job: Job, tell: Callable[[Status], None] = lambda status: None) -> str:
+def wait_for_push(job: Job, report: Callable[[Status], None] = lambda status: None) -> str:
     """Comes back with the link when the push has ended; `HubError` says why there is none."""
     while (status := job.status).busy:
-        tell(status)
-        time.sleep(LOOK_SECONDS)
+        report(status)
+        time.sleep(POLL_SECONDS)
     if status.state == "finished":
         return job.result["link"]
     raise HubError(STOPPED if status.state == "stopped" else status.reason)

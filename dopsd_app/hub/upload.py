@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 UPLOAD_STEPS = 2  # the repository is there, the LoRA file is sent; what is left is the commit
-LOOKS = (0.0, 2.0, 5.0)  # seconds before each look for what was committed
+VERIFY_DELAYS = (0.0, 2.0, 5.0)  # seconds before each request for what was committed
 
 Digests = dict[str, set[str]]  # by a file's place in the repository, what the Hub may call its content
 
@@ -32,7 +32,7 @@ def upload(
     message: str,
     progress: Iterator[PhaseProgress],
 ) -> Generator[PhaseProgress, None, str]:
-    """Creates the repository where there is none, uploads the folder and looks whether it arrived.
+    """Creates the repository where there is none, uploads the folder and verifies that it arrived.
 
     `ours` says that it was pushed to before, so that it may hold another LoRA. UPLOAD_STEPS of `progress` are
     yielded, and one for each picture. Returns the link; raises `HubError`.
@@ -72,7 +72,7 @@ def _created(api: "HfApi", repo: str, private: bool) -> "ModelInfo":
 
 
 def _commit(api: "HfApi", repo: str, operations: list, message: str, digests: Digests) -> None:
-    """Makes a commit of what was uploaded, and looks whether it is there: also where its answer was lost."""
+    """Makes a commit of what was uploaded, and verifies that it is there: also where its answer was lost."""
 
     def is_all_there(info: "ModelInfo") -> bool:
         return _holds(info, digests) and set(_pictures_in(info)) <= digests.keys()
@@ -84,25 +84,25 @@ def _commit(api: "HfApi", repo: str, operations: list, message: str, digests: Di
         with pushing_errors(repo, api.token):
             api.create_commit(repo, operations, commit_message=message)
     except HubError as error:
-        there = error.transient and _look(api, repo, is_all_there)
+        there = error.transient and _verify(api, repo, is_all_there)
         if there is None:
             error.args = (f"{error} It may have arrived all the same: see {api.endpoint}/{repo}.",)
         if not there:
             raise
     else:
-        if _look(api, repo, has_lora) is False:
+        if _verify(api, repo, has_lora) is False:
             raise HubError(f"The Hub took the push, but does not show the LoRA file in {repo}: try again.")
 
 
-def _look(api: "HfApi", repo: str, holds: Callable[["ModelInfo"], bool]) -> bool | None:
+def _verify(api: "HfApi", repo: str, holds: Callable[["ModelInfo"], bool]) -> bool | None:
     """Whether the repository holds what it should, soon; None where the Hub does not say."""
-    seen = None
-    for seconds in LOOKS:
+    found = None
+    for seconds in VERIFY_DELAYS:
         time.sleep(seconds)
         with suppress(HubError), pushing_errors(repo, api.token):
-            if seen := holds(api.model_info(repo, files_metadata=True)):
+            if found := holds(api.model_info(repo, files_metadata=True)):
                 break
-    return seen
+    return found
 
 
 def _check_visibility(info: "ModelInfo", repo: str, private: bool) -> None:

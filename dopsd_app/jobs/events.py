@@ -13,7 +13,7 @@ from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on after `step`: what an earlier process told of later steps no longer counts."""
+    """Training goes on after `step`: what an earlier process recorded of later steps no longer counts."""
 
     step: int
 
@@ -164,7 +164,7 @@ class EventReader:
 
 
 def _superseded(earlier: Event, resumed: Resumed) -> bool:
-    # A kill can come between Finished and the status that says so: then the end is told again.
+    # A kill can come between Finished and the status that says so: then the end is recorded again.
     return getattr(earlier, "step", 0) > resumed.step or isinstance(earlier, LoraChecked | Finished)
 
 
@@ -178,7 +178,7 @@ def _parse(line: bytes) -> Event | None:
         TypeError,
         LookupError,
         AttributeError,
-    ):  # torn by a kill, told by another version, or by a hand
+    ):  # torn by a kill, of another version, or by a hand
         return None
 
 

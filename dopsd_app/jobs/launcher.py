@@ -19,7 +19,7 @@ from dopsd_app.jobs.status import Status
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PAUSE_TOKEN", "OAUTH_CLIENT_SECRET")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOG = "log.txt"  # in a job's folder: what its worker prints
-LAST_WORD_SECONDS = 5.0  # that a process has to end by itself when it is told to
+GRACE_SECONDS = 5.0  # that a process has to end by itself when it is asked to
 
 
 class Launcher(Protocol):
@@ -52,7 +52,7 @@ class LocalProcess:
         else:
             apart = {"start_new_session": True}
         ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        with (folder / LOG).open("ab") as log, signals_kept():
+        with (folder / LOG).open("ab") as log, signals_blocked():
             process = subprocess.Popen(
                 [*self.command, str(folder), "-"],
                 cwd=Path(__file__).parents[2],  # from here, `-m dopsd_app.jobs.worker` is found
@@ -79,15 +79,15 @@ class LocalProcess:
             process = psutil.Process(status.pid)
             process.terminate()
             try:
-                process.wait(LAST_WORD_SECONDS)
+                process.wait(GRACE_SECONDS)
             except psutil.TimeoutExpired:
                 process.kill()
-                process.wait(LAST_WORD_SECONDS)
+                process.wait(GRACE_SECONDS)
 
 
 @contextmanager
-def signals_kept() -> Iterator[None]:
-    """A process that is started meanwhile is told to stop only once it listens (`hear_signals`)."""
+def signals_blocked() -> Iterator[None]:
+    """A process that is started meanwhile is asked to stop only once it listens (`unblock_signals`)."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows, whose detached processes get no signals
         yield
         return
@@ -98,8 +98,8 @@ def signals_kept() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hear_signals() -> None:
-    """For a worker that knows what to do when it is told to stop: what came before reaches it now."""
+def unblock_signals() -> None:
+    """For a worker that knows what to do when it is asked to stop: what came before reaches it now."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

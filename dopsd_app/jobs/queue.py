@@ -81,7 +81,7 @@ def computing(runs_dir: Path) -> list[Job]:
 
 
 def describe(job: Job) -> str:
-    """What others are told of the job that computes."""
+    """What others read of the job that computes."""
     return f"The training of {job.id}" if job.kind == TRAIN else "A drawing"
 
 

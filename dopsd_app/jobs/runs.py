@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopsd_app.config import ConfigError, TrainConfig, load_config, save_config
-from dopsd_app.files import find_renamed, insist, replace_file
+from dopsd_app.files import find_renamed, replace_file, retry
 from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, start_lock, write_status
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.manifest import CHECKPOINT_LORA, RESUME_FILE, is_of_another_version, is_there
@@ -90,7 +90,7 @@ def create_run(runs_dir: Path, config: TrainConfig, dataset: "Dataset") -> Run:
         copy_examples(dataset, new.dataset)
         lay_out(new, TRAIN, {})
         write_status(new, steps=config.steps)
-        return Run(insist(lambda: new.path.rename(runs_dir / name)))
+        return Run(retry(lambda: new.path.rename(runs_dir / name)))
     except BaseException:
         shutil.rmtree(new.path, ignore_errors=True)
         raise
@@ -110,7 +110,7 @@ def list_runs(runs_dir: Path) -> list[Run]:
     for folder in runs_dir.absolute().iterdir():
         # Other folders may lie here too: only what has a run's name is one, in whatever state its files are.
         if JOB_NAME.fullmatch(folder.name) and folder.is_dir():
-            # Two runs of one second are told apart by their settings file, which never changes.
+            # Two runs of one second are ordered by their settings file, which never changes.
             settings = folder / "config.json"
             made[Run(folder)] = (folder.name[:15], settings.stat().st_mtime_ns if settings.exists() else 0)
     return sorted(made, key=made.get, reverse=True)

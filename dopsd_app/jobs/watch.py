@@ -67,7 +67,7 @@ class RunWatcher:
         self._readers: OrderedDict[Path, tuple[EventReader, dict]] = OrderedDict()
         self._lock = threading.Lock()  # two tabs may look at once
 
-    def look(self, run: Run) -> RunView:
+    def read(self, run: Run) -> RunView:
         """How the run stands; raises `FileNotFoundError` when it was deleted."""
         # The status first: whoever then reads "finished" finds the events that led there.
         status = run.status

@@ -62,7 +62,7 @@ def load_checkpoint(
 ) -> Generator[Warned, None, int]:
     """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
 
-    Damaged ones that are newer are told, and put aside once that is done: of those whose LoRA is whole, it
+    Newer ones that are damaged are warned of, and put aside after that: of those whose LoRA is whole, it
     stays to be tried. Raises `RunError` for checkpoints of another version of this program.
     """
     refuse_other_versions(run)
@@ -84,14 +84,14 @@ def load_checkpoint(
             load_adapter_weights(transformer, adapter, saved["adapters"][adapter])
         optimizer.load_state_dict(saved["optimizer"])
     if damaged:
-        yield Warned(step, _told(damaged, step))
+        yield Warned(step, _damage_message(damaged, step))
     for folder in checkpoint_folders(run):
         if folder in damaged or not read_manifest(folder):
             _put_aside(folder)
     return step
 
 
-def _told(damaged: dict[Path, str], step: int) -> str:
+def _damage_message(damaged: dict[Path, str], step: int) -> str:
     found = "; ".join(
         f"the checkpoint of step {int(folder.name)} ({damage})" for folder, damage in damaged.items()
     )

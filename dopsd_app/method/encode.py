@@ -19,7 +19,7 @@ from dopsd_app.data.pictures import Example, bucket, crop, hash_pixels, load_pic
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.models.architecture import Role
-from dopsd_app.models.catalog import Place, find_base_model
+from dopsd_app.models.catalog import BaseModelPaths, find_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress
 
@@ -39,7 +39,7 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class Encoded:
-    """All that the transformer will be told during a run."""
+    """Every conditioning that a run needs."""
 
     examples: tuple[EncodedExample, ...]
     prompts: tuple[Conditioning, ...]  # of the preview prompts, as the student sees them
@@ -86,8 +86,8 @@ def encode_examples(
         yield PhaseProgress("encoding", done, total)
         pictures = read_pictures(example, config, base_model)
         student = tuple(encoder.encode(pictures, caption, "student") for caption in example.captions)
-        seen = example.captions if OBJECTIVES[config.objective].teacher_contexts else ()
-        teacher = tuple(encoder.encode(pictures, caption, "teacher") for caption in seen)
+        captions = example.captions if OBJECTIVES[config.objective].teacher_contexts else ()
+        teacher = tuple(encoder.encode(pictures, caption, "teacher") for caption in captions)
         if any(_equal(*pair) for pair in zip(student, teacher, strict=False)):
             raise KnownFailure(
                 f"The teacher sees the same as the student for {example.image.name}, so nothing can be"
@@ -95,20 +95,20 @@ def encode_examples(
             )
         width, height = pictures.picture.size
         encoded.append(EncodedExample(student, teacher, height, width))
-    told = (
+    groups = (
         tuple(encoder.encode(NO_PICTURES, prompt, "student") for prompt in group)
         for group in (prompts, neutral)
     )
-    result = Encoded(tuple(encoded), *told)
+    result = Encoded(tuple(encoded), *groups)
     encoder.free()
     yield PhaseProgress("encoding", total, total)
     return result
 
 
 def _equal(student: Conditioning, teacher: Conditioning) -> bool:
-    seen = (student.reference_latents, teacher.reference_latents)
+    references = (student.reference_latents, teacher.reference_latents)
     same_text = student.prompt_embeds.equal(teacher.prompt_embeds)
-    return same_text and len(seen[0]) == len(seen[1]) and all(map(torch.equal, *seen))
+    return same_text and len(references[0]) == len(references[1]) and all(map(torch.equal, *references))
 
 
 def _content(picture: Image.Image) -> list:
@@ -171,7 +171,7 @@ def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:
     return Conditioning(tensors["prompt_embeds"], references)
 
 
-def _fingerprint(place: Place) -> list:
+def _fingerprint(place: BaseModelPaths) -> list:
     """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
     eyes = place.vision_tower.iterdir() if place.vision_tower else ()
     files = sorted({*place.folder.glob("*/*"), *eyes})

@@ -119,7 +119,7 @@ class Sizes(ABC):
 
     @abstractmethod
     def conditioning_bytes(self, resolution: int, context: str) -> int:
-        """On disk, of what student and teacher are told of one caption."""
+        """On disk, of the student's and the teacher's conditioning of one caption."""
 
     @abstractmethod
     def decoding_work(self, resolution: int) -> float:

@@ -23,7 +23,7 @@ CATALOG = {"pocket-turbo": POCKET_TURBO, "z-image-turbo": Z_IMAGE_TURBO}
 
 
 @dataclass(frozen=True)
-class Place:
+class BaseModelPaths:
     """Where all of a base model lies on this computer."""
 
     folder: Path  # the pipeline, as diffusers saves it
@@ -64,7 +64,7 @@ def find_repository(name: str) -> str:
 # --- on this computer
 
 
-def find_base_model(name: str, revision: str = "") -> Place:
+def find_base_model(name: str, revision: str = "") -> BaseModelPaths:
     """Where a base model lies, all of it; `revision` is a repository's branch, tag or commit.
 
     Raises `BaseModelError` for one that has still to be fetched (`is_fetched` asks for that), for a folder
@@ -75,7 +75,7 @@ def find_base_model(name: str, revision: str = "") -> Place:
     eyes = _find_eyes(folder, architecture)
     if architecture.eyes and eyes is None:
         raise BaseModelError(f"The teacher's eyes for {name} are not on this computer yet: fetch them.")
-    return Place(folder, eyes, folder.name if find_repository(name) else "")
+    return BaseModelPaths(folder, eyes, folder.name if find_repository(name) else "")
 
 
 def _architecture_of(folder: Path, name: str) -> Architecture:

@@ -26,7 +26,7 @@ from dopsd_app.progress import DownloadProgress, words_for_disk
 if TYPE_CHECKING:
     import httpx2
 
-LOOK_SECONDS = 0.5  # between two looks at how far it is
+POLL_SECONDS = 0.5  # between two measurements of how far it is
 SPEED_SECONDS = 10.0  # over which the speed is measured
 AT_ONCE = 4  # files: one connection alone seldom fills a line
 SILENCE_SECONDS = 15.0  # then a connection counts as broken off
@@ -173,7 +173,7 @@ def fetch(order: Callable[[], Sequence[Order]], about: str) -> Iterator[Download
     work = _Work(order, about)
     threading.Thread(target=work.run, name="download", daemon=True).start()
     try:
-        while not work.ended.wait(LOOK_SECONDS):
+        while not work.ended.wait(POLL_SECONDS):
             yield work.progress()
         if work.error:
             raise work.error
@@ -190,16 +190,16 @@ class _Work:
         self.targets: tuple[Target, ...] = ()
         self.cancelled, self.ended = threading.Event(), threading.Event()
         self.error: Exception | None = None
-        self._seen: deque[tuple[float, int]] = deque()  # (when, bytes that were here)
+        self._history: deque[tuple[float, int]] = deque()  # (when, bytes that were here)
 
     def progress(self) -> DownloadProgress:
         """How far it is now."""
-        seen = self._seen  # the other thread may begin a new one
+        history = self._history  # the other thread may begin a new one
         now, done = time.monotonic(), sum(target.done for target in self.targets)
-        seen.append((now, done))
-        while now - seen[0][0] > SPEED_SECONDS:
-            seen.popleft()
-        before, had = seen[0]
+        history.append((now, done))
+        while now - history[0][0] > SPEED_SECONDS:
+            history.popleft()
+        before, had = history[0]
         speed = (done - had) / (now - before) if now > before else 0.0
         total = sum(target.size for target in self.targets)
         return DownloadProgress("downloading", done, total, max(0.0, round(speed)))
@@ -218,7 +218,7 @@ class _Work:
         targets = tuple(target for order in orders for target in order.targets)
         check_disk(targets, self.about)
         self.targets = targets
-        self._seen = deque()  # what was here before is no speed
+        self._history = deque()  # what was here before is no speed
         largest_first = sorted(targets, key=lambda target: -target.size)
         try:
             in_threads(lambda target: _fetch_file(target, self.cancelled), largest_first, self.cancelled)
@@ -240,9 +240,9 @@ class _Work:
             )
         if not isinstance(error, HubError) or not progress.total:
             return error
-        told = HubError(f"{error} Of {self.about}, {far}: the next try goes on from there.")
-        told.detail = error.detail
-        return told
+        hub_error = HubError(f"{error} Of {self.about}, {far}: the next try goes on from there.")
+        hub_error.detail = error.detail
+        return hub_error
 
 
 def check_disk(targets: Sequence[Target], about: str) -> None:
@@ -296,7 +296,7 @@ def _held(lock: Path, cancelled: threading.Event) -> Iterator[None]:
     held = FileLock(lock, mode=0o664)
     while not cancelled.is_set():
         with suppress(Timeout):
-            held.acquire(timeout=LOOK_SECONDS)
+            held.acquire(timeout=POLL_SECONDS)
             break
     else:
         raise _Cancelled

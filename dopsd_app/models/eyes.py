@@ -14,7 +14,7 @@ from dopsd_app.models.download import Order, RangesRefusedError, Source, Target,
 from dopsd_app.models.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_whole, read_weight_map
 from dopsd_app.models.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
 
-INDEX = "model.safetensors.index.json"
+SHARD_INDEX = "model.safetensors.index.json"
 VISION_TOWERS_FOLDER = "vision_towers"  # where cut out eyes lie: a folder for each commit
 CUT_OUT = "model.safetensors"
 CONFIGURATION = ("config.json", "preprocessor_config.json")
@@ -26,7 +26,7 @@ def find_eyes(repository: str) -> Path | None:
     kept = [folder for folder in folders if _all_there(folder, (CUT_OUT, *CONFIGURATION))]
     if kept:
         return max(kept, key=lambda folder: folder.stat().st_mtime)
-    whole = find_snapshots(repository, INDEX)
+    whole = find_snapshots(repository, SHARD_INDEX)
     return next((folder for folder in whole if _all_there(folder, (*CONFIGURATION, *_shards(folder)))), None)
 
 
@@ -36,7 +36,7 @@ def _all_there(folder: Path, names: Iterable[str]) -> bool:
 
 def _shards(folder: Path) -> list[str]:
     """The files that hold tensors that see, by the index in a folder."""
-    weights = read_weight_map(folder / INDEX)
+    weights = read_weight_map(folder / SHARD_INDEX)
     return sorted({file for name, file in weights.items() if name.startswith(EYES_PREFIX)})
 
 
@@ -45,8 +45,8 @@ def order_eyes(listing: Listing) -> Order:
 
     Reads the index and the headers of the files. Raises `HubError`.
     """
-    small = [file.path for file in listing.files if file.path in (INDEX, *CONFIGURATION)]
-    if missing := sorted({INDEX, *CONFIGURATION} - set(small)):
+    small = [file.path for file in listing.files if file.path in (SHARD_INDEX, *CONFIGURATION)]
+    if missing := sorted({SHARD_INDEX, *CONFIGURATION} - set(small)):
         raise HubError(f"{listing.repository} has no {missing[0]}: it is no vision-language model in parts.")
     folder = link_files(listing.repository, listing.commit, small)
     seeing = _shards(folder)

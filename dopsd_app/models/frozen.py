@@ -18,13 +18,13 @@ from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.quantize import nf4_layer
 
 # As diffusers and transformers name them; a variant (`model.fp16.safetensors`) is another file's copy.
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of numbers that can be cast without a scale
 NAMED = 5  # weights that a message names; the rest is counted
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where a tensor lies, and what its file's header tells of it."""
 
     file: Path
@@ -68,14 +68,14 @@ def load_frozen(
 
 
 def _load_tensor(
-    module: torch.nn.Module, name: str, stored: Stored, dtype: torch.dtype, device: torch.device
+    module: torch.nn.Module, name: str, stored: StoredTensor, dtype: torch.dtype, device: torch.device
 ) -> None:
     tensor = _read(stored, dtype, device)
     # Clearing the cache for every tensor would collect garbage hundreds of times.
     set_module_tensor_to_device(module, name, device, tensor, dtype=tensor.dtype, clear_cache=False)
 
 
-def _read(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _read(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor with memory of its own, in `dtype` if it is one of floats."""
     # A file that stays open for the next tensor keeps the pages of all that were read before.
     with _opened(stored.file) as file:
@@ -90,20 +90,20 @@ def _read(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
 # --- what the files hold
 
 
-def _read_headers(folder: Path, prefix: str) -> dict[str, Stored]:
+def _read_headers(folder: Path, prefix: str) -> dict[str, StoredTensor]:
     """The tensors in a folder by their names without `prefix`; no tensor is read."""
     tensors = {}
     for file in _find_files(folder, prefix):
         with _opened(file) as header:
             for name in header.keys():  # noqa: SIM118 (not a dict)
                 tensor = header.get_slice(name)
-                tensors[name] = Stored(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                tensors[name] = StoredTensor(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
     return {name.removeprefix(prefix): tensors[name] for name in _select(tensors, prefix)}
 
 
 def _find_files(folder: Path, prefix: str) -> list[Path]:
     """The files that hold the tensors: of an index, only those that are needed must be there."""
-    for weights in WEIGHTS:
+    for weights in WEIGHTS_NAMES:
         index = folder / f"{weights}.index.json"
         if index.is_file():
             try:
@@ -114,7 +114,7 @@ def _find_files(folder: Path, prefix: str) -> list[Path]:
         if (folder / weights).is_file():
             return [folder / weights]
     raise BaseModelError(
-        f"{_place(folder)} is incomplete, it holds no weights: fetch {' or '.join(WEIGHTS)} again."
+        f"{_place(folder)} is incomplete, it holds no weights: fetch {' or '.join(WEIGHTS_NAMES)} again."
     )
 
 
@@ -145,7 +145,7 @@ def _place(folder: Path) -> str:
 # --- whether it fits
 
 
-def _check_fit(folder: Path, wanted: dict[str, Tensor], stored: dict[str, Stored]) -> None:
+def _check_fit(folder: Path, wanted: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
     """Raises `BaseModelError` for all that is wrong: a part with a few random weights gives no other sign."""
     both = wanted.keys() & stored.keys()
     problems = {

@@ -153,6 +153,6 @@ def read_licence(folder: Path) -> Licence:
     except (OSError, ValueError, yaml.YAMLError):
         return Licence()
     keys = ("license", "license_name", "license_link")
-    told = {key: data.get(key) for key in keys} if isinstance(data, dict) else {}
-    id, name, link = (value if isinstance(value := told.get(key), str) else "" for key in keys)
+    fields = {key: data.get(key) for key in keys} if isinstance(data, dict) else {}
+    id, name, link = (value if isinstance(value := fields.get(key), str) else "" for key in keys)
     return Licence(id if re.fullmatch("[a-z0-9][a-z0-9.+-]*", id) else "", name or id, link)

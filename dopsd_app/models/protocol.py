@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dopsd_app.models.architecture import Architecture, Role, Sizes
-from dopsd_app.models.catalog import Place
+from dopsd_app.models.catalog import BaseModelPaths
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ NO_PICTURES = Pictures()  # of a prompt
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What one pass of the transformer is told besides the noisy latents.
+    """What one pass of the transformer gets besides the noisy latents.
 
     `prompt_embeds` is (L, D), without padding; `reference_latents` holds (C, h, w) latents of pictures
     that the transformer itself sees, and is empty for models that cannot see any.
@@ -53,7 +53,7 @@ class BaseModel(Protocol):
 
     def __init__(
         self,
-        place: Place,
+        place: BaseModelPaths,
         device: torch.device,
         dtype: torch.dtype,
         *,

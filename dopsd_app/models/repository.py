@@ -126,7 +126,7 @@ def link_files(repository: str, commit: str, paths: list[str]) -> Path:
     from huggingface_hub.utils import disable_progress_bars, logging
 
     disable_progress_bars()
-    logging.set_verbosity_error()  # whatever matters is told by an exception
+    logging.set_verbosity_error()  # whatever matters raises an exception
     with reading_errors(repository):
         folder = snapshot_download(
             repository,

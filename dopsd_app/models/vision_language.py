@@ -35,11 +35,11 @@ def load_vision_tower(folder: Path, dtype: torch.dtype, device: torch.device) ->
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         seeing = fields.get("vision_config", fields)
-        # Said here: a configuration from anywhere could name code on the Hub in its place.
+        # Given here: a configuration from anywhere could name code on the Hub in its place.
         config = Qwen3VLVisionConfig(**{**seeing, "attn_implementation": "sdpa"})
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        told = f"The config.json in {folder} is damaged: delete that folder. ({error})"
-        raise BaseModelError(told) from error
+        message = f"The config.json in {folder} is damaged: delete that folder. ({error})"
+        raise BaseModelError(message) from error
     return load_frozen(lambda: Qwen3VLVisionModel(config), folder, dtype, device, prefix="model.visual.")
 
 
@@ -52,10 +52,10 @@ def join_encoders(
     at Qwen3-VL's 5e6 instead of Qwen3's 1e6, so that even its text features differ from the student's.
     """
     text = text_encoder.config
-    if (seen := vision_tower.config.out_hidden_size) != text.hidden_size:
+    if (width := vision_tower.config.out_hidden_size) != text.hidden_size:
         raise BaseModelError(
-            f"The teacher's eyes give {seen} numbers for each part of a picture, and the text encoder of this"
-            f" base model takes {text.hidden_size}: they do not belong together."
+            f"The teacher's eyes give {width} numbers for each part of a picture, and the text encoder of"
+            f" this base model takes {text.hidden_size}: they do not belong together."
         )
     third = text.head_dim // 2 * 5 // 16  # Qwen3-VL's own split of a head of 128: 24, 20, 20
     text_config = {

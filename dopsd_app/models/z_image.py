@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qw
 
 from dopsd_app.models import vision_language
 from dopsd_app.models.architecture import BaseModelError, Role
-from dopsd_app.models.catalog import Place
+from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.protocol import Conditioning, Pictures
 from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
@@ -34,7 +34,7 @@ class ZImage:
 
     def __init__(
         self,
-        place: Place,
+        place: BaseModelPaths,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -61,7 +61,7 @@ class ZImage:
         """Loads the tokenizer, the text encoder and the vision tower onto the device."""
         self.tokenizer = self._load_tokenizer()
         folder = self.folder / "text_encoder"
-        # Said here: a configuration from anywhere could name code on the Hub in its place.
+        # Given here: a configuration from anywhere could name code on the Hub in its place.
         config = Qwen3Config.from_pretrained(folder, attn_implementation="sdpa")
         self.text_encoder = load_frozen(
             lambda: Qwen3Model(config), folder, self.dtype, self.device, prefix="model."

@@ -91,8 +91,8 @@ class ZImageSizes(Sizes):
         """The eyes' tokens of the picture stand before those of the caption."""
         least, most = self.context_area
         area = min(max(resolution**2, least), most)
-        seen = _padded(CAPTION_TOKENS + area / self.context_side**2)
-        return replace(self.student_tokens(resolution), caption=seen)
+        caption = _padded(CAPTION_TOKENS + area / self.context_side**2)
+        return replace(self.student_tokens(resolution), caption=caption)
 
     def work(self, tokens: PassTokens) -> tuple[float, float]:
         """2 for each weight and token; in attention 4 x dim for each pair of tokens."""

@@ -171,7 +171,7 @@ def start(draft_id: str) -> str:
 
 def show_pictures(run_id: str) -> dict:
     """The pictures of a run, oldest first: its roll-outs, and the samples of base and LoRA side by side."""
-    view = run_actions.watcher.look(run_actions.the_run(run_id))
+    view = run_actions.watcher.read(run_actions.the_run(run_id))
 
     def copies(previews: tuple[Preview, ...]) -> list[dict]:
         return [{"step": preview.step, "picture": _copy(preview.file)} for preview in previews]

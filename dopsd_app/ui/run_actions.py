@@ -84,7 +84,7 @@ def list_all_runs() -> list[dict]:
 def show_run(run_id: str) -> dict:
     """How a run stands: state, step, pace, time left, losses, health, warnings, the LoRA's check."""
     run = the_run(run_id)
-    view = watcher.look(run)
+    view = watcher.read(run)
     return {
         **{key: getattr(view.status, key) for key in RUN_FACTS},
         "seconds_per_step": view.seconds_per_step,

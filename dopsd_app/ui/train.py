@@ -243,7 +243,7 @@ def look(run_id: str, seen: dict) -> list:
 def _view(run_id: str, runs: list[Run]) -> tuple[Run | None, RunView | None]:
     run = next((run for run in runs if run.id == run_id), None)
     try:
-        return (run, watcher.look(run)) if run else (None, None)
+        return (run, watcher.read(run)) if run else (None, None)
     except FileNotFoundError:  # deleted between two lines
         return None, None
 

@@ -121,7 +121,7 @@ def show(run_id: str) -> list:
 def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     """What is there to try, the newest first, as (label, value); and the last one in good health."""
     steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
-    best = healthier_checkpoint(run, watcher.look(run).health)
+    best = healthier_checkpoint(run, watcher.read(run).health)
     values = [f"Step {step}" for step in steps]
     labels = {}
     if run.lora_file.exists():

@@ -35,11 +35,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def likeness_to_the_world(pictures: list[Image.Image]) -> float:
     """Mean structural similarity with the world's own pictures of what the judge sees; 1: the very same."""
-    seen = judge(pictures, load_judge())
+    attributes = judge(pictures, load_judge())
     own = []
     for index in range(len(pictures)):
         concept, scene = (
-            kind(**{field.name: int(seen[field.name][index]) for field in fields(kind)})
+            kind(**{field.name: int(attributes[field.name][index]) for field in fields(kind)})
             for kind in (Concept, Scene)
         )
         own.append(draw(concept, scene))

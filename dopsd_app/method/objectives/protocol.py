@@ -32,7 +32,7 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What training minimises; what it needs is said in `config.OBJECTIVES`.
+    """What training minimises; what it needs stands in `config.OBJECTIVES`.
 
     Objectives inherit from it, for those that show no roll-out.
     """
