@@ -30,14 +30,14 @@ def judge_rule(runs: Iterable[list[Row]], eyes: str, product: Callable[[dict], f
         measured = [health_in(rows[0], eyes)[0], *(health_in(row, eyes)[1] for row in rows)]
         worth = {row["passes"]: product(row["scores"]) for row in rows}
         ends = [end for end in range(2, len(measured) + 1) if stopped_improving(measured[:end])]
-        seen = measured[: min(ends, default=len(measured))]
+        until_stop = measured[: min(ends, default=len(measured))]
         found.append(
             {
                 "chosen_by_rule": worth[best_step(measured, worth)],
                 "last": worth[max(worth)],
                 "best_there_is": max(worth.values()),
-                "stopped_early": worth[best_step(seen, worth)],
-                "passes_used_when_stopped_early": seen[-1].step / max(worth),
+                "stopped_early": worth[best_step(until_stop, worth)],
+                "passes_used_when_stopped_early": until_stop[-1].step / max(worth),
             }
         )
     return {"runs": len(found)} | {
@@ -52,6 +52,6 @@ def judge_warnings(rows: Iterable[Row], eyes: str) -> dict[str, int]:
         scores = row["scores"]
         ruined = scores["following"] < RUINED_FOLLOWING or scores["quality"] < RUINED_QUALITY
         state = "ruined" if ruined else "taken over" if scores["takeover"] > TAKEN else "well"
-        said = what_is_bad(health_in(row, eyes)[1], judged=eyes == "judge")
-        counts[f"{state}: {said or 'silent'}"] += 1
+        fault = what_is_bad(health_in(row, eyes)[1], judged=eyes == "judge")
+        counts[f"{state}: {fault or 'silent'}"] += 1
     return dict(sorted(counts.items()))

@@ -160,7 +160,7 @@ def load_parent(config: TrainConfig) -> BaseModel:
 
 
 def load_untrained(method: str, config: TrainConfig) -> BaseModel:
-    """The parent, or the base, which is also the teacher: that one is told more."""
+    """The parent, or the base, which is also the teacher, with more in its conditioning."""
     if method == "parent":
         return load_parent(config)
     return load_compiled(config)
@@ -206,8 +206,8 @@ def measure_other_steps(
     """Fidelity and quality at fewer and at many steps, on a third of the prompts."""
     third, scores = replace(data, scenes=data.scenes[::3], captions=data.captions[::3]), {}
     for count in OTHER_STEPS:
-        seen = concept_scores(draw_pictures(base_model, prompts[::3], count, seed), third)
-        scores |= {f"{name}_{count}_steps": seen[name] for name in ("fidelity", "quality")}
+        measured = concept_scores(draw_pictures(base_model, prompts[::3], count, seed), third)
+        scores |= {f"{name}_{count}_steps": measured[name] for name in ("fidelity", "quality")}
     return scores
 
 
@@ -222,7 +222,7 @@ def draw_watched(base_model: BaseModel, data: ConceptData, one_noise: bool) -> l
 
 @cache
 def bases_watched(part: str, number: int, one_noise: bool) -> list[list[Image.Image]]:
-    """The same by the base, which is what it is at each look."""
+    """The same by the base, which is the same at each evaluation."""
     return draw_watched(load_compiled(_config()), concept_data(part, number), one_noise)
 
 
@@ -233,9 +233,10 @@ def measure_health(base_model: BaseModel, job: Job) -> dict[str, dict[str, dict]
     for name, (score, one_noise) in eyes.items():
         base, base_neutral = bases_watched(job.part, job.concept, one_noise)
         lora, lora_neutral = draw_watched(base_model, data, one_noise)
-        look = HealthPictures(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
+        drawn = HealthPictures(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
         found[name] = {
-            side: _rounded(asdict(score(shown))) for side, shown in (("base", look.at_base()), ("lora", look))
+            side: _rounded(asdict(score(shown)))
+            for side, shown in (("base", drawn.at_base()), ("lora", drawn))
         }
     return found
 
