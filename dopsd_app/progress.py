@@ -14,7 +14,7 @@ class PhaseProgress:
 
 @dataclass(frozen=True)
 class DownloadProgress(PhaseProgress):
-    """How far the base model has been fetched, in bytes; `total` is 0 until the Hub has told it."""
+    """How far the base model has been fetched, in bytes; `total` is 0 until the Hub has answered."""
 
     speed: float = 0.0  # bytes per second of the last seconds; 0 where nothing comes
 

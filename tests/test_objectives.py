@@ -61,7 +61,7 @@ def lora_mark(run):
 
 
 def test_each_objective_has_its_class_and_its_facts():
-    assert objectives.OBJECTIVES.keys() == OBJECTIVES.keys()
+    assert objectives.OBJECTIVE_CLASSES.keys() == OBJECTIVES.keys()
     with pytest.raises(ConfigError, match=r"`objective` must be one of dopsd, sft, .*, got 'dpo'"):
         TrainConfig(objective="dpo")
 
@@ -226,7 +226,7 @@ class Stillness(Objective):
 
 def test_a_new_objective_is_a_class_and_its_facts(new_run, tiny_config, monkeypatch):
     monkeypatch.setitem(settings.OBJECTIVES, "stillness", ObjectiveFacts("Stillness", "0000.00000", "a toy"))
-    monkeypatch.setitem(objectives.OBJECTIVES, "stillness", Stillness)
+    monkeypatch.setitem(objectives.OBJECTIVE_CLASSES, "stillness", Stillness)
     config = replace(tiny_config, objective="stillness", steps=12, learning_rate=1e-2, batch_size=4)
     run = new_run(config)
     losses = [event.loss for event in train(run) if isinstance(event, StepDone)]

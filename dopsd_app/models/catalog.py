@@ -106,7 +106,7 @@ def _find_pipeline(name: str, revision: str) -> Path:
 
 
 def _check_snapshot(folder: Path, repository: str) -> None:
-    """Raises `BaseModelError` where a repository's folder lacks something, of all that the Hub told of it."""
+    """Raises `BaseModelError` where a repository's folder lacks something, of all that the Hub lists."""
     check_pipeline(folder, repository)
     record = recall(repository, folder.name)
     for path, size in record.files.items() if record else ():
@@ -209,7 +209,7 @@ def find_licence(name: str, revision: str = "") -> Licence:
 
 
 def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
-    """What a base model's files tell; None where there are none here, and the Hub told nothing."""
+    """What a base model's files tell; None where there are none here, and the Hub was not asked."""
     repository = find_repository(name)
     if repository and find_pipeline(name, revision) is None:
         folder = find_snapshot(repository, INDEX, revision)
@@ -235,9 +235,9 @@ def _model_of_size(architecture: Architecture, sizes: Sizes) -> str | None:
 
 
 def model_family(name: str, revision: str = "") -> str:
-    """The model of the catalog that a base model is or is made from, told by its size; else the name.
+    """The model of the catalog that a base model is or is made from, known by its size; else the name.
 
-    What cannot be read is not told here: `find_base_model` says why.
+    What cannot be read is not reported here: `find_base_model` says why.
     """
     if known := catalog_name(name):
         return known

@@ -1,4 +1,4 @@
-"""What the Hub told of a base model's repository, kept for when it is not asked."""
+"""What the Hub reported of a base model's repository, kept for when it is not asked."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class HubRecord:
 
 
 def recall(repository: str, commit: str) -> HubRecord | None:
-    """What the Hub told of this commit; None where it was never asked."""
+    """What the Hub reported of this commit; None where it was never asked."""
     try:
         fields = json.loads(_file(repository, commit).read_bytes())
         architecture = ARCHITECTURES[fields["pipeline_class"]]
@@ -30,7 +30,7 @@ def recall(repository: str, commit: str) -> HubRecord | None:
 
 
 def remember(repository: str, commit: str, record: HubRecord) -> None:
-    """Keeps what the Hub told of a commit."""
+    """Keeps what the Hub reported of a commit."""
     file = _file(repository, commit)
     file.parent.mkdir(parents=True, exist_ok=True)
     fields = {"pipeline_class": record.architecture.pipeline_class, "sizes": record.sizes.to_fields()}
