@@ -168,8 +168,8 @@ def test_a_bad_file_is_found(config, tmp_path, change, problem):
     result = check(base_model, config, path, conditioning)
     assert any(problem in said for said in result.problems)
     assert "kept" in result.summary
-    result.save(tmp_path / "check.json")
-    assert json.loads((tmp_path / "check.json").read_text())["passed"] is False
+    result.save(tmp_path / "lora_check.json")
+    assert json.loads((tmp_path / "lora_check.json").read_text())["passed"] is False
 
 
 def test_a_file_that_diffusers_refuses_is_a_failed_check_not_a_failed_run(config, tmp_path):
