@@ -22,7 +22,7 @@ from dopsd_app.models.hub_record import HubRecord, recall, remember
 from dopsd_app.models.pipeline_folder import (
     INDEX,
     README,
-    WEIGHTS_FILE,
+    WEIGHTS,
     WEIGHTS_INDEX,
     Pipeline,
     choose_files,
@@ -150,7 +150,7 @@ def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> 
     architecture = pipeline.architecture
     configurations = [f"{part}/config.json" for part in architecture.parts]
     folder = link_files(listing.repository, listing.commit, configurations)
-    weights = [file.path for file in files if WEIGHTS_FILE.fullmatch(file.path.rpartition("/")[2])]
+    weights = [file.path for file in files if WEIGHTS.fullmatch(file.path.rpartition("/")[2])]
     counts = dict(zip(weights, in_threads(lambda path: _count(listing, path), weights), strict=True))
     parameters = {
         part: sum(count for path, count in counts.items() if path.startswith(f"{part}/"))

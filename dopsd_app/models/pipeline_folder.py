@@ -13,7 +13,7 @@ INDEX = "model_index.json"  # the pipeline's class and its parts
 README = "README.md"  # says the licence
 USUAL_PARTS = ("transformer", "text_encoder", "vae")  # named where nothing tells which ones there should be
 # The weights that a part is loaded from: never others of the same part, such as `model.fp16.safetensors`.
-WEIGHTS_FILE = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index\.json")
 EYES_PREFIX = "model.visual."  # of the tensors that see, in a vision-language model
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file: the format's own limit
@@ -57,7 +57,7 @@ def choose_files(paths: Iterable[str], parts: Iterable[str]) -> list[str]:
 
 
 def _is_needed(file: str) -> bool:
-    return bool(WEIGHTS_FILE.fullmatch(file)) or file.endswith(SMALL)
+    return bool(WEIGHTS.fullmatch(file)) or file.endswith(SMALL)
 
 
 def check_pipeline(folder: Path, name: str) -> None:
@@ -107,7 +107,7 @@ def _shards(folder: Path, files: Iterable[str]) -> set[str]:
     """The files that hold a part's weights, whether they are there or not; `files` are those that are."""
     for index in filter(WEIGHTS_INDEX.fullmatch, files):
         return set(read_weight_map(folder / index).values())
-    return set(filter(WEIGHTS_FILE.fullmatch, files))
+    return set(filter(WEIGHTS.fullmatch, files))
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
