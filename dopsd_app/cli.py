@@ -35,6 +35,7 @@ from dopsd_app.jobs.events import EventReader
 from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next, start_what_waits
 from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
@@ -50,6 +51,7 @@ from dopsd_app.models.catalog import (
     read_name,
 )
 from dopsd_app.planning.machine import read_machine
+from dopsd_app.progress import words_for_time
 
 if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
@@ -229,7 +231,9 @@ def _train(options: argparse.Namespace) -> int:
     if plan.problems:
         raise KnownFailure("\n".join(plan.problems))
     print(*plan.warnings, sep="\n", end="\n" if plan.warnings else "")
+    print(f"It will take {words_for_time(plan.seconds)} ({plan.source}).")
     run = create_run(options.runs, config, dataset)
+    keep_promise(run.path, plan.promise)
     enqueue(run)
     _start(run.runs_dir)
     print(f"Run {run.id}")

@@ -19,6 +19,7 @@ class Gpu:
     memory: int  # bytes
     free_memory: int
     uuid: str = ""  # of this very card, the same in every program
+    busy: float = 0.0  # share of the last moment in which somebody computed on it; 0 where it is not told
 
 
 def list_gpus() -> tuple[Gpu, ...]:
@@ -30,7 +31,10 @@ def list_gpus() -> tuple[Gpu, ...]:
 @functools.lru_cache(maxsize=1)
 def _gpus(moment: int) -> tuple[Gpu, ...]:
     """The cards that nvidia-smi lists; none where it is missing or fails. `moment` makes the memory short."""
-    query = ["--query-gpu=name,memory.total,memory.free,uuid", "--format=csv,noheader,nounits"]
+    query = [
+        "--query-gpu=name,memory.total,memory.free,uuid,utilization.gpu",
+        "--format=csv,noheader,nounits",
+    ]
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -40,10 +44,11 @@ def _gpus(moment: int) -> tuple[Gpu, ...]:
         return ()
     cards = []
     for line in answer.stdout.splitlines():
-        card = re.fullmatch(r"(.+), *(\d+), *(\d+), *(\S+)", line.strip())
+        card = re.fullmatch(r"(.+), *(\d+), *(\d+), *(\S+), *(.+)", line.strip())
         if card:  # memory that is shared with the computer is "[N/A]"
-            name, total, free, uuid = card.groups()
-            cards.append(Gpu(name, int(total) * 1024**2, int(free) * 1024**2, uuid))
+            name, total, free, uuid, busy = card.groups()
+            percent = int(busy) if busy.isdecimal() else 0  # some drivers and parts of cards: "[N/A]"
+            cards.append(Gpu(name, int(total) * 1024**2, int(free) * 1024**2, uuid, percent / 100))
     return tuple(cards)
 
 

@@ -1,5 +1,6 @@
+import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,20 @@ import pytest
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.gpus import Gpu
 from dopsd_app.jobs.events import StepDone, append_event
+from dopsd_app.jobs.job import create_job, write_status
+from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
+from dopsd_app.jobs.launcher import process_started
+from dopsd_app.jobs.promise import Promise, keep_promise
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method import checkpoint
 from dopsd_app.models.architecture import PassTokens
 from dopsd_app.models.catalog import CATALOG, find_facts
 from dopsd_app.planning import cost
-from dopsd_app.planning.cost import memory, step_work
+from dopsd_app.planning.cost import memory, picture_work, step_work
 from dopsd_app.planning.machine import Machine
-from dopsd_app.planning.pace import DATA_SHEET, REACHED
+from dopsd_app.planning.pace import DATA_SHEET, REACHED, WAITING
 from dopsd_app.planning.plan import make_plan
-from dopsd_app.progress import words_for_time
+from dopsd_app.progress import PhaseProgress, words_for_time
 
 GIB = 1024**3
 Z_IMAGE_TURBO = CATALOG["z-image-turbo"].sizes
@@ -208,6 +213,103 @@ def test_previews_and_loading_are_part_of_the_time():
     # Four pictures with the concept are drawn for the health, however many are shown.
     one, six = (plan_for(replace(POCKET, preview_prompts=("zorp",) * count)) for count in (1, 6))
     assert one.seconds == shown.seconds < six.seconds
+
+
+def test_other_programs_make_a_run_longer_and_the_plan_says_so():
+    """Two cores, two threads of ours: with four of others three threads want each core."""
+    alone, beside = (plan_for(POCKET, replace(LAPTOP, cores=2, load=load)) for load in (0.0, 4.0))
+    assert beside.seconds_per_step == pytest.approx(alone.seconds_per_step * 3**WAITING)
+    assert beside.seconds > alone.seconds
+    assert not any("Other programs" in line for line in alone.warnings)
+    assert any("each step about 14 times as long" in line for line in beside.warnings)
+    # With eight cores, of which a small model uses four, there is room for four threads more.
+    assert plan_for(POCKET, replace(LAPTOP, load=4.0)).seconds_per_step == plan_for(POCKET).seconds_per_step
+
+
+def test_a_card_is_shared_with_who_is_at_work_on_it():
+    alone = with_card()
+    beside = replace(alone, gpus=(replace(alone.gpus[0], busy=1.0),))
+    free, shared = plan_for(Z_IMAGE, alone), plan_for(Z_IMAGE, beside)
+    assert shared.seconds_per_step == pytest.approx(2 * free.seconds_per_step)
+    # One thread feeds the card: of 16 cores, 47 threads of others leave it a third of one.
+    assert plan_for(Z_IMAGE, replace(alone, load=47.0)).seconds_per_step == pytest.approx(
+        3 * free.seconds_per_step
+    )
+
+
+def test_what_a_run_of_ours_takes_does_not_count_for_the_next_one(told_run, tmp_path):
+    own = {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
+    write_status(told_run(POCKET, [1.0] * 4), state="training", **own)
+    for load, times in ((2.0, 1), (4.0, 2**WAITING)):
+        plan = plan_for(POCKET, replace(LAPTOP, cores=2, load=load), runs_dir=tmp_path / "runs")
+        assert plan.seconds_per_step == pytest.approx(times)
+
+
+def test_an_earlier_run_is_reckoned_from_the_load_that_it_met_to_that_of_now(told_run, tmp_path):
+    run = told_run(POCKET, [8.0] * 4)
+    keep_promise(run.path, Promise(loading=10.0, seconds_per_step=7.0, previews=0.0, slowness=4.0))
+    idle, crowded = (
+        plan_for(POCKET, replace(LAPTOP, cores=2, load=load), runs_dir=tmp_path / "runs").seconds_per_step
+        for load in (0.0, 2.0)
+    )
+    assert idle == 2.0
+    assert crowded == pytest.approx(2.0 * 2**WAITING)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Leaves a job that drew pictures of a base, so many seconds each, so long ago."""
+
+    def make(kind, request, seconds, age=0.0):
+        job = create_job(tmp_path / "runs", kind, request)
+        for done in range(3):
+            moment = 1000.0 + done * seconds
+            monkeypatch.setattr("dopsd_app.jobs.events.time.time", lambda moment=moment: moment)
+            append_event(job.events_file, PhaseProgress("drawing", done, 2))
+        monkeypatch.undo()
+        then = time.time() - age
+        os.utime(job.events_file, (then, then))
+
+    return make
+
+
+def test_without_a_run_the_last_pictures_tell_the_pace(drawn, told_run, tmp_path):
+    sizes = find_facts("pocket-turbo").sizes
+    drawn(CHECK_TEACHER, {"config": asdict(POCKET), "folder": "x"}, 0.5)
+    plan = plan_for(POCKET, runs_dir=tmp_path / "runs")
+    assert plan.source == "reckoned from the last pictures drawn here"
+    expected = 0.5 * step_work(POCKET, sizes) / picture_work(POCKET, sizes)
+    assert plan.seconds_per_step == pytest.approx(expected)
+    # They have met the load of now: it does not count twice.
+    loaded = replace(LAPTOP, load=20.0)
+    assert plan_for(POCKET, loaded, runs_dir=tmp_path / "runs").seconds_per_step == pytest.approx(expected)
+    run = told_run(replace(POCKET, steps=50), [1.0])  # too short to tell
+    drawn(DRAW, {"run_id": run.id, "prompt": "zorp", "seed": 0}, 0.25)
+    assert plan_for(POCKET, runs_dir=tmp_path / "runs").seconds_per_step == pytest.approx(expected / 2)
+    told_run(POCKET, [1.0] * 4)
+    assert plan_for(POCKET, runs_dir=tmp_path / "runs").seconds_per_step == 1.0
+
+
+def test_pictures_of_long_ago_say_nothing_of_the_load_of_now(drawn, tmp_path):
+    drawn(CHECK_TEACHER, {"config": asdict(POCKET), "folder": "x"}, 0.5, age=3600)
+    idle, loaded = (
+        plan_for(POCKET, replace(LAPTOP, cores=2, load=load), runs_dir=tmp_path / "runs").seconds_per_step
+        for load in (0.0, 2.0)
+    )
+    assert loaded == pytest.approx(idle * 2**WAITING)
+
+
+def test_pictures_of_another_base_or_device_tell_nothing(drawn, tmp_path, z_image_folder):
+    for other in ({"base_model": str(z_image_folder)}, {"device": "cpu"}):
+        drawn(CHECK_TEACHER, {"config": asdict(replace(POCKET, **other)), "folder": "x"}, 0.5)
+    assert "rough estimate" in plan_for(POCKET, runs_dir=tmp_path / "runs").source
+
+
+def test_the_parts_of_a_promise_are_the_plan_s_time():
+    plan = plan_for(POCKET)
+    assert plan.promise.seconds(POCKET.steps) == plan.seconds
+    assert plan.promise.seconds_per_step == plan.seconds_per_step
+    assert plan_for(replace(POCKET, preview_every=0)).promise.previews == 0
 
 
 @pytest.mark.parametrize(

@@ -169,10 +169,15 @@ def _superseded(earlier: Event, resumed: Resumed) -> bool:
 
 
 def _parse(line: bytes) -> Event | None:
+    timed = _parse_timed(line)
+    return timed[1] if timed else None
+
+
+def _parse_timed(line: bytes) -> tuple[float, Event] | None:
     try:
         fields = json.loads(line)
-        kind = EVENTS[fields.pop("event")]
-        return make_value(kind, {name: value for name, value in fields.items() if name != "time"})
+        kind, told = EVENTS[fields.pop("event")], float(fields.pop("time", 0))
+        return told, make_value(kind, fields)
     except (
         ValueError,
         TypeError,
@@ -187,6 +192,12 @@ def read_events(path: Path) -> list[Event]:
     reader = EventReader(path)
     reader.poll()
     return reader.events
+
+
+def read_timed_events(path: Path) -> list[tuple[float, Event]]:
+    """All events with when they were told, in seconds since 1970; none where there is no file."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [timed for line in lines if (timed := _parse_timed(line))]
 
 
 def measured_in(events: Iterable[Event]) -> tuple[HealthMeasured, ...]:

@@ -47,12 +47,16 @@ def step_work(config: TrainConfig, sizes: Sizes) -> float:
     return config.batch_size * (of_teacher * teacher + of_student * (student + backward))
 
 
+def picture_work(config: TrainConfig, sizes: Sizes) -> float:
+    """Floating-point operations of one picture that is drawn at the native steps, and decoded."""
+    pass_work = sum(sizes.work(sizes.student_tokens(config.resolution)))
+    return config.num_inference_steps * pass_work + sizes.decoding_work(config.resolution)
+
+
 def preview_work(config: TrainConfig, sizes: Sizes, prompts: int) -> float:
     """Floating-point operations of one preview: prompts at the native steps, and all pictures decoded."""
-    drawn = prompts * config.num_inference_steps
-    pass_work = sum(sizes.work(sizes.student_tokens(config.resolution)))
-    decoded = prompts + 2 * config.rollout_steps * OBJECTIVES[config.objective].film
-    return drawn * pass_work + decoded * sizes.decoding_work(config.resolution)
+    decoded = 2 * config.rollout_steps * OBJECTIVES[config.objective].film  # of the roll-out
+    return prompts * picture_work(config, sizes) + decoded * sizes.decoding_work(config.resolution)
 
 
 def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:

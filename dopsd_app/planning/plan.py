@@ -10,6 +10,7 @@ from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
+from dopsd_app.jobs.promise import Promise
 from dopsd_app.models.architecture import BaseModelError, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
 from dopsd_app.models.catalog import (
@@ -22,12 +23,13 @@ from dopsd_app.models.catalog import (
 )
 from dopsd_app.planning.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
-from dopsd_app.planning.pace import seconds_per_step
+from dopsd_app.planning.pace import Pace, reckon_pace
 from dopsd_app.progress import words_for_time
 
 GIB = 1024**3
 ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
 LONG = 12 * 3600  # seconds
+SLOW = 1.5  # times the time of a computer that does nothing else: from here on it is told
 START = 10  # seconds until torch and diffusers are imported
 READING = 5e8  # bytes of weights per second, from disk to where they are used
 
@@ -47,6 +49,7 @@ class Plan:
     download: int | None = 0  # bytes that are fetched from the Hub first; None: the Hub was not asked yet
     source: str = ""  # of seconds_per_step, in a few words
     seconds: float = 0.0  # the whole run, with loading and previews
+    promise: Promise | None = None  # the same in parts, for the run's folder
     memory: int = 0  # bytes at the most, on the device that trains
     disk: int = 0  # bytes that the run folder grows to
     problems: tuple[str, ...] = ()  # a start is refused for each of these
@@ -72,19 +75,21 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
     sizes = facts.sizes
-    pace, source = seconds_per_step(config, sizes, runs_dir, machine, on_gpu)
+    pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu)
+    promise = _promise(config, sizes, pace, len(facts.neutral_prompts))
     plan = replace(
         plan,
-        seconds_per_step=pace,
-        source=source,
-        seconds=_seconds(config, sizes, pace, len(facts.neutral_prompts)),
+        seconds_per_step=pace.seconds,
+        source=pace.source,
+        seconds=promise.seconds(config.steps),
+        promise=promise,
         download=0 if is_fetched(config.base_model, config.revision) else sizes.stored_bytes or None,
         memory=memory(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures),
     )
     problems += [*_device_problems(config, sizes, machine, on_gpu), *_disk_problems(plan)]
     too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
-    warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan)]
+    warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan, pace)]
     warnings += [*_room_warnings(plan, config, sizes, on_gpu), *_steps_warnings(config, facts.native_steps)]
     return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
 
@@ -114,8 +119,8 @@ def _on_gpu(config: TrainConfig, machine: Machine) -> bool:
     return config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
 
 
-def _seconds(config: TrainConfig, sizes: Sizes, pace: float, neutral: int) -> float:
-    """The whole run; drawing is reckoned in the time of a step, by its work.
+def _promise(config: TrainConfig, sizes: Sizes, pace: Pace, neutral: int) -> Promise:
+    """The time of the whole run; drawing is reckoned in the time of a step, by its work.
 
     A preview draws its prompts, or more of the captions for the health, and `neutral` other prompts.
     """
@@ -123,7 +128,8 @@ def _seconds(config: TrainConfig, sizes: Sizes, pace: float, neutral: int) -> fl
     drawn = previews + 1 if previews else 0  # the base's pictures once more, for the first preview
     prompts = max(len(config.preview_prompts), PROMPTS) + neutral
     drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes)
-    return START + sizes.stored_bytes / READING + (config.steps + drawing) * pace
+    loading = START + sizes.stored_bytes / READING
+    return Promise(loading, pace.seconds, drawing / config.steps, pace.slowness)
 
 
 def _base_problems(config: TrainConfig) -> Iterator[str]:
@@ -225,7 +231,12 @@ def _steps_warnings(config: TrainConfig, native: int | None) -> Iterator[str]:
         )
 
 
-def _time_warnings(plan: Plan) -> Iterator[str]:
+def _time_warnings(plan: Plan, pace: Pace) -> Iterator[str]:
+    if pace.slowness >= SLOW:
+        yield (
+            f"Other programs are at work, which makes each step about {pace.slowness:.2g} times as long."
+            " Close them, or start when they have ended."
+        )
     if plan.seconds > LONG:
         yield f"This takes {words_for_time(plan.seconds)}. Fewer steps or a lower resolution are faster."
 

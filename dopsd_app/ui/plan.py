@@ -17,6 +17,7 @@ from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settin
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import enqueue, start_next
 from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, list_runs
 from dopsd_app.models.base_download import ask_hub
@@ -263,9 +264,11 @@ def start(draft_id: str) -> str:
         if run := _started(draft):
             return run.id
         config, dataset = draft_config(draft), draft_dataset(draft)
-        if problems := plan_draft(draft).problems:
-            raise RunError("\n".join(plainly(problem) for problem in problems))
+        plan = plan_draft(draft)
+        if plan.problems:
+            raise RunError("\n".join(plainly(problem) for problem in plan.problems))
         run = create_run(default_runs_dir(), config, dataset)
+        keep_promise(run.path, plan.promise)
         enqueue(run)
         replace_file(draft.path / STARTED, json.dumps({"run": run.id, "state": _state_mark(draft)}))
     start_next(run.runs_dir)
