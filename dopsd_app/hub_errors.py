@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.request import getproxies
 
 from dopsd_app.errors import KnownFailure
+from dopsd_app.progress import words_for_count
 
 if TYPE_CHECKING:
     import httpx2
@@ -220,8 +221,8 @@ def words_for_wait(seconds: float) -> str:
     for unit, length in (("hour", 3600), ("minute", 60)):
         if seconds > 2 * length or seconds == length:
             number = math.ceil(seconds / length)
-            return f"{number} {unit}{'s' * (number > 1)}"
-    return f"{math.ceil(seconds)} second{'s' * (seconds > 1)}"
+            return words_for_count(number, unit)
+    return words_for_count(math.ceil(seconds), "second")
 
 
 def _seconds_asked(headers: Mapping[str, str]) -> float:

@@ -36,6 +36,11 @@ def words_for_download(progress: DownloadProgress) -> str:
     return f"{said}, {progress.speed / 1e6:.1f} MB/s, {words_for_time(progress.seconds_left)} left"
 
 
+def words_for_count(number: int, thing: str) -> str:
+    """So many things of one name: 1 picture, 2 pictures."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def words_for_time(seconds: float) -> str:
     """A time as a person would say it."""
     if seconds < 10:

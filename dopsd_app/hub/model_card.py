@@ -16,6 +16,7 @@ from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.models.architecture import BaseModelFacts
 from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_repository, is_known
+from dopsd_app.progress import words_for_count
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
@@ -108,7 +109,8 @@ def _introduction(config: TrainConfig) -> list[str]:
     method = f"trained with [{objective.name}](https://arxiv.org/abs/{objective.paper}): {objective.about}"
     facts = _known_facts(config)
     other = facts and facts.native_steps and facts.native_steps != config.num_inference_steps
-    steps = f"It draws in {config.num_inference_steps} steps{'' if other else ', as the base model does'}."
+    drawn_in = words_for_count(config.num_inference_steps, "step")
+    steps = f"It draws in {drawn_in}{'' if other else ', as the base model does'}."
     trigger = _plain(config.trigger_word)
     return [
         f"A LoRA for {base}, {method}. {steps}",
@@ -160,15 +162,16 @@ picture.save("picture.png")"""
 def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
     side = config.resolution
     facts = [
-        f"{len(list(run.dataset.glob('*.png')))} pictures of about {side} x {side} pixels",
-        f"{_lora_steps(lora_file) or config.steps} optimizer steps of {config.batch_size} pictures each,"
+        f"{words_for_count(len(list(run.dataset.glob('*.png'))), 'picture')} of about {side} x {side} pixels",
+        f"{words_for_count(_lora_steps(lora_file) or config.steps, 'optimizer step')} of"
+        f" {words_for_count(config.batch_size, 'picture')} each,"
         f" learning rate {config.learning_rate:g}",
         f"rank {config.rank}; the strength of {config.strength:g} is in the weights: load them at 1",
     ]
     if OBJECTIVES[config.objective].walks:
         facts.append(
-            f"{config.rollout_steps} states of the model's own {config.num_inference_steps} steps visited in"
-            " each roll-out"
+            f"{words_for_count(config.rollout_steps, 'state')} of the model's own"
+            f" {words_for_count(config.num_inference_steps, 'step')} visited in each roll-out"
         )
     checks = [event for event in read_events(run.events_file) if isinstance(event, LoraChecked)]
     if checks and lora_file == run.lora_file:

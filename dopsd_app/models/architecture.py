@@ -182,6 +182,7 @@ class BaseModelFacts:
     sizes: Sizes
     native_steps: int | None = None  # that it was made to draw in, where known
     neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
+    comfyui: bool = False  # whether ComfyUI can load it
     judge: bool = False  # whether there is a judge that knows all that it can draw
 
     @property

@@ -178,6 +178,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
     architecture, sizes = measured
     repository = find_repository(name)
     licence = find_licence(name, revision)
+    copied = _model_of_size(architecture, sizes)
     whose = f"The repository {repository} on the Hub." if repository else "A folder of your own."
     return BaseModelFacts(
         label=repository or Path(name).name,
@@ -187,6 +188,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         resolutions=None,
         architecture=architecture,
         sizes=sizes,
+        comfyui=bool(copied) and CATALOG[copied].comfyui,
     )
 
 

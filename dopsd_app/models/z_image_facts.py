@@ -141,6 +141,7 @@ Z_IMAGE_TURBO = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=Z_IMAGE,
     native_steps=8,
+    comfyui=True,
     sizes=ZImageSizes(  # where its folder is not there to be read
         parameters=6_154_908_736,
         dim=3840,

@@ -16,6 +16,9 @@ NF4 = 0.516  # bytes of a weight, with its share of the scales, as bitsandbytes 
 # Python with torch and diffusers: five runs of the built-in base took from 17 % less to 18 % more than is
 # reckoned with it. On a card: CUDA's context with cuBLAS, as measured (benchmarks/results/real_size.json).
 PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
+ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
+# GB of 2^30 bytes of cards that compute in bfloat16; their drivers tell up to a fiftieth less.
+CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
 REAL_SIZE = 1e9  # parameters of a transformer: on a CPU, a larger one would train for weeks
 
 
@@ -77,6 +80,12 @@ def least_gpu_memory(sizes: Sizes) -> int:
         return 0
     config = TrainConfig(quantization="nf4", optimizer="adamw8bit", rank=16, resolution=512, micro_batch=1)
     return memory(config, sizes, on_gpu=True).peak
+
+
+def least_card(sizes: Sizes) -> int:
+    """The smallest card, in GB of 2^30 bytes, on which training surely fits; 0 where it needs none."""
+    surely = least_gpu_memory(sizes) * (1 + ERROR) / 2**30
+    return next(card for card in CARDS if 0.98 * card >= surely) if surely else 0
 
 
 def _weights(config: TrainConfig, sizes: Sizes, number: int) -> int:

@@ -9,7 +9,7 @@ from dopsd_app.data.drafts import Draft, set_settings
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.access import AccessError, check_access, this_space
 from dopsd_app.jobs.runs import default_runs_dir, list_runs
-from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, train, try_it
+from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, train, try_it, words
 from dopsd_app.ui.server.guard import guarded
 from dopsd_app.ui.typing_order import STAMP, moment
 from dopsd_app.ui.visitors import describe_machine, header, limits, welcome
@@ -222,7 +222,8 @@ def _connect_pictures(page: Page) -> None:
     def ask(draft_id: str) -> list:
         asked = pictures.shown_draft(draft_id)
         whose = f" of {asked.trigger_word}" if asked.trigger_word else ""
-        return [asked.id, gr.Row(visible=True), gr.Button(f"Delete the {len(asked.items)} pictures{whose}")]
+        sure = f"Delete {words.count(len(asked.items), 'picture')}{whose}"
+        return [asked.id, gr.Row(visible=True), gr.Button(sure)]
 
     step.throw_away.click(guarded(ask), draft, [asked_about, step.sure, step.really], **QUIET)
     gr.on(

@@ -260,7 +260,8 @@ def _earlier(draft: Draft):
     """Other drafts that hold pictures, to go back to."""
     others = [other for other in list_drafts(default_drafts_dir()) if other != draft and other.items]
     choices = [
-        (f"{other.trigger_word or 'No name'} · {len(other.items)} pictures", other.id) for other in others
+        (f"{other.trigger_word or 'No name'} · {words.count(len(other.items), 'picture')}", other.id)
+        for other in others
     ]
     return gr.Dropdown(choices=choices, value=None, visible=bool(choices))
 

@@ -187,10 +187,11 @@ def _needs(plan: Plan) -> str:
         return _messages(plan)
     time, pace = words.in_time(plan.seconds), words.pace(plan.seconds_per_step)
     free, disk_free = words.memory(plan.memory_free), words.disk(plan.disk_free)
-    each, fetched = plan.pictures_per_step, plan.download == 0
+    fetched = plan.download == 0
+    timed = f"{pace} a step, {plan.source}{'' if fetched else '; without the download'}"
     cells = {
-        "Steps": (f"{plan.steps}", f"{each} picture{'' if each == 1 else 's'} each"),
-        "Time": (time, f"{pace} a step, {plan.source}{'' if fetched else '; without the download'}"),
+        "Steps": (f"{plan.steps}", f"{words.count(plan.pictures_per_step, 'picture')} each"),
+        **({"Time": (time, timed)} if plan.promise else {}),
         "Memory": (words.memory(plan.memory), f"of {free} free, {plan.device}"),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }

@@ -71,7 +71,7 @@ def publish_step() -> PublishStep:
                 type="password",
                 visible=this_space() is None,
                 elem_id="token",
-                placeholder="Empty: the one of `hf auth login`",
+                placeholder="Empty: the one of hf auth login",
                 info="From huggingface.co/settings/tokens, with the right to write. It is not stored.",
             )
             with gr.Row(elem_classes="buttons"):
@@ -126,7 +126,7 @@ def _progress(status: Status) -> str:
 
 
 def _problem(sentence: str) -> str:
-    return f"<p class='problem' role='alert'>{words.text(sentence)}</p>"
+    return f"<p class='problem' role='alert'>{words.message(sentence)}</p>"
 
 
 def _licence(run: Run) -> str:

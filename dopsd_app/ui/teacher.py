@@ -193,7 +193,7 @@ def _status(status) -> str:
     if status is None or status.state == "finished":
         return ""
     if not status.busy:
-        return f"<p class='problem' role='status'>{words.text(status.reason or 'Cancelled.')}</p>"
+        return f"<p class='problem' role='status'>{words.message(status.reason or 'Cancelled.')}</p>"
     said = {
         "queued": "Waiting for the model",
         "loading": "Loading the model",
@@ -217,7 +217,7 @@ def _verdict(check: TeacherCheck | None, outdated: bool) -> str:
     return words.lines([old] if outdated else [], "advice") + (
         f"<div class='verdict {MARKS[check.verdict]}' role='status'>"
         f"<p class='word'>{WORDS[check.verdict]}</p>"
-        f"<p>{words.text(check.sentence)}</p>"
+        f"<p>{words.message(check.sentence)}</p>"
         f"<p class='hint'>Score {check.score:.2f}, from 0 to 1: what the teacher"
         " takes from your pictures, beyond what an even grey picture gives it.</p></div>"
     )

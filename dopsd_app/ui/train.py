@@ -202,7 +202,7 @@ def _told(run: Run) -> str:
     name, best = words.text(asked.publication.name), asked.publication.checkpoint == BEST
     lora = "The LoRA, of its step in best health," if best else "The LoRA"
     if waits_for_sign_in(run, asked):
-        where = "at the top of the page" if this_space() else "with `hf auth login`"
+        where = "at the top of the page" if this_space() else "with <code>hf auth login</code>"
         said = f"{lora} waits to be published as {name}: sign in {where}, then press Save."
     elif asked.done:
         said = f"{lora} was published as {name}."
@@ -273,7 +273,7 @@ def _status(view: RunView) -> str:
         notes.append(GOOD if view.passed else view.check)
     notes += view.warnings[-3:]
     kind = {"failed": "bad", "interrupted": "bad", "finished": "good"}.get(status.state, "plain")
-    lines = "".join(f"<p>{words.text(note)}</p>" for note in notes if note)
+    lines = "".join(f"<p>{words.message(note)}</p>" for note in notes if note)
     return (
         f"<div class='status {kind}'><p role='status' aria-live='polite'>"
         f"{words.STATES[status.state]}</p>{lines}</div>"

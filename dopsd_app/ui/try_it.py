@@ -14,6 +14,7 @@ from dopsd_app.hub.publication import healthier_checkpoint
 from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
+from dopsd_app.models.catalog import find_facts, is_known
 from dopsd_app.planning.plan import check_fetch
 from dopsd_app.ui import words
 from dopsd_app.ui.run_actions import run_name, the_run, watcher
@@ -225,9 +226,15 @@ def offer_lora(run_id: str, checkpoint: str | None) -> gr.DownloadButton:
 
 
 def _comfyui(run: Run) -> str:
-    steps = run.config.num_inference_steps
+    """How to use the file in ComfyUI; nothing for a base model that it does not know."""
+    config = run.config
+    if not is_known(config.base_model, config.revision):
+        return ""  # it is not here any more
+    if not find_facts(config.base_model, config.revision).comfyui:
+        return ""
+    steps = words.count(config.num_inference_steps, "step")
     return (
         f"<p class='hint'>ComfyUI: put <code>{LORA_FILE}</code> into <code>models/loras</code>, load it with"
-        f" <b>LoraLoaderModelOnly</b> at strength 1 on the same base model, and sample {steps} steps"
+        f" <b>LoraLoaderModelOnly</b> at strength 1 on the same base model, and sample {steps}"
         " at CFG 1.</p>"
     )

@@ -27,14 +27,15 @@ def describe_machine() -> str:
         card = machine.gpus[0]
         said = f"{card.name}, {words.memory(card.memory)}"
     else:
-        said = f"No NVIDIA card: {machine.cores} processor cores, {words.memory(machine.memory)}"
+        cores = words.count(machine.cores, "processor core")
+        said = f"No NVIDIA card: {cores}, {words.memory(machine.memory)}"
     return f"<p class='machine'>{words.text(said)}</p>"
 
 
 def welcome(space: Space, refusal: str) -> str:
     """The page of a visitor, who sees nobody's pictures; `refusal` is what a signed-in one was told."""
     if refusal:
-        whose = words.text(refusal)
+        whose = words.message(refusal)
     elif space.sign_in:
         whose = f"This Space belongs to {words.text(space.owner)}. If that is you, sign in at the top."
     else:

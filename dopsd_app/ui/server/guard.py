@@ -87,8 +87,9 @@ def guarded(function: Callable, *, silent: bool = False) -> Callable:
 
 
 def _error(words: str) -> gr.Error:
-    # Browsers take it for HTML, clients for text, and it may quote somebody's file name: no tags for either.
-    words = words.replace("<", "(").replace(">", ")")
+    # Browsers take it for HTML, clients for text, and it may quote somebody's file name: no tags for either,
+    # and no backticks, which neither of them reads.
+    words = words.replace("<", "(").replace(">", ")").replace("`", "")
     return gr.Error(words, title="That did not work", duration=20, print_exception=False)
 
 
