@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from conftest import make_picture
 from PIL import Image
 
 from dopsd_app.config import ConfigError, load_preset, make_config
@@ -259,6 +260,27 @@ def test_the_same_picture_twice_is_refused(draft, uploads):
     assert "c.png is the same picture as a.png. It was left out." in added.problems
     assert names(draft) == ["a.png"]
     assert len(list(draft.pictures.iterdir())) == len(list(draft.thumbnails.iterdir())) == 1
+
+
+def test_files_of_one_name_from_two_folders_are_told_apart(draft, tmp_path):
+    """Twice the same picture, and the picture of another name: no sentence says that a name equals itself."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+    for path, seed in ((first / "00.png", 1), (first / "01.png", 2), (second / "00.png", 1)):
+        make_picture(seed).save(path)
+    add_pictures(draft, [first / "00.png", first / "01.png"])
+    [problem] = add_pictures(draft, [second / "00.png"]).problems
+    assert problem == "The new 00.png is the same picture as the one that is there. It was left out."
+    make_picture(2).save(second / "00.png")
+    [problem] = add_pictures(draft, [second / "00.png"]).problems
+    assert problem == "The new 00.png is the same picture as 01.png. It was left out."
+    make_picture(3).save(second / "00.png")
+    add_pictures(draft, [second / "00.png"])
+    assert names(draft) == ["00.png", "01.png", "00 (2).png"]
+    make_picture(3).save(first / "00.png")
+    [problem] = add_pictures(draft, [first / "00.png"]).problems
+    assert problem == "The new 00.png is the same picture as 00 (2).png. It was left out."
 
 
 def test_only_pixels_are_kept_upright_and_bounded(tmp_path, draft):

@@ -223,12 +223,14 @@ def _enlist(draft: Draft, item: dict) -> str:
     """Puts a picture on the draft's list with the caption that waits for it; or says why not."""
     with changing(draft.path) as state:
         items = state["items"]
+        names = {other["name"] for other in items}
         if len(items) >= MAX_PICTURES:  # another tab was faster
             return f"{item['name']} was left out: {MAX_PICTURES} pictures are the most. Remove one first."
         for other in items:
             if other["pixels"] == item["pixels"] and tuple(other["size"]) == item["size"]:
-                return f"{item['name']} is the same picture as {other['name']}. It was left out."
-        names = {other["name"] for other in items}
+                new = f"The new {item['name']}" if item["name"] in names else item["name"]
+                old = "the one that is there" if other["name"] == item["name"] else other["name"]
+                return f"{new} is the same picture as {old}. It was left out."
         item["name"] = next(name for name in _names(item["name"]) if name not in names)
         if waiting := state["waiting"].pop(item["stem"], None):
             item["caption"] = waiting[1]

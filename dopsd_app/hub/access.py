@@ -27,7 +27,7 @@ class Space:
 
     id: str  # owner/name
     owner: str  # a person or an organisation
-    zero_gpu: bool  # the GPU is lent for a minute at a time: nothing can be trained on it
+    zero_gpu: bool  # the GPU is lent for a minute at a time: not supported
     sign_in: bool  # whether visitors can sign in (`hf_oauth: true` in the README's front matter)
 
 

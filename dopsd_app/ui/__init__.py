@@ -1,5 +1,6 @@
 """The page: five steps from pictures to a published LoRA. It reads folders and never imports torch."""
 
+import logging
 import os
 import re
 from urllib.request import getproxies
@@ -16,23 +17,22 @@ from dopsd_app.ui.server.doors import Doors
 from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.server.guard import GuardedBlocks
 from dopsd_app.ui.theme import CSS, theme
+from dopsd_app.ui.visitors import NO_ZERO_GPU
+
+logger = logging.getLogger(__name__)
 
 
 def build_app() -> gr.Blocks:
     """The page with its endpoints, ready for `launch(**launch_options())`; the caretaker is at work."""
-    zero_gpu = (space := this_space()) is not None and space.zero_gpu
-    if zero_gpu:
-        import spaces  # is there on ZeroGPU, and only there
-
-        spaces.GPU(lambda: None)  # a program that asks for its GPU nowhere is ended; nothing uses it
+    if (space := this_space()) is not None and space.zero_gpu:
+        logger.warning(NO_ZERO_GPU)  # such a Space ends a program that borrows no GPU: its log says why
     # Every hour, what browsers may fetch (drawn pictures, copies of LoRA files) goes when it is a day old.
     title = "D-OPSD LoRA trainer"
     with GuardedBlocks(title=title, analytics_enabled=False, delete_cache=(3600, 86_400)) as app:
         add_endpoints()  # first: an event of the page would take a name, and the endpoint get a number
         add_page(app)
     start_caretaker()
-    # Gradio's own choice there is 1: two tabs would be too many. Elsewhere it has no limit.
-    return app.queue(max_size=100) if zero_gpu else app
+    return app
 
 
 def launch_options() -> dict:

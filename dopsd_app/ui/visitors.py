@@ -6,6 +6,10 @@ from dopsd_app.hub.access import Space, this_space
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
 
+NO_ZERO_GPU = (
+    "This app does not support ZeroGPU: it lends a GPU for a minute at a time, and training takes longer."
+    " Choose CPU hardware in the Space's settings, where the built-in base trains, or a GPU of the Space's own."
+)
 PROMISE = "Teach a few-step image model your dog, face, product or style, and keep its few steps."
 
 
@@ -60,10 +64,7 @@ def welcome(space: Space, refusal: str) -> str:
 def limits(space: Space) -> str:
     """What works on this Space and what does not, for its owner."""
     if space.zero_gpu:
-        said = (
-            "ZeroGPU lends a GPU for a minute at a time, so models of real size cannot be trained here. The"
-            " built-in base works: it trains on the processor."
-        )
+        said = NO_ZERO_GPU
     elif not read_machine().gpus:
         said = (
             "This Space has no GPU: the built-in base works, it trains on the processor; models of real size"
