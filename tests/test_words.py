@@ -7,7 +7,6 @@ import pytest
 
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.runs import create_run
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.ui import words
@@ -52,16 +51,16 @@ def test_an_error_s_words_are_plain_text(monkeypatch):
     def refuse():
         raise KnownFailure("Sign in with `hf auth login`.")
 
-    with pytest.raises(Exception, match="Sign in with hf auth login.") as caught:
+    with pytest.raises(Exception, match="Sign in with hf auth login") as caught:
         guarded(refuse)(None)
     assert "`" not in str(caught.value)
 
 
 def test_comfyui_is_spoken_of_only_where_it_knows_the_base(
-    tmp_path, dataset, z_image_folder, real_size_folder
+    new_run, tmp_path, z_image_folder, real_size_folder
 ):
     def said(base_model):
-        return _comfyui(create_run(tmp_path / "runs", TrainConfig(base_model=str(base_model)), dataset))
+        return _comfyui(new_run(TrainConfig(base_model=str(base_model))))
 
     assert "ComfyUI" in said("z-image-turbo")
     assert "ComfyUI" in said(real_size_folder)  # a fine-tune of it, by its size

@@ -8,7 +8,8 @@ from dopsd_app.ui import words
 
 NO_ZERO_GPU = (
     "This app does not support ZeroGPU: it lends a GPU for a minute at a time, and training takes longer."
-    " Choose CPU hardware in the Space's settings, where the built-in base trains, or a GPU of the Space's own."
+    " Choose CPU hardware in the Space's settings, where the built-in base trains, or a GPU of the Space's"
+    " own."
 )
 PROMISE = "Teach a few-step image model your dog, face, product or style, and keep its few steps."
 
