@@ -28,7 +28,7 @@ from dopsd_app.planning.plan import make_plan
 
 EXAMPLE = Path("assets/examples/zorp")
 PICTURES = 6
-STEPS = 12
+STEPS = 6
 BUSY = (0, 1, 2, 4)
 SETTLING = 75  # seconds, so that the load average knows of the busy processes
 
@@ -39,10 +39,10 @@ def main(numbers: list[int]) -> None:
     rows = []
     for number in numbers:
         with busy(number), tempfile.TemporaryDirectory() as folder:
-            time.sleep(SETTLING)
+            time.sleep(SETTLING if number else 0)
             rows.append({"busy_processes": number, **measure(config, settings, Path(folder))})
         print(rows[-1])
-    save_result("promise", {"steps": STEPS, "rows": rows})
+        save_result("promise", {"steps": STEPS, "rows": rows})  # a crowded computer may take an hour
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from dopsd_app.jobs.drawing import unfinished_drawings
 from dopsd_app.jobs.events import StepDone, append_event, read_events
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.kinds import DRAW, KINDS
+from dopsd_app.jobs.launcher import LOG, LocalProcess
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.progress import PhaseProgress
 
@@ -147,6 +148,19 @@ def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
             [sys.executable, "-c", code], env=ours, cwd=TOY.parents[1], capture_output=True, text=True
         )
         assert told.stdout.strip() == name, told.stderr
+
+
+def test_the_threads_of_a_worker_wait_without_keeping_a_core_busy(tmp_path, monkeypatch):
+    """On two cores with twenty other threads that makes a step forty times as fast; what is set stays."""
+    process = LocalProcess()
+    process.command = (sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        if given:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        (folder := tmp_path / expected).mkdir()
+        process.start(folder)
+        wait_for(lambda folder=folder: (folder / LOG).read_text().endswith("\n"))
+        assert (folder / LOG).read_text().strip() == expected
 
 
 # --- damage

@@ -19,6 +19,9 @@ from dopsd_app.jobs.status import Status
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PAUSE_TOKEN", "OAUTH_CLIENT_SECRET")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOG = "log.txt"  # in a job's folder: what its worker prints
+# For OpenMP's threads, on which torch computes. By default one that waits for the others keeps a core busy:
+# beside other programs, it takes that core from the very thread that it waits for.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 LAST_WORD_SECONDS = 5.0  # that a process has to end by itself when it is told to
 
 
@@ -56,7 +59,8 @@ class LocalProcess:
             process = subprocess.Popen(
                 [*self.command, str(folder), "-"],
                 cwd=Path(__file__).parents[2],  # from here, `-m dopsd_app.jobs.worker` is found
-                env=ours | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # a log to follow, in one encoding
+                # A log to follow, in one encoding.
+                env=PATIENT | ours | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -25,9 +25,6 @@ from dopsd_app.progress import PhaseProgress
 
 LOOKED_AT = 20  # newest runs that are read for their pace
 FRESH = 600  # seconds after which a drawing says nothing any more of what else the computer does
-# Of how crowded a processor is, as an exponent: all threads of a small operator wait for the one that is not
-# at work. benchmarks/results/promise.json.
-WAITING = 2.4
 
 # Dense bfloat16 with float32 accumulation, 10^12 operations per second, from NVIDIA's architecture papers
 # and data sheets. The longest name that fits counts.
@@ -111,10 +108,9 @@ def slowness(machine: Machine, on_gpu: bool, training: bool) -> float:
     """
     threads = 1 if on_gpu else min(machine.cores, USEFUL_CORES)
     others = max(0.0, machine.load - threads) if training else machine.load
-    crowd = max(1.0, (others + threads) / machine.cores)
-    if not on_gpu:
-        return crowd if threads == 1 else crowd**WAITING
-    return crowd if training else crowd * (1 + machine.gpus[0].busy)  # taking turns with who is there
+    crowd = max(1.0, (others + threads) / machine.cores)  # threads for each core: they take turns
+    busy = machine.gpus[0].busy if on_gpu and not training else 0.0
+    return crowd * (1 + busy)
 
 
 def _slowness_then(run: Run) -> float:

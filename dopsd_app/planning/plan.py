@@ -243,8 +243,8 @@ def _steps_warnings(config: TrainConfig, native: int | None) -> Iterator[str]:
 def _time_warnings(plan: Plan, pace: Pace) -> Iterator[str]:
     if pace.slowness >= SLOW:
         yield (
-            f"Other programs are at work, which makes each step about {pace.slowness:.2g} times as long."
-            " Close them, or start when they have ended."
+            "Other programs are at work: each step takes far longer than with the computer to itself. Close"
+            " them, or start when they have ended."
         )
     if plan.seconds > LONG:
         yield f"This takes {words_for_time(plan.seconds)}. Fewer steps or a lower resolution are faster."
