@@ -151,7 +151,7 @@ def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
 
 
 def test_the_threads_of_a_worker_wait_without_keeping_a_core_busy(tmp_path, monkeypatch):
-    """On two cores with twenty other threads that makes a step forty times as fast; what is set stays."""
+    """On two cores with twenty other threads that made a step thirty times as fast; what is set stays."""
     process = LocalProcess()
     process.command = (sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
     for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
