@@ -11,7 +11,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from dopsd_app.hub.access import this_space, trusted_hosts
 from dopsd_app.ui.endpoints import add_endpoints
 from dopsd_app.ui.page import add_page
-from dopsd_app.ui.server.caretaker import start_caretaker
+from dopsd_app.ui.server.background import start_background_threads
+from dopsd_app.ui.server.delivery import Delivery
 from dopsd_app.ui.server.doors import Doors
 from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.server.guard import GuardedBlocks
@@ -19,7 +20,7 @@ from dopsd_app.ui.theme import CSS, theme
 
 
 def build_app() -> gr.Blocks:
-    """The page with its endpoints, ready for `launch(**launch_options())`; the caretaker is at work."""
+    """The page with its endpoints, ready for `launch(**launch_options())`; its background threads run."""
     zero_gpu = (space := this_space()) is not None and space.zero_gpu
     if zero_gpu:
         import spaces  # is there on ZeroGPU, and only there
@@ -30,7 +31,7 @@ def build_app() -> gr.Blocks:
     with GuardedBlocks(title=title, analytics_enabled=False, delete_cache=(3600, 86_400)) as app:
         add_endpoints()  # first: an event of the page would take a name, and the endpoint get a number
         add_page(app)
-    start_caretaker()
+    start_background_threads()
     # Gradio's own choice there is 1: two tabs would be too many. Elsewhere it has no limit.
     return app.queue(max_size=100) if zero_gpu else app
 
@@ -40,6 +41,8 @@ def launch_options() -> dict:
     return {
         "theme": theme,
         "css_paths": CSS,
+        # Gradio reads these out by their keys, for it has words for neither, in no language.
+        "i18n": gr.I18n(en={"common.complete": "Done", "common.upload": "Upload"}),
         "run_history": False,  # it would keep inputs, passwords included, as plain text in the browser
         "max_file_size": "25mb",
         "ssr_mode": False,
@@ -52,6 +55,7 @@ def launch_options() -> dict:
                 Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts()),
                 Middleware(ForeignPages),
                 Middleware(Doors),
+                Middleware(Delivery),
             ]
         },
     }
