@@ -74,7 +74,7 @@ def _start(browser, program: Path, button: str, folder: Path) -> float:
     started = time.perf_counter()
     server = subprocess.Popen([sys.executable, str(program)], env=environment, stdout=subprocess.DEVNULL)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/")
+        wait_for(f"http://127.0.0.1:{port}/")
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         page.click(button, trial=True)  # waits until it could be pressed
@@ -86,7 +86,7 @@ def _start(browser, program: Path, button: str, folder: Path) -> float:
         server.wait()
 
 
-def _wait_for(address: str) -> None:
+def wait_for(address: str) -> None:
     for _ in range(6000):
         try:
             urllib.request.urlopen(address).close()
