@@ -1,7 +1,7 @@
 """What opening the page costs on a slow line: bytes, requests, and the time until a button can be pressed.
 
-python -m benchmarks.slow_line [FOLDER]   FOLDER: a checkout of another version, measured in turns with this one
-python -m benchmarks.slow_line preload    writes anew which files the page preloads: for a new Gradio or layout
+python -m benchmarks.slow_line [FOLDER]   FOLDER: another version's checkout, measured in turns with this one
+python -m benchmarks.slow_line preload    writes anew which files the page preloads: Gradio or layout are new
 """
 
 import os
@@ -22,7 +22,7 @@ from benchmarks.page import ROOT, wait_for
 from benchmarks.record import save_result
 from dopsd_app.ui.server.preload import LINKS, PRELOADED
 
-VISITS = 7
+VISITS = 5
 LATENCY, BANDWIDTH = 300, 1_500_000  # milliseconds, bits a second
 # Milliseconds since the page was asked for, at the first frame in which a click would hit the button.
 USABLE = """() => {

@@ -29,7 +29,7 @@ def whole_files(receive: Receive, content_type: str) -> Receive:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise MultiPartException("The upload was cut off.")
-        parts.look_at(message.get("body", b""))
+        parts.feed(message.get("body", b""))
         if not message.get("more_body", False) and not parts.ended:
             raise MultiPartException("The upload has no end.")
         return message
@@ -53,7 +53,7 @@ class _Parts:
         }
         self._parser = MultipartParser(boundary, callbacks)
 
-    def look_at(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         try:
             self._parser.write(data)
         except MultipartParseError as error:
