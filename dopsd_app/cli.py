@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from dopsd_app import __version__
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, do: Callable, text: str) -> argparse.ArgumentParser:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.errors import KnownFailure
+from dopsd_app.files import replace_file
+from dopsd_app.schema import check_schema, stamp, without_stamp
 
 PRESETS = Path(__file__).parent.parent / "presets"
+SCHEMA = 1  # of a run's config.json, and with it of the run's whole folder
 DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
 MEMORY_LEVERS = {  # what saves memory, by what it costs: first what changes only the time
     "micro_batch": 1,
@@ -261,15 +264,19 @@ def _type_name(kind) -> str:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes the configuration as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2), encoding="utf-8")
+    replace_file(path, json.dumps({**stamp(SCHEMA), **dataclasses.asdict(config)}, indent=2))
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Reads what `save_config` wrote; `ConfigError` for settings that cannot work, ValueError for none."""
+    """Reads what `save_config` wrote; ValueError for what holds no settings.
+
+    Raises `ConfigError` for settings that cannot work, and for those of a later version of the program.
+    """
     settings = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or "base_model" not in settings:  # it was written whole
         raise ValueError(f"{path.name} holds no settings.")
-    return make_config(settings)
+    check_schema(settings, SCHEMA, path.parent.name, ConfigError)
+    return make_config(without_stamp(settings))
 
 
 def memory_levers(config: TrainConfig) -> list[tuple[str, object]]:

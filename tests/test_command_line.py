@@ -13,6 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from dopsd_app import __version__
 from dopsd_app.cli import _read_settings, main
 from dopsd_app.jobs import runs
 
@@ -267,6 +268,13 @@ def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(images
     assert "`--out` must be a .png, .jpg or .webp file, got check" in capsys.readouterr().err
     assert main(["generate", "latest", "--prompt", "tok", "--runs", str(runs_dir)]) == 2
     assert "There are no runs" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
 
 
 def test_help_names_every_command_and_needs_no_model():

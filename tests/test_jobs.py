@@ -12,6 +12,7 @@ import psutil
 import pytest
 from waiting import ended, wait_for
 
+from dopsd_app import __version__
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset
 from dopsd_app.hub.card_pictures import card_pictures
@@ -59,6 +60,10 @@ def ask(runs_dir, kind, *numbers, seconds=0.0):
 # --- a kind in one file
 
 
+def read_first_line(file):
+    return file.read_text().splitlines()[0]
+
+
 def test_a_toy_kind_has_queue_events_result_and_failures(toy, runs_dir):
     first, second = ask(runs_dir, toy.ADD, 1, 2, 3, seconds=0.2), ask(runs_dir, toy.ADD, 4, "five")
     assert second.status.state == "queued"
@@ -69,6 +74,7 @@ def test_a_toy_kind_has_queue_events_result_and_failures(toy, runs_dir):
     assert ended(second).state == "failed"
     assert second.status.reason.startswith("Unexpected error, TypeError")
     assert "Traceback" in second.log_file.read_text()
+    assert f"version {__version__}, process {first.status.pid} begins" in read_first_line(first.log_file)
     assert second.result == {}
 
 

@@ -9,7 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_method import make_example, trained
 
+from dopsd_app import __version__
 from dopsd_app.checks.lora_check import check_lora
+from dopsd_app.jobs.lora_file import LORA_SCHEMA
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.method.lora_file import save_lora
@@ -67,6 +69,7 @@ def test_the_metadata_says_how_it_was_made_and_holds_no_path(config, tmp_path):
         "trigger_word": "zorp",
     }
     assert "/" not in facts["base_model"]
+    assert (facts["schema"], facts["version"]) == (LORA_SCHEMA, __version__)
     assert set(facts["versions"]) == {"torch", "diffusers", "transformers", "peft"}
 
 

@@ -4,15 +4,14 @@ Much of it was typed by people. In the metadata such texts stand in double quote
 into which Markdown reads nothing; and in the programme as Python writes them.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import LoraChecked, read_events
+from dopsd_app.jobs.lora_file import read_facts
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.models.architecture import BaseModelFacts
 from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_repository, is_known
@@ -159,9 +158,10 @@ picture.save("picture.png")"""
 
 def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
     side = config.resolution
+    made = read_facts(lora_file)
     facts = [
         f"{len(list(run.dataset.glob('*.png')))} pictures of about {side} x {side} pixels",
-        f"{_lora_steps(lora_file) or config.steps} optimizer steps of {config.batch_size} pictures each,"
+        f"{made.get('steps', config.steps)} optimizer steps of {config.batch_size} pictures each,"
         f" learning rate {config.learning_rate:g}",
         f"rank {config.rank}; the strength of {config.strength:g} is in the weights: load them at 1",
     ]
@@ -175,19 +175,10 @@ def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
         # What a failed check says may quote folders of this computer.
         said = checks[-1].summary if checks[-1].passed else "It did not load as it should."
         facts.append(f"check after saving: {said}")
+    if "version" in made:
+        facts.append(f"version of the trainer: {_plain(str(made['version']))}")
     listed = "\n".join(f"- {fact}" for fact in facts)
     return f"{listed}\n\n`training_config.json` holds the settings."
-
-
-def _lora_steps(lora_file: Path) -> int | None:
-    """The optimizer steps that a LoRA file says it took; reading it also shows whether it is one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(lora_file, framework="np") as file:
-            return json.loads((file.metadata() or {}).get("dopsd", "{}")).get("steps")
-    except SafetensorError as error:
-        raise KnownFailure(f"{lora_file.name} cannot be read as a LoRA file: {error}.") from error
 
 
 def _captions(run: Run) -> str:

@@ -22,6 +22,7 @@ from dopsd_app.files import insist, read_value, replace_file
 from dopsd_app.jobs.kinds import KINDS, TRAIN, Kind
 from dopsd_app.jobs.launcher import LOG, launcher
 from dopsd_app.jobs.status import Status
+from dopsd_app.schema import check_schema, stamp
 
 JOB_NAME = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{12}")  # of a folder, as `job_name` makes it
 OTHERS = ".jobs"  # folder below that of the runs: all jobs but the trainings, which people look for
@@ -139,9 +140,8 @@ def create_job(runs_dir: Path, kind: Kind, request: dict) -> Job:
 def lay_out(job: Job, kind: Kind, request: dict) -> None:
     """Puts into a new folder what every job has."""
     job.commands.mkdir()
-    replace_file(
-        job.job_file, json.dumps({"schema": SCHEMA, "kind": kind.name, "request": request}, default=str)
-    )
+    fields = {**stamp(SCHEMA), "kind": kind.name, "request": request}
+    replace_file(job.job_file, json.dumps(fields, default=str))
     write_status(job)
     reserve_space(job)
 
@@ -232,11 +232,13 @@ def _read_job(job: Job) -> dict:
         raise damaged from None
     except (ValueError, OSError) as error:
         raise damaged from error
-    wanted = {"kind": str, "request": dict, "schema": int}
+    wanted = {"kind": str, "request": dict}
     if not isinstance(fields, dict) or any(not isinstance(fields.get(k), t) for k, t in wanted.items()):
         raise damaged
-    if fields["schema"] > SCHEMA:
-        raise RunError(f"{job.id} was made by a later version of this program. Use that one.")
+    try:
+        check_schema(fields, SCHEMA, job.id, RunError)
+    except ValueError as error:
+        raise error if isinstance(error, RunError) else damaged from error
     return fields
 
 

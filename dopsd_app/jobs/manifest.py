@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dopsd_app.files import replace_file
+from dopsd_app.schema import stamp
 
 MANIFEST = "manifest.json"
 CHECKPOINT_LORA = "lora.safetensors"  # the LoRA as a person can use it
@@ -19,7 +20,7 @@ Facts = dict[str, dict]  # by file name: `size` in bytes, and `sha256`
 
 def write_manifest(folder: Path, step: int, files: Facts) -> None:
     """Makes the folder the complete checkpoint of a step, with these files."""
-    manifest = {"schema": SCHEMA, "step": step, "files": files}
+    manifest = {**stamp(SCHEMA), "step": step, "files": files}
     replace_file(folder / MANIFEST, json.dumps(manifest, indent=2))
 
 

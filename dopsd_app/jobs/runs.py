@@ -1,16 +1,15 @@
 """Trainings: their folders, what is in them, and which one a person means."""
 
-import json
 import os
 import re
 import shutil
 import unicodedata
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopsd_app.config import ConfigError, TrainConfig, load_config, save_config
-from dopsd_app.files import insist, replace_file
+from dopsd_app.files import insist
 from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, start_lock, write_status
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.manifest import CHECKPOINT_LORA, RESUME_FILE, is_of_another_version, is_there
@@ -152,7 +151,7 @@ def pin_revision(run: Run, commit: str) -> None:
 def _change_settings(run: Run, **changes) -> None:
     file = run.path / "config.json"
     made = file.stat()
-    replace_file(file, json.dumps(asdict(replace(run.config, **changes)), indent=2))
+    save_config(replace(run.config, **changes), file)
     os.utime(file, ns=(made.st_atime_ns, made.st_mtime_ns))  # the list of runs is ordered by it
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from dopsd_app import __version__
 from dopsd_app.config import memory_levers
 from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
 from dopsd_app.files import is_disk_full, replace_file
@@ -153,7 +154,7 @@ def _record_all(job: Job, function: Function | None) -> Event:
     event = None
     try:
         reserve_space(job)
-        _log(job, f"process {os.getpid()} begins")
+        _log(job, f"version {__version__}, process {os.getpid()} begins")
         if job.kind == TRAIN:
             write_status(job, steps=Run(job.path).config.steps)
         function = function or find_function(job)

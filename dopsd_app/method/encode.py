@@ -22,6 +22,9 @@ from dopsd_app.models.architecture import Role
 from dopsd_app.models.catalog import Place, find_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress
+from dopsd_app.schema import claim_folder
+
+CACHE_SCHEMA = 1  # of the files in the cache: `_to_tensors`, under the hash of all that they follow from
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class _Encoder:
             base_model.conditioning_version,
             version("transformers"),
         ]
-        cache.mkdir(parents=True, exist_ok=True)
+        claim_folder(cache, CACHE_SCHEMA, f"The cache {cache}")
 
     def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
         key = [role, caption]

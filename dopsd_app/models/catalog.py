@@ -217,8 +217,9 @@ def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
         return (record.architecture, record.sizes) if record else None
     folder = _find_pipeline(name, revision)
     architecture = _architecture_of(folder, name)
+    eyes = _find_eyes(folder, architecture)
     try:
-        sizes = read_sizes(architecture, folder, _find_eyes(folder, architecture))
+        sizes = read_sizes(architecture, folder, eyes)
     except DAMAGED as error:
         raise BaseModelError(f"The base model `{name}` is damaged: {error}. Fetch it again.") from error
     copied = _model_of_size(architecture, sizes)

@@ -10,22 +10,30 @@ from pathlib import Path
 
 from dopsd_app.files import replace_file
 from dopsd_app.hub_errors import HubError
+from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.download import Order, RangesRefusedError, Source, Target, open_range, whole_files
 from dopsd_app.models.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_whole, read_weight_map
 from dopsd_app.models.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
+from dopsd_app.schema import check_folder, claim_folder
 
 INDEX = "model.safetensors.index.json"
 KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
+SCHEMA = 1  # of a folder of cut out eyes
 CUT_OUT = "model.safetensors"
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 
 
 def find_eyes(repository: str) -> Path | None:
-    """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache."""
+    """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache.
+
+    Raises `BaseModelError` for those that a later version of the program cut out.
+    """
     folders = assets_folder(KEPT, repository).glob("*")
     kept = [folder for folder in folders if _all_there(folder, (CUT_OUT, *CONFIGURATION))]
     if kept:
-        return max(kept, key=lambda folder: folder.stat().st_mtime)
+        newest = max(kept, key=lambda folder: folder.stat().st_mtime)
+        check_folder(newest, SCHEMA, f"The folder {newest}", BaseModelError)
+        return newest
     whole = find_snapshots(repository, INDEX)
     return next((folder for folder in whole if _all_there(folder, (*CONFIGURATION, *_shards(folder)))), None)
 
@@ -57,7 +65,7 @@ def order_eyes(listing: Listing) -> Order:
         every = [*files, *(file for file in listing.files if file.path in small)]
         return whole_files(listing, "", every)
     # Before the weights, which alone say that all is there.
-    target.path.parent.mkdir(parents=True, exist_ok=True)
+    claim_folder(target.path.parent, SCHEMA, f"The folder {target.path.parent}", BaseModelError)
     for name in CONFIGURATION:
         replace_file(target.path.parent / name, (folder / name).read_bytes())
     return Order((target,))
