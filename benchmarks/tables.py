@@ -154,7 +154,7 @@ def _leads(recipes: Runs, runs: Runs, name: str) -> dict[int, float]:
 
 
 def as_markdown(table: dict) -> str:
-    """The README's table of methods: a line for each in the order of LABELS, means with their intervals."""
+    """The table in docs/method.md: a line for each in the order of LABELS, means with their intervals."""
     rows, measured = _in_order(table), _measured(table, COLUMNS)
     lines = [
         [
