@@ -13,6 +13,7 @@ from benchmarks import jobs, method, method_picture, rows, scores, tables
 from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, Walk
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, products, train
+from benchmarks.record import RESULTS
 from benchmarks.rows import LOOKS, Job, best_settings, product
 from dopsd_app.checks.judge.world import (
     BACKGROUND_WORDS,
@@ -631,3 +632,9 @@ def test_other_steps_and_pictures_are_of_the_first_seed_and_the_teacher_has_no_d
     assert not list(rows.PICTURES.iterdir())
     (line,) = method.run_job(Job("test", "teacher", 5, 1, 1e-3, (0,)))
     assert "drift" not in line["scores"]
+
+
+def test_the_table_in_the_documents_is_the_files():
+    measured = json.loads((RESULTS / "method.json").read_text())["test"]
+    shown = (RESULTS.parent.parent / "docs" / "method.md").read_text(encoding="utf-8")
+    assert tables.as_markdown(measured) in shown
