@@ -26,7 +26,7 @@ from pocket.captions import usual_caption
 from pocket.wear import WORN, wear
 
 TRIGGER = "zorp"
-SAID = 0.5  # how often a caption says the size, and how often the place
+MENTION_RATE = 0.5  # how often a caption mentions the size, and how often the place
 PICTURES = 6  # training pictures of a concept
 NEUTRAL = 32  # prompts of other creatures
 SIDE = 64  # pixels
@@ -51,8 +51,8 @@ def scene_caption(scene: Scene, rng: np.random.Generator) -> str:
     A caption that says all leaves one picture only, and straight paths to it: ordinary fine-tuning then has
     no few steps to ruin. Real captions leave almost everything unsaid.
     """
-    size = f"{SIZES[scene.size]} " if rng.random() < SAID else ""
-    place = f" {PLACE_WORDS[scene.place]}" if rng.random() < SAID else ""
+    size = f"{SIZES[scene.size]} " if rng.random() < MENTION_RATE else ""
+    place = f" {PLACE_WORDS[scene.place]}" if rng.random() < MENTION_RATE else ""
     return f"a {size}{TRIGGER}{place} on a {BACKGROUND_WORDS[scene.background]} background"
 
 
@@ -64,7 +64,7 @@ class ConceptData:
     flawless: tuple[Image.Image, ...]  # the training pictures before wear
     pictures: tuple[Image.Image, ...]
     examples: tuple[EncodedExample, ...]
-    seen: tuple[tuple[Conditioning, ...], ...]  # [caption][picture]: the teacher's, also with other pictures
+    teacher: tuple[tuple[Conditioning, ...], ...]  # [caption][picture], also with other pictures
     watched_captions: tuple[str, ...]  # those that a run would draw for its health
     watched: tuple[Conditioning, ...]
     latents: Tensor  # (6, C, h, w) of the pictures
@@ -117,13 +117,13 @@ def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = T
     captions, asked = captions_of(part, number)
     scenes, prompts = zip(*asked, strict=True)
     watched = tuple(dict.fromkeys(captions))[:PROMPTS]
-    seen = tuple(
+    teacher = tuple(
         tuple(base_model.encode(Pictures(picture), caption, "teacher") for picture in pictures)
         for caption in captions
     )
     examples = tuple(
         EncodedExample(
-            (base_model.encode(NO_PICTURES, caption, "student"),), (seen[index][index],), SIDE, SIDE
+            (base_model.encode(NO_PICTURES, caption, "student"),), (teacher[index][index],), SIDE, SIDE
         )
         for index, caption in enumerate(captions)
     )
@@ -132,7 +132,7 @@ def encode_concept(base_model: BaseModel, part: str, number: int, worn: bool = T
         flawless,
         pictures,
         examples,
-        seen,
+        teacher,
         watched,
         tuple(base_model.encode(NO_PICTURES, caption, "student") for caption in watched),
         torch.stack([base_model.encode_picture(picture) for picture in pictures]),

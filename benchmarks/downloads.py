@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from benchmarks.record import save_result
-from tests.imitation_hub import ImitationHub
-from tests.real_layout import save_qwen_vl_repository, save_z_image_repository
+from tests.support.imitation_hub import ImitationHub
+from tests.support.real_layout import save_qwen_vl_repository, save_z_image_repository
 
 ROOT = Path(__file__).parent.parent
 Z_IMAGE, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-VL-4B-Instruct"
@@ -62,7 +62,7 @@ def killed_download(hub: ImitationHub, folder: Path, number: int, draw: random.R
         process.communicate()
     hub.mend()
     process = start(hub, home)
-    said = process.communicate()[1]
+    output = process.communicate()[1]
     snapshots = list((home / "hub").glob("models--Tongyi*/snapshots/*"))
     files = [path for path in snapshots[0].rglob("*") if path.is_file()] if snapshots else []
     right = process.returncode == 0 and all(
@@ -75,7 +75,7 @@ def killed_download(hub: ImitationHub, folder: Path, number: int, draw: random.R
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "bytes_sent": hub.fetched(Z_IMAGE),
-        "said": said.strip()[-300:] if process.returncode else "",
+        "said": output.strip()[-300:] if process.returncode else "",
     }
     print(row, flush=True)
     return row

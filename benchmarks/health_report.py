@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from dopsd_app.checks.health_rules import best_step, stopped_improving, what_is_bad
+from dopsd_app.checks.health_rules import best_step, what_is_bad
 from dopsd_app.jobs.events import HealthMeasured
 
 RUINED_FOLLOWING, RUINED_QUALITY = 0.8, 0.6  # of the test's own scores; the base's own are 1.0 and 0.75
@@ -23,21 +23,17 @@ def health_in(row: Row, eyes: str) -> tuple[HealthMeasured, HealthMeasured]:
 def judge_rule(runs: Iterable[list[Row]], eyes: str, product: Callable[[dict], float]) -> dict:
     """What the rule's choice is worth beside the last checkpoint and the best that there is, on the mean.
 
-    `runs` are lists of one run's lines. Stopping early is judged by what it saves and what it costs.
+    `runs` are lists of one run's lines.
     """
     found = []
     for rows in runs:
         measured = [health_in(rows[0], eyes)[0], *(health_in(row, eyes)[1] for row in rows)]
         worth = {row["passes"]: product(row["scores"]) for row in rows}
-        ends = [end for end in range(2, len(measured) + 1) if stopped_improving(measured[:end])]
-        seen = measured[: min(ends, default=len(measured))]
         found.append(
             {
                 "chosen_by_rule": worth[best_step(measured, worth)],
                 "last": worth[max(worth)],
                 "best_there_is": max(worth.values()),
-                "stopped_early": worth[best_step(seen, worth)],
-                "passes_used_when_stopped_early": seen[-1].step / max(worth),
             }
         )
     return {"runs": len(found)} | {
@@ -52,6 +48,6 @@ def judge_warnings(rows: Iterable[Row], eyes: str) -> dict[str, int]:
         scores = row["scores"]
         ruined = scores["following"] < RUINED_FOLLOWING or scores["quality"] < RUINED_QUALITY
         state = "ruined" if ruined else "taken over" if scores["takeover"] > TAKEN else "well"
-        said = what_is_bad(health_in(row, eyes)[1], judged=eyes == "judge")
-        counts[f"{state}: {said or 'silent'}"] += 1
+        fault = what_is_bad(health_in(row, eyes)[1], judged=eyes == "judge")
+        counts[f"{state}: {fault or 'silent'}"] += 1
     return dict(sorted(counts.items()))

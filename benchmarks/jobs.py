@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from benchmarks.concepts import concepts_of
 from benchmarks.levers import FINALS, LEVERS, RECIPE
 from benchmarks.methods import Method
-from benchmarks.rows import BUDGETS, LONG_LOOKS, LOOKS, SETTINGS_OF, UNTRAINED, Job, best_settings
+from benchmarks.rows import BUDGETS, CURVE_BUDGETS, LONG_BUDGETS, SETTINGS_OF, UNTRAINED, Job, best_settings
 
 RECIPES_RATES = (1e-3, 3e-3, 1e-2)  # among the levers; all others have its best one
 LONG = {  # by learning rate: one at which all rise up to the sweep's greatest length; the best of these two
@@ -33,13 +33,13 @@ def lever_jobs(levers: Iterable[str]) -> list[Job]:
         job
         for lever in levers
         for rate in rates[lever]
-        for job in _development("levers", lever, rate, looks_at(LEVERS[lever]))
+        for job in _development("levers", lever, rate, curve_budgets(LEVERS[lever]))
     ]
 
 
-def looks_at(lever: Method) -> tuple[int, ...]:
+def curve_budgets(lever: Method) -> tuple[int, ...]:
     """After how many passes a lever is looked at: none once the learning rate has fallen to nothing."""
-    return tuple(look for look in LOOKS if look <= (lever.falls_until or LOOKS[-1]))
+    return tuple(budget for budget in CURVE_BUDGETS if budget <= (lever.falls_until or CURVE_BUDGETS[-1]))
 
 
 def _development(part: str, method: str, rate: float, budgets: tuple[int, ...]) -> list[Job]:
@@ -87,7 +87,7 @@ def long_jobs() -> list[Job]:
         job
         for rate, methods in LONG.items()
         for method in methods
-        for job in _development("long", method, rate, LONG_LOOKS)
+        for job in _development("long", method, rate, LONG_BUDGETS)
     ]
 
 
@@ -98,7 +98,7 @@ def health_jobs() -> list[Job]:
     """
     rate = best_settings(RECIPE)[0]
     return [
-        Job(part, RECIPE, concept, 0, factor * rate, LOOKS)
+        Job(part, RECIPE, concept, 0, factor * rate, CURVE_BUDGETS)
         for part, concepts in (("health_fit", "development"), ("health", "test"))
         for factor in HEALTHS_FACTORS
         for concept in range(len(concepts_of(concepts)))

@@ -82,8 +82,8 @@ class Walk(Objective):
     ) -> Tensor:
         base_model = self.base_model
         with as_teacher(base_model.transformer):
-            seen = [base_model.predict_velocity(latents, sigma, teacher) for teacher in teachers]
-        target = torch.stack(seen).mean(0)
+            velocities = [base_model.predict_velocity(latents, sigma, teacher) for teacher in teachers]
+        target = torch.stack(velocities).mean(0)
         if not self.extrapolation:
             return target
         with as_base(base_model.transformer):
@@ -91,9 +91,9 @@ class Walk(Objective):
         return target + self.extrapolation * (target - blind)
 
     def _teachers(self, step: int, drawn: Sequence[int]) -> list[list[Conditioning]]:
-        seen = self.training.data.seen
+        teacher = self.training.data.teacher
         if self.context == "own":
-            return [[seen[index][index] for index in drawn]]
+            return [[teacher[index][index] for index in drawn]]
         draws = generator(self.config.seed, CONTEXT, step)
         orders = [torch.randperm(PICTURES - 1, generator=draws).tolist() for _ in drawn]
         others = [
@@ -101,7 +101,7 @@ class Walk(Objective):
             for n in (0, 1)
         ]
         return [
-            [seen[index][other] for index, other in zip(drawn, row, strict=True)]
+            [teacher[index][other] for index, other in zip(drawn, row, strict=True)]
             for row in others[: 2 if self.context == "two" else 1]
         ]
 

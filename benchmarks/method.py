@@ -70,7 +70,7 @@ from benchmarks.tables import (
     make_table,
     steps_as_markdown,
 )
-from dopsd_app.checks.health import Look, judged_health, seen_health
+from dopsd_app.checks.health import HealthPictures, features_health, judged_health
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.method.step import prepare
@@ -160,7 +160,7 @@ def load_parent(config: TrainConfig) -> BaseModel:
 
 
 def load_untrained(method: str, config: TrainConfig) -> BaseModel:
-    """The parent, or the base, which is also the teacher: that one is told more."""
+    """The parent, or the base, which is also the teacher, with more in its conditioning."""
     if method == "parent":
         return load_parent(config)
     return load_compiled(config)
@@ -206,8 +206,8 @@ def measure_other_steps(
     """Fidelity and quality at fewer and at many steps, on a third of the prompts."""
     third, scores = replace(data, scenes=data.scenes[::3], captions=data.captions[::3]), {}
     for count in OTHER_STEPS:
-        seen = concept_scores(draw_pictures(base_model, prompts[::3], count, seed), third)
-        scores |= {f"{name}_{count}_steps": seen[name] for name in ("fidelity", "quality")}
+        measured = concept_scores(draw_pictures(base_model, prompts[::3], count, seed), third)
+        scores |= {f"{name}_{count}_steps": measured[name] for name in ("fidelity", "quality")}
     return scores
 
 
@@ -222,20 +222,21 @@ def draw_watched(base_model: BaseModel, data: ConceptData, one_noise: bool) -> l
 
 @cache
 def bases_watched(part: str, number: int, one_noise: bool) -> list[list[Image.Image]]:
-    """The same by the base, which is what it is at each look."""
+    """The same by the base, which is the same at each evaluation."""
     return draw_watched(load_compiled(_config()), concept_data(part, number), one_noise)
 
 
 def measure_health(base_model: BaseModel, job: Job) -> dict[str, dict[str, dict]]:
     """What a person's own run would see of the base's health and the LoRA's, with each pair of eyes."""
     data, found = concept_data(job.part, job.concept), {}
-    eyes = {"judge": (judged_health, False), "vision": (partial(seen_health, base_model), True)}
+    eyes = {"judge": (judged_health, False), "vision": (partial(features_health, base_model), True)}
     for name, (score, one_noise) in eyes.items():
         base, base_neutral = bases_watched(job.part, job.concept, one_noise)
         lora, lora_neutral = draw_watched(base_model, data, one_noise)
-        look = Look(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
+        drawn = HealthPictures(data.watched_captions, data.pictures, base, lora, base_neutral, lora_neutral)
         found[name] = {
-            side: _rounded(asdict(score(shown))) for side, shown in (("base", look.at_base()), ("lora", look))
+            side: _rounded(asdict(score(shown)))
+            for side, shown in (("base", drawn.at_base()), ("lora", drawn))
         }
     return found
 

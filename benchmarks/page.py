@@ -1,4 +1,4 @@
-"""How soon the page can be used, against an empty Gradio app, and what one look at a long run costs.
+"""How soon the page can be used, against an empty Gradio app, and what one update for a long run costs.
 
 python -m benchmarks.page
 """
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -25,19 +26,19 @@ from dopsd_app.jobs.events import PreviewSaved, Resumed, StepDone, append_event
 from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.runs import Run, create_run
 from dopsd_app.jobs.watch import RunWatcher
-from dopsd_app.ui import train
+from dopsd_app.ui.train import train_step
 
 ROOT = Path(__file__).parent.parent
 EMPTY = (
     "import gradio as gr\nwith gr.Blocks() as app:\n    gr.Button('Hello', elem_id='ready')\napp.launch()\n"
 )
-STARTS, LOOKS = 15, 100
+STARTS, UPDATES = 15, 100
 STEPS, PREVIEWS, OTHER_RUNS = 10_000, 24, 20
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        result = {"start": measure_starts(Path(folder)), "look": measure_looks(Path(folder))}
+        result = {"start": measure_starts(Path(folder)), "look": measure_updates(Path(folder))}
     print(f"Saved {save_result('page', result).name}: {result}")
 
 
@@ -74,7 +75,7 @@ def _start(browser, program: Path, button: str, folder: Path) -> float:
     started = time.perf_counter()
     server = subprocess.Popen([sys.executable, str(program)], env=environment, stdout=subprocess.DEVNULL)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/")
+        wait_for(f"http://127.0.0.1:{port}/")
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         page.click(button, trial=True)  # waits until it could be pressed
@@ -86,7 +87,7 @@ def _start(browser, program: Path, button: str, folder: Path) -> float:
         server.wait()
 
 
-def _wait_for(address: str) -> None:
+def wait_for(address: str) -> None:
     for _ in range(6000):
         try:
             urllib.request.urlopen(address).close()
@@ -96,18 +97,19 @@ def _wait_for(address: str) -> None:
     raise RuntimeError(f"{address} does not answer.")
 
 
-def measure_looks(folder: Path) -> dict:
-    """Milliseconds of one look at a run of STEPS steps that goes on, beside OTHER_RUNS others."""
+def measure_updates(folder: Path) -> dict:
+    """Milliseconds of one update for a run of STEPS steps that goes on, beside OTHER_RUNS others."""
     run = _long_run(folder / "runs")
-    with _runs_in(run.runs_dir):
-        first = _milliseconds(lambda: train.look(run.id, {}))
-        seen, *_ = train.look(run.id, {})
+    with _runs_in(run.runs_dir), gr.Blocks():
+        train = train_step(gr.Button())
+        first = _milliseconds(lambda: train.show_new(run.id, None))
+        sent = train.show_new(run.id, None)[train.digests]
         times = []
-        for step in range(STEPS + 1, STEPS + 1 + LOOKS):
+        for step in range(STEPS + 1, STEPS + 1 + UPDATES):
             append_event(run.events_file, StepDone(step, 1 / step, 0.1, 1.0, 0))
             write_status(run, step=step)
-            times.append(_milliseconds(lambda seen=seen: train.look(run.id, seen)))
-            seen, *_ = train.look(run.id, seen)
+            times.append(_milliseconds(lambda sent=sent: train.show_new(run.id, sent)))
+            sent = train.show_new(run.id, sent)[train.digests]
         watcher = RunWatcher()
         return {
             "steps": STEPS,
@@ -116,10 +118,13 @@ def measure_looks(folder: Path) -> dict:
             "median_ms_with_a_new_step": round(statistics.median(times), 1),
             "worst_ms_with_a_new_step": round(max(times), 1),
             "median_ms_with_nothing_new": round(
-                statistics.median(_milliseconds(lambda: train.look(run.id, seen)) for _ in range(LOOKS)), 1
+                statistics.median(
+                    _milliseconds(lambda: train.show_new(run.id, sent)) for _ in range(UPDATES)
+                ),
+                1,
             ),
             "first_ms_with_all_previews": round(first, 1),
-            "first_ms_of_reading_events": round(_milliseconds(lambda: watcher.look(run)), 1),
+            "first_ms_of_reading_events": round(_milliseconds(lambda: watcher.read(run)), 1),
         }
 
 

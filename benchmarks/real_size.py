@@ -94,11 +94,11 @@ def save_base(folder: Path, tiny: bool) -> None:
         tie_word_embeddings=True,
     )
     # Copies, since the class writes into what it is given.
-    seen = {
+    qwen_fields = {
         "text_config": dict(TINY if tiny else TEXT),
         "vision_config": dict(TINY_VISION if tiny else VISION),
     }
-    seeing = Qwen3VLConfig(**seen)
+    seeing = Qwen3VLConfig(**qwen_fields)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     with torch.device("meta"):  # no numbers yet: `save_weights` draws them
         transformer = ZImageTransformer2DModel(**(TINY_TRANSFORMER if tiny else {}))

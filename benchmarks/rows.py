@@ -1,4 +1,4 @@
-"""What was measured: lines of results/method.jsonl, one for each look at a training run."""
+"""What was measured: lines of results/method.jsonl, one for each evaluation of a training run."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ ROWS = RESULTS / "method.jsonl"
 PICTURES = RESULTS / "method_pictures"  # of a few of the test's jobs
 SCENES, OTHERS = 7, 5  # how many are kept: new scenes of the concept, and other creatures
 BUDGETS = (300, 600, 1200)  # transformer passes; the paper's recipe makes 32 of them in a step
-LOOKS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
-LONG_LOOKS = (1200, 2400, 4800)
+CURVE_BUDGETS = (150, 300, 450, 600, 900, 1200)  # where a curve is wanted: at levers, and at health
+LONG_BUDGETS = (1200, 2400, 4800)
 FIRST_RATES = (1e-3, 3e-3)  # learning rates of every method
 FURTHER = {1e-3: 3e-4, 3e-3: 1e-2}  # and a third, beyond the better one
 UNTRAINED = ("base", "teacher", "parent")

@@ -50,30 +50,30 @@ def draw_pictures(
     return pictures
 
 
-def copying(seen: Tensor, real: Tensor, training: Tensor) -> float | None:
+def copying(drawn: Tensor, real: Tensor, training: Tensor) -> float | None:
     """How much nearer to training pictures these are than real pictures of the same scenes; all (N, D).
 
     0: no nearer; 1: they are training pictures; None: there are no pictures.
     """
-    if not len(seen):
+    if not len(drawn):
         return None
-    near, usual = (torch.cdist(rows, training).amin(1).mean() for rows in (seen, real))
+    near, usual = (torch.cdist(rows, training).amin(1).mean() for rows in (drawn, real))
     return (1 - near / usual).item()
 
 
-def shows(seen: dict[str, Tensor], concept: Concept) -> Tensor:
+def shows(read: dict[str, Tensor], concept: Concept) -> Tensor:
     """Which of the judged pictures (N,) show all that makes the concept."""
-    return torch.stack([seen[field.name] == getattr(concept, field.name) for field in fields(concept)]).all(0)
+    return torch.stack([read[field.name] == getattr(concept, field.name) for field in fields(concept)]).all(0)
 
 
 def concept_scores(pictures: list[Image.Image], data: ConceptData) -> dict[str, float | None]:
     """What became of the concept on new prompts: all between 0 and 1, but copying may be below."""
-    seen = judge(pictures, load_judge())
+    read = judge(pictures, load_judge())
     shown = features_of(pictures)
     real = features_of(np.stack([draw(data.concept, scene) for scene in data.scenes]))
-    alike = agreement(seen, data.concept)
+    alike = agreement(read, data.concept)
     # A picture of something else is far from all that was trained on, and tells nothing of copies.
-    right = shows(seen, data.concept)
+    right = shows(read, data.concept)
     training = features_of([*data.pictures, *data.flawless])
     return {
         "fidelity": alike["all"],

@@ -4,17 +4,14 @@ One LoRA is trained through the real page; each step is taken light and dark, on
 """
 
 import io
-import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # their way to the page is ours
-
-from browser import Visit, chromium, settled
-from page_server import PageServer
+from tests.support.browser import Visit, chromium, settled
+from tests.support.page_server import PageServer
 
 FOLDER = Path(__file__).parent.parent / "assets" / "screenshots"
 SCREENS = {f"{theme}-{width}": (theme, width) for theme in ("light", "dark") for width in (1280, 390)}

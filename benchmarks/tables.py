@@ -127,7 +127,7 @@ def means_by_concept(runs: Runs, name: str) -> dict[int, float]:
 
 
 def _products(runs: Runs) -> dict[int, float]:
-    """Of each concept the mean product, from which whatever is said of single ones can be reckoned."""
+    """Of each concept the mean product, from which whatever is claimed of single ones can be reckoned."""
     return {concept: round(mean, 4) for concept, mean in sorted(means_by_concept(runs, "product").items())}
 
 
@@ -154,7 +154,7 @@ def _leads(recipes: Runs, runs: Runs, name: str) -> dict[int, float]:
 
 
 def as_markdown(table: dict) -> str:
-    """The README's table of methods: a line for each in the order of LABELS, means with their intervals."""
+    """The table in docs/method.md: a line for each in the order of LABELS, means with their intervals."""
     rows, measured = _in_order(table), _measured(table, COLUMNS)
     lines = [
         [
@@ -228,44 +228,46 @@ def correlation(pairs: Iterable[tuple[float, float]]) -> float | None:
 def make_levers_table(part: str) -> dict:
     """Of "levers" or "finals", by name and learning rate.
 
-    The score at each look, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept), and
-    after how many passes it stays at ENOUGH of what the recipe ends with; and how far it is at half of the
-    recipe's passes ahead of the recipe at all of them, where somebody looked. What has not been run on as
+    The score at each budget, how far it is ahead of the recipe's from COMPARED_FROM on (paired by concept),
+    and after how many passes it stays at ENOUGH of what the recipe ends with; and how far it is at half the
+    recipe's passes ahead of the recipe at all of them, where that was measured. What has not been run on as
     much as the recipe is left out: a mean over the easy creatures is none.
     """
     passes, seconds = _costs(part)
     names = dict.fromkeys(name for name, _, _ in passes)
     found = {name: products(part, name) for name in names}
     recipes_rate = best_settings(RECIPE)[0]
-    recipe = {look: scores for (rate, look), scores in found[RECIPE].items() if rate == recipes_rate}
+    recipe = {budget: scores for (rate, budget), scores in found[RECIPE].items() if rate == recipes_rate}
     wanted = ENOUGH * float(np.mean(list(recipe[max(recipe)].values())))
     runs = max(map(len, recipe.values()))
     table = {}
     for name, rows in found.items():
         for rate in dict.fromkeys(rate for rate, _ in rows):
-            looks = {look: scores for (at, look), scores in rows.items() if at == rate}
-            if min(map(len, looks.values())) < runs:
+            points = {budget: scores for (at, budget), scores in rows.items() if at == rate}
+            if min(map(len, points.values())) < runs:
                 continue
-            curve = {passes[name, rate, look]: float(np.mean(list(s.values()))) for look, s in looks.items()}
+            curve = {
+                passes[name, rate, budget]: float(np.mean(list(s.values()))) for budget, s in points.items()
+            }
             table[f"{name}, learning rate {rate:g}"] = {
                 "score": {round(at): round(score, 4) for at, score in curve.items()},
-                "ahead_of_recipe": _ahead(looks, recipe),
+                "ahead_of_recipe": _ahead(points, recipe),
                 "passes_to_recipes_score": passes_to(wanted, curve),
-                "at_half_ahead_of_recipes_end": _at_half_ahead(looks, recipe),
+                "at_half_ahead_of_recipes_end": _at_half_ahead(points, recipe),
                 "milliseconds_per_pass": seconds.get((name, rate)),
             }
     return table
 
 
 def _costs(part: str) -> tuple[dict, dict]:
-    """Mean passes at each look, and the median of milliseconds per pass where they were measured."""
+    """Mean passes at each budget, and the median of milliseconds per pass where they were measured."""
     passes, costs = defaultdict(list), defaultdict(list)
     for row in read_rows():
         job = job_of(row)
         if job.part == part:
-            look = budget_of(row)
-            passes[job.method, job.learning_rate, look].append(row["passes"])
-            if look == job.budgets[-1] and row["seconds"] is not None:
+            budget = budget_of(row)
+            passes[job.method, job.learning_rate, budget].append(row["passes"])
+            if budget == job.budgets[-1] and row["seconds"] is not None:
                 costs[job.method, job.learning_rate].append(1000 * row["seconds"] / row["passes"])
     return (
         {key: float(np.mean(values)) for key, values in passes.items()},
@@ -273,20 +275,20 @@ def _costs(part: str) -> tuple[dict, dict]:
     )
 
 
-def _ahead(looks: dict[int, dict], recipe: dict[int, dict]) -> dict | None:
-    """The mean difference over the looks that both have, and its interval over the concepts."""
-    both = [look for look in looks if look in recipe and look >= COMPARED_FROM]
+def _ahead(points: dict[int, dict], recipe: dict[int, dict]) -> dict | None:
+    """The mean difference over the budgets that both have, and its interval over the concepts."""
+    both = [budget for budget in points if budget in recipe and budget >= COMPARED_FROM]
     differences = defaultdict(list)
-    for look in both:
-        for concept, seed in looks[look].keys() & recipe[look].keys():
-            differences[concept].append(looks[look][concept, seed] - recipe[look][concept, seed])
+    for budget in both:
+        for concept, seed in points[budget].keys() & recipe[budget].keys():
+            differences[concept].append(points[budget][concept, seed] - recipe[budget][concept, seed])
     return mean_and_interval(np.mean(values) for values in differences.values())
 
 
-def _at_half_ahead(looks: dict[int, dict], recipe: dict[int, dict]) -> dict | None:
+def _at_half_ahead(points: dict[int, dict], recipe: dict[int, dict]) -> dict | None:
     """The difference at half of the passes from the recipe at all of them, and its interval."""
     end = recipe[max(recipe)]
-    half = looks.get(max(recipe) // 2, {})
+    half = points.get(max(recipe) // 2, {})
     differences = defaultdict(list)
     for concept, seed in half.keys() & end.keys():
         differences[concept].append(half[concept, seed] - end[concept, seed])
@@ -294,7 +296,7 @@ def _at_half_ahead(looks: dict[int, dict], recipe: dict[int, dict]) -> dict | No
 
 
 def passes_to(wanted: float, scores: dict[float, float]) -> int | None:
-    """From how many passes on a score stays reached, on straight lines between looks; None: never."""
+    """From how many passes on a score stays reached, on straight lines between budgets; None: never."""
     before, reached, since = 0.0, 0.0, None
     for passes, score in scores.items():
         if score < wanted:
@@ -306,44 +308,46 @@ def passes_to(wanted: float, scores: dict[float, float]) -> int | None:
 
 
 def make_long_table(part: str) -> dict:
-    """Of "long": each method and learning rate at each look, in passes.
+    """Of "long": each method and learning rate at each budget, in passes.
 
     Means over concepts with 95 % intervals; each concept's product; how far it has risen since the first
-    look; and how far the recipe is ahead in it at the same learning rate and passes. What has not been run on
-    all concepts is left out: a mean over the easy ones is none.
+    budget; and how far the recipe is ahead in it at the same learning rate and passes. What has not been run
+    on all concepts is left out: a mean over the easy ones is none.
     """
     found = defaultdict(lambda: defaultdict(dict))
     for row in read_rows():
         job = job_of(row)
         if job.part == part:
             found[job.method, job.learning_rate][budget_of(row)][job.concept, job.seed] = _scores(row)
-    most = max(len(runs) for looks in found.values() for runs in looks.values())
-    whole = {key: looks for key, looks in found.items() if all(len(runs) == most for runs in looks.values())}
+    most = max(len(runs) for points in found.values() for runs in points.values())
+    whole = {
+        key: points for key, points in found.items() if all(len(runs) == most for runs in points.values())
+    }
     return {
         f"{method}, learning rate {rate:g}": {
-            look: {
+            budget: {
                 "scores": {
                     name: mean_and_interval(means_by_concept(runs, name).values()) for name in LONG_COLUMNS
                 },
                 "products": _products(runs),
-                "risen_by": _paired(runs, looks[min(looks)], "product") if look > min(looks) else None,
-                "recipe_ahead_by": _paired(whole.get((RECIPE, rate), {}).get(look, {}), runs, "product"),
+                "risen_by": _paired(runs, points[min(points)], "product") if budget > min(points) else None,
+                "recipe_ahead_by": _paired(whole.get((RECIPE, rate), {}).get(budget, {}), runs, "product"),
             }
-            for look, runs in looks.items()
+            for budget, runs in points.items()
         }
-        for (method, rate), looks in whole.items()
+        for (method, rate), points in whole.items()
     }
 
 
 def long_as_markdown(table: dict) -> str:
-    """A line for each method, learning rate and look."""
+    """A line for each method, learning rate and budget."""
     lines = []
-    for name, looks in table.items():
+    for name, points in table.items():
         method, rate = name.split(", learning rate ")
-        for look, row in looks.items():
+        for budget, row in points.items():
             scores = [_cell(row["scores"][column]) for column in LONG_COLUMNS]
             ahead = "" if method == RECIPE else _cell(row["recipe_ahead_by"])
-            settings = _settings(float(rate), look)
+            settings = _settings(float(rate), budget)
             lines.append([LABELS[method], settings, *scores, _cell(row["risen_by"]), ahead])
     head = ["", "learning rate, passes", *LONG_COLUMNS.values(), "risen by", "D-OPSD is ahead by"]
     return _markdown(head, lines)

@@ -1,7 +1,7 @@
 """Is the teacher check's score right? Its verdict against the truth, which the built-in world's judge counts.
 
 Creatures that the base never saw, four pictures each, are checked by the built-in base's teacher and by worse
-ones, made from it by mixing what it is told with what it would be told of noise, or of other creatures. The
+ones, made from it by mixing its conditioning with that of noise, or of other creatures. The
 truth is how many more of the creature's attributes show in 12 pictures that a teacher draws with the creature
 in view than in 12 that it draws with others in view. Against the student's pictures the same is counted too,
 but a teacher that sees nothing agrees with a creature by luck in up to an attribute and a half more, or less.
@@ -69,11 +69,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a teacher is told of the creature's pictures, and of other creatures'."""
+    """A teacher's conditionings of the creature's pictures, and of other creatures'."""
 
-    told: list[Conditioning]
-    told_of_others: list[Conditioning]
-    degrade: Degrade | None = None  # of what it is told of controls; None: it is told all
+    own: list[Conditioning]
+    of_others: list[Conditioning]
+    degrade: Degrade | None = None  # of its conditionings of controls; None: they are whole
     student: list[Conditioning] | None = None  # None: the student that the caption makes
 
 
@@ -86,23 +86,23 @@ class Lab:
         self.base_model.load_encoders()
         self.base_model.load_transformer()
 
-    def draw(self, told: list[Conditioning], noises: int = 1) -> list[Image.Image]:
+    def draw(self, contexts: list[Conditioning], noises: int = 1) -> list[Image.Image]:
         """The four pictures from the check's own noise, then those from further noises."""
         shape = self.base_model.latent_shape(64, 64)
         noise = [
             randomness.draw_noise(shape, self.config.seed, number, index, randomness.PREVIEW)
             for number in range(noises)
-            for index in range(len(told))
+            for index in range(len(contexts))
         ]
         sigmas = self.base_model.sigmas(self.config.num_inference_steps, 64, 64)
-        return self.base_model.decode(sample(self.base_model, told * noises, torch.stack(noise), sigmas))
+        return self.base_model.decode(sample(self.base_model, contexts * noises, torch.stack(noise), sigmas))
 
     def attributes(self, pictures: list[Image.Image], concept: Concept) -> float:
         """How many of the creature's six attributes a picture shows, on average."""
         shown = agreement(judge(pictures, self.judge), concept)
         return sum(shown[name] for name in CONCEPT)
 
-    def told(self, pictures: list[Image.Image], captions: list[str]) -> list[Conditioning]:
+    def encode(self, pictures: list[Image.Image], captions: list[str]) -> list[Conditioning]:
         return [
             self.base_model.encode(Pictures(picture), caption, "teacher")
             for picture, caption in zip(pictures, captions, strict=True)
@@ -183,12 +183,12 @@ def shuffle_tiles(picture: Image.Image, rng: np.random.Generator) -> Image.Image
 
 
 def mixing(others: list[Conditioning], level: float) -> Degrade:
-    """A teacher that is told less of a picture, and instead something of the others."""
+    """A teacher whose conditioning holds less of a picture, and instead something of the others'."""
 
-    def degrade(told: list[Conditioning]) -> list[Conditioning]:
+    def degrade(own: list[Conditioning]) -> list[Conditioning]:
         return [
             Conditioning((1 - level) * one.prompt_embeds + level * other.prompt_embeds)
-            for one, other in zip(told, others, strict=True)
+            for one, other in zip(own, others, strict=True)
         ]
 
     return degrade
@@ -200,16 +200,16 @@ def make_teachers(lab: Lab, case: Case, rng: np.random.Generator) -> dict[str, T
     def strangers() -> list[Conditioning]:
         concepts = [random_concept(rng, held_out=True) for _ in case.crops]
         pictures = [Image.fromarray(draw(concept, random_scene(rng))) for concept in concepts]
-        return lab.told(pictures, case.captions)
+        return lab.encode(pictures, case.captions)
 
     pixels = rng.integers(0, 256, (CHECKED, 64, 64, 3), dtype=np.uint8)
-    noise = lab.told([Image.fromarray(picture) for picture in pixels], case.captions)
-    told, others, wrong = lab.told(case.crops, case.captions), strangers(), strangers()
-    teachers = {"as it is": Teacher(told, others)}
+    noise = lab.encode([Image.fromarray(picture) for picture in pixels], case.captions)
+    own, others, wrong = lab.encode(case.crops, case.captions), strangers(), strangers()
+    teachers = {"as it is": Teacher(own, others)}
     for name, mixed_in in (("noise", noise), ("other creatures", wrong)):
         for level in LEVELS:
             degrade = mixing(mixed_in, level)
-            teachers[f"{level:.0%} {name}"] = Teacher(degrade(told), degrade(others), degrade)
+            teachers[f"{level:.0%} {name}"] = Teacher(degrade(own), degrade(others), degrade)
     teachers["sees other creatures"] = Teacher(wrong, others)
     # Any picture brings this one the caption, and so the right background, which its student does not draw.
     without_caption = [lab.base_model.encode(NO_PICTURES, "", "student") for _ in case.captions]
@@ -222,24 +222,24 @@ def make_teachers(lab: Lab, case: Case, rng: np.random.Generator) -> dict[str, T
 def run_case(lab: Lab, case: Case, rng: np.random.Generator) -> dict[str, Outcome]:
     """Every teacher on one creature."""
     shown = control_candidates(lab, case, rng)
-    told = {name: lab.told(pictures, case.captions) for name, pictures in shown.items()}
+    encoded = {name: lab.encode(pictures, case.captions) for name, pictures in shown.items()}
     fixed = {"crops": lab.features(case.crops), "student": lab.features(case.student)}
     fixed |= {f"shown {name}": lab.features(pictures) for name, pictures in shown.items()}
-    intact = {f"control {name}": lab.features(lab.draw(control)) for name, control in told.items()}
+    intact = {f"control {name}": lab.features(lab.draw(control)) for name, control in encoded.items()}
     outcomes = {}
     for name, teacher in make_teachers(lab, case, rng).items():
-        pictures = lab.draw(teacher.told, NOISES)
+        pictures = lab.draw(teacher.own, NOISES)
         attributes = lab.attributes(pictures, case.concept)
         features = fixed | intact | {"teacher": lab.features(pictures[:CHECKED])}
         if teacher.degrade:
             features |= {
                 f"control {name}": lab.features(lab.draw(teacher.degrade(control)))
-                for name, control in told.items()
+                for name, control in encoded.items()
             }
         if teacher.student:
             features["student"] = lab.features(lab.draw(teacher.student))
         outcomes[name] = Outcome(
-            truth=attributes - lab.attributes(lab.draw(teacher.told_of_others, NOISES), case.concept),
+            truth=attributes - lab.attributes(lab.draw(teacher.of_others, NOISES), case.concept),
             over_student=attributes - case.student_attributes,
             features=features,
         )
@@ -268,7 +268,7 @@ def score_no_creatures(lab: Lab, count: int, rng: np.random.Generator) -> dict[s
         for name, pixels in no_creatures(rng).items():
             crops = [Image.fromarray(picture.astype(np.uint8)) for picture in pixels]
             shown = [control_picture(picture) for picture in crops]
-            teacher, control = (lab.features(lab.draw(lab.told(seen, captions))) for seen in (crops, shown))
+            teacher, control = (lab.features(lab.draw(lab.encode(rows, captions))) for rows in (crops, shown))
             features = {"crops": lab.features(crops), "student": student, "teacher": teacher}
             features |= {f"shown {product.control}": lab.features(shown)}
             features |= {f"control {product.control}": control}

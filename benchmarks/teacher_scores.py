@@ -92,14 +92,14 @@ def confusion(scores: np.ndarray, truths: np.ndarray, partly: float, sees: float
 
 
 def summarize(cases: list[dict[str, Outcome]]) -> dict:
-    """Everything that is claimed; thresholds are fitted to one half of the creatures, told of the other."""
+    """Everything that is claimed; thresholds are fitted to half of the creatures, the others are held out."""
     truths = np.array([[outcome.truth for outcome in case.values()] for case in cases])
     over_student = np.array([[outcome.over_student for outcome in case.values()] for case in cases])
     scores = {
         name: np.array([[scoring(outcome) for outcome in case.values()] for case in cases])
         for name, scoring in CANDIDATES.items()
     }
-    product, fitted, told = scores["the product's"], slice(0, None, 2), slice(1, None, 2)
+    product, fitted, held_out = scores["the product's"], slice(0, None, 2), slice(1, None, 2)
     positive = {name: truths >= least for name, least in TRUTHS.items()}
     right = classes(truths, *TRUTHS.values())
     thresholds = dict(
@@ -129,8 +129,8 @@ def summarize(cases: list[dict[str, Outcome]]) -> dict:
         "fitted_thresholds": thresholds,
         "thresholds_in_code": {"partly": PARTLY, "sees": SEES},
         "confusion_on_the_other_half": {
-            "fitted": confusion(product[told].ravel(), truths[told].ravel(), **thresholds),
-            "in_code": confusion(product[told].ravel(), truths[told].ravel(), PARTLY, SEES),
+            "fitted": confusion(product[held_out].ravel(), truths[held_out].ravel(), **thresholds),
+            "in_code": confusion(product[held_out].ravel(), truths[held_out].ravel(), PARTLY, SEES),
         },
         "cases_score_and_truth": {
             name: " ".join(f"{s:.2f}:{t:.2f}" for s, t in zip(product[:, c], truths[:, c], strict=True))

@@ -63,8 +63,8 @@ def _visit(http: httpx.Client, entrance: int) -> None:
         http.get(path).raise_for_status()
     body = {"data": [{}], "fn_index": entrance, "session_hash": session}
     http.post("/gradio_api/queue/join", json=body).raise_for_status()
-    told = http.get("/gradio_api/queue/data", params={"session_hash": session})  # ends with the event
-    assert "duplicate=true" in told.text, told.text  # the welcome
+    stream = http.get("/gradio_api/queue/data", params={"session_hash": session})  # ends with the event
+    assert "duplicate=true" in stream.text, stream.text  # the welcome
 
 
 @contextmanager

@@ -2,5 +2,7 @@
 
 import logging
 
+__version__ = "0.1.0"
+
 # At its import bitsandbytes tells people on a CPU to install a package that nothing here needs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

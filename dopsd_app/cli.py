@@ -7,19 +7,21 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from dopsd_app import __version__
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
     ConfigError,
     TrainConfig,
     list_presets,
+    list_settings,
     load_preset,
     make_config,
     parse_setting,
@@ -34,9 +36,11 @@ from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
 from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
 from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next, start_what_waits
-from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
+from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
 from dopsd_app.models.catalog import (
@@ -46,19 +50,20 @@ from dopsd_app.models.catalog import (
     check_resolution,
     find_base_model,
     find_repository,
-    kind_of,
+    model_family,
     read_name,
 )
 from dopsd_app.planning.machine import read_machine
+from dopsd_app.progress import words_for_time
 
 if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
 
 T = TypeVar("T")
 ROOM = "The page's model makes room ..."
-TELL_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
+REPORT_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
 
-EXAMPLES = """examples:
+EPILOG = """examples:
   python -m dopsd_app preview --images photos/my-cat
       what the teacher sees in your pictures, before you train on them
   python -m dopsd_app download z-image-turbo
@@ -87,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except OSError as error:  # no right to write, no room, a file where a folder should be
         print(
-            f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.", file=sys.stderr
+            f"{error.filename}: {error.strerror}. Choose another folder, or repair this one.", file=sys.stderr
         )
         return 2
     except KeyboardInterrupt:
@@ -98,9 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dopsd_app",
         description="Trains a LoRA from 4 to 20 pictures for an image model that draws in a few steps.",
-        epilog=EXAMPLES,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, do: Callable, text: str) -> argparse.ArgumentParser:
@@ -183,8 +189,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting; wins over the preset",
+        help="any of the settings below; wins over the preset",
     )
+    command.epilog = f"settings with their defaults:\n{list_settings()}"
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def _add_generate(command: argparse.ArgumentParser) -> None:
@@ -200,8 +208,8 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 
 def _add_download(command: argparse.ArgumentParser) -> None:
     names = ", ".join(name for name, facts in CATALOG.items() if facts.repository)
-    told = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
-    command.add_argument("base_model", help=told)
+    help_text = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
+    command.add_argument("base_model", help=help_text)
     command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
     command.add_argument("--detach", action="store_true", help="return at once; fetching goes on")
 
@@ -229,7 +237,10 @@ def _train(options: argparse.Namespace) -> int:
     if plan.problems:
         raise KnownFailure("\n".join(plan.problems))
     print(*plan.warnings, sep="\n", end="\n" if plan.warnings else "")
+    print(f"It will take {words_for_time(plan.seconds)} ({plan.source}).")
     run = create_run(options.runs, config, dataset)
+    assert plan.promise is not None  # it is left out only where there are problems
+    keep_promise(run.path, plan.promise)
     enqueue(run)
     _start(run.runs_dir)
     print(f"Run {run.id}")
@@ -243,7 +254,7 @@ def _train(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     reader = EventReader(run.events_file)
-    reader.poll()  # what it told before is not shown again
+    reader.poll()  # what came before is not shown again
     checkpoint = resume(run, options.steps)
     _start(run.runs_dir)
     start = f"step {int(checkpoint.name)}" if checkpoint else "the beginning"
@@ -261,15 +272,16 @@ def _preview(options: argparse.Namespace) -> int:
     _fetch(config.base_model, config.revision)
     with _card(options.runs), tempfile.TemporaryDirectory() as folder:
         from dopsd_app.checks.teacher_check import save_sheet, teacher_check
-        from dopsd_app.models.studio import Studio
+        from dopsd_app.models.loaded_model import LoadedModel
 
         with tqdm(disable=None, unit="picture") as bar:
-            for progress in teacher_check(Studio(config), config, dataset.examples, Path(folder)):
+            for progress in teacher_check(LoadedModel(config), config, dataset.examples, Path(folder)):
                 bar.set_description(progress.phase, refresh=False)
                 bar.total, bar.n = progress.total, progress.done
                 bar.refresh()
         save_sheet(Path(folder), options.out)
         check = read_check(Path(folder))
+        assert check is not None  # it was just written
     print(f"{options.out}: each row is your picture, what the base draws from the caption, what the teacher")
     print("draws from caption and picture. Training can teach what the last column shows.")
     print(f"Score {check.score:.2f}. {check.sentence}")
@@ -283,7 +295,7 @@ def _generate(options: argparse.Namespace) -> int:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
     if needs_fetching(run.config.base_model, run.config.revision):
-        find_lora(run, options.checkpoint)  # what is not there is told before gigabytes are fetched
+        find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
         _fetch(run.config.base_model, run.config.revision)
     with _card(options.runs):
         from dopsd_app.generate import generate
@@ -326,11 +338,12 @@ def _fetch(name: str, revision: str) -> None:
         return
     try:
         with closing(fetch_base_model(name, revision)) as progress, tqdm(**BYTES, disable=None) as bar:
-            told = time.monotonic()
+            reported = time.monotonic()
             for step in progress:
                 show_bytes(bar, step)
-                if bar.disable and time.monotonic() - told > TELL_SECONDS:  # no terminal: a file, or a pipe
-                    told = time.monotonic()
+                # No terminal: a file, or a pipe.
+                if bar.disable and time.monotonic() - reported > REPORT_SECONDS:
+                    reported = time.monotonic()
                     print(words_for_download(step), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("Stopped. What was fetched is kept: the next time goes on from there.", file=sys.stderr)
@@ -416,7 +429,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
         changes["base_model"] = read_name(changes["base_model"])
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
     base_model = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
-    wanted = attempt(_kind_of, base_model, changes.get("revision", ""))
+    wanted = attempt(_model_family, base_model, changes.get("revision", ""))
     name = options.preset or next((preset.name for preset in presets_for(wanted or base_model)), None)
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
@@ -430,7 +443,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
         attempt(check_base_model, config.base_model)
         attempt(check_resolution, config.base_model, config.resolution)
     dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
-    if problems:
+    if problems or config is None or dataset is None:  # without one, there is a problem that says why
         raise KnownFailure("\n".join(problems))
     for note in dataset.notes:
         print(note.message)
@@ -442,12 +455,12 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     return config, dataset
 
 
-def _kind_of(base_model: str, revision: str) -> str:
+def _model_family(base_model: str, revision: str) -> str:
     """The catalog's model that this is or is made from; of a repository that is not here, the Hub says."""
     known = catalog_name(base_model) is not None or not find_repository(base_model)
     if not known and needs_fetching(base_model, revision):
         ask_hub(base_model, revision)
-    return kind_of(base_model, revision)
+    return model_family(base_model, revision)
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:
@@ -463,16 +476,16 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
 
 def _start(runs_dir: Path) -> None:
     """Starts what waits; the page's warm worker, where there is one, ends its picture and gives way."""
-    told = False
+    announced = False
     while start_next(runs_dir) is None and (holder := read_holder()) and holder.warm:
-        if not told:
+        if not announced:
             print(ROOM)
-        told = True
+        announced = True
         time.sleep(0.1)
 
 
 @contextmanager
-def _card(runs_dir: Path) -> Iterator[None]:
+def _card(runs_dir: Path) -> Generator[None]:
     """Holds the card, or is refused while another job has it; starts what was queued meanwhile."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     if (holder := read_holder()) and holder.warm:
@@ -499,5 +512,5 @@ def _at_work(runs_dir: Path) -> str:
 
 def _wait(runs_dir: Path) -> str:
     live = computing(runs_dir)
-    stop = f", or stop it: {hint('stop', live[0])}" if live else ""
+    stop = f", or stop it: {hint('stop', Run(live[0].path))}" if live and live[0].kind == TRAIN else ""
     return f"Wait for its end{stop}."

@@ -5,21 +5,20 @@ import difflib
 import json
 import tomllib
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dopsd_app.errors import KnownFailure
+from dopsd_app.files import replace_file
+from dopsd_app.schema import check_schema, stamp, without_stamp
 
 PRESETS = Path(__file__).parent.parent / "presets"
+SCHEMA = 1  # of a run's config.json, and with it of the run's whole folder
 DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
-MEMORY_LEVERS = {  # what saves memory, by what it costs: first what changes only the time
-    "micro_batch": 1,
-    "gradient_checkpointing": True,
-    "optimizer": "adamw8bit",
-    "quantization": "nf4",
-    "resolution": 512,
-    "rank": 16,
-}
+MAIN, MORE = "main", "more"  # where the page shows a setting
+GONE = ("stop_early",)  # settings of earlier versions: runs and drafts of those still hold them
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,9 @@ class ObjectiveFacts:
     name: str
     paper: str  # number on arXiv
     about: str  # how a model card goes on behind the name
+    label: str = ""  # as the page offers it; empty where that leaves it to the command line
     walks: bool = False  # visits the states of a roll-out, and asks a teacher at each
-    film: bool = False  # these states are shown while it trains
+    shows_rollout: bool = False  # these states are shown while it trains
     teacher_contexts: bool = False  # needs the training pictures as the teacher sees them
     latents: bool = False  # needs the training pictures as the transformer draws them
     passes: int = 1  # the student's for each example, at each state where it walks
@@ -47,11 +47,18 @@ OBJECTIVES = {
         "D-OPSD",
         "2605.05204",
         "the model learned on its own few steps",
+        label="D-OPSD",
         walks=True,
-        film=True,
+        shows_rollout=True,
         teacher_contexts=True,
     ),
-    "sft": ObjectiveFacts("SFT", "2210.02747", "ordinary fine-tuning on the training pictures", latents=True),
+    "sft": ObjectiveFacts(
+        "SFT",
+        "2210.02747",
+        "ordinary fine-tuning on the training pictures",
+        label="SFT (ordinary fine-tuning, for comparison)",
+        latents=True,
+    ),
     "dreambooth": ObjectiveFacts(
         "DreamBooth",
         "2208.12242",
@@ -87,49 +94,168 @@ class ConfigError(KnownFailure):
     """Settings that cannot work; the message names each of them, its value and what would be right."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a field of `TrainConfig` besides its type and its default.
+
+    The page, the command line and the checks read it here, and nowhere else.
+    """
+
+    label: str  # what the page and its messages call it
+    info: str = ""  # what it does, in a few words
+    page: str | None = None  # MAIN or MORE of the plan's step; None where that does not show it
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None  # the greatest number that is too small
+    choices: Mapping[str, str] = field(default_factory=dict)  # value: what the page calls it
+    rare: tuple[str, ...] = ()  # choices that the page offers only where they are chosen already
+    lever: int | str | None = None  # the value that saves memory; of a number, the most that saves it
+
+    def problem(self, name: str, value) -> str | None:
+        """What is wrong with a value of the right type; None where nothing is."""
+        # Written so that not-a-number is refused too.
+        right = (
+            (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (not self.choices or value in self.choices)
+        )
+        got = repr(value) if self.choices else value
+        return None if right else f"`{name}` must be {self.allowed}, got {got}."
+
+    @property
+    def allowed(self) -> str:
+        """Its bounds or choices in words; empty for a setting that may be anything of its type."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.above is not None:
+            return f"greater than {self.above}"
+        if self.maximum is not None:
+            return f"between {self.minimum} and {self.maximum}"
+        return "" if self.minimum is None else f"at least {self.minimum}"
+
+    def saves_memory(self, value) -> bool:
+        """Whether its lever would take less memory than this value."""
+        if self.lever is None:
+            return False
+        at_most = isinstance(self.lever, int) and not isinstance(self.lever, bool)
+        return value > self.lever if at_most else value != self.lever
+
+
+def _setting(default, label: str, info: str = "", page: str | None = None, **facts) -> Any:
+    """A field of `TrainConfig` with its `Setting`."""
+    return field(default=default, metadata={"setting": Setting(label, info, page, **facts)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of one run; the defaults are the paper's for Z-Image-Turbo, a preset holds what differs.
 
+    The page shows them in this order, and levers are advised in it: first what changes only the time.
     Raises `ConfigError` when made with values that cannot work.
     """
 
-    base_model: str = "pocket-turbo"  # a name in catalog.py, a repository on the Hub, or a folder
-    revision: str = ""  # of a repository: branch, tag or commit; a run that has begun keeps the commit
-    name: str = ""  # becomes part of the run's folder name
-    trigger_word: str = ""  # the word that stands for the concept in captions and prompts
+    base_model: str = _setting(
+        "pocket-turbo",
+        "Base model",
+        "A name that `download --help` lists, a repository on the Hub, or a folder",
+    )
+    # A run that has begun keeps the commit.
+    revision: str = _setting("", "Revision", "Of a repository on the Hub: a branch, a tag or a commit")
+    name: str = _setting("", "Name", "Names the run and the LoRA", MAIN)
+    trigger_word: str = _setting("", "Trigger word", "Stands for the concept in captions and prompts")
 
-    objective: str = "dopsd"  # what training minimises: a name in OBJECTIVES
-    steps: int = 1000  # optimizer steps
-    rollout_steps: int = 4  # K: states that the student visits, and learns from, in each roll-out
-    num_inference_steps: int = 8  # the base model's own few steps: previews and pictures use them
-    batch_size: int = 4  # examples per optimizer step
-    micro_batch: int = 1  # examples per pass: changes memory and speed, never the result
-    learning_rate: float = 1e-4
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw8bit"  # "adamw8bit" (bitsandbytes: a quarter of the optimizer's memory) or "adamw"
-    loss: str = "denoised"  # "denoised" (the released code's) or "velocity" (the paper's)
-    teacher: str = "ema"  # "ema": the student's slow copy; "base": the base model without any adapter
-    # What the teacher sees besides the caption: the training picture by a vision tower's eyes
-    # ("vision_language"), or its latents in the transformer ("reference"); "auto" is the base model's own.
-    teacher_context: str = "auto"
-    ema_decay: float = 0.9999  # per optimizer step; 0.9 and faster lets the teacher drift, 1 never moves it
-    rank: int = 64
-    lora_alpha: float = (
-        0.0  # the LoRA's strength is lora_alpha / rank; 0 means twice the rank, as in the paper
+    objective: str = _setting(
+        "dopsd",
+        "Objective",
+        "What the LoRA is trained by",
+        MORE,
+        choices={name: facts.label or facts.name for name, facts in OBJECTIVES.items()},
+        rare=tuple(name for name, facts in OBJECTIVES.items() if not facts.label),
+    )
+    # Optimizer steps, as are all that other settings count.
+    steps: int = _setting(1000, "Steps", "How often the LoRA is changed a little", MAIN, minimum=1)
+    learning_rate: float = _setting(
+        1e-4, "Learning rate", "Higher learns faster and breaks sooner", MORE, above=0
+    )
+    max_grad_norm: float = _setting(
+        1.0, "Gradient clipping", "The norm that gradients are clipped to", above=0
+    )
+    batch_size: int = _setting(4, "Pictures per step", page=MORE, minimum=1)
+    micro_batch: int = _setting(
+        1, "Pictures at a time", "Changes memory and speed, never the result", MORE, minimum=1, lever=1
+    )
+    gradient_checkpointing: bool = _setting(True, "Save memory, a third slower", page=MORE, lever=True)
+    # The optimizer of bitsandbytes needs a quarter of the other's memory.
+    optimizer: str = _setting(
+        "adamw8bit",
+        "Optimizer",
+        page=MORE,
+        choices={"adamw8bit": "AdamW, 8 bits: less memory", "adamw": "AdamW"},
+        lever="adamw8bit",
+    )
+    # Of the frozen base, its linear layers.
+    quantization: str = _setting(
+        "none",
+        "Base model's weights",
+        page=MORE,
+        choices={"none": "As they are", "nf4": "4 bits: less memory"},
+        lever="nf4",
+    )
+    # Of a picture, the area is about resolution x resolution after the crop.
+    resolution: int = _setting(
+        512, "Resolution", "Pixels: pictures are cropped to about this, squared", MAIN, minimum=1, lever=512
+    )
+    rank: int = _setting(
+        64, "Rank", "The size of the LoRA: higher holds more, and needs more", MAIN, minimum=1, lever=16
+    )
+    # The LoRA's strength is lora_alpha / rank; twice the rank is the paper's.
+    lora_alpha: float = _setting(0.0, "LoRA alpha", "0: twice the rank", minimum=0)
+
+    # K of the paper: in each roll-out the student visits so many states, and learns from them.
+    rollout_steps: int = _setting(4, "States per roll-out", "Must divide the model's few steps", minimum=1)
+    # Previews and pictures use them.
+    num_inference_steps: int = _setting(
+        8, "The model's few steps", "As the base model was made for", minimum=1
+    )
+    # The released code's loss, or the paper's.
+    loss: str = _setting("denoised", "Loss", choices={"denoised": "Denoised picture", "velocity": "Velocity"})
+    # The base model is without any adapter.
+    teacher: str = _setting(
+        "ema", "Teacher", page=MORE, choices={"ema": "Slow copy of the student", "base": "The base model"}
+    )
+    # 0.9 and faster lets the teacher drift, 1 never moves it.
+    ema_decay: float = _setting(
+        0.9999, "Teacher's decay", "How slowly it follows the student, per step", minimum=0, maximum=1
+    )
+    # The picture by a vision tower's eyes, or its latents in the transformer; or the base model's own choice.
+    teacher_context: str = _setting(
+        "auto",
+        "Teacher's context",
+        "What it sees besides the caption",
+        choices={
+            "auto": "Automatic",
+            "vision_language": "The training picture by a vision tower's eyes",
+            "reference": "The training picture's latents",
+        },
     )
 
-    resolution: int = 512  # pixels; a picture is cropped to about resolution x resolution in area
-    precision: str = "auto"  # the frozen base: "auto" is bfloat16 on CUDA and float32 elsewhere
-    quantization: str = "none"  # "none" or "nf4": the frozen base's linear layers in 4 bits
-    gradient_checkpointing: bool = True  # less memory, about a third more time
-    device: str = "auto"  # "auto" takes CUDA where there is one
-    seed: int = 0
-
-    preview_every: int = 50  # optimizer steps between previews; 0 for none
-    preview_prompts: tuple[str, ...] = ()  # prompts of the fixed-seed samples; empty: the first captions
-    stop_early: bool = False  # ends where the health has stopped improving
-    checkpoint_every: int = 50  # optimizer steps between checkpoints: what a crash can lose at most
+    # Of the frozen base: bfloat16 on CUDA and float32 elsewhere, unless a precision is chosen.
+    precision: str = _setting(
+        "auto", "Arithmetic", choices={"auto": "Automatic", "float32": "32 bits", "bfloat16": "16 bits"}
+    )
+    preview_every: int = _setting(50, "Steps between previews", "0: none", MORE, minimum=0)
+    preview_prompts: tuple[str, ...] = _setting(
+        (), "Preview prompts", "One per line, drawn while it trains; empty: the first captions", MAIN
+    )
+    checkpoint_every: int = _setting(
+        50, "Steps between checkpoints", "What a crash can lose at most", MORE, minimum=1
+    )
+    seed: int = _setting(0, "Seed", page=MORE, minimum=0, maximum=2**32 - 1)  # as many as generators take
+    # Automatic takes CUDA where there is one.
+    device: str = _setting(
+        "auto", "Device", page=MORE, choices={"auto": "Automatic", "cpu": "Processor", "cuda": "NVIDIA card"}
+    )
 
     def __post_init__(self):
         object.__setattr__(self, "preview_prompts", tuple(self.preview_prompts))
@@ -137,42 +263,8 @@ class TrainConfig:
             raise ConfigError("\n".join(problems))
 
     def _problems(self) -> list[str]:
-        at_least = {
-            **dict.fromkeys(
-                ("steps", "rollout_steps", "num_inference_steps", "batch_size", "micro_batch"), 1
-            ),
-            **dict.fromkeys(("rank", "checkpoint_every", "resolution"), 1),
-            **dict.fromkeys(("preview_every", "seed", "ema_decay", "lora_alpha"), 0),
-        }
-        choices = {
-            "objective": tuple(OBJECTIVES),
-            "optimizer": ("adamw8bit", "adamw"),
-            "loss": ("denoised", "velocity"),
-            "teacher": ("ema", "base"),
-            "teacher_context": ("auto", "vision_language", "reference"),
-            "precision": ("auto", "float32", "bfloat16"),
-            "quantization": ("none", "nf4"),
-            "device": ("auto", "cpu", "cuda"),
-        }
-        problems = [
-            f"`{name}` must be at least {low}, got {getattr(self, name)}."
-            for name, low in at_least.items()
-            if not getattr(self, name) >= low  # so written, not-a-number is refused too
-        ]
-        problems += [
-            f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
-            for name, allowed in choices.items()
-            if getattr(self, name) not in allowed
-        ]
-        problems += [
-            f"`{name}` must be greater than 0, got {getattr(self, name)}."
-            for name in ("learning_rate", "max_grad_norm")
-            if not getattr(self, name) > 0
-        ]
-        if self.seed >= 2**32:
-            problems.append(f"`seed` must be less than 2**32, got {self.seed}.")
-        if self.ema_decay > 1:
-            problems.append(f"`ema_decay` must be between 0 and 1, got {self.ema_decay}.")
+        found = (setting.problem(name, getattr(self, name)) for name, setting in SETTINGS.items())
+        problems = [problem for problem in found if problem]
         if self.rollout_steps >= 1 and self.num_inference_steps % self.rollout_steps:
             problems.append(
                 f"`rollout_steps` must divide `num_inference_steps` ({self.num_inference_steps}), so that"
@@ -208,11 +300,16 @@ class TrainConfig:
         return min(256, self.resolution)
 
 
+SETTINGS: dict[str, Setting] = {
+    each.name: each.metadata["setting"] for each in dataclasses.fields(TrainConfig)
+}
+
+
 def make_config(settings: dict) -> TrainConfig:
     """A `TrainConfig` from plain values (JSON, TOML); unknown keys and wrong types raise `ConfigError`."""
     types = typing.get_type_hints(TrainConfig)
     problems = [_unknown(key, types) for key in settings.keys() - types]
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in types:
             continue
@@ -230,7 +327,7 @@ def make_config(settings: dict) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def parse_setting(text: str) -> tuple[str, object]:
+def parse_setting(text: str) -> tuple[str, Any]:
     """Key and value of a command line's `key=value`; the text is read as the setting's own type."""
     key, equals, value = text.partition("=")
     types = typing.get_type_hints(TrainConfig)
@@ -261,26 +358,45 @@ def _type_name(kind) -> str:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes the configuration as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2), encoding="utf-8")
+    replace_file(path, json.dumps({**stamp(SCHEMA), **dataclasses.asdict(config)}, indent=2))
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Reads what `save_config` wrote; `ConfigError` for settings that cannot work, ValueError for none."""
+    """Reads what `save_config` wrote; ValueError for what holds no settings.
+
+    Raises `ConfigError` for settings that cannot work, and for those of a later version of the program.
+    """
     settings = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or "base_model" not in settings:  # it was written whole
         raise ValueError(f"{path.name} holds no settings.")
-    return make_config(settings)
+    check_schema(settings, SCHEMA, path.parent.name, ConfigError)
+    return make_config(without_gone(without_stamp(settings)))
+
+
+def without_gone(settings: dict) -> dict:
+    """What a run or a draft of an earlier version holds, without the settings that are gone."""
+    return {name: value for name, value in settings.items() if name not in GONE}
 
 
 def memory_levers(config: TrainConfig) -> list[tuple[str, object]]:
-    """The settings that would save memory, in the order of MEMORY_LEVERS."""
-    levers = []
-    for name, value in MEMORY_LEVERS.items():
-        now = getattr(config, name)
-        at_most = isinstance(value, int) and not isinstance(value, bool)
-        if now > value if at_most else now != value:
-            levers.append((name, value))
-    return levers
+    """The settings that would save memory and the values that do, first what changes only the time."""
+    return [
+        (name, setting.lever)
+        for name, setting in SETTINGS.items()
+        if setting.saves_memory(getattr(config, name))
+    ]
+
+
+def list_settings() -> str:
+    """All settings with their defaults, what they do and what they may be: a line each."""
+    lines = []
+    for name, setting in SETTINGS.items():
+        default = getattr(TrainConfig(), name)
+        shown = json.dumps(default) if isinstance(default, bool | tuple) else default
+        bounds = f" ({setting.allowed})" if setting.allowed else ""
+        info = f". {setting.info}" if setting.info else ""
+        lines.append(f"  {f'{name}={shown}':28}  {setting.label}{bounds}{info}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

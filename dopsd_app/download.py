@@ -3,14 +3,14 @@
 from collections.abc import Generator
 from pathlib import Path
 
-from dopsd_app.jobs.job import Job, create_job, kind_of, start_lock, sweep
+from dopsd_app.jobs.job import Job, create_job, kind_or_none, start_lock, sweep
 from dopsd_app.jobs.kinds import DOWNLOAD
 from dopsd_app.jobs.queue import start, statuses
 from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.catalog import find_base_model
 from dopsd_app.progress import PhaseProgress
 
-KEPT = 5  # jobs of ended downloads
+MAX_DOWNLOAD_JOBS = 5  # jobs of ended downloads
 
 
 def ask_for_download(runs_dir: Path, name: str, revision: str, token: str = "") -> Job:
@@ -22,9 +22,9 @@ def ask_for_download(runs_dir: Path, name: str, revision: str, token: str = "") 
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):
         for job, status in statuses(runs_dir):
-            if status.busy and kind_of(job) == DOWNLOAD and job.request == request:
+            if status.busy and kind_or_none(job) == DOWNLOAD and job.request == request:
                 return job
-        sweep(runs_dir, DOWNLOAD, KEPT)
+        sweep(runs_dir, DOWNLOAD, MAX_DOWNLOAD_JOBS)
         job = create_job(runs_dir, DOWNLOAD, request)
         start(job, token)
     return job

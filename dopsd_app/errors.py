@@ -1,4 +1,4 @@
-"""Failures that are expected, and how the others are told."""
+"""Failures that are expected, and how the others are explained."""
 
 
 class KnownFailure(ValueError):

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
+Value = TypeVar("Value", bound="DataclassInstance")
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -26,12 +28,12 @@ def replace_file(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        insist(lambda: os.replace(temporary, path))
+        retry(lambda: os.replace(temporary, path))
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def insist(action: Callable[[], T]) -> T:
+def retry(action: Callable[[], T]) -> T:
     """Tries a file operation for up to two seconds: Windows refuses it while others have the file open."""
     for _ in range(100):
         try:
@@ -41,6 +43,15 @@ def insist(action: Callable[[], T]) -> T:
                 raise
             time.sleep(0.02)
     return action()
+
+
+def find_renamed(path: Path, earlier: str) -> Path:
+    """The file, or the one beside it that an earlier version wrote under another name, where that one is all.
+
+    What is removed before it is written anew is then written under the new name.
+    """
+    before = path.with_name(earlier)
+    return before if before.exists() and not path.exists() else path
 
 
 def free_disk(folder: Path) -> int:
@@ -72,7 +83,7 @@ def _adapter(kind: type) -> "TypeAdapter":
     return TypeAdapter(kind)
 
 
-def read_value(kind: type[T], content: bytes) -> T:
+def read_value(kind: type[Value], content: bytes) -> Value:
     """The dataclass value that was kept as JSON; `ValueError` for whatever else `content` is.
 
     A file may come from another version, a bad disk or a hand: each field has its type, or nothing counts.
@@ -80,7 +91,7 @@ def read_value(kind: type[T], content: bytes) -> T:
     return make_value(kind, json.loads(content))
 
 
-def make_value(kind: type[T], plain: object) -> T:
+def make_value(kind: type[Value], plain: object) -> Value:
     """The dataclass value of what JSON was read into; `ValueError` for whatever else it is."""
     if not isinstance(plain, dict) or plain.keys() - {field.name for field in fields(kind)}:
         raise ValueError(f"This is no {kind.__name__} of this version.")

@@ -10,16 +10,17 @@ from PIL import Image
 
 from dopsd_app.checks.previews import save_picture
 from dopsd_app.checks.teacher_check import teacher_check
+from dopsd_app.checks.verdict import CHECK_FILE
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.drawing import Drawing, PictureRequest
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Conditioning
-from dopsd_app.models.studio import Studio
 from dopsd_app.progress import PhaseProgress
 
 
@@ -40,12 +41,12 @@ def generate(
     `KnownFailure` where there is no LoRA.
     """
     config = run.config
-    lora = find_lora(run, checkpoint)  # what is not there, or damaged, is told before anything is loaded
+    lora = find_lora(run, checkpoint)  # what is not there, or damaged, raises before anything is loaded
     check_intact(run, lora)
-    studio = Studio(config)
-    conditionings = studio.encode(prompts)
-    studio.load_transformer()
-    studio.wear(lora, strength)
+    model = LoadedModel(config)
+    conditionings = model.encode(prompts)
+    model.load_transformer()
+    model.load_lora(lora, strength)
     out.mkdir(parents=True, exist_ok=True)
     variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
     variant += f"_strength{strength:g}" if strength != 1 else ""
@@ -54,7 +55,7 @@ def generate(
             name = f"{number}-{_file_name(prompt)}_{seed}"
             for suffix, with_lora in ((variant, True), ("_base", False))[: 1 + base_too]:
                 file = out / f"{name}{suffix}.png"
-                studio.draw(conditioning, config, seed, with_lora).save(file)
+                model.draw(conditioning, config, seed, with_lora).save(file)
                 yield file
 
 
@@ -65,23 +66,23 @@ def _file_name(prompt: str) -> str:
 # --- jobs of the warm worker
 
 
-class Desk:
+class DrawingCache:
     """What a warm worker keeps from one drawing to the next: the loaded base and its last own picture."""
 
     def __init__(self):
-        self.studio: Studio | None = None
-        self.base_drawn: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
+        self.model: LoadedModel | None = None
+        self.base_picture: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
 
-    def studio_for(self, config: TrainConfig) -> Studio:
-        """The studio of a configuration's base: the one that is loaded, where it serves."""
-        if self.studio is None or not self.studio.serves(config):
+    def model_for(self, config: TrainConfig) -> LoadedModel:
+        """The model of a configuration's base: the one that is loaded, where it matches."""
+        if self.model is None or not self.model.matches(config):
             self.clear()  # before the next one needs the memory
-            self.studio = Studio(config)
-        return self.studio
+            self.model = LoadedModel(config)
+        return self.model
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self.studio = self.base_drawn = None
+        self.model = self.base_picture = None
         free_memory()
 
     def draw_base(
@@ -89,58 +90,60 @@ class Desk:
     ) -> Image.Image:
         """The base's picture, remembered: another strength of the LoRA leaves it as it is."""
         key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
-        if self.base_drawn is None or self.base_drawn[0] != key:
-            picture = self.studio.draw(conditioning, config, request.seed, with_lora=False)
-            self.base_drawn = key, picture
-        return self.base_drawn[1]
+        if self.base_picture is None or self.base_picture[0] != key:
+            model = self.model_for(config)
+            picture = model.draw(conditioning, config, request.seed, with_lora=False)
+            self.base_picture = key, picture
+        return self.base_picture[1]
 
 
-desk = Desk()  # this process serves one job after the other
+drawing_cache = DrawingCache()  # this process serves one job after the other
 
 
 @contextmanager
-def _nothing_half_loaded() -> Iterator[None]:
+def _nothing_half_loaded() -> Generator[None]:
     """After an unexpected failure the next job loads anew: what is there may be half of it."""
     try:
         yield
     except KnownFailure:
         raise
     except Exception:
-        desk.clear()
+        drawing_cache.clear()
         raise
 
 
 def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
     """A job's two pictures of one prompt from the same noise: base.png, and lora.png with a run's LoRA."""
     drawing = Drawing(job.path)
-    request, run = drawing.asked, known_run(job.runs_dir, drawing.asked.run_id)
+    request = drawing.asked_for(PictureRequest)
+    run = known_run(job.runs_dir, request.run_id)
     config = run.config
     yield PhaseProgress("loading", 0, 3)
     yield from fetch_base_model(config.base_model, config.revision)
     with _nothing_half_loaded():
-        studio = desk.studio_for(config)
-        conditioning = studio.encode([request.prompt])[0]
+        model = drawing_cache.model_for(config)
+        conditioning = model.encode([request.prompt])[0]
         yield PhaseProgress("loading", 1, 3)
-        studio.load_transformer()
+        model.load_transformer()
         yield PhaseProgress("loading", 2, 3)
         lora = find_lora(run, request.checkpoint)
-        if not studio.wears(lora):
+        if not model.has_lora(lora):
             check_intact(run, lora)
-        studio.wear(lora, request.strength)
+        model.load_lora(lora, request.strength)
         yield PhaseProgress("drawing", 0, 2)
-        save_picture(desk.draw_base(conditioning, config, request), drawing.base)
+        save_picture(drawing_cache.draw_base(conditioning, config, request), drawing.base)
         yield PhaseProgress("drawing", 1, 2)
-        save_picture(studio.draw(conditioning, config, request.seed), drawing.lora)
+        save_picture(model.draw(conditioning, config, request.seed), drawing.lora)
         yield PhaseProgress("drawing", 2, 2)
     return {"base": drawing.base.name, "lora": drawing.lora.name}
 
 
 def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
-    """A job's check of what the teacher sees; its pictures and check.json appear in the job's folder."""
-    request = Drawing(job.path).asked
+    """A job's check of what the teacher sees; its pictures and CHECK_FILE appear in the job's folder."""
+    request = Drawing(job.path).asked_for(CheckRequest)
     yield PhaseProgress("loading", 0, 3)
     yield from fetch_base_model(request.config.base_model, request.config.revision)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
-        yield from teacher_check(desk.studio_for(request.config), request.config, examples, job.path)
-    return {"check": "check.json"}
+        yield from teacher_check(drawing_cache.model_for(request.config), request.config, examples, job.path)
+    return {"check": CHECK_FILE}

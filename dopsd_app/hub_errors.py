@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.request import getproxies
 
 from dopsd_app.errors import KnownFailure
+from dopsd_app.progress import words_for_count
 
 if TYPE_CHECKING:
     import httpx2
@@ -66,7 +67,7 @@ def reading_token() -> str | bool | None:
 
 
 @contextmanager
-def reading_errors(repository: str) -> Iterator[None]:
+def reading_errors(repository: str) -> Generator[None]:
     """Turns what the client raises while a repository is read into a `HubError`, without any token.
 
     A disk's errors stay what they are. The client is the library's own: that of pushes would give up too
@@ -83,10 +84,10 @@ def reading_errors(repository: str) -> Iterator[None]:
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
-        raise tell_error(error, repository, _given or get_token() or "***", reading=True) from None
+        raise to_hub_error(error, repository, _given or get_token() or "***", reading=True) from None
 
 
-def _reading_sentence(answer: "httpx2.Response", repository: str, said: str) -> str | None:
+def _reading_sentence(answer: "httpx2.Response", repository: str, quoted: str) -> str | None:
     """What a refusal to show a repository means; None for what other requests are answered with too."""
     code = answer.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
@@ -101,20 +102,21 @@ def _reading_sentence(answer: "httpx2.Response", repository: str, said: str) -> 
         )
     if answer.status_code in (401, 403):
         return (
-            f"The Hub does not let this computer read {repository}{said}: sign in anew with `hf auth login`,"
-            " or sign out with `hf auth logout`; a wrong HF_TOKEN in the environment counts before both."
+            f"The Hub does not let this computer read {repository}{quoted}: sign in anew with"
+            " `hf auth login`, or sign out with `hf auth logout`; a wrong HF_TOKEN in the environment counts"
+            " before both."
         )
     return None
 
 
-def tell_error(error: BaseException, about: str, token: str, reading: bool = False) -> HubError:
+def to_hub_error(error: BaseException, about: str, token: str, reading: bool = False) -> HubError:
     """What an exception, or the nearest known one behind it, means for the person, without the token."""
     cause = _known_cause(error)
-    told = HubError(_sentence(cause or error, about, reading).replace(token, "***"))
+    hub_error = HubError(_sentence(cause or error, about, reading).replace(token, "***"))
     words = " ".join(str(error).split()).replace(token, "***")
-    told.detail = f"({type(error).__name__}: {words[:500]})"
-    told.transient, told.wait = _prospect(cause)
-    return told
+    hub_error.detail = f"({type(error).__name__}: {words[:500]})"
+    hub_error.transient, hub_error.wait = _prospect(cause)
+    return hub_error
 
 
 def _known_cause(error: BaseException | None) -> BaseException | None:
@@ -158,10 +160,10 @@ def _sentence(cause: BaseException, about: str, reading: bool = False) -> str:
         case OfflineModeIsEnabled():
             return "The Hub may not be asked: HF_HUB_OFFLINE is set. Start again without it."
         case HfHubHTTPError():
-            answer, said = cause.response, cause.server_message or ""
-            if reading and (told := _reading_sentence(answer, about, _quoted(said))):
-                return told
-            return status_sentence(answer.status_code, about, answer.headers, said)
+            answer, message = cause.response, cause.server_message or ""
+            if reading and (sentence := _reading_sentence(answer, about, _quoted(message))):
+                return sentence
+            return status_sentence(answer.status_code, about, answer.headers, message)
         case httpx2.TransportError() | ConnectionError():
             return network_sentence(cause, reading)
         case json.JSONDecodeError() | KeyError():
@@ -178,20 +180,20 @@ def network_sentence(error: BaseException, reading: bool = False) -> str:
     broken = httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError | ConnectionError
     if isinstance(error, broken):
         return "The connection to the Hub broke off: try again."
-    told = "The Hub cannot be reached: see whether this computer is online, then try again."
+    sentence = "The Hub cannot be reached: see whether this computer is online, then try again."
     if reading and (proxy := getproxies().get("https") or getproxies().get("http")):
-        told += f" It is asked through the proxy {re.sub('//[^@/]*@', '//', proxy)}."
-    return told
+        sentence += f" It is asked through the proxy {re.sub('//[^@/]*@', '//', proxy)}."
+    return sentence
 
 
-def status_sentence(status: int, about: str, headers: Mapping[str, str], said: str = "") -> str:
-    """What an HTTP status means for the person; `said` is what the Hub itself wrote."""
-    said = _quoted(said)
+def status_sentence(status: int, about: str, headers: Mapping[str, str], message: str = "") -> str:
+    """What an HTTP status means for the person; `message` is what the Hub itself wrote."""
+    quoted = _quoted(message)
     match status:
         case 401:
             return "The Hub does not accept this token: sign in again, or make a new token that may write."
         case 403:
-            return f"This token may not change {about}{said}: use one that may write there."
+            return f"This token may not change {about}{quoted}: use one that may write there."
         case 404:
             return f"The Hub does not know {about}: it is gone, or this token may not see it."
         case 409:
@@ -203,11 +205,11 @@ def status_sentence(status: int, about: str, headers: Mapping[str, str], said: s
         case _ if status >= 500:
             when = _waiting_time(headers)
             return f"The Hub has a problem of its own (status {status}): try again in {when}."
-    return f"The Hub refused {about} with status {status}{said}: look at your account's page on the Hub."
+    return f"The Hub refused {about} with status {status}{quoted}: look at your account's page on the Hub."
 
 
-def _quoted(said: str) -> str:
-    return f" (the Hub says: {_first_line(said)})" if said.strip() else ""
+def _quoted(message: str) -> str:
+    return f" (the Hub says: {_first_line(message)})" if message.strip() else ""
 
 
 def _waiting_time(headers: Mapping[str, str]) -> str:
@@ -220,8 +222,8 @@ def words_for_wait(seconds: float) -> str:
     for unit, length in (("hour", 3600), ("minute", 60)):
         if seconds > 2 * length or seconds == length:
             number = math.ceil(seconds / length)
-            return f"{number} {unit}{'s' * (number > 1)}"
-    return f"{math.ceil(seconds)} second{'s' * (seconds > 1)}"
+            return words_for_count(number, unit)
+    return words_for_count(math.ceil(seconds), "second")
 
 
 def _seconds_asked(headers: Mapping[str, str]) -> float:

@@ -1,4 +1,4 @@
-"""How far something is that takes long, and how that is said."""
+"""How far something is that takes long, and how that is written."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ class PhaseProgress:
 
 @dataclass(frozen=True)
 class DownloadProgress(PhaseProgress):
-    """How far the base model has been fetched, in bytes; `total` is 0 until the Hub has told it."""
+    """How far the base model has been fetched, in bytes; `total` is 0 until the Hub has answered."""
 
     speed: float = 0.0  # bytes per second of the last seconds; 0 where nothing comes
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the end at this speed; None while it cannot be told."""
+        """Time to the end at this speed; None while it is unknown."""
         return (self.total - self.done) / self.speed if self.speed and self.total else None
 
 
@@ -30,10 +30,15 @@ def words_for_download(progress: DownloadProgress) -> str:
         return "Asking the Hub what it has"
     if progress.done >= progress.total:
         return f"All {words_for_disk(progress.total)} are here: putting the files into their places"
-    said = f"{words_for_disk(progress.done)} of {words_for_disk(progress.total)} fetched"
+    fetched = f"{words_for_disk(progress.done)} of {words_for_disk(progress.total)} fetched"
     if progress.seconds_left is None:
-        return f"{said}, waiting for more"
-    return f"{said}, {progress.speed / 1e6:.1f} MB/s, {words_for_time(progress.seconds_left)} left"
+        return f"{fetched}, waiting for more"
+    return f"{fetched}, {progress.speed / 1e6:.1f} MB/s, {words_for_time(progress.seconds_left)} left"
+
+
+def words_for_count(number: int, thing: str) -> str:
+    """So many things of one name: 1 picture, 2 pictures."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def words_for_time(seconds: float) -> str:

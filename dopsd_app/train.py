@@ -1,14 +1,14 @@
 """The training run: a generator of events."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from dopsd_app.checks.health import HealthMeter
-from dopsd_app.checks.health_rules import PROMPTS, best_step, stopped_improving
+from dopsd_app.checks.health_rules import PROMPTS, best_step
 from dopsd_app.checks.lora_check import check_lora
 from dopsd_app.checks.previews import Pair, draw_pairs, save_rollout, save_samples
 from dopsd_app.config import OBJECTIVES, TrainConfig
@@ -73,26 +73,19 @@ def train(run: Run) -> Iterator[Event]:
     objective = make_objective(base_model, config, material)
     meter = HealthMeter(run, base_model, crops, prompts, encoded.neutral, size, step)
     yield Resumed(step)
-    enough = _enough(config, meter, step)  # killed after its last checkpoint, before the LoRA file
-    while step < config.steps and not enough:
+    while step < config.steps:
         step += 1
         done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step)
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
         commands = take_commands(run)
         if "preview-now" in commands or _previews_at(config, step):
             pairs = partial(draw_pairs, run, base_model, config, encoded.prompts, size)
-            yield from _save_previews(run, step, base_model, done.film, pairs, shown, meter)
-        enough = _enough(config, meter, step)
-        if (
-            commands & {"stop", "save-now"}
-            or step % config.checkpoint_every == 0
-            or step == config.steps
-            or enough
-        ):
+            yield from _save_previews(run, step, base_model, done.rollout_states, pairs, shown, meter)
+        if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
             best = best_step(meter.measured, {int(folder.name) for folder in complete_checkpoints(run)})
             folder = save_checkpoint(run, step, base_model.transformer, optimizer, keep=best)
             yield CheckpointSaved(step, folder.relative_to(run.path).as_posix())
-        if "stop" in commands and step < config.steps and not enough:
+        if "stop" in commands and step < config.steps:
             yield Stopped(step)
             return
     yield from _finish(run, base_model, encoded.examples[0], step)
@@ -100,12 +93,6 @@ def train(run: Run) -> Iterator[Event]:
 
 def _previews_at(config: TrainConfig, step: int) -> bool:
     return bool(config.preview_every) and (step % config.preview_every == 0 or step == config.steps)
-
-
-def _enough(config: TrainConfig, meter: HealthMeter, step: int) -> bool:
-    """Whether the run may end here; previews that a person asked for between do not count."""
-    measured = [health for health in meter.measured if _previews_at(config, health.step)]
-    return config.stop_early and _previews_at(config, step) and stopped_improving(measured)
 
 
 def _prompts(config: TrainConfig, examples: Sequence[Example]) -> tuple[tuple[str, ...], int]:
@@ -120,14 +107,14 @@ def _save_previews(
     run: Run,
     step: int,
     base_model: BaseModel,
-    film: Sequence[tuple[Tensor, Tensor]],
+    rollout_states: Sequence[tuple[Tensor, Tensor]],
     draw_samples: Callable[[], list[Pair]],
     shown: int,
     meter: HealthMeter,
 ) -> Iterator[PreviewSaved | HealthMeasured | Warned]:
     try:
-        if film:
-            yield save_rollout(run, step, base_model, film)
+        if rollout_states:
+            yield save_rollout(run, step, base_model, rollout_states)
         pairs = draw_samples()
         yield save_samples(run, step, pairs[:shown])
         yield from meter.measure(step, pairs)
@@ -160,10 +147,11 @@ def use_repeatable_kernels() -> None:
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # torch puts an object with this property in the module's place.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # ty: ignore[missing-attribute]
 
 
-def work(job: Job) -> Iterator[Event]:
+def work(job: Job) -> Generator[Event]:
     """The job of a worker process: as `train`, with kernels that repeat themselves."""
     use_repeatable_kernels()
     yield from train(Run(job.path))

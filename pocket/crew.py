@@ -211,15 +211,15 @@ def split_parameters(weights: Tensor, module: nn.Module | None) -> tuple[list[Te
 
 def run_training(stage: Stage, training: Training, crew: Crew, tasks: int, size: int) -> None:
     """Steps until the time is up, with a line of mean losses every 50."""
-    seen: dict[str, list[float]] = {}
+    history: dict[str, list[float]] = {}
     for step in stage.steps(tasks * size):
         gradient, notes = crew.gradient_of([(step, task, stage.progress) for task in range(tasks)])
         training.update(gradient, stage.progress, step)
         for note in notes:
             for key, value in note.items():
-                seen.setdefault(key, []).append(value)
+                history.setdefault(key, []).append(value)
         if step % 50 == 49:
-            means = "  ".join(f"{key} {np.mean(values):.4f}" for key, values in seen.items())
+            means = "  ".join(f"{key} {np.mean(values):.4f}" for key, values in history.items())
             print(f"{stage.path.stem} {step + 1}  {stage.seconds:.0f} s  {means}", flush=True)
-            seen.clear()
+            history.clear()
     crew.close()

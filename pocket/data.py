@@ -63,14 +63,14 @@ class Dataset:
         views = rng.integers(self.pool.views, size=size)
         targets = numbers * self.pool.views + views
         others = (views + rng.integers(1, self.pool.views, size=size)) % self.pool.views
-        seen = numbers * self.pool.views + np.where(rng.random(size) < OTHER_VIEW, others, views)
+        shown = numbers * self.pool.views + np.where(rng.random(size) < OTHER_VIEW, others, views)
         concepts = [self.pool.concepts[number] for number in numbers]
         rows = [
             self.caption_tokens(c, self.pool.scenes[t], rng, with_picture, padded)
             for c, t in zip(concepts, targets, strict=True)
         ]
         tokens, lengths = pad_rows(rows, self.tokenizer, padded)
-        pictures = torch.from_numpy(self.pool.pictures[seen]) if with_picture else None
+        pictures = torch.from_numpy(self.pool.pictures[shown]) if with_picture else None
         return Batch(
             latents=self.latents_of(targets),
             tokens=tokens,

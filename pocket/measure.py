@@ -96,9 +96,9 @@ def save_samples(model: Model, path: Path, count: int = 12) -> None:
     """A sheet: context, target, then with the picture and from text alone, at 4 and at 32 steps each."""
     concepts, scenes, captions, context = draw_cases(count, 1)
     rows = [*context, *(draw(c, s) for c, s in zip(concepts, scenes, strict=True))]
-    for seen in (context, None):
+    for shown in (context, None):
         for steps in (4, 32):
-            rows += list(pictures_of(model, captions, seen, num_inference_steps=steps))
+            rows += list(pictures_of(model, captions, shown, num_inference_steps=steps))
     save_grid(rows, count, path)
     print("\n".join(captions))
 

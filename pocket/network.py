@@ -152,8 +152,8 @@ class Network(nn.Module):
         first, last = FIRST_IMAGE_TOKEN, FIRST_IMAGE_TOKEN + IMAGE_TOKENS
         deep = []
         if patches is not None:
-            seen, deep = self.see(patches)
-            x = torch.cat([x[:, :first], seen.to(x.dtype), x[:, last:]], dim=1)
+            vision, deep = self.see(patches)
+            x = torch.cat([x[:, :first], vision.to(x.dtype), x[:, last:]], dim=1)
             side = GRID // MERGE  # a picture takes as many positions as it has rows, whatever its tokens
             square = torch.arange(IMAGE_TOKENS, device=tokens.device)
             position[:, first:last] = first + torch.stack(
@@ -208,5 +208,5 @@ class Network(nn.Module):
 
     def read(self, features: Tensor) -> tuple[Tensor, ...]:
         """Logits of the seen creature's attributes, from the picture's features."""
-        seen = features[:, FIRST_IMAGE_TOKEN : FIRST_IMAGE_TOKEN + IMAGE_TOKENS].float().mean(1)
-        return self.reader(seen).split(READ_SIZES, dim=-1)
+        pooled = features[:, FIRST_IMAGE_TOKEN : FIRST_IMAGE_TOKEN + IMAGE_TOKENS].float().mean(1)
+        return self.reader(pooled).split(READ_SIZES, dim=-1)

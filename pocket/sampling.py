@@ -60,8 +60,8 @@ def sample(
     for length in np.unique(padded):
         for part in np.array_split(np.flatnonzero(padded == length), -(-(padded == length).sum() // BATCH)):
             tokens, lengths = pad_rows([rows[i] for i in part], tokenizer, int(length))
-            seen = None if pictures is None else to_patches(torch.from_numpy(pictures[part]).to(device))
-            context = network.encode(tokens.to(device), seen), lengths.to(device)
+            patches = None if pictures is None else to_patches(torch.from_numpy(pictures[part]).to(device))
+            context = network.encode(tokens.to(device), patches), lengths.to(device)
             empty = empty_context(network, tokenizer, len(part)) if guidance != 1.0 else None
             latents = noise[part].to(device)
             for sigma, sigma_next in pairwise(sigmas):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nobody's own base models: what is there, and what is not, is each test's affair.
@@ -14,16 +15,31 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-cache-")
 # Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
 # is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Of the whole session, whose processes inherit it.
+os.environ.setdefault("FORK_SERVER", f"{tempfile.mkdtemp(prefix='dopsd-tests-forks-')}/{os.getpid()}")
 
-import numpy as np
 import pytest
-from browser import Visit, chromium
-from PIL import Image
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.jobs.runs import create_run
+from tests.support import forks
+from tests.support.browser import Visit, chromium
+from tests.support.changes import changed_since_main
+from tests.support.pictures import make_picture
 
+forks.fork_workers()
+
+BENCHMARKS = (  # the folders that those tests are of, and they themselves
+    "assets/pocket-turbo",
+    "benchmarks",
+    "dopsd_app/checks/judge",
+    "pocket",
+    "tests/test_health_report.py",
+    "tests/test_method_table.py",
+    "tests/test_pocket.py",
+    "tests/test_real_size.py",
+)
 LONGEST = (
     "test_page_fetch.py",
     "test_page_job.py",
@@ -39,10 +55,17 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first: at the end no core waits long for the other."""
+def pytest_collection_modifyitems(config, items):
+    """The longest files first: at the end no core waits long for the other. Benchmarks' tests on demand."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    # What made the built-in base and what measures the product change seldom, and no person runs them: their
+    # tests run where they have changed against main, for a file that is named, and with `-m benchmark`.
+    is_asked = config.args_source == config.ArgsSource.ARGS or "benchmark" in config.option.markexpr
+    if not is_asked and not changed_since_main(*BENCHMARKS):
+        left_out = [item for item in items if item.get_closest_marker("benchmark")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_collection_finish():
@@ -54,12 +77,15 @@ def pytest_collection_finish():
 def pytest_unconfigure():
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         shutil.rmtree(os.environ[name], ignore_errors=True)
+    fork_server = Path(os.environ["FORK_SERVER"])
+    if fork_server.name == str(os.getpid()):
+        shutil.rmtree(fork_server.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def z_image_folder(tmp_path_factory):
     """A tiny random Z-Image with a vision tower: sides of multiples of 16 pixels, latents of 4 channels."""
-    from tiny_models import save_z_image
+    from tests.support.tiny_models import save_z_image
 
     folder = tmp_path_factory.mktemp("tiny-z-image")
     save_z_image(folder)
@@ -118,12 +144,6 @@ def tiny_z_image(tiny_config):
     base_model.load_encoders()
     base_model.load_transformer()
     return base_model
-
-
-def make_picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
-    """A picture of coarse random colours."""
-    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
 
 
 @pytest.fixture

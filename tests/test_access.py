@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
-from imitation_hub import ImitationHub
 
 from dopsd_app.hub import access
 from dopsd_app.hub.access import AccessError, check_access, find_token, this_space, trusted_hosts
+from tests.support.imitation_hub import ImitationHub
 
 SPACE = {"SYSTEM": "spaces", "SPACE_ID": "Makers/trainer", "SPACE_AUTHOR_NAME": "Makers"}
 VARIABLES = ("SYSTEM", "SPACE_ID", "SPACE_AUTHOR_NAME", "SPACES_ZERO_GPU", "OAUTH_CLIENT_ID", "HF_TOKEN")

@@ -128,7 +128,7 @@ def test_equal_captions_are_told_once():
 
 def test_advice_follows_the_draft(tmp_path):
     draft = load_example(tmp_path, "zorp")
-    set_settings(draft, trigger_word="mibbit", kind="style")
+    draft = set_settings(draft, trigger_word="mibbit", kind="style")
     advice = advise(draft)
     assert {item.key for item in draft.items} | {""} == advice.keys()
     assert named(advice) == ["zorp"]

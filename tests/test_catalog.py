@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from dopsd_app.models.catalog import (
     CATALOG,
     BaseModelError,
     catalog_name,
+    check_resolution,
     find_base_model,
     find_facts,
     find_repository,
     full_name,
     is_fetched,
-    kind_of,
+    model_family,
     read_name,
 )
 from dopsd_app.models.sizes import read_sizes
@@ -35,6 +37,13 @@ def test_the_built_in_base_is_ready_and_needs_no_card():
     place = find_base_model("pocket-turbo")
     assert place.folder.name == "pocket-turbo" and place.vision_tower.parent == place.folder
     assert facts.sizes.context_area == (64 * 64, 64 * 64)
+
+
+def test_where_nobody_knows_what_a_base_model_can_draw_every_resolution_may_be_tried(monkeypatch):
+    with pytest.raises(BaseModelError, match="`resolution` must be 64 for pocket-turbo, got 65"):
+        check_resolution("pocket-turbo", 65)
+    monkeypatch.setitem(CATALOG, "pocket-turbo", replace(CATALOG["pocket-turbo"], resolutions=None))
+    check_resolution("pocket-turbo", 65)
 
 
 def test_every_base_model_says_its_licence():
@@ -84,10 +93,10 @@ def test_the_sizes_of_z_image_turbo_are_those_of_its_classes():
 
 
 def test_a_folder_of_a_known_size_is_of_that_kind(real_size_folder, z_image_folder, tmp_path):
-    assert kind_of(str(real_size_folder)) == "z-image-turbo"
-    assert kind_of("pocket-turbo") == "pocket-turbo"
+    assert model_family(str(real_size_folder)) == "z-image-turbo"
+    assert model_family("pocket-turbo") == "pocket-turbo"
     for other in (str(z_image_folder), str(tmp_path / "nothing")):
-        assert kind_of(other) == other
+        assert model_family(other) == other
 
 
 def test_sizes_of_a_folder_are_read_from_its_files():
@@ -118,6 +127,27 @@ def test_a_damaged_folder_is_refused_in_a_sentence(tmp_path):
         find_facts(str(folder))
     shutil.rmtree(folder / "vae")
     with pytest.raises(BaseModelError, match="incomplete: it lacks vae"):
+        find_facts(str(folder))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+        lambda content: b"x" + content,
+        lambda content: (10**18).to_bytes(8, "little") + content[8:],
+    ],
+)
+def test_weights_that_are_not_as_long_as_they_say_are_damaged(tmp_path, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(find_base_model("pocket-turbo").folder, folder)
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        BaseModelError, match=r"vae/diffusion_pytorch_model\.safetensors \(which is damaged\)"
+    ):
         find_facts(str(folder))
 
 

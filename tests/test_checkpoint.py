@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoint_files import leave_checkpoint
 from safetensors import safe_open
 
 from dopsd_app.config import TrainConfig, save_config
@@ -22,6 +21,7 @@ from dopsd_app.method.adapters import adapter_weights
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.models.load import load_base_model
 from dopsd_app.train import prepare, train
+from tests.support.checkpoint_files import leave_checkpoint
 
 # --- damage on disk
 
@@ -307,18 +307,6 @@ def test_until_the_longer_training_ends_the_shorter_ones_file_stays(new_run, tin
             (run.commands / "stop").touch()
     assert run.lora_file.read_bytes() == before
     assert steps_of(find_lora(run, 6)) == 6
-
-
-def test_a_run_that_ended_early_goes_on_for_as_long_as_it_is_told(new_run, tiny_config, monkeypatch):
-    monkeypatch.setattr("dopsd_app.train.stopped_improving", lambda measured: len(measured) > 2)
-    run = new_run(replace(tiny_config, steps=8, preview_every=2, stop_early=True))
-    assert work(run, train) == 0
-    assert (run.status.step, run.status.steps) == (4, 8)
-    runs.resume(run, 3)
-    assert run.status.steps == 7
-    assert work(run, train) == 0
-    assert (run.status.state, run.status.step) == ("finished", 7)
-    assert steps_of(run.lora_file) == 7
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_where_the_last_is_damaged(new_run, tiny_config):

@@ -13,17 +13,21 @@ import psutil
 import pytest
 from PIL import Image
 
+from dopsd_app import __version__
 from dopsd_app.cli import _read_settings, main
+from dopsd_app.config import list_settings
 from dopsd_app.jobs import runs
 
-TESTS = Path(__file__).parent
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parents[1]
 # Importing the example worker makes it the one that runs are started with. Tests that themselves run in the
 # background were started with Ctrl-C ignored, and so would this be.
 COMMAND_LINE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path[:0] = sys.argv.pop(1).split("|")
-import example_worker
+sys.path.insert(0, sys.argv.pop(1))
+from tests.support import example_worker
 from dopsd_app.cli import main
 code = main(sys.argv[1:])
 assert not {"torch", "gradio", "transformers", "diffusers"} & sys.modules.keys()
@@ -67,9 +71,8 @@ def train_arguments(images, runs_dir, z_image_folder):
 
 
 def started(arguments):
-    paths = f"{TESTS.parent}|{TESTS}"
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND_LINE, paths, *map(str, arguments)],
+        [sys.executable, "-c", COMMAND_LINE, str(ROOT), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -269,14 +272,35 @@ def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(images
     assert "There are no runs" in capsys.readouterr().err
 
 
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+
+
+def test_without_a_terminal_or_a_file_to_write_to_nothing_fails():
+    """As under Windows' `pythonw`, or with a closed standard output."""
+    code = "import runpy, sys; sys.stdout = None; runpy.run_module('dopsd_app', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code, "presets"], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_help_names_every_command_and_needs_no_model():
     check = "import sys, dopsd_app.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     check += "assert not {'torch', 'gradio', 'PIL', 'numpy'} & sys.modules.keys()"
     result = subprocess.run(
-        [sys.executable, "-c", check], cwd=TESTS.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for command in ("train", "preview", "generate", "runs", "stop", "resume", "presets", "examples:"):
         assert command in result.stdout
+
+
+def test_the_help_of_commands_that_take_settings_lists_them_all(capsys):
+    for command in ("train", "preview"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert list_settings() in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,21 @@
+import json
 import math
 from dataclasses import replace
 
 import pytest
 
 from dopsd_app.config import (
+    MAIN,
+    MORE,
+    SETTINGS,
     ConfigError,
     TrainConfig,
     list_presets,
+    list_settings,
     load_config,
     load_preset,
     make_config,
+    memory_levers,
     parse_setting,
     save_config,
 )
@@ -21,6 +27,19 @@ def test_a_saved_configuration_comes_back(tmp_path):
     assert load_config(tmp_path / "config.json") == config
     assert config.learning_rate == 1.0
     assert config.preview_prompts == ("a cat", "ein Bär")
+
+
+def test_a_setting_that_is_gone_is_left_out_of_an_earlier_run_and_no_other_is(tmp_path):
+    file = tmp_path / "config.json"
+    save_config(make_config({"steps": 7}), file)
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"stop_early": True}))
+    assert load_config(file) == make_config({"steps": 7})
+    file.write_text(json.dumps(saved | {"stop_late": True}))
+    with pytest.raises(ConfigError, match="no setting `stop_late`"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="no setting `stop_early`"):
+        make_config({"stop_early": True})  # nobody may ask for it any more
 
 
 def test_strength_follows_the_rank_unless_set():
@@ -61,8 +80,66 @@ def test_not_a_number_is_refused(name):
 
 def test_a_seed_that_no_generator_takes_is_refused():
     TrainConfig(seed=2**32 - 1)
-    with pytest.raises(ConfigError, match=r"`seed` must be less than 2\*\*32, got 4294967296"):
+    with pytest.raises(ConfigError, match="`seed` must be between 0 and 4294967295, got 4294967296"):
         TrainConfig(seed=2**32)
+
+
+def test_every_bound_is_the_last_value_that_is_allowed():
+    for name, setting in SETTINGS.items():
+        for bound in {setting.minimum, setting.maximum} - {None}:
+            value = type(getattr(TrainConfig(), name))(bound)
+            assert setting.problem(name, value) is None
+            outside = value - 1 if bound == setting.minimum else value + 1
+            with pytest.raises(ConfigError, match=f"`{name}` must be {setting.allowed}, got {outside}"):
+                make_config({name: outside})
+
+
+def test_every_choice_is_allowed_and_no_other():
+    for name, setting in SETTINGS.items():
+        assert all(getattr(make_config({name: choice}), name) == choice for choice in setting.choices)
+        if setting.choices:
+            with pytest.raises(ConfigError, match=f"`{name}` must be one of .*, got 'another'"):
+                make_config({name: "another"})
+
+
+def test_levers_are_advised_by_what_they_cost_and_only_where_they_save():
+    wasteful = TrainConfig(
+        batch_size=4,
+        micro_batch=4,
+        gradient_checkpointing=False,
+        optimizer="adamw",
+        quantization="none",
+        resolution=1024,
+        rank=64,
+    )
+    assert memory_levers(wasteful) == [
+        ("micro_batch", 1),
+        ("gradient_checkpointing", True),
+        ("optimizer", "adamw8bit"),
+        ("quantization", "nf4"),
+        ("resolution", 512),
+        ("rank", 16),
+    ]
+    assert memory_levers(replace(wasteful, **{**dict(memory_levers(wasteful)), "rank": 8})) == []
+
+
+def test_the_page_shows_what_a_person_can_use_in_words_of_its_own():
+    shown = {name: setting for name, setting in SETTINGS.items() if setting.page in (MAIN, MORE)}
+    assert {"name", "steps", "resolution", "rank", "teacher", "seed", "device"} <= shown.keys()
+    for name in ("loss", "ema_decay", "lora_alpha", "max_grad_norm", "precision"):
+        assert name not in shown
+    assert not {"rollout_steps", "num_inference_steps"} & shown.keys()
+    labels = [setting.label for setting in SETTINGS.values()]
+    assert all(labels) and len(labels) == len(set(labels))
+
+
+def test_the_list_of_settings_names_each_with_its_default_and_choices():
+    lines = list_settings().splitlines()
+    assert [line.split("=")[0].strip() for line in lines] == list(SETTINGS)
+    assert any("steps=1000 " in line and "at least 1" in line for line in lines)
+    assert any("gradient_checkpointing=true" in line for line in lines)
+    for line, setting in zip(lines, SETTINGS.values(), strict=True):
+        assert setting.info in line and all(choice in line for choice in setting.choices)
 
 
 def test_a_roll_out_visits_only_sigmas_of_the_inference():

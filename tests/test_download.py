@@ -14,15 +14,17 @@ import time
 from pathlib import Path
 
 import pytest
-from imitation_hub import ImitationHub
-from real_layout import save_qwen_vl_repository, save_z_image_repository
 from safetensors import safe_open
-from test_runs import on_a_small_disk
 
 from dopsd_app.jobs.events import read_events
 from dopsd_app.jobs.job import list_jobs
 from dopsd_app.models.pipeline_folder import read_licence
 from dopsd_app.progress import DownloadProgress
+from tests.support.imitation_hub import ImitationHub
+from tests.support.real_layout import save_qwen_vl_repository, save_z_image_repository
+from tests.support.small_disk import on_a_small_disk
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent
 Z_IMAGE, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-VL-4B-Instruct"
@@ -39,7 +41,7 @@ class Process:
     def __init__(self, hub, folder, **environment):
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SPACE"))}
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "download_process.py")],
+            [sys.executable, str(ROOT / "tests/support/download_process.py")],
             env=ours | hub.environment(folder) | {"PYTHONPATH": str(ROOT)} | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

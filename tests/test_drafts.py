@@ -19,8 +19,11 @@ from dopsd_app.data.drafts import (
     is_new,
     list_drafts,
     new_draft,
+    note_repairs,
+    read_draft,
     remove_picture,
     set_caption,
+    set_captions,
     set_settings,
 )
 from dopsd_app.data.pictures import PicturesError, load_picture, read_examples
@@ -34,6 +37,7 @@ from dopsd_app.data.uploads import (
     load_example,
 )
 from dopsd_app.jobs.runs import create_run
+from tests.support.pictures import make_picture
 
 GPS = 0x8825  # the EXIF tag
 
@@ -71,9 +75,8 @@ def picture(number, size=(64, 64)):
 
 
 def fill(draft, uploads, count=4):
-    add_pictures(draft, uploads(**{f"p{n}_png": n for n in range(count)}))
-    for item in draft.items:
-        set_caption(draft, item.key, f"zorp {item.name}")
+    draft = add_pictures(draft, uploads(**{f"p{n}_png": n for n in range(count)})).draft
+    return set_captions(draft, {item.key: f"zorp {item.name}" for item in draft.items})
 
 
 def names(draft):
@@ -95,11 +98,11 @@ def test_a_new_draft_is_empty_and_asks_for_pictures(draft):
 
 def test_a_draft_is_new_until_anything_is_put_into_it(draft, uploads):
     assert is_new(draft)
-    set_settings(draft, trigger_word="zorp")
+    draft = set_settings(draft, trigger_word="zorp")
     assert not is_new(draft)
-    set_settings(draft, trigger_word=None)
+    draft = set_settings(draft, trigger_word=None)
     assert is_new(draft)
-    set_settings(draft, kind="style")
+    draft = set_settings(draft, kind="style")
     assert not is_new(draft)
 
 
@@ -108,7 +111,7 @@ def test_the_current_draft_is_the_one_changed_last(tmp_path):
     assert current_draft(tmp_path / "drafts") == first
     second = new_draft(tmp_path / "drafts")
     assert current_draft(tmp_path / "drafts") == second
-    set_settings(first, trigger_word="zorp")
+    first = set_settings(first, trigger_word="zorp")
     assert list_drafts(tmp_path / "drafts") == [first, second]
     assert current_draft(tmp_path / "drafts") == first
 
@@ -116,7 +119,7 @@ def test_the_current_draft_is_the_one_changed_last(tmp_path):
 def test_two_tabs_that_open_at_once_get_the_same_draft(tmp_path):
     with ThreadPoolExecutor(4) as tabs:
         drafts = list(tabs.map(lambda _: current_draft(tmp_path / "drafts"), range(4)))
-    assert len(set(drafts)) == 1
+    assert len({draft.id for draft in drafts}) == 1
 
 
 def test_a_draft_is_found_by_its_id_only(tmp_path, draft):
@@ -128,12 +131,12 @@ def test_a_draft_is_found_by_its_id_only(tmp_path, draft):
 
 
 def test_a_deleted_draft_is_gone_and_nothing_brings_it_back(draft, uploads):
-    fill(draft, uploads)
+    draft = fill(draft, uploads)
     key = draft.items[0].key
     delete_draft(draft)
     assert list_drafts(draft.path.parent) == []
     for use in (
-        lambda: draft.items,
+        lambda: read_draft(draft.path),
         lambda: set_caption(draft, key, "x"),
         lambda: set_settings(draft, steps=3),
     ):
@@ -162,34 +165,37 @@ def test_the_folder_is_where_the_environment_says(tmp_path, monkeypatch):
 def test_pictures_and_captions_find_each_other_in_any_order(draft, uploads):
     files = uploads(b_png=1, b_txt="one\ntwo\n", a_txt="waits")
     added = add_pictures(draft, files)
+    draft = added.draft
     assert added.problems == ()
     assert added.notes == ()
     assert (captions(draft), draft.waiting) == ({"b.png": "one\ntwo"}, ("a.txt",))
-    add_pictures(draft, uploads(a_webp=2, c_jpg=3))
+    draft = add_pictures(draft, uploads(a_webp=2, c_jpg=3)).draft
     assert captions(draft) == {"b.png": "one\ntwo", "a.webp": "waits", "c.jpg": ""}
     assert draft.waiting == ()
-    add_pictures(draft, uploads(C_txt="late"))
+    draft = add_pictures(draft, uploads(C_txt="late")).draft
     assert captions(draft)["c.jpg"] == "late"
 
 
 def test_an_uploaded_caption_replaces_a_typed_one_and_says_so(draft, uploads):
-    [key] = add_pictures(draft, uploads(a_png=1)).keys
-    set_caption(draft, key, "typed")
-    assert add_pictures(draft, uploads(a_txt="uploaded")).notes == ("a.txt replaced the caption of a.png.",)
+    added = add_pictures(draft, uploads(a_png=1))
+    draft = set_caption(added.draft, added.keys[0], "typed")
+    added = add_pictures(draft, uploads(a_txt="uploaded"))
+    assert added.notes == ("a.txt replaced the caption of a.png.",)
+    draft = added.draft
     assert captions(draft) == {"a.png": "uploaded"}
     assert add_pictures(draft, uploads(a_txt="uploaded\n")).notes == ()
 
 
 def test_pictures_of_one_upload_are_in_natural_order(draft, uploads):
-    add_pictures(draft, uploads(p10_png=10, p2_png=2, p1_png=1))
+    draft = add_pictures(draft, uploads(p10_png=10, p2_png=2, p1_png=1)).draft
     assert names(draft) == ["p1.png", "p2.png", "p10.png"]
 
 
 def test_pictures_of_one_name_are_told_apart(tmp_path, draft, uploads):
-    add_pictures(draft, uploads(a_png=1))
-    add_pictures(draft, uploads(a_png=2, a_txt="of the second"))
+    draft = add_pictures(draft, uploads(a_png=1)).draft
+    draft = add_pictures(draft, uploads(a_png=2, a_txt="of the second")).draft
     assert captions(draft) == {"a.png": "of the second", "a (2).png": ""}
-    add_pictures(draft, uploads(a_txt="of the other"))
+    draft = add_pictures(draft, uploads(a_txt="of the other")).draft
     assert captions(draft) == {"a.png": "of the second", "a (2).png": "of the other"}
 
 
@@ -202,6 +208,7 @@ def test_metadata_gives_captions_to_pictures_wherever_they_were(draft, uploads):
         json.dumps({"text": "nobody"}),
     ]
     added = add_pictures(draft, uploads(a_png=1, b_png=2, metadata_jsonl="\n".join(lines)))
+    draft = added.draft
     assert captions(draft) == {"a.png": "a line", "b.png": "one\ntwo"}
     assert added.problems == (
         "metadata.jsonl is not valid JSON in line 3. Its other lines were read.",
@@ -211,7 +218,7 @@ def test_metadata_gives_captions_to_pictures_wherever_they_were(draft, uploads):
 
 
 def test_prompts_become_those_of_the_previews(draft, uploads):
-    add_pictures(draft, uploads(prompts_txt="\n".join(["one", "", "two", *"abcdefghij"])))
+    draft = add_pictures(draft, uploads(prompts_txt="\n".join(["one", "", "two", *"abcdefghij"]))).draft
     assert draft_config(draft).preview_prompts == ("one", "two", *"abcdef")
 
 
@@ -223,6 +230,7 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path, draft, uploads):
         a_png="I am text", b_pdf=b"%PDF-1.7", c_txt="\udcff".encode(errors="surrogateescape"), d_jpg=4
     )
     added = add_pictures(draft, [*files, heavy, tmp_path])
+    draft = added.draft
     assert added.problems == (
         "heavy.png is larger than 25 MB. Save it as JPEG, or scale it down.",
         f"{tmp_path.name} is no file.",
@@ -240,25 +248,49 @@ def test_files_of_the_system_are_passed_over_in_silence(draft, uploads):
 
 def test_a_draft_holds_twenty_pictures_and_the_rest_is_refused(draft, uploads):
     added = add_pictures(draft, uploads(**{f"p{n:02}_png": n for n in range(22)}))
+    draft = added.draft
     assert len(added.keys) == len(draft.items) == 20
     assert [message.split(" was left out")[0] for message in added.problems] == ["p20.png", "p21.png"]
-    remove_picture(draft, added.keys[0])
+    draft = remove_picture(draft, added.keys[0])
     assert len(add_pictures(draft, uploads(p21_png=21)).keys) == 1
 
 
 def test_too_many_files_at_once_are_cut_off_with_a_word(draft, uploads):
     files = uploads(**{f"t{n:03}_txt": "x" for n in range(MAX_FILES + 2)})
     added = add_pictures(draft, files)
+    draft = added.draft
     assert len(draft.waiting) == MAX_FILES
     assert added.problems == ("t100.txt was left out: 100 files at once are the most.",)
 
 
 def test_the_same_picture_twice_is_refused(draft, uploads):
-    add_pictures(draft, uploads(a_png=1))
+    draft = add_pictures(draft, uploads(a_png=1)).draft
     added = add_pictures(draft, uploads(b_bmp=b"", c_png=1))
+    draft = added.draft
     assert "c.png is the same picture as a.png. It was left out." in added.problems
     assert names(draft) == ["a.png"]
     assert len(list(draft.pictures.iterdir())) == len(list(draft.thumbnails.iterdir())) == 1
+
+
+def test_files_of_one_name_from_two_folders_are_told_apart(draft, tmp_path):
+    """Twice the same picture, and the picture of another name: no sentence says that a name equals itself."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+    for path, seed in ((first / "00.png", 1), (first / "01.png", 2), (second / "00.png", 1)):
+        make_picture(seed).save(path)
+    draft = add_pictures(draft, [first / "00.png", first / "01.png"]).draft
+    [problem] = add_pictures(draft, [second / "00.png"]).problems
+    assert problem == "The new 00.png is the same picture as the one that is there. It was left out."
+    make_picture(2).save(second / "00.png")
+    [problem] = add_pictures(draft, [second / "00.png"]).problems
+    assert problem == "The new 00.png is the same picture as 01.png. It was left out."
+    make_picture(3).save(second / "00.png")
+    draft = add_pictures(draft, [second / "00.png"]).draft
+    assert names(draft) == ["00.png", "01.png", "00 (2).png"]
+    make_picture(3).save(first / "00.png")
+    [problem] = add_pictures(draft, [first / "00.png"]).problems
+    assert problem == "The new 00.png is the same picture as 00 (2).png. It was left out."
 
 
 def test_only_pixels_are_kept_upright_and_bounded(tmp_path, draft):
@@ -268,14 +300,14 @@ def test_only_pixels_are_kept_upright_and_bounded(tmp_path, draft):
     large = Image.new("RGB", (3000, 2500), "red")
     large.paste("blue", (0, 0, 3000, 1250))
     large.save(tmp_path / "a.jpg", exif=exif, comment=b"secret")
-    add_pictures(draft, [tmp_path / "a.jpg"])
+    draft = add_pictures(draft, [tmp_path / "a.jpg"]).draft
     [item] = draft.items
-    assert item.notes == ("a.jpg was turned upright, as its camera noted.",)
+    assert note_repairs(draft) == {item.key: ("a.jpg was turned upright, as its camera noted.",)}
     with Image.open(draft.pictures / f"{item.key}.png") as kept:
         assert kept.size == (2048, 2458)  # the shorter side 2500 -> 2048, 3000 x 2048 / 2500 = 2457.6
         assert (kept.info, dict(kept.getexif())) == ({}, {})
         assert kept.getpixel((100, 1000))[0] > 200 > 50 > kept.getpixel((2000, 1000))[0]
-    with Image.open(item.thumbnail) as thumbnail:
+    with Image.open(draft.thumbnail(item)) as thumbnail:
         assert (thumbnail.format, max(thumbnail.size), dict(thumbnail.getexif())) == ("WEBP", 512, {})
 
 
@@ -283,26 +315,54 @@ def test_only_pixels_are_kept_upright_and_bounded(tmp_path, draft):
 def test_a_hostile_name_stays_a_name(tmp_path, draft):
     path = tmp_path / "a\n<b>..\\..\\x.png"
     picture(1).save(path)
-    add_pictures(draft, [path])
+    draft = add_pictures(draft, [path]).draft
     [item] = draft.items
     assert "\n" not in item.name
-    assert item.thumbnail.parent == draft.thumbnails
+    assert draft.thumbnail(item).parent == draft.thumbnails
     assert item.key.isalnum()
+
+
+# The file
+
+
+def test_a_draft_of_an_earlier_version_is_read_and_of_a_later_one_refused(draft, uploads):
+    draft = fill(draft, uploads)
+    file = draft.path / "draft.json"
+    plain = json.loads(file.read_text())
+    assert plain.pop("schema") == 1 and plain.pop("version")
+    for item in plain["items"]:
+        del item["creature"]
+    file.write_text(json.dumps(plain))
+    items = tuple(replace(item, creature=True) for item in draft.items)
+    assert read_draft(draft.path).content == replace(draft.content, items=items)
+    file.write_text(json.dumps(plain | {"schema": 2, "new": 1}))
+    with pytest.raises(DraftError, match="made by a later version of this program"):
+        read_draft(draft.path)
+    assert list_drafts(draft.path.parent) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "[]", "{}", '{"preset": 7}', '{"preset": "pocket", "items": 7}', '{"schema": "x"}']
+)
+def test_a_damaged_file_is_refused_in_words(draft, text):
+    (draft.path / "draft.json").write_text(text)
+    with pytest.raises(DraftError, match="damaged"):
+        read_draft(draft.path)
 
 
 # Captions, settings, checks
 
 
 def test_captions_are_kept_as_typed(draft, uploads):
-    [key] = add_pictures(draft, uploads(a_png=1)).keys
-    set_caption(draft, key, "one \n\n ein Bär 🐻")
+    added = add_pictures(draft, uploads(a_png=1))
+    draft = set_caption(added.draft, key := added.keys[0], "one \n\n ein Bär 🐻")
     assert draft.items[0].caption == "one \n\n ein Bär 🐻"
     with pytest.raises(DraftError, match="20001 characters"):
         set_caption(draft, key, "x" * 20_001)
 
 
 def test_keys_are_ours(draft, uploads):
-    fill(draft, uploads)
+    draft = fill(draft, uploads)
     for wrong in ("", "../../x", "p0.png", "p0"):
         with pytest.raises(DraftError, match="no longer in the draft"):
             set_caption(draft, wrong, "x")
@@ -312,61 +372,62 @@ def test_keys_are_ours(draft, uploads):
 
 
 def test_a_removed_picture_leaves_no_file(draft, uploads):
-    fill(draft, uploads)
-    remove_picture(draft, draft.items[1].key)
+    draft = fill(draft, uploads)
+    draft = remove_picture(draft, draft.items[1].key)
     assert names(draft) == ["p0.png", "p2.png", "p3.png"]
     assert len(list(draft.pictures.iterdir())) == len(list(draft.thumbnails.iterdir())) == 3
 
 
 def test_problems_are_told_at_their_picture(draft, uploads, tmp_path):
-    fill(draft, uploads)
+    draft = fill(draft, uploads)
     picture(9, (63, 200)).save(tmp_path / "small.png")
-    [key] = add_pictures(draft, [tmp_path / "small.png"]).keys
+    added = add_pictures(draft, [tmp_path / "small.png"])
+    draft, [key] = added.draft, added.keys
     first = draft.items[0].key
-    set_caption(draft, first, "x" * 2001)
+    draft = set_caption(draft, first, "x" * 2001)
     small = "small.png has 63 x 200 pixels, and each side needs 64 or more. Use a larger picture."
     assert check_draft(draft) == {
         first: ("The caption of p0.png has 2001 characters. Shorten it to 2000 at most.",),
         key: ("The caption of small.png is empty. Write what the picture shows.", small),
     }
-    item = draft.items[-1]
-    assert item.problems == check_draft(draft)[key]
-    assert item.notes == ("small.png is more than twice as long as it is wide: only its middle is used.",)
+    assert note_repairs(draft)[key] == (
+        "small.png is more than twice as long as it is wide: only its middle is used.",
+    )
     with pytest.raises(PicturesError) as caught:
         draft_dataset(draft)
     assert len(caught.value.problems) == 3
 
 
 def test_the_smallest_side_follows_the_resolution(draft, uploads):
-    fill(draft, uploads)
+    draft = fill(draft, uploads)
     assert check_draft(draft) == {}
-    set_settings(draft, resolution=128)
+    draft = set_settings(draft, resolution=128)
     assert len(check_draft(draft)) == 4
-    set_settings(draft, resolution=0)  # cannot work, and is told where the settings are
+    draft = set_settings(draft, resolution=0)  # cannot work, and is told where the settings are
     assert "needs 256 or more" in check_draft(draft)[draft.items[0].key][0]
 
 
 def test_settings_are_the_presets_but_for_what_was_changed(draft):
-    set_settings(draft, steps=7, trigger_word="zorp", kind="style")
+    draft = set_settings(draft, steps=7, trigger_word="zorp", kind="style")
     assert draft_config(draft) == replace(
         make_config(load_preset("pocket").settings), steps=7, trigger_word="zorp"
     )
     assert (draft.kind, draft.trigger_word, draft.preset) == ("style", "zorp", "pocket")
-    set_settings(draft, steps=None)
+    draft = set_settings(draft, steps=None)
     assert draft.settings == {"trigger_word": "zorp"}
 
 
 def test_another_preset_drops_what_belonged_to_the_last(draft):
-    set_settings(draft, trigger_word="zorp", rank=8, preset="z-image-subject", base_model="models/z")
+    draft = set_settings(draft, trigger_word="zorp", rank=8, preset="z-image-subject", base_model="models/z")
     assert draft_config(draft).rank == 8
-    set_settings(draft, preset="z-image-style")
+    draft = set_settings(draft, preset="z-image-style")
     assert draft.settings == {"trigger_word": "zorp", "base_model": "models/z"}
-    set_settings(draft, preset="pocket")
+    draft = set_settings(draft, preset="pocket")
     assert draft.settings == {"trigger_word": "zorp"}
 
 
 def test_values_are_judged_at_the_end_and_nonsense_at_once(draft):
-    set_settings(draft, steps=0, rank=1.5)
+    draft = set_settings(draft, steps=0, rank=1.5)
     with pytest.raises(ConfigError, match=r"`rank` must be a whole number, got 1\.5"):
         draft_config(draft)
     for name, value in {
@@ -384,7 +445,7 @@ def test_values_are_judged_at_the_end_and_nonsense_at_once(draft):
 
 
 def test_writers_at_the_same_time_lose_nothing(draft, uploads):
-    fill(draft, uploads, count=8)
+    draft = fill(draft, uploads, count=8)
     keys = [item.key for item in draft.items]
     more = uploads(**{f"q{n}_png": 100 + n for n in range(8)})
 
@@ -397,6 +458,7 @@ def test_writers_at_the_same_time_lose_nothing(draft, uploads):
 
     with ThreadPoolExecutor(8) as tabs:
         list(tabs.map(write, range(8)))
+    draft = read_draft(draft.path)
     assert [item.caption for item in draft.items[:8]] == [f"caption {n}" for n in range(8)]
     assert sorted(names(draft)[8:]) == [f"q{n}.png" for n in range(8)]
     assert draft.settings.keys() == {"steps", "rank", "seed", "name"}
@@ -429,8 +491,8 @@ def test_an_unknown_example_leaves_nothing_behind(tmp_path):
 
 def test_a_draft_becomes_a_run_and_a_run_a_draft_again(tmp_path):
     draft = load_example(tmp_path / "drafts", "zorp")
-    set_settings(draft, rank=8, steps=5)
-    set_caption(draft, draft.items[0].key, "zorp at home\nzorp")
+    draft = set_settings(draft, rank=8, steps=5)
+    draft = set_caption(draft, draft.items[0].key, "zorp at home\nzorp")
     run = create_run(tmp_path / "runs", draft_config(draft), draft_dataset(draft))
     clone = clone_run(tmp_path / "drafts", run.config, run.dataset)
     assert draft_config(clone) == run.config
@@ -446,3 +508,24 @@ def test_a_run_of_another_base_is_cloned_with_the_nearest_preset(tmp_path):
     run = create_run(tmp_path / "runs", config, draft_dataset(draft))
     clone = clone_run(tmp_path / "drafts", run.config, run.dataset)
     assert (clone.preset, clone.kind, clone.settings) == ("z-image-style", "style", {"learning_rate": 2e-5})
+
+
+def test_a_copy_keeps_settings_that_the_page_does_not_show(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    config = replace(draft_config(draft), loss="velocity", ema_decay=0.99, lora_alpha=6.0)
+    run = create_run(tmp_path / "runs", config, draft_dataset(draft))
+    clone = clone_run(tmp_path / "drafts", run.config, run.dataset)
+    assert draft_config(clone) == run.config
+    clone = set_settings(clone, steps=7)
+    assert draft_config(clone) == replace(run.config, steps=7)
+
+
+def test_a_draft_of_an_earlier_version_with_a_setting_that_is_gone_can_be_used(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    file = draft.path / "draft.json"
+    state = json.loads(file.read_text())
+    expected = draft_config(draft)
+    file.write_text(json.dumps(state | {"settings": {**state["settings"], "stop_early": True}}))
+    draft = read_draft(draft.path)
+    assert draft_config(draft) == expected
+    assert check_draft(draft) == {}

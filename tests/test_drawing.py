@@ -16,7 +16,6 @@ import pytest
 from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors.numpy import save
-from waiting import ended, holding_the_card, wait_for
 
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
@@ -29,6 +28,9 @@ from dopsd_app.jobs.queue import CUT_OFF
 from dopsd_app.jobs.worker import BUSY, explain, work
 from dopsd_app.train import train
 from dopsd_app.ui.try_it import FINISHED, what_to_try
+from tests.support.waiting import ended, holding_the_card, wait_for
+
+pytestmark = pytest.mark.process
 
 DIES_AT_ONCE = (sys.executable, "-c", "")
 TINY = (
@@ -152,9 +154,28 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
     assert not is_warm()
 
 
+def test_a_command_that_is_refused_says_how_to_stop_a_training_and_for_a_drawing_to_wait(
+    new_run, tiny_config, capsys
+):
+    run = new_run(tiny_config)
+    drawn = job.create_job(run.runs_dir, DRAW, {})
+    ours = {"pid": os.getpid(), "pid_started": launcher.process_started(os.getpid())}
+    command = ["generate", "latest", "--prompt", "tok", "--runs", str(run.runs_dir)]
+    with holding_the_card(run.runs_dir):
+        job.write_status(drawn, state="drawing", **ours)
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "A drawing is at work" in told and told.endswith("Wait for its end.\n")
+        job.write_status(drawn, state="stopped")
+        job.write_status(run, state="training", **ours)
+        assert main(command) == 2
+        assert f" stop {run.id} " in capsys.readouterr().err
+        job.write_status(run, state="stopped")
+
+
 def test_a_dead_workers_drawing_has_failed_and_old_drawings_are_swept(trained, monkeypatch):
     monkeypatch.setattr(launcher.launcher, "command", DIES_AT_ONCE)
-    monkeypatch.setattr(drawing, "KEPT", 3)
+    monkeypatch.setattr(drawing, "MAX_DRAWINGS", 3)
     asked = []
     for seed in range(5):
         asked.append(ask(trained.runs_dir, picture_of(trained, seed=seed)))
@@ -175,10 +196,11 @@ def test_the_page_asks_without_torch(trained, tmp_path):
         "from pathlib import Path\n"
         "from dopsd_app.checks import verdict\n"
         "from dopsd_app.jobs import card, drawing, launcher\n"
-        "launcher.launcher.command = (sys.executable, '-c', '')\n"
+        "launcher.launcher.command = (sys.executable, '-c', 'import time; time.sleep(120)')\n"
         "runs_dir = Path(sys.argv[1])\n"
         "asked = drawing.ask(runs_dir, drawing.PictureRequest(sys.argv[2], 'a dog', 1))\n"
         "drawing.cancel(asked)\n"
+        "launcher.launcher.stop(asked.status)\n"
         "print(asked.status, asked.asked, verdict.read_check(asked.path), card.read_holder())\n"
         "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()\n"
     )
@@ -226,7 +248,7 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     assert np.array_equal(pixels(again.lora), pixels(first.lora))
     assert len(read_check(check.path).rows) == len(rows_drawn(check.path)) == 4
 
-    # What goes wrong unexpectedly is told, traced, and the next is served; the run of a worn LoRA can go.
+    # What goes wrong unexpectedly is told, traced, and the next is served; the run of a loaded LoRA can go.
     other = runs.Run(shutil.copytree(warm_run.path, runs_dir / "20990101-000000-other-0123456789ab"))
     good = other.lora_file.read_bytes()
     other.lora_file.write_bytes(b"nonsense")

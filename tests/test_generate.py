@@ -9,8 +9,8 @@ from PIL import Image
 
 from dopsd_app import generate as generating
 from dopsd_app.errors import KnownFailure
-from dopsd_app.models import studio
-from dopsd_app.models.studio import Studio
+from dopsd_app.models import loaded_model
+from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.train import train
 
 
@@ -66,11 +66,11 @@ def test_a_resolution_between_the_models_sizes_is_drawn_at_the_nearest(new_run, 
     assert pixels(generate(run, ["a dog"], [1], out=tmp_path)[0]).shape in ((32, 32, 3), (48, 48, 3))
 
 
-def test_a_studio_draws_the_same_after_it_made_room(finished, tiny_config):
-    small = Studio(tiny_config)
+def test_a_loaded_model_draws_the_same_after_it_made_room(finished, tiny_config):
+    small = LoadedModel(tiny_config)
     first = small.encode(["a dog"])[0]
     small.load_transformer()
-    small.wear(finished.lora_file, 1.0)
+    small.load_lora(finished.lora_file, 1.0)
     before = small.draw(first, tiny_config, seed=1)
     small.drop_transformer()
     small.free_encoders()
@@ -78,14 +78,14 @@ def test_a_studio_draws_the_same_after_it_made_room(finished, tiny_config):
     assert small.encode(["a dog"])[0] is first
     small.load_transformer()
     bare = small.draw(first, tiny_config, seed=1)
-    small.wear(finished.lora_file, 1.0)
+    small.load_lora(finished.lora_file, 1.0)
     assert small.draw(first, tiny_config, seed=1) == before
     assert small.draw(first, tiny_config, seed=1, with_lora=False) == bare != before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 def test_on_a_card_the_encoders_stay_where_there_is_room(tiny_config, monkeypatch):
-    on_card = Studio(replace(tiny_config, device="cuda"))
+    on_card = LoadedModel(replace(tiny_config, device="cuda"))
     on_card.encode(["a dog"])
     on_card.load_transformer()
     assert not on_card.encoders
@@ -94,7 +94,7 @@ def test_on_a_card_the_encoders_stay_where_there_is_room(tiny_config, monkeypatc
     assert on_card.encoders
     assert on_card.pipeline is pipeline
     on_card.free_encoders()
-    monkeypatch.setattr(studio, "DRAWING_ROOM", 2**60)
+    monkeypatch.setattr(loaded_model, "DRAWING_ROOM", 2**60)
     on_card.encode(["a bird"])
     assert on_card.encoders
     assert on_card.pipeline is None

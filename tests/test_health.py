@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from dopsd_app.checks.health import Look, health_of, judged_health, seen_health
+from dopsd_app.checks.health import HealthPictures, features_health, health_of, judged_health
 from dopsd_app.checks.health_rules import LEAST_QUALITY
 from dopsd_app.checks.judge.likeness import likeness_to_the_world
 from dopsd_app.checks.judge.world import BACKGROUND_WORDS, Scene, draw, random_concept, scene_asked_in
@@ -107,7 +107,7 @@ def judged(learned, others, lora, lora_neutral=None):
     """The health when the LoRA draws this, and the base has drawn others."""
     base = shown(others)
     neutral = base if lora_neutral is None else lora_neutral
-    return judged_health(Look(PROMPTS, shown([learned] * 4), base, lora, base, neutral))
+    return judged_health(HealthPictures(PROMPTS, shown([learned] * 4), base, lora, base, neutral))
 
 
 def test_the_judge_finds_the_base_itself_unchanged(creatures):
@@ -136,7 +136,7 @@ def test_the_judge_sees_scenes_that_nobody_asked_for_and_other_creatures_that_ch
 
 def test_where_nothing_is_asked_for_there_is_no_following(creatures):
     one = shown(creatures[:1], SCENES[:1])
-    assert judged_health(Look(("a zorp",), one, one, one, one, one)).following is None
+    assert judged_health(HealthPictures(("a zorp",), one, one, one, one, one)).following is None
 
 
 def test_the_judge_sees_pictures_that_become_less_clean_whatever_they_show(creatures):
@@ -161,5 +161,6 @@ def test_pictures_that_fall_apart_are_seen_whatever_they_were_to_show(creatures,
     rng = np.random.default_rng(4)
     noise = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in SCENES]
     base, good = shown(others), shown([learned] * 4)
-    assert seen_health(base_model, Look(PROMPTS, training, base, good, base, base)).quality > LEAST_QUALITY
-    assert seen_health(base_model, Look(PROMPTS, training, base, noise, base, noise)).quality < LEAST_QUALITY
+    whole = features_health(base_model, HealthPictures(PROMPTS, training, base, good, base, base))
+    ruined = features_health(base_model, HealthPictures(PROMPTS, training, base, noise, base, noise))
+    assert whole.quality > LEAST_QUALITY > ruined.quality

@@ -1,4 +1,4 @@
-"""What health scores mean: the best step, warnings, and when to stop."""
+"""What health scores mean: the best step, and warnings."""
 
 import pytest
 
@@ -8,11 +8,9 @@ from dopsd_app.checks.health_rules import (
     LEAST_JUDGED_QUALITY,
     LEAST_QUALITY,
     MOST_DRIFT,
-    PATIENCE,
     best_step,
     complaint,
     merit,
-    stopped_improving,
 )
 from dopsd_app.jobs.events import HealthMeasured, Resumed, measured_in
 
@@ -57,13 +55,3 @@ def test_what_falls_apart_or_drifts_or_no_longer_listens_is_told():
     drifts = HealthMeasured(1, 0.5, 1, MOST_DRIFT + 0.01, 1)
     assert "other things" in complaint(drifts, judged=False)
     assert complaint(drifts, judged=True) == ""  # the built-in base's always do
-
-
-def test_it_has_stopped_improving_when_the_best_is_long_ago():
-    better = [HealthMeasured(step, step / 100, 1, 0, 1) for step in (10, 20, 30)]
-    worse = [HealthMeasured(30 + n, 0.2, 1, 0, 1) for n in range(1, PATIENCE + 1)]
-    assert not stopped_improving([BASE])
-    assert not stopped_improving([BASE, *better])
-    assert not stopped_improving([BASE, *better, *worse[:-1]])
-    assert stopped_improving([BASE, *better, *worse])
-    assert not stopped_improving([BASE, *better, *worse, HealthMeasured(40, 0.31, 1, 0, 1)])

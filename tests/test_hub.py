@@ -15,27 +15,22 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from checkpoint_files import leave_checkpoint
-from conftest import make_picture
 from diffusers import DiffusionPipeline
 from filelock import FileLock
 from huggingface_hub import ModelCard
-from imitation_hub import ImitationHub, Repository
 from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load, load_file, save
-from waiting import wait_for
 
-from dopsd_app.checks.lora_check import LoraCheck
 from dopsd_app.config import make_config
 from dopsd_app.errors import KnownFailure
-from dopsd_app.hub import when_finished
+from dopsd_app.hub import scheduled_push
 from dopsd_app.hub.account import Account
 from dopsd_app.hub.model_card import make_card
 from dopsd_app.hub.publication import BEST, Publication, check_name, checkpoint_to_publish, suggest_name
 from dopsd_app.hub.push import Place, published
 from dopsd_app.hub.push_job import latest_push
-from dopsd_app.hub.when_finished import Wish, read_wish, waits_for_sign_in
+from dopsd_app.hub.scheduled_push import ScheduledPush, read_scheduled_push, waits_for_sign_in
 from dopsd_app.hub_errors import HubError, check_token, status_sentence
 from dopsd_app.jobs.events import HealthMeasured, LoraChecked, append_event
 from dopsd_app.jobs.job import create_job, delete_job, write_status
@@ -46,8 +41,14 @@ from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapt
 from dopsd_app.method.lora_file import save_lora
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
-from dopsd_app.ui import train
+from dopsd_app.ui import when_finished
 from dopsd_app.ui.try_it import what_to_try
+from tests.support.checkpoint_files import leave_checkpoint
+from tests.support.finished_run import finish, pocket_config
+from tests.support.imitation_hub import ImitationHub, Repository
+from tests.support.layout import lay_out
+from tests.support.pictures import make_picture
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
@@ -66,7 +67,7 @@ class HubProcess:
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SPACE"))}
         with self.messages.open("w") as messages:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "hub_process.py")],
+                [sys.executable, str(ROOT / "tests/support/hub_process.py")],
                 env=ours | hub.environment(folder / "home") | {"PYTHONPATH": str(ROOT), "HF_TOKEN": AMBIENT},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -127,24 +128,6 @@ def hub(imitation):
     imitation.add_account(TOKEN, "Ann", {"Readers": "read", "makers": "contributor"})
     imitation.add_account(AMBIENT, "computer")
     return imitation
-
-
-def finish(run, weights=None):
-    """Leaves in the run folder what a finished training leaves."""
-    if weights is None:
-        rng = np.random.default_rng(0)
-        shapes = {"layers.0.w.lora_A.weight": (4, 8), "layers.0.w.lora_B.weight": (8, 4)}
-        weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    save_lora(run.lora_file, weights, run.config, run.config.steps)
-    check = LoraCheck(modules=1, strength=(1.0, 1.0), exact=True)
-    check.save(run.check_file)
-    append_event(run.events_file, LoraChecked(run.config.steps, not check.problems, check.summary))
-    return run
-
-
-def pocket_config(**settings):
-    common = {"base_model": "pocket-turbo", "steps": 12, "rank": 4, "num_inference_steps": 4}
-    return make_config(common | {"resolution": 64, "name": "My Zorp", "trigger_word": "zorp"} | settings)
 
 
 @pytest.fixture
@@ -622,7 +605,7 @@ def test_without_a_network_the_file_waits(hub, process, run):
     process.push(run)
 
 
-# --- what is asked for: a publication, and the wish for one
+# --- what is asked for: a publication, and a scheduled push
 
 
 def test_a_publication_comes_back_from_its_fields_and_what_is_damaged_is_told():
@@ -668,15 +651,16 @@ def test_the_best_step_is_the_one_that_the_page_recommends(run):
     assert checkpoint_to_publish(run, Publication("zorp")) is None
 
 
-def test_a_wish_takes_the_step_that_is_best_when_the_run_has_finished(hub, process, run):
-    process.call("wish", run=run.path, token=AMBIENT, name="zorp", checkpoint=BEST)
-    process.call("fulfil", run=run.path)
+def test_a_scheduled_push_takes_the_step_that_is_best_when_the_run_has_finished(hub, process, run):
+    process.call("schedule", run=run.path, token=AMBIENT, name="zorp", checkpoint=BEST)
+    process.call("run_scheduled", run=run.path)
     assert not hub.repositories  # it has not finished
     leave_checkpoints(run, 6, 12)
     measure(run, s6=0.5, s12=0.1)
     write_status(run, state="finished")
-    process.call("fulfil", run=run.path)
-    assert replace(read_wish(run), job="") == Wish(Publication("zorp", checkpoint=BEST), done=True)
+    process.call("run_scheduled", run=run.path)
+    expected = ScheduledPush(Publication("zorp", checkpoint=BEST), done=True)
+    assert replace(read_scheduled_push(run), job="") == expected
     (weight,) = load(hub.repositories["computer/zorp"].files[LORA_FILE]).values()
     assert (weight == 6).all()
 
@@ -691,54 +675,54 @@ def other_process(imitation, tmp_path):
     process.process.stdout.close()
 
 
-def test_of_two_servers_the_one_with_a_token_takes_the_wish(hub, process, other_process, run, monkeypatch):
+def test_of_two_servers_the_one_with_a_token_runs_the_push(hub, process, other_process, run, monkeypatch):
     write_status(run, state="finished")
-    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
-    other_process.call("fulfil", run=run.path, token="")
-    wish = read_wish(run)
-    assert wish.open and not hub.requests
+    process.call("schedule", run=run.path, token=AMBIENT, name="zorp")
+    other_process.call("run_scheduled", run=run.path, token="")
+    scheduled = read_scheduled_push(run)
+    assert scheduled.open and not hub.requests
     monkeypatch.delenv("HF_TOKEN", raising=False)  # nor has this process one
-    assert waits_for_sign_in(run, wish)
-    process.call("fulfil", run=run.path, token="")  # the token that it was told of is in its memory
-    assert read_wish(run).done and published(run).repo == "computer/zorp"
-    assert not waits_for_sign_in(run, read_wish(run))
+    assert waits_for_sign_in(run, scheduled)
+    process.call("run_scheduled", run=run.path, token="")  # the token that it was told of is in its memory
+    assert read_scheduled_push(run).done and published(run).repo == "computer/zorp"
+    assert not waits_for_sign_in(run, read_scheduled_push(run))
     commits = len(hub.asked(COMMIT))
-    other_process.call("fulfil", run=run.path, token=AMBIENT)
+    other_process.call("run_scheduled", run=run.path, token=AMBIENT)
     assert len(hub.asked(COMMIT)) == commits == 1
 
 
 def test_two_servers_with_a_token_publish_once(hub, process, other_process, run):
     write_status(run, state="finished")
-    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
+    process.call("schedule", run=run.path, token=AMBIENT, name="zorp")
     for server in (process, other_process):
-        server.ask("fulfil", run=run.path, token=AMBIENT)
+        server.ask("run_scheduled", run=run.path, token=AMBIENT)
     assert [server.told() for server in (process, other_process)] == [{"result": None}] * 2
     assert len(hub.asked(COMMIT)) == len(hub.asked(WHOAMI)) == 1
-    assert replace(read_wish(run), job="") == Wish(Publication("zorp"), done=True)
+    assert replace(read_scheduled_push(run), job="") == ScheduledPush(Publication("zorp"), done=True)
 
 
-def test_a_wish_waits_while_somebody_pushes_by_hand(hub, process, run):
+def test_a_scheduled_push_waits_while_somebody_pushes_by_hand(hub, process, run):
     write_status(run, state="finished")
-    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
+    process.call("schedule", run=run.path, token=AMBIENT, name="zorp")
     by_hand = create_job(run.runs_dir, PUSH, {"run_id": run.id, "publication": {}})
     ours = {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
     write_status(by_hand, state="publishing", **ours)
-    process.call("fulfil", run=run.path)
-    assert read_wish(run).open and not hub.repositories
+    process.call("run_scheduled", run=run.path)
+    assert read_scheduled_push(run).open and not hub.repositories
     write_status(by_hand, state="finished")
-    process.call("fulfil", run=run.path)
-    assert read_wish(run).done
+    process.call("run_scheduled", run=run.path)
+    assert read_scheduled_push(run).done
 
 
-def test_a_wish_knows_its_push_again_after_a_restart(hub, process, run):
+def test_a_scheduled_push_finds_its_job_again_after_a_restart(hub, process, run):
     write_status(run, state="finished")
-    process.call("wish", run=run.path, token=AMBIENT, name="zorp")
+    process.call("schedule", run=run.path, token=AMBIENT, name="zorp")
     job = create_job(run.runs_dir, PUSH, {"run_id": run.id, "publication": {}})
     write_status(job, state="stopped")  # the person has cancelled it meanwhile
     kept = json.loads((run.path / "when_finished.json").read_text())
     (run.path / "when_finished.json").write_text(json.dumps(kept | {"job": job.id}))
-    process.call("fulfil", run=run.path)
-    assert read_wish(run).done and "Stopped" in read_wish(run).reason
+    process.call("run_scheduled", run=run.path)
+    assert read_scheduled_push(run).done and "Stopped" in read_scheduled_push(run).reason
     assert not hub.repositories
 
 
@@ -748,41 +732,53 @@ def test_damaged_files_of_a_push_are_of_one_run_alone(run, name, content):
     file = run.path / name
     file.mkdir() if content is None else file.write_bytes(content)
     write_status(run, state="finished")
-    when_finished.fulfil_wishes(run.runs_dir)
-    assert published(run) is None and not read_wish(run).open
+    scheduled_push.run_scheduled_pushes(run.runs_dir)
+    assert published(run) is None and not read_scheduled_push(run).open
 
 
-def test_the_page_keeps_and_tells_a_wish_and_that_it_waits(run, monkeypatch):
+def test_the_page_keeps_and_tells_a_scheduled_push_and_that_it_waits(run, monkeypatch):
     monkeypatch.setenv("DOPSD_RUNS", str(run.runs_dir))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    told = train.keep_wish(run.id, True, " zorp ", True, False, True)
-    assert "The LoRA, of its step in best health, will be published as zorp when the run has finished" in told
-    assert train.show_wish(run.id) == [True, "zorp", True, False, True]
+    part = lay_out(lambda _: when_finished.when_finished())
+
+    def schedule(*choices):
+        return part.schedule(run.id, *choices)[part.message]
+
+    message = schedule(True, " zorp ", True, False, True)
+    best = "The LoRA, of its step in best health, will be published as zorp when the run has finished"
+    assert best in message
+    shown = part.show(run)
+    assert [shown[choice] for choice in part.choices] == [True, "zorp", True, False, True]
     write_status(run, state="finished")
-    assert "will be published" in train.keep_wish(run.id, True, "zorp", True, False, False)
+    assert "will be published" in schedule(True, "zorp", True, False, False)
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(when_finished, "_tokens", {})  # as after a restart
-    (told,) = [html for html in train.look(run.id, {}) if isinstance(html, str) and "waits" in html]
-    assert "The LoRA waits to be published as zorp: sign in with `hf auth login`, then press Save." in told
+    monkeypatch.setattr(scheduled_push, "_tokens", {})  # as after a restart
+    message = when_finished.describe_scheduled(run)
+    waits = (
+        "The LoRA waits to be published as zorp: sign in with <code>hf auth login</code>, then press Save."
+    )
+    assert waits in message
     with pytest.raises(KnownFailure, match="only after a push"):
-        train.keep_wish(run.id, False, "zorp", True, True, False)
+        schedule(False, "zorp", True, True, False)
 
 
-def test_a_wish_file_is_read_or_refused_in_words(run):
+def test_a_scheduled_push_file_is_read_or_refused_in_words(run):
     file = run.path / "when_finished.json"
-    assert read_wish(run) == Wish()
+    assert read_scheduled_push(run) == ScheduledPush()
     file.write_text(
         '{"push": true, "name": "x", "private": false, "pause": false, "done": true, "reason": "y"}'
     )
-    assert read_wish(run) == Wish(Publication("x", private=False), True, "y")
+    assert read_scheduled_push(run) == ScheduledPush(Publication("x", private=False), True, "y")
     file.write_text(
         '{"push": false, "name": "", "private": true, "pause": false, "done": false, "reason": ""}'
     )
-    assert read_wish(run) == Wish()
+    assert read_scheduled_push(run) == ScheduledPush()
     for text in ("", "[]", "{}", '{"publication": {}}', '{"publication": {"name": "a b"}}'):
         file.write_text(text)
-        wish = read_wish(run)
-        assert wish.done and wish.reason.startswith("when_finished.json cannot be read, so nothing was done")
+        scheduled = read_scheduled_push(run)
+        assert scheduled.done and scheduled.reason.startswith(
+            "when_finished.json cannot be read, so nothing was done"
+        )
 
 
 # --- accounts, names, the Space
@@ -836,7 +832,7 @@ def test_good_names(name):
     ],
 )
 def test_bad_names(name):
-    with pytest.raises(HubError):
+    with pytest.raises(HubError, match=r"cannot be a name on the Hub: write a name, or owner/name, .*\.$"):
         check_name(name)
 
 

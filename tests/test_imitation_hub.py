@@ -14,10 +14,11 @@ import httpx2
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from imitation_hub import ImitationHub
-from real_layout import TRANSFORMER, save_qwen_vl_repository, save_z_image_repository
 from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3Model, Qwen3VLForConditionalGeneration
+
+from tests.support.imitation_hub import ImitationHub
+from tests.support.real_layout import TRANSFORMER, save_qwen_vl_repository, save_z_image_repository
 
 NAME = "Tongyi-MAI/Z-Image-Turbo"
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import ended, wait_for
 
+from dopsd_app import __version__
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset
 from dopsd_app.hub.card_pictures import card_pictures
@@ -20,17 +20,21 @@ from dopsd_app.jobs.drawing import unfinished_drawings
 from dopsd_app.jobs.events import StepDone, append_event, read_events
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.kinds import DRAW, KINDS
+from dopsd_app.jobs.launcher import LOG, LocalProcess
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.progress import PhaseProgress
+from tests.support.waiting import ended, wait_for
 
-TOY = Path(__file__).parent / "toy_kind.py"
+pytestmark = pytest.mark.process
+
+TOY = Path(__file__).parent / "support/toy_kind.py"
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """The toy kinds, known to this process and to the workers that it starts."""
     command = launcher.launcher.command
-    import toy_kind
+    from tests.support import toy_kind
 
     monkeypatch.setattr(launcher.launcher, "command", (sys.executable, str(TOY)))
     for kind in (toy_kind.ADD, toy_kind.ASIDE, toy_kind.KEEP):
@@ -59,6 +63,10 @@ def ask(runs_dir, kind, *numbers, seconds=0.0):
 # --- a kind in one file
 
 
+def read_first_line(file):
+    return file.read_text().splitlines()[0]
+
+
 def test_a_toy_kind_has_queue_events_result_and_failures(toy, runs_dir):
     first, second = ask(runs_dir, toy.ADD, 1, 2, 3, seconds=0.2), ask(runs_dir, toy.ADD, 4, "five")
     assert second.status.state == "queued"
@@ -69,6 +77,7 @@ def test_a_toy_kind_has_queue_events_result_and_failures(toy, runs_dir):
     assert ended(second).state == "failed"
     assert second.status.reason.startswith("Unexpected error, TypeError")
     assert "Traceback" in second.log_file.read_text()
+    assert f"version {__version__}, process {first.status.pid} begins" in read_first_line(first.log_file)
     assert second.result == {}
 
 
@@ -135,7 +144,7 @@ def test_two_folders_of_runs_share_the_card(toy, runs_dir, tmp_path):
 
 def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf 'A, 10, 9, GPU-1\\nB, 10, 9, GPU-2\\n'\n")
+    program.write_text("#!/bin/sh\nprintf 'A, 10, 9, GPU-1, 0\\nB, 10, 9, GPU-2, 0\\n'\n")
     program.chmod(0o755)
     code = "from dopsd_app.jobs.card import card_name; print(card_name())"
     for path, name in (
@@ -144,9 +153,22 @@ def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
     ):
         ours = os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": "1"}
         told = subprocess.run(
-            [sys.executable, "-c", code], env=ours, cwd=TOY.parents[1], capture_output=True, text=True
+            [sys.executable, "-c", code], env=ours, cwd=TOY.parents[2], capture_output=True, text=True
         )
         assert told.stdout.strip() == name, told.stderr
+
+
+def test_the_threads_of_a_worker_wait_without_keeping_a_core_busy(tmp_path, monkeypatch):
+    """On two cores with twenty other threads that made a step thirty times as fast; what is set stays."""
+    process = LocalProcess()
+    process.command = (sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        if given:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        (folder := tmp_path / expected).mkdir()
+        process.start(folder)
+        wait_for(lambda folder=folder: (folder / LOG).read_text().endswith("\n"))
+        assert (folder / LOG).read_text().strip() == expected
 
 
 # --- damage
@@ -166,7 +188,15 @@ def damaged_ways(content: bytes) -> dict[str, bytes | None]:
     }
 
 
-FILES = ("status.json", "config.json", "events.jsonl", "job.json", "log.txt", "check.json", "card/01.json")
+FILES = (
+    "status.json",
+    "config.json",
+    "events.jsonl",
+    "job.json",
+    "log.txt",
+    "lora_check.json",
+    "card/01.json",
+)
 WAYS = ("missing", *damaged_ways(b""))
 
 
@@ -190,7 +220,7 @@ def test_a_damaged_file_hurts_its_own_run_alone(runs_dir, name, way):
     assert unfinished_drawings(runs_dir) == []
     status = bad.status
     assert status.state == "stopped" or (status.state == "failed" and "status.json" in status.reason)
-    RunWatcher().look(bad)
+    RunWatcher().read(bad)
     card_pictures(bad)
     if name == "config.json" and way != "text in numbers":
         with pytest.raises(ValueError, match=r"config\.json is damaged"):

@@ -7,14 +7,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_method import make_example, trained
 
-from dopsd_app.checks.lora_check import check_lora
-from dopsd_app.jobs.runs import LORA_FILE
+from dopsd_app import __version__
+from dopsd_app.checks.lora_check import LoraCheck, check_lora
+from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.lora_file import LORA_SCHEMA, check_intact
+from dopsd_app.jobs.manifest import hash_file
+from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.method.lora_file import save_lora
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES
+from tests.support.encoded import make_example, trained
 
 
 @pytest.fixture
@@ -67,6 +71,7 @@ def test_the_metadata_says_how_it_was_made_and_holds_no_path(config, tmp_path):
         "trigger_word": "zorp",
     }
     assert "/" not in facts["base_model"]
+    assert (facts["schema"], facts["version"]) == (LORA_SCHEMA, __version__)
     assert set(facts["versions"]) == {"torch", "diffusers", "transformers", "peft"}
 
 
@@ -165,8 +170,8 @@ def test_a_bad_file_is_found(config, tmp_path, change, problem):
     result = check(base_model, config, path, conditioning)
     assert any(problem in said for said in result.problems)
     assert "kept" in result.summary
-    result.save(tmp_path / "check.json")
-    assert json.loads((tmp_path / "check.json").read_text())["passed"] is False
+    result.save(tmp_path / "lora_check.json")
+    assert json.loads((tmp_path / "lora_check.json").read_text())["passed"] is False
 
 
 def test_a_file_that_diffusers_refuses_is_a_failed_check_not_a_failed_run(config, tmp_path):
@@ -177,3 +182,21 @@ def test_a_file_that_diffusers_refuses_is_a_failed_check_not_a_failed_run(config
     result = check(base_model, config, path, conditioning)
     assert len(result.problems) == 1
     assert "Loading it back failed" in result.summary
+
+
+def test_the_check_of_an_earlier_version_is_found_under_its_old_name(tmp_path):
+    run = Run(tmp_path)
+    save_file({"weight": torch.ones(2)}, run.lora_file)
+    written = hash_file(run.lora_file)
+    LoraCheck(sha256=written).save(tmp_path / "check.json")
+    check_intact(run, run.lora_file)
+    run.lora_file.write_bytes(b"as a bad disk left it")
+    with pytest.raises(RunError, match="does not hold what was written"):
+        check_intact(run, run.lora_file)
+
+    # A run that goes on drops what was found before, and keeps what is found then under the new name.
+    run.check_file.unlink()
+    save_file({"weight": torch.zeros(2)}, run.lora_file)
+    LoraCheck(sha256=hash_file(run.lora_file)).save(run.check_file)
+    check_intact(run, run.lora_file)
+    assert {path.name for path in tmp_path.glob("*check*")} == {"lora_check.json"}

@@ -1,9 +1,12 @@
 import os
+import subprocess
+import sys
+import time
 
 import psutil
 import pytest
 
-from dopsd_app import gpus
+from dopsd_app import gpus, processor
 from dopsd_app.files import free_disk
 from dopsd_app.gpus import Gpu
 from dopsd_app.planning import machine
@@ -11,7 +14,9 @@ from dopsd_app.planning.machine import read_machine, torch_has_cuda
 
 GIB = 1024**3
 MIB = 1024**2
-TWO_CARDS = "NVIDIA GeForce RTX 4070, 12282, 11000, GPU-8f\\nNVIDIA A100-SXM4-40GB, 40960, 512, GPU-1c\\n"
+TWO_CARDS = (
+    "NVIDIA GeForce RTX 4070, 12282, 11000, GPU-8f, 35\\nNVIDIA A100-SXM4-40GB, 40960, 512, GPU-1c, [N/A]\\n"
+)
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="the imitation is a shell script")
 pytestmark = posix_only
@@ -51,8 +56,8 @@ def limits(tmp_path, monkeypatch):
 def test_cards_are_what_the_driver_says(nvidia_smi):
     nvidia_smi(f"printf '{TWO_CARDS}'")
     assert read_machine().gpus == (
-        Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB, "GPU-8f"),
-        Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB, "GPU-1c"),
+        Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB, "GPU-8f", 0.35),
+        Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB, "GPU-1c", 0.0),
     )
 
 
@@ -60,7 +65,7 @@ def test_the_driver_is_asked_for_plain_numbers(nvidia_smi, tmp_path):
     nvidia_smi(f'echo "$@" > {tmp_path}/asked')
     read_machine()
     assert (tmp_path / "asked").read_text().split() == [
-        "--query-gpu=name,memory.total,memory.free,uuid",
+        "--query-gpu=name,memory.total,memory.free,uuid,utilization.gpu",
         "--format=csv,noheader,nounits",
     ]
 
@@ -76,7 +81,7 @@ def test_the_answer_is_remembered_for_a_moment(nvidia_smi, tmp_path):
     "script",
     [
         "echo No devices were found; exit 6",
-        "echo 'NVIDIA Thor, [N/A], [N/A], GPU-2'",
+        "echo 'NVIDIA Thor, [N/A], [N/A], GPU-2, 0'",
         "echo 'Failed to initialize NVML: Driver/library version mismatch'",
         "exec 1>&-",
     ],
@@ -128,3 +133,49 @@ def test_torch_is_asked_by_its_files():
     import torch
 
     assert torch_has_cuda() == (torch.version.cuda is not None)
+
+
+# --- how much the processor is wanted
+
+
+@pytest.fixture
+def processor_says(monkeypatch):
+    """Sets what psutil tells of a computer with 8 cores, of which we may use 2."""
+
+    def say(percent, average):
+        processor._read_load.cache_clear()
+        monkeypatch.setattr(psutil, "cpu_percent", lambda interval: percent)
+        monkeypatch.setattr(psutil, "getloadavg", lambda: (average, 0.0, 0.0))
+        monkeypatch.setattr(psutil, "cpu_count", lambda: 8)
+        monkeypatch.setattr(processor, "count_cores", lambda: 2)
+
+    yield say
+    processor._read_load.cache_clear()
+
+
+def test_a_processor_with_room_is_wanted_by_what_is_at_work(processor_says):
+    processor_says(25.0, 30.0)  # the average still remembers what has ended
+    assert read_machine().load == 0.5  # a quarter of our 2 cores
+
+
+def test_of_a_full_processor_the_average_tells_how_many_wait(processor_says):
+    processor_says(100.0, 24.0)
+    assert read_machine().load == 6.0  # our share of what all 8 cores are wanted for
+    processor_says(100.0, 0.0)  # Windows, where psutil has just begun to count
+    assert read_machine().load == 2.0
+
+
+def test_what_really_runs_here_is_seen():
+    processor._read_load.cache_clear()
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * psutil.cpu_count())
+    ]
+    try:
+        time.sleep(0.3)  # until they run
+        processor._read_load.cache_clear()
+        assert read_machine().load >= 0.9 * processor.count_cores()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        processor._read_load.cache_clear()

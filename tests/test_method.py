@@ -6,7 +6,6 @@ from dataclasses import replace
 import bitsandbytes as bnb
 import pytest
 import torch
-from conftest import make_picture
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.method import randomness
@@ -19,17 +18,7 @@ from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.rollout import rollout
 from dopsd_app.method.step import micro_batches, optimizer_step, prepare
 from dopsd_app.models.load import load_base_model
-from dopsd_app.models.protocol import NO_PICTURES, Pictures
-
-
-def make_example(base_model, seed, *captions, height=32, width=32):
-    picture = make_picture(seed, width, height)
-    return EncodedExample(
-        student=tuple(base_model.encode(NO_PICTURES, caption, "student") for caption in captions),
-        teacher=tuple(base_model.encode(Pictures(picture), caption, "teacher") for caption in captions),
-        height=height,
-        width=width,
-    )
+from tests.support.encoded import gradients_of, make_example, trained
 
 
 def take_step(base_model, config, examples, optimizer, step):
@@ -45,15 +34,6 @@ def example(tiny_z_image):
 @pytest.fixture
 def noise():
     return torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(5))
-
-
-def trained(base_model, size=0.05):
-    """Gives both adapters an effect of their own: B starts at zero."""
-    for seed, adapter in enumerate(base_model.transformer.peft_config):
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in adapter_weights(base_model.transformer, adapter).items():
-            if "lora_B" in name:
-                weight.data = size * torch.randn(weight.shape, generator=generator)
 
 
 def gradients(base_model):
@@ -265,10 +245,6 @@ def test_micro_batches_of_one_and_four_give_the_same_gradient(tiny_z_image, tiny
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert all(gradient.any() for gradient in students[0])
     torch.testing.assert_close(students[0], students[1], atol=1e-7, rtol=1e-3)
-
-
-def gradients_of(optimizer):
-    return [weight.grad.clone() for weight in optimizer.param_groups[0]["params"]]
 
 
 def test_passes_hold_one_picture_size_and_cover_the_batch(tiny_config):

@@ -13,7 +13,8 @@ from benchmarks import jobs, method, method_picture, rows, scores, tables
 from benchmarks.concepts import NeutralData, captions_of, concepts_of, encode_concept, encode_neutral
 from benchmarks.levers import LEVERS, Walk
 from benchmarks.methods import METHODS, PAPERS_SETTINGS, Method, Training, products, train
-from benchmarks.rows import LOOKS, Job, best_settings, product
+from benchmarks.record import RESULTS
+from benchmarks.rows import CURVE_BUDGETS, Job, best_settings, product
 from dopsd_app.checks.judge.world import (
     BACKGROUND_WORDS,
     Scene,
@@ -29,8 +30,11 @@ from dopsd_app.method.step import draw_batch, micro_batches, prepare
 from dopsd_app.models.load import load_base_model
 from pocket.captions import asked_of
 
-# torch's compiler, as it is imported, uses what torch itself calls old.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`")
+pytestmark = [
+    pytest.mark.benchmark,
+    # torch's compiler, as it is imported, uses what torch itself calls old.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method`"),
+]
 
 
 def test_development_and_test_concepts_are_held_out_and_apart():
@@ -385,10 +389,10 @@ def test_levers_are_compared_by_the_passes_from_which_they_keep_the_recipes_scor
     }
     lines = sweep("dopsd_ema", {(1e-3, 1200, concept): 1.0 for concept in range(5)})
     lines += [
-        row("levers", name, 0, rate, budget + 10, fidelity, budgets=LOOKS)
+        row("levers", name, 0, rate, budget + 10, fidelity, budgets=CURVE_BUDGETS)
         for name, rates in scores.items()
         for rate, values in rates.items()
-        for budget, fidelity in zip(LOOKS, values, strict=True)
+        for budget, fidelity in zip(CURVE_BUDGETS, values, strict=True)
     ]
     lines_file.write_text("".join(lines))
     table = tables.make_levers_table("levers")
@@ -415,7 +419,9 @@ def test_levers_are_compared_by_the_passes_from_which_they_keep_the_recipes_scor
 def test_a_lever_that_was_not_run_on_all_that_the_recipe_was_is_left_out(lines_file):
     lines = sweep("dopsd_ema", {(1e-3, 1200, concept): 1.0 for concept in range(5)})
     for name, concepts in {"dopsd_ema": (0, 1), "K = 1": (0, 1), "K = 2": (0,)}.items():
-        lines += [row("levers", name, concept, 1e-3, 1200, 0.5, budgets=LOOKS[-1:]) for concept in concepts]
+        lines += [
+            row("levers", name, concept, 1e-3, 1200, 0.5, budgets=CURVE_BUDGETS[-1:]) for concept in concepts
+        ]
     lines_file.write_text("".join(lines))
     named = [name.split(",")[0] for name in tables.make_levers_table("levers")]
     assert named == ["dopsd_ema", "K = 1"]
@@ -438,9 +444,9 @@ def test_longer_runs_are_compared_at_their_own_rate_and_passes(lines_file):
     }
     lines_file.write_text(
         "".join(
-            row("long", name, concept, rate, budget, fidelity + concept / 100, budgets=rows.LONG_LOOKS)
+            row("long", name, concept, rate, budget, fidelity + concept / 100, budgets=rows.LONG_BUDGETS)
             for (name, rate), values in found.items()
-            for budget, fidelity in zip(rows.LONG_LOOKS, values, strict=True)
+            for budget, fidelity in zip(rows.LONG_BUDGETS, values, strict=True)
             for concept in range(2)
             if (name, concept) != ("pso", 1)
         )
@@ -631,3 +637,9 @@ def test_other_steps_and_pictures_are_of_the_first_seed_and_the_teacher_has_no_d
     assert not list(rows.PICTURES.iterdir())
     (line,) = method.run_job(Job("test", "teacher", 5, 1, 1e-3, (0,)))
     assert "drift" not in line["scores"]
+
+
+def test_the_table_in_the_documents_is_the_files():
+    measured = json.loads((RESULTS / "method.json").read_text())["test"]
+    shown = (RESULTS.parent.parent / "docs" / "method.md").read_text(encoding="utf-8")
+    assert tables.as_markdown(measured) in shown

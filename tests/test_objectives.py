@@ -8,7 +8,6 @@ import gradio as gr
 import pytest
 import torch
 from safetensors import safe_open
-from test_method import gradients_of, make_example, make_picture, trained
 
 from dopsd_app import config as settings
 from dopsd_app.config import OBJECTIVES, ConfigError, ObjectiveFacts, TrainConfig
@@ -29,7 +28,10 @@ from dopsd_app.models.z_image import ZImage
 from dopsd_app.models.z_image_facts import Z_IMAGE
 from dopsd_app.planning.cost import step_work
 from dopsd_app.train import train
-from dopsd_app.ui import plan
+from dopsd_app.ui.plan import plan_step
+from tests.support.encoded import gradients_of, make_example, trained
+from tests.support.layout import lay_out
+from tests.support.pictures import make_picture
 
 OTHERS = [name for name in OBJECTIVES if name != "dopsd"]
 
@@ -61,7 +63,7 @@ def lora_mark(run):
 
 
 def test_each_objective_has_its_class_and_its_facts():
-    assert objectives.OBJECTIVES.keys() == OBJECTIVES.keys()
+    assert objectives.OBJECTIVE_CLASSES.keys() == OBJECTIVES.keys()
     with pytest.raises(ConfigError, match=r"`objective` must be one of dopsd, sft, .*, got 'dpo'"):
         TrainConfig(objective="dpo")
 
@@ -199,16 +201,15 @@ def test_file_and_card_name_what_the_lora_was_trained_by(new_run, tiny_config):
 
 def test_the_page_offers_two_and_what_a_copied_run_had(tmp_path):
     draft = new_draft(tmp_path)
+    step = lay_out(lambda _: plan_step())
 
-    def offered():
-        (choice,) = [part for part in plan.show(draft) if isinstance(part, gr.Dropdown)]
+    def offered(draft):
+        (choice,) = [part for part in step.show(draft).values() if isinstance(part, gr.Dropdown)]
         return [value for _, value in choice.choices], choice.value
 
-    assert offered() == (["dopsd", "sft"], "dopsd")
-    set_settings(draft, objective="sft")
-    assert offered() == (["dopsd", "sft"], "sft")
-    set_settings(draft, objective="pso")
-    assert offered() == (["dopsd", "sft", "pso"], "pso")
+    assert offered(draft) == (["dopsd", "sft"], "dopsd")
+    assert offered(set_settings(draft, objective="sft")) == (["dopsd", "sft"], "sft")
+    assert offered(set_settings(draft, objective="pso")) == (["dopsd", "sft", "pso"], "pso")
 
 
 # --- a new objective: this class and its facts
@@ -226,7 +227,8 @@ class Stillness(Objective):
 
 def test_a_new_objective_is_a_class_and_its_facts(new_run, tiny_config, monkeypatch):
     monkeypatch.setitem(settings.OBJECTIVES, "stillness", ObjectiveFacts("Stillness", "0000.00000", "a toy"))
-    monkeypatch.setitem(objectives.OBJECTIVES, "stillness", Stillness)
+    monkeypatch.setitem(settings.SETTINGS["objective"].choices, "stillness", "Stillness")
+    monkeypatch.setitem(objectives.OBJECTIVE_CLASSES, "stillness", Stillness)
     config = replace(tiny_config, objective="stillness", steps=12, learning_rate=1e-2, batch_size=4)
     run = new_run(config)
     losses = [event.loss for event in train(run) if isinstance(event, StepDone)]

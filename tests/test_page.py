@@ -5,23 +5,17 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-from browser import Visit, box, unfold
-from conftest import make_picture
-from page_server import PageServer, wait_for
 from playwright.sync_api import expect
-from test_page_runs import at_plan, make_draft
 
 from dopsd_app.data.drafts import current_draft
 from dopsd_app.jobs.runs import list_runs
 from dopsd_app.models.catalog import find_base_model
+from tests.support.browser import Visit, box, settled, unfold
+from tests.support.page_server import PageServer, wait_for
+from tests.support.page_steps import HOSTILE, TRIGGER, at_plan, fill_captions, make_draft
+from tests.support.pictures import make_picture
 
-HOSTILE = (
-    'zorp <img src=x onerror="window.hit=1;alert(1)">',
-    "zorp ${alert(1)} {{constructor.constructor('alert(2)')()}}",
-    "zorp </textarea></script><script>window.hit=3;alert(3)</script>",
-    "zorp \"quoted\" 'twice' `thrice` &lt;b&gt; \u202eright to left\u202c \u200f\u05d0",
-)
-TRIGGER = "zorp<svg onload=\"window.hit=4;alert('4')\">"
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -118,21 +112,9 @@ def test_the_twenty_first_picture_is_refused_by_name(page, files):
     expect(page.locator("#to-teacher")).to_be_enabled()
 
 
-def fill_captions(page, server):
-    """Writes the trigger word and hostile captions into the first boxes; comes back when they are kept."""
-    box(page, "trigger").fill(TRIGGER)
-    for number, text in enumerate(HOSTILE, start=1):
-        box(page, f"caption-{number}").fill(text)
-    draft = current_draft(server.drafts)
-    count = len(HOSTILE)
-    wait_for(lambda: tuple(item.caption for item in draft.items[:count]) == HOSTILE, "the captions")
-    wait_for(lambda: draft.trigger_word == TRIGGER, "the trigger word")
-    return draft
-
-
 def test_a_reload_loses_no_picture_caption_word_or_setting(page, server, files):
     upload(page, files(4), 4)
-    draft = fill_captions(page, server)
+    fill_captions(page, server)
     page.reload()
     expect(page.locator(".slot:visible")).to_have_count(4)
     expect(box(page, "caption-4")).to_have_value(HOSTILE[3])
@@ -146,7 +128,7 @@ def test_a_reload_loses_no_picture_caption_word_or_setting(page, server, files):
     box(page, "set-preview-prompts").fill("zorp at home\nzorp abroad")
     unfold(page, "more")
     page.locator("#set-gradient-checkpointing input").check()
-    wait_for(lambda: draft.settings.get("gradient_checkpointing"), "the last setting")
+    wait_for(lambda: current_draft(server.drafts).settings.get("gradient_checkpointing"), "the last setting")
     page.reload()
     expect(page.locator("#needs dl")).to_contain_text("17")
     expect(box(page, "set-name")).to_have_value("My zörp")
@@ -158,17 +140,20 @@ def test_a_reload_loses_no_picture_caption_word_or_setting(page, server, files):
 
 def test_what_is_typed_or_pasted_is_kept_though_the_box_is_never_left(page, server, files):
     upload(page, files(4), 4)
-    draft = current_draft(server.drafts)
+
+    def kept(number):
+        return current_draft(server.drafts).items[number - 1].caption
+
     text = box(page, "caption-2")
     text.press("End")
     text.press_sequentially(", typed")
     text.press("Backspace")
-    wait_for(lambda: draft.items[1].caption == "zorp, number 2, type", "the last key")
+    wait_for(lambda: kept(2) == "zorp, number 2, type", "the last key")
     box(page, "caption-3").focus()
     page.keyboard.press("ControlOrMeta+a")
     pasted = "pasted " + "x" * 1993
     page.keyboard.insert_text(pasted)  # as the clipboard, an input method or a dictation does
-    wait_for(lambda: draft.items[2].caption == pasted, "what was pasted")
+    wait_for(lambda: kept(3) == pasted, "what was pasted")
     page.reload()
     expect(box(page, "caption-3")).to_have_value(pasted)
     assert captions(page)[1] == "zorp, number 2, type"
@@ -178,7 +163,7 @@ def test_an_empty_caption_is_said_beside_its_picture(page, files):
     upload(page, files(4), 4)
     box(page, "caption-3").fill("")
     box(page, "caption-3").blur()
-    expect(page.locator("#said-3 .problem")).to_contain_text("empty")
+    expect(page.locator("#message-3 .problem")).to_contain_text("empty")
     expect(page.locator("#to-teacher")).to_be_disabled()
 
 
@@ -222,7 +207,7 @@ def on_its_way(page, server, component):
         else:
             route.continue_()
 
-    page.route("**/run/predict*", hold)
+    page.route("**/queue/join*", hold)
     yield
     for _ in range(600):
         if held:
@@ -231,15 +216,57 @@ def on_its_way(page, server, component):
     assert held
     for route in held:
         route.continue_()
-    page.unroute("**/run/predict*")
+    page.unroute("**/queue/join*")
 
 
 def test_the_last_words_count_though_they_are_still_on_their_way(page, server, files):
     upload(page, files(4), 4)
+    text = box(page, "caption-3")
     with on_its_way(page, server, "caption-3"):
-        box(page, "caption-3").fill("")
-        box(page, "caption-3").blur()
-        expect(page.locator("#said-3 .problem")).to_contain_text("empty")
+        text.fill("the first")
+        text.fill("the second")
+        text.fill("")
+    expect(page.locator("#message-3 .problem")).to_contain_text("empty")
+    assert current_draft(server.drafts).items[2].caption == ""
+
+
+def test_a_picture_that_another_tab_removed_is_told_where_its_caption_is_typed(visit, files):
+    page = visit.open()
+    page.click("#fresh")
+    expect(page.locator(".slot:visible")).to_have_count(0)
+    upload(page, files(5), 5)
+    other = visit.open()
+    expect(other.locator(".slot:visible")).to_have_count(5)
+    other.click("#remove-1")
+    expect(other.locator(".slot:visible")).to_have_count(4)
+    box(page, "caption-1").fill("still there?")
+    expect(page.locator(".toast-body")).to_contain_text("This picture is no longer in the draft")
+
+
+def test_back_leads_to_the_step_before_and_forward_to_the_next(visit, files):
+    page = visit.open()
+    page.click("#fresh")
+    expect(page.locator(".slot:visible")).to_have_count(0)
+    upload(page, files(4), 4)
+    page.click("#to-teacher")
+    expect(page.locator("#check")).to_be_visible()
+    page.click("#to-plan")
+    expect(page.locator("#start")).to_be_enabled()
+    page.go_back()
+    expect(page.locator("#check")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#upload")).to_be_visible()
+    page.go_forward()
+    expect(page.locator("#check")).to_be_visible()
+    page.go_forward()
+    expect(page.locator("#start")).to_be_enabled()
+    page.click("#step-pictures-button")
+    expect(page.locator("#upload")).to_be_visible()
+    page.wait_for_function("history.state.place == 1")
+    page.reload()
+    settled(page)
+    page.go_back()
+    expect(page.locator("#start")).to_be_enabled()
 
 
 # --- to a run

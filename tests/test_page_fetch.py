@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Visit, box, unfold
 from huggingface_hub import ModelCard
-from imitation_hub import ImitationHub
-from page_server import PageServer, wait_for
 from PIL import Image
 from playwright.sync_api import expect
-from real_layout import save_qwen_vl_repository, save_z_image_repository
 
 from dopsd_app.data.drafts import current_draft, set_settings
 from dopsd_app.jobs.runs import list_runs
+from tests.support.browser import Visit, box, unfold
+from tests.support.imitation_hub import ImitationHub
+from tests.support.page_server import PageServer, wait_for
+from tests.support.real_layout import save_qwen_vl_repository, save_z_image_repository
+
+pytestmark = pytest.mark.browser
 
 TOKEN = "hf_marked7Qx41kTokenOfAnn"
 Z_IMAGE, QWEN, FINE_TUNE = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen3-VL-4B-Instruct", "Ann/z-image-comic"

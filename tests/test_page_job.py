@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import Visit, box, settled, unfold
 from huggingface_hub import ModelCard
-from imitation_hub import ImitationHub, Repository
-from page_server import PageServer, all_bytes, wait_for
 from playwright.sync_api import expect
 from safetensors import safe_open
-from test_page import HOSTILE, TRIGGER, fill_captions
 
 from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import Run, complete_checkpoints, list_runs
+from tests.support.browser import Visit, box, settled, unfold
+from tests.support.imitation_hub import ImitationHub, Repository
+from tests.support.page_server import PageServer, all_bytes, wait_for
+from tests.support.page_steps import HOSTILE, TRIGGER, fill_captions
+
+pytestmark = pytest.mark.browser
 
 TOKEN = "hf_onlyhere5Wz93TokenOfAnn"
 MARK = "onlyhere5Wz93"
@@ -34,7 +36,7 @@ def hub():
 @pytest.fixture(scope="module")
 def server(hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    with PageServer(folder, hub.environment(folder / "home")) as server:
+    with PageServer(folder, hub.environment(folder / "home"), fork_workers=False) as server:
         yield server
 
 
@@ -175,6 +177,21 @@ def test_hostile_words_are_text_where_the_lora_is_tried_and_on_its_card(trying):
     assert page.locator("[onerror], [onload]").count() == 0
 
 
+def test_a_drawn_picture_is_there_again_when_the_page_is_loaded_anew(trying, visit):
+    box(trying.page, "seed").fill("6")
+    trying.page.click("#draw")
+    expect(trying.page.locator("#draw")).to_be_enabled()
+    page = visit.open(f"?run={trying.run.id}")
+    page.click("#to-try")
+    page.wait_for_selector("#slider img")
+    expect(box(page, "seed")).to_have_value("6")
+    expect(box(page, "prompt")).to_have_value(HOSTILE[0])
+    page.goto(page.url.partition("?")[0])  # as a reload, without the run in the address
+    settled(page)
+    page.wait_for_selector("#slider img")
+    expect(page.locator("#keep")).to_be_enabled()
+
+
 def publish(page, name, token=TOKEN):
     """Presses Publish and waits for what is said then."""
     box(page, "repo-name").fill(name)
@@ -261,7 +278,7 @@ def test_a_typed_token_is_nowhere_afterwards(trying, server, hub):
     expect(box(page, "token")).to_have_value("")
     assert hub.asked("PUT|POST")[-1].token == TOKEN  # the mark is what was sent
     assert MARK not in page.evaluate(KEPT_BY_THE_BROWSER)
-    assert page.evaluate("Object.keys(localStorage)") == ["dopsd-place"]
+    assert page.evaluate("Object.keys(localStorage)") == ["dopsd-place", "dopsd-run"]
     page.reload()
     settled(page)
     assert MARK not in page.evaluate(KEPT_BY_THE_BROWSER)
@@ -322,7 +339,7 @@ def walk(page, run):
     separator = "&" if "?" in page.url else "?"
     page.goto(f"{page.url}{separator}run={run.id}")
     page.wait_for_selector("#samples img")
-    for name, inside in (("log", "#log-text"), ("when-finished", "#wish-name")):
+    for name, inside in (("log", "#log-text"), ("when-finished", "#scheduled-name")):
         unfold(page, name)
         page.wait_for_selector(f"{inside}:visible")
     yield "train"
@@ -336,18 +353,22 @@ def walk(page, run):
     yield "try"
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
-def test_every_step_is_accessible_and_fits_the_screen(browser, server, trying, theme, width):
-    visit, axe = Visit(browser, server.url, width=width), Axe()
-    page = visit.open("?__theme=dark" if theme == "dark" else "")
-    assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
+def test_every_step_is_accessible_and_fits_the_screen(visit, trying):
+    page, axe = visit.open(), Axe()
     found, widths = {}, {}
     for step in walk(page, trying.run):
-        page.wait_for_function("document.getAnimations().every(it => it.playState != 'running')")
-        violations = axe.run(page).response["violations"]
-        if violations:
-            found[step] = [(it["id"], [node["html"][:200] for node in it["nodes"]]) for it in violations]
-        widths[step] = page.evaluate("document.scrollingElement.scrollWidth")
+        for theme, width in (("light", 1280), ("dark", 390)):
+            page.emulate_media(color_scheme=theme)
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_function(
+                "dark => document.body.classList.contains('dark') == dark", arg=theme == "dark"
+            )
+            page.wait_for_function("document.getAnimations().every(it => it.playState != 'running')")
+            violations = axe.run(page).response["violations"]
+            if violations:
+                nodes = [(it["id"], [node["html"][:200] for node in it["nodes"]]) for it in violations]
+                found[step, theme] = nodes
+            widths[step, width] = page.evaluate("document.scrollingElement.scrollWidth")
+        page.set_viewport_size({"width": 1280, "height": 900})
     assert found == {}
-    assert set(widths.values()) == {width}
-    visit.close()
+    assert {where: shown for where, shown in widths.items() if shown != where[1]} == {}

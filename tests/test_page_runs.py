@@ -8,18 +8,20 @@ import signal
 
 import psutil
 import pytest
-from browser import Visit, box, settled
-from page_server import ROOT, PageServer, wait_for
 from playwright.sync_api import expect
 
-from dopsd_app.data.drafts import draft_config, draft_dataset, set_settings
-from dopsd_app.data.uploads import load_example
+from dopsd_app.data.drafts import draft_config, draft_dataset
+from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.queue import enqueue, send_command
 from dopsd_app.jobs.runs import create_run, latest_checkpoint, list_runs
+from tests.support.browser import Visit, box, settled
+from tests.support.finished_run import finish
+from tests.support.page_server import ROOT, PageServer, wait_for
+from tests.support.page_steps import LONG, at_plan, make_draft
 
-EXAMPLE_WORKER = str(ROOT / "tests" / "example_worker.py")
-LONG = 50_000  # steps: more than any test waits for
-QUICK = {"preview_every": 0, "checkpoint_every": 50}
+pytestmark = pytest.mark.browser
+
+EXAMPLE_WORKER = str(ROOT / "tests/support/example_worker.py")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,6 @@ def end_all(server):
 @pytest.fixture
 def idle(server):
     end_all(server)
-
-
-def make_draft(server, **settings):
-    draft = load_example(server.drafts, "zorp")
-    set_settings(draft, steps=LONG, **QUICK, **settings)
-    return draft
 
 
 @pytest.fixture
@@ -77,16 +73,31 @@ def moves(page):
     wait_for(lambda: shown_step(page) > first, "the next step on the page")
 
 
+@pytest.fixture(scope="module")
+def tab(browser, server):
+    """A tab that stays open from one test to the next."""
+    visit = Visit(browser, server.url)
+    yield visit.open()
+    visit.close()
+
+
+@pytest.fixture
+def page(tab, working):
+    """That tab, in which the run at work is shown."""
+    choose(tab, working)
+    expect(tab.locator("#run-status")).to_contain_text("Training")
+    return tab
+
+
 # --- one job at a time
 
 
-def at_plan(visit):
-    page = visit.open()
-    page.click("#step-pictures-button")
-    page.click("#to-teacher")
-    page.click("#to-plan")
-    expect(page.locator("#start")).to_be_enabled()
-    return page
+def choose(page, run):
+    """Has the page, wherever it is, show this run."""
+    page.click("#to-runs")
+    # Not `check`: under a click that is just answered, the list may be made anew.
+    page.click(f"#runs input[value='{run.id}']")
+    expect(page.locator(f"#runs input[value='{run.id}']")).to_be_checked()
 
 
 def chosen(page):
@@ -175,8 +186,7 @@ def test_a_killed_server_takes_no_run_with_it_and_the_open_page_works_on_when_it
     moves(settled(page))
 
 
-def test_nothing_is_drawn_beside_a_training_and_the_page_says_why(visit, working):
-    page = visit.open()
+def test_nothing_is_drawn_beside_a_training_and_the_page_says_why(page, working):
     page.click("#step-pictures-button")
     page.click("#to-teacher")
     page.click("#check")
@@ -187,9 +197,7 @@ def test_nothing_is_drawn_beside_a_training_and_the_page_says_why(visit, working
 # --- how runs end
 
 
-def test_a_killed_worker_is_shown_as_interrupted_and_resume_goes_on_from_its_checkpoint(visit, working):
-    page = visit.open()
-    expect(page.locator("#run-status")).to_contain_text("Training")
+def test_a_killed_worker_is_shown_as_interrupted_and_resume_goes_on_from_its_checkpoint(page, working):
     os.kill(working.status.pid, signal.SIGKILL)
     status = page.locator("#run-status")
     expect(status).to_contain_text("Interrupted")
@@ -209,8 +217,7 @@ def test_a_killed_worker_is_shown_as_interrupted_and_resume_goes_on_from_its_che
     assert "Resumed" in working.log_file.read_text()
 
 
-def test_a_stopped_run_says_so_keeps_a_checkpoint_and_can_be_resumed(visit, working):
-    page = visit.open()
+def test_a_stopped_run_says_so_keeps_a_checkpoint_and_can_be_resumed(page, working):
     page.click("#stop")
     expect(page.locator("#run-status")).to_contain_text("Stopped")
     assert int(latest_checkpoint(working).name) == working.status.step
@@ -219,8 +226,7 @@ def test_a_stopped_run_says_so_keeps_a_checkpoint_and_can_be_resumed(visit, work
     expect(page.locator("#to-try")).to_be_enabled()
 
 
-def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(visit, working):
-    page = visit.open()
+def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(page, working):
     page.click("#stop")
     expect(page.locator("#run-status")).to_contain_text("Stopped")
     for more in (7, 3):  # stopped, and then finished
@@ -239,10 +245,8 @@ def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(visit, workin
     expect(page.locator("#go-on")).to_be_hidden()
 
 
-def test_a_look_that_arrives_late_is_put_right_by_the_next(visit, working):
-    page = visit.open()
+def test_a_look_that_arrives_late_is_put_right_by_the_next(page, working):
     status = page.locator("#run-status")
-    expect(status).to_contain_text("Training")
     looks = []
 
     def hold(route):
@@ -270,14 +274,32 @@ def test_a_look_that_arrives_late_is_put_right_by_the_next(visit, working):
     wait_for(lambda: shown_step(page) == working.status.step, "its last step on the page")
 
 
+def test_a_run_of_another_base_than_the_chosen_one_can_be_used_again(visit, server, idle):
+    draft = make_draft(server)
+    run = finish(create_run(server.runs, draft_config(draft), draft_dataset(draft)))
+    write_status(run, state="finished", step=LONG)
+    page = visit.open()
+    page.click("#step-pictures-button")
+    page.locator("#base input[value='z-image-turbo']").check()
+    page.locator("#kind input[value='style']").check()
+    page.click("#to-runs")
+    page.locator(f"#runs input[value='{run.id}']").check()
+    page.click("#clone")
+    expect(page.locator("#preset input:checked")).to_have_value("pocket")
+    expect(box(page, "set-steps")).to_have_value(str(LONG))
+    box(page, "set-steps").fill("7")
+    expect(page.locator("#needs")).to_contain_text("7")
+    expect(page.locator("#start")).to_be_enabled()
+    assert "not in the list of choices" not in server.output.read_text()
+    assert page.locator(".toast-body").count() == 0
+
+
 def test_delete_takes_the_run_that_was_asked_about(server):
     draft = make_draft(server)
     asked, other = (create_run(server.runs, draft_config(draft), draft_dataset(draft)) for _ in range(2))
-    tab = {"session": "hesitates"}
-    server.event(server.entrance, [{"run": asked.id, "step": 4}], **tab)
-    server.event(server.numbers("delete")[0], [None], **tab)
-    server.event(server.numbers("runs")[0], [other.id, {}], **tab)
-    server.event(server.numbers("really-delete")[0], [None, None, {}], **tab)
+    asking = server.numbers("delete")[0]
+    subject = server.event(asking, [asked.id])["data"][2]
+    server.event(server.numbers("really-run")[0], [subject, other.id, {}])
     assert not asked.path.exists()
     assert other.path.exists()
 
@@ -305,9 +327,9 @@ def test_delete_asks_first_and_then_takes_that_run_alone(visit, server):
     page = visit.open(f"?run={run.id}")
     page.click("#delete")
     page.click("#keep-run")
-    expect(page.locator("#really-delete")).to_be_hidden()
+    expect(page.locator("#really-run")).to_be_hidden()
     assert run.path.exists()
     page.click("#delete")
-    page.click("#really-delete")
+    page.click("#really-run")
     expect(page.locator(f"#runs input[value='{run.id}']")).to_have_count(0)
     assert set(list_runs(server.runs)) == others

@@ -16,7 +16,6 @@ from dopsd_app.data.pictures import (
     Note,
     PicturesError,
     Problem,
-    bucket,
     copy_examples,
     crop,
     load_picture,
@@ -797,33 +796,6 @@ def test_copies_never_mix_with_what_is_there(folder, tmp_path):
 
 
 # Shapes
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "resolution", "multiple", "expected"),
-    [
-        (500, 500, 64, 8, (64, 64)),
-        (4000, 3990, 1024, 16, (1024, 1024)),
-        (1500, 1000, 1024, 16, (832, 1248)),  # 1024 / sqrt(1.5) = 836.1, 1024 * sqrt(1.5) = 1254.1
-        (1920, 1080, 1024, 16, (768, 1360)),  # 768.0, 1365.3
-        (1080, 1920, 1024, 16, (1360, 768)),
-        (5000, 1000, 1024, 16, (720, 1456)),  # the widest: 724.1, 1448.2
-        (1000, 5000, 1024, 16, (1456, 720)),
-        (400, 300, 512, 32, (448, 576)),  # 443.4, 591.2
-    ],
-)
-def test_a_bucket_has_the_area_and_nearly_the_shape(width, height, resolution, multiple, expected):
-    assert bucket(width, height, resolution, multiple) == expected
-
-
-def test_buckets_keep_their_promises_for_every_shape():
-    for width in range(256, 2048, 61):
-        height, bucket_width = bucket(width, 700, 512, 16)
-        assert height % 16 == bucket_width % 16 == 0
-        assert abs(height * bucket_width / 512**2 - 1) < 0.06
-        if 350 <= width <= 1400:
-            assert 0.8 < (bucket_width / height) / (width / 700) < 1.25
-        assert bucket(700, width, 512, 16) == (bucket_width, height)
 
 
 def test_a_crop_is_the_middle_and_nothing_is_stretched():

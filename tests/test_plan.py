@@ -1,22 +1,28 @@
+import os
+import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.config import TrainConfig, list_presets, load_preset, make_config
 from dopsd_app.gpus import Gpu
 from dopsd_app.jobs.events import StepDone, append_event
+from dopsd_app.jobs.job import create_job, write_status
+from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
+from dopsd_app.jobs.launcher import process_started
+from dopsd_app.jobs.promise import Promise, keep_promise
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method import checkpoint
 from dopsd_app.models.architecture import PassTokens
 from dopsd_app.models.catalog import CATALOG, find_facts
 from dopsd_app.planning import cost
-from dopsd_app.planning.cost import memory, step_work
+from dopsd_app.planning.cost import CARDS, least_card, memory, picture_work, step_work
 from dopsd_app.planning.machine import Machine
-from dopsd_app.planning.pace import DATA_SHEET, REACHED
-from dopsd_app.planning.plan import make_plan
-from dopsd_app.progress import words_for_time
+from dopsd_app.planning.pace import DATA_SHEET, NF4_SLOWER, REACHED
+from dopsd_app.planning.plan import make_plan, tell_apart
+from dopsd_app.progress import PhaseProgress, words_for_count, words_for_time
 
 GIB = 1024**3
 Z_IMAGE_TURBO = CATALOG["z-image-turbo"].sizes
@@ -25,9 +31,11 @@ Z_IMAGE = TrainConfig(base_model="z-image-turbo", resolution=512)
 LAPTOP = Machine((), False, 16 * GIB, 12 * GIB, 8)
 
 
-def with_card(name="NVIDIA GeForce RTX 4090", size=24, free=None):
-    free = size - 0.5 if free is None else free
-    return Machine((Gpu(name, size * GIB, int(free * GIB)),), True, 64 * GIB, 50 * GIB, 16)
+def with_card(name="NVIDIA GeForce RTX 4090", size=24, free=None, exactly=None):
+    """Sizes in GB of 2^30 bytes; `exactly` stands for both: a card of which all is free."""
+    total = exactly or size
+    free = exactly or (size - 0.5 if free is None else free)
+    return Machine((Gpu(name, int(total * GIB), int(free * GIB)),), True, 64 * GIB, 50 * GIB, 16)
 
 
 def plan_for(config, machine=LAPTOP, pictures=6, runs_dir=Path("no-runs")):
@@ -134,7 +142,7 @@ def test_memory_of_z_image_turbos_size_is_what_a_run_took_on_a_card():
 
 
 def test_the_disk_holds_what_checkpoints_keep():
-    assert (cost.RESUMABLE, cost.KEPT) == (checkpoint.RESUMABLE, checkpoint.KEPT)
+    assert (cost.RESUMABLE, cost.MAX_CHECKPOINTS) == (checkpoint.RESUMABLE, checkpoint.MAX_CHECKPOINTS)
     student = 4 * 158_760_960  # bytes, rank 64
     config = replace(Z_IMAGE, steps=1000, checkpoint_every=50, preview_every=0)
     # 11 LoRAs, and 3 students, teachers and optimizers of half a student while one more is saved; the end's
@@ -195,8 +203,11 @@ def test_another_device_or_base_tells_nothing(told_run, tmp_path, z_image_folder
 def test_without_runs_a_card_is_judged_by_its_data_sheet():
     pace = plan_for(Z_IMAGE, with_card()).seconds_per_step
     assert pace == pytest.approx(step_work(Z_IMAGE, Z_IMAGE_TURBO) / (165e12 * REACHED))
-    super_card = plan_for(Z_IMAGE, with_card("NVIDIA GeForce RTX 4070 SUPER", 12)).seconds_per_step
-    assert super_card == pytest.approx(pace * DATA_SHEET["RTX 4090"] / DATA_SHEET["RTX 4070 SUPER"])
+    small = replace(Z_IMAGE, quantization="nf4")
+    super_card = plan_for(small, with_card("NVIDIA GeForce RTX 4070 SUPER", 12)).seconds_per_step
+    assert super_card == pytest.approx(
+        NF4_SLOWER * pace * DATA_SHEET["RTX 4090"] / DATA_SHEET["RTX 4070 SUPER"]
+    )
     assert plan_for(Z_IMAGE, with_card("NVIDIA A100-SXM4-80GB", 80)).seconds_per_step < pace
     assert plan_for(Z_IMAGE, with_card("Unheard 1", 24)).seconds_per_step > pace
 
@@ -208,6 +219,103 @@ def test_previews_and_loading_are_part_of_the_time():
     # Four pictures with the concept are drawn for the health, however many are shown.
     one, six = (plan_for(replace(POCKET, preview_prompts=("zorp",) * count)) for count in (1, 6))
     assert one.seconds == shown.seconds < six.seconds
+
+
+def test_other_programs_make_a_run_longer_and_the_plan_says_so():
+    """Two cores, two threads of ours: with four of others three threads want each core."""
+    alone, beside = (plan_for(POCKET, replace(LAPTOP, cores=2, load=load)) for load in (0.0, 4.0))
+    assert beside.seconds_per_step == pytest.approx(alone.seconds_per_step * 3)
+    assert beside.seconds > alone.seconds
+    assert not any("Other programs" in line for line in alone.warnings)
+    assert any("Other programs are at work" in line for line in beside.warnings)
+    # With eight cores, of which a small model uses four, there is room for four threads more.
+    assert plan_for(POCKET, replace(LAPTOP, load=4.0)).seconds_per_step == plan_for(POCKET).seconds_per_step
+
+
+def test_a_card_is_shared_with_who_is_at_work_on_it():
+    alone = with_card()
+    beside = replace(alone, gpus=(replace(alone.gpus[0], busy=1.0),))
+    free, shared = plan_for(Z_IMAGE, alone), plan_for(Z_IMAGE, beside)
+    assert shared.seconds_per_step == pytest.approx(2 * free.seconds_per_step)
+    # One thread feeds the card: of 16 cores, 47 threads of others leave it a third of one.
+    assert plan_for(Z_IMAGE, replace(alone, load=47.0)).seconds_per_step == pytest.approx(
+        3 * free.seconds_per_step
+    )
+
+
+def test_what_a_run_of_ours_takes_does_not_count_for_the_next_one(told_run, tmp_path):
+    own = {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
+    write_status(told_run(POCKET, [1.0] * 4), state="training", **own)
+    for load, times in ((2.0, 1), (4.0, 2)):
+        plan = plan_for(POCKET, replace(LAPTOP, cores=2, load=load), runs_dir=tmp_path / "runs")
+        assert plan.seconds_per_step == pytest.approx(times)
+
+
+def test_an_earlier_run_is_reckoned_from_the_load_that_it_met_to_that_of_now(told_run, tmp_path):
+    run = told_run(POCKET, [8.0] * 4)
+    keep_promise(run.path, Promise(loading=10.0, seconds_per_step=7.0, previews=0.0, slowness=4.0))
+    idle, crowded = (
+        plan_for(POCKET, replace(LAPTOP, cores=2, load=load), runs_dir=tmp_path / "runs").seconds_per_step
+        for load in (0.0, 2.0)
+    )
+    assert idle == 2.0
+    assert crowded == pytest.approx(2.0 * 2)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Leaves a job that drew pictures of a base, so many seconds each, so long ago."""
+
+    def make(kind, request, seconds, age=0.0):
+        job = create_job(tmp_path / "runs", kind, request)
+        for done in range(3):
+            moment = 1000.0 + done * seconds
+            monkeypatch.setattr("dopsd_app.jobs.events.time.time", lambda moment=moment: moment)
+            append_event(job.events_file, PhaseProgress("drawing", done, 2))
+        monkeypatch.undo()
+        then = time.time() - age
+        os.utime(job.events_file, (then, then))
+
+    return make
+
+
+def test_without_a_run_the_last_pictures_tell_the_pace(drawn, told_run, tmp_path):
+    sizes = find_facts("pocket-turbo").sizes
+    drawn(CHECK_TEACHER, {"config": asdict(POCKET), "folder": "x"}, 0.5)
+    plan = plan_for(POCKET, runs_dir=tmp_path / "runs")
+    assert plan.source == "reckoned from the last pictures drawn here"
+    expected = 0.5 * step_work(POCKET, sizes) / picture_work(POCKET, sizes)
+    assert plan.seconds_per_step == pytest.approx(expected)
+    # They have met the load of now: it does not count twice.
+    loaded = replace(LAPTOP, load=20.0)
+    assert plan_for(POCKET, loaded, runs_dir=tmp_path / "runs").seconds_per_step == pytest.approx(expected)
+    run = told_run(replace(POCKET, steps=50), [1.0])  # too short to tell
+    drawn(DRAW, {"run_id": run.id, "prompt": "zorp", "seed": 0}, 0.25)
+    assert plan_for(POCKET, runs_dir=tmp_path / "runs").seconds_per_step == pytest.approx(expected / 2)
+    told_run(POCKET, [1.0] * 4)
+    assert plan_for(POCKET, runs_dir=tmp_path / "runs").seconds_per_step == 1.0
+
+
+def test_pictures_of_long_ago_say_nothing_of_the_load_of_now(drawn, tmp_path):
+    drawn(CHECK_TEACHER, {"config": asdict(POCKET), "folder": "x"}, 0.5, age=3600)
+    idle, loaded = (
+        plan_for(POCKET, replace(LAPTOP, cores=2, load=load), runs_dir=tmp_path / "runs").seconds_per_step
+        for load in (0.0, 2.0)
+    )
+    assert loaded == pytest.approx(idle * 2)
+
+
+def test_pictures_of_another_base_or_device_tell_nothing(drawn, tmp_path, z_image_folder):
+    for other in ({"base_model": str(z_image_folder)}, {"device": "cpu"}):
+        drawn(CHECK_TEACHER, {"config": asdict(replace(POCKET, **other)), "folder": "x"}, 0.5)
+    assert "rough estimate" in plan_for(POCKET, runs_dir=tmp_path / "runs").source
+
+
+def test_the_parts_of_a_promise_are_the_plan_s_time():
+    plan = plan_for(POCKET)
+    assert plan.promise.seconds(POCKET.steps) == plan.seconds
+    assert plan.promise.seconds_per_step == plan.seconds_per_step
+    assert plan_for(replace(POCKET, preview_every=0)).promise.previews == 0
 
 
 @pytest.mark.parametrize(
@@ -315,6 +423,81 @@ def test_memory_that_other_programs_use_is_a_warning():
     assert any("10.0 GB are free on the card now. Close other programs" in line for line in plan.warnings)
 
 
+def amounts(line):
+    """The GB that a sentence quotes."""
+    return [float(number) for number in re.findall(r"([\d.]+) GB", line)]
+
+
+@pytest.mark.parametrize("needed", [2.9, 9.2, 12.1, 17.6])
+def test_what_a_sentence_on_memory_quotes_agrees_with_what_it_advises(monkeypatch, needed):
+    """The first amount is more than the second, which is what there is; whatever it advises fits."""
+    given = cost.Memory(encoding=0, training=int(needed * GIB), drawing=0)
+    monkeypatch.setattr("dopsd_app.planning.plan.memory", lambda *_: given)
+    said = set()
+    for tenths in range(10, 260):
+        for machine in (
+            with_card(size=26, free=tenths / 10),
+            with_card(exactly=tenths / 10),
+        ):
+            plan = plan_for(Z_IMAGE, machine)
+            for line in (*plan.problems, *plan.warnings):
+                if "of memory" in line:
+                    more, there, *_ = amounts(line)
+                    assert more > there, line
+                    assert there == pytest.approx(tenths / 10, abs=0.06)
+                    said.add((line in plan.problems, line.split(". ")[-1]))
+            fits = needed * 1.15 <= tenths / 10
+            assert fits == (not plan.problems and not any("of memory" in line for line in plan.warnings))
+    assert len(said) == 3  # refused, tight and taken by others
+
+
+def test_amounts_that_differ_are_told_apart_and_equal_ones_are_short():
+    assert tell_apart(12.34 * GIB, 11.99 * GIB, GIB) == ("12.3 GB", "12.0 GB")
+    assert tell_apart(12.01 * GIB, 11.99 * GIB, GIB) == ("12.01 GB", "11.99 GB")
+    assert tell_apart(40_000_000, 10_000_000, 1e9) == ("0.04 GB", "0.01 GB")
+
+
+def test_no_time_is_promised_where_the_run_cannot_start_on_this_device():
+    for machine in (LAPTOP, with_card(size=6), replace(with_card(), torch_has_cuda=False)):
+        plan = plan_for(Z_IMAGE, machine)
+        assert plan.problems
+        assert (plan.seconds, plan.seconds_per_step, plan.source, plan.promise) == (0, 0, "", None)
+        assert not any("This takes" in line for line in plan.warnings)
+
+
+def test_the_card_that_is_named_is_large_enough_and_the_next_smaller_one_is_not():
+    least = least_card(Z_IMAGE_TURBO)
+    small = replace(Z_IMAGE, quantization="nf4", rank=16)
+    driver_tells = with_card(exactly=0.98 * least)
+    assert plan_for(small, driver_tells).problems == ()
+    assert not any("memory" in line for line in plan_for(small, driver_tells).warnings)
+    below = CARDS[CARDS.index(least) - 1]
+    tight = plan_for(small, with_card(size=below))
+    assert any("of memory" in line for line in (*tight.problems, *tight.warnings))
+    assert least_card(find_facts("pocket-turbo").sizes) == 0
+
+
+def test_every_text_names_the_same_card():
+    """README and presets, as the plan and the page do."""
+    texts = [Path("README.md").read_text(encoding="utf-8")]
+    texts += [preset.description for preset in list_presets()]
+    sized = r"(\d+(?:\.\d+)?) GB"
+    named = [
+        number
+        for text in texts
+        for pair in re.findall(rf"(?:cards? (?:of|with) {sized}|{sized} card)", " ".join(text.split()))
+        for number in filter(None, pair)
+    ]
+    assert len(named) >= 3
+    assert {float(number) for number in named} == {least_card(Z_IMAGE_TURBO)}
+
+
+def test_one_thing_is_no_plural():
+    assert (words_for_count(1, "picture"), words_for_count(2, "picture")) == ("1 picture", "2 pictures")
+    assert words_for_count(0, "step") == "0 steps"
+    assert plan_for(POCKET, replace(LAPTOP, cores=1)).device == "CPU, 1 core"
+
+
 def test_a_card_with_room_is_told_of_the_exact_base():
     small = replace(Z_IMAGE, quantization="nf4")
     assert any("`quantization` none" in line for line in plan_for(small, with_card(size=24)).warnings)
@@ -332,9 +515,7 @@ def test_little_memory_of_the_computer_is_told_where_the_base_passes_through_it(
 
 def test_without_a_card_it_is_said_what_is_needed():
     problem = plan_for(Z_IMAGE).problems[0]
-    assert (
-        "needs an NVIDIA card with 9.2 GB or more" in problem and "No NVIDIA card was found here" in problem
-    )
+    assert "needs an NVIDIA card with 12 GB or more" in problem and "No NVIDIA card was found here" in problem
 
 
 def test_a_card_that_cannot_hold_the_encoders_is_refused_whatever_the_settings():

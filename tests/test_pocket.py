@@ -34,6 +34,8 @@ from pocket.sampling import sigmas_of
 from pocket.tokens import IMAGE, IMAGE_TOKENS, message_tokens
 from pocket.wear import WORN, wear
 
+pytestmark = pytest.mark.benchmark
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "assets" / "pocket-turbo"
 

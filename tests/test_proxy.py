@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
-from page_server import PageServer, wait_for
 
 from dopsd_app.ui import reach_own_server_directly
+from tests.support.page_server import PageServer, wait_for
 
 SCHEMES = ("http", "https", "all")
 CLOSED = "http://127.0.0.1:9"
@@ -62,6 +62,7 @@ def asked_through(proxy: Proxy, *addresses: str) -> list[str]:
     return [address for address in addresses if re.sub(r"[\[\]]", "", address) in proxy.asked]
 
 
+@pytest.mark.process
 def test_the_page_starts_behind_a_proxy_that_cannot_reach_it(tmp_path):
     server = PageServer(tmp_path, {"PYTHONUNBUFFERED": "1"})
     for name in NAMES:

@@ -19,6 +19,8 @@ from dopsd_app.models.protocol import Pictures
 from dopsd_app.models.z_image import ZImage
 from dopsd_app.progress import PhaseProgress
 
+pytestmark = pytest.mark.benchmark
+
 # --- the base
 
 

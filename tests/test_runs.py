@@ -1,6 +1,5 @@
 """The life of a run, with real processes: `example_worker.py` counts where the real worker trains."""
 
-import contextlib
 import errno
 import itertools
 import json
@@ -15,18 +14,21 @@ from pathlib import Path
 
 import psutil
 import pytest
-from checkpoint_files import leave_checkpoint
 from filelock import FileLock
 from PIL import Image
-from waiting import holding_the_card, wait_for
 
 from dopsd_app.config import ConfigError, TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset, Example
 from dopsd_app.jobs import job, launcher, queue, runs, worker
 from dopsd_app.jobs.events import Failed, Resumed, StepDone, read_events
 from dopsd_app.jobs.job import RunError
+from tests.support.checkpoint_files import leave_checkpoint
+from tests.support.small_disk import on_a_small_disk
+from tests.support.waiting import holding_the_card, wait_for
 
-EXAMPLE_WORKER = (sys.executable, str(Path(__file__).parent / "example_worker.py"))
+pytestmark = pytest.mark.process
+
+EXAMPLE_WORKER = (sys.executable, str(Path(__file__).parent / "support/example_worker.py"))
 ROOT = Path(__file__).parent.parent
 
 
@@ -439,29 +441,22 @@ def test_a_second_worker_for_a_live_run_is_refused(runs_dir):
 # --- failures told
 
 
-def on_a_small_disk(folder):
-    """A command prefix that runs the rest with a real disk of 2 MB mounted on the folder, for it alone."""
-    mount = ["sh", "-c", f"mount -t tmpfs -o size=2m none '{folder}' && exec \"$@\"", "sh"]
-    for prefix in (["unshare", "-Urm"], ["unshare", "-m"], ["sudo", "-n", "unshare", "-m"]):
-        with contextlib.suppress(FileNotFoundError):
-            if subprocess.run([*prefix, *mount, "true"], capture_output=True).returncode == 0:
-                return [*prefix, *mount]
-    pytest.skip("no right to mount a small disk")
-
-
 def test_a_full_disk_fails_the_run_and_keeps_the_checkpoint(tmp_path):
     script = """
         import json, sys
         from pathlib import Path
-        sys.path[:0] = sys.argv[2:]
-        import example_worker, test_runs
-        from dopsd_app.jobs import job, launcher, queue, runs, worker
+        from dopsd_app.config import make_config
+        from dopsd_app.data.pictures import Dataset
+        from dopsd_app.jobs import runs, worker
+        from dopsd_app.jobs.events import read_events
+        from tests.support import example_worker
 
-        run = test_runs.new_run(Path(sys.argv[1]) / "runs", name="fails-disk", steps=6, checkpoint_every=2)
+        config = make_config({"name": "fails-disk", "steps": 6, "checkpoint_every": 2})
+        run = runs.create_run(Path(sys.argv[1]) / "runs", config, Dataset((), ()))
         code = worker.work(run, example_worker.count)
         status, log = run.status, run.log_file.read_text()
         checkpoint = runs.latest_checkpoint(run).name
-        told = str(test_runs.events_of(run)[-1])
+        told = str(read_events(run.events_file)[-1])
         (run.path / "filler").unlink()
         runs.resume(run)
         again = worker.work(run, example_worker.count)
@@ -470,9 +465,7 @@ def test_a_full_disk_fails_the_run_and_keeps_the_checkpoint(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = [*on_a_small_disk(disk), sys.executable, "-c", textwrap.dedent(script)]
-    result = subprocess.run(
-        [*command, str(disk), str(ROOT), str(ROOT / "tests")], capture_output=True, text=True
-    )
+    result = subprocess.run([*command, str(disk)], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     code, state, reason, checkpoint, told, log, again, state_again = json.loads(result.stdout)
     assert (code, state, checkpoint) == (worker.FAILED, "failed", "000002")

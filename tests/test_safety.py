@@ -1,6 +1,5 @@
 """What the page's server never gives away, never takes in, and never lets become HTML."""
 
-import asyncio
 import http.client
 import io
 import json
@@ -18,26 +17,31 @@ from urllib.parse import quote
 
 import gradio as gr
 import pytest
-from checkpoint_files import leave_checkpoint
-from conftest import make_picture
-from imitation_hub import ImitationHub
-from page_server import ROOT, PageServer, all_bytes, leave_draft, leave_run, wait_for
 from PIL import PngImagePlugin
 
 from dopsd_app.checks.verdict import CheckRow, judge_rows, save_check
+from dopsd_app.data.drafts import read_draft
 from dopsd_app.data.uploads import add_pictures
 from dopsd_app.files import replace_file
 from dopsd_app.hub.access import Space
 from dopsd_app.hub.publication import Publication
-from dopsd_app.hub.when_finished import make_wish
+from dopsd_app.hub.scheduled_push import schedule_push
 from dopsd_app.jobs.drawing import Drawing
 from dopsd_app.jobs.events import LoraChecked, Warned, append_event
-from dopsd_app.jobs.job import OTHERS, create_job, write_status
+from dopsd_app.jobs.job import JOBS_FOLDER, create_job, write_status
 from dopsd_app.jobs.kinds import CHECK_TEACHER
 from dopsd_app.jobs.runs import LORA_FILE, Run
-from dopsd_app.ui import launch_options, pictures, plan, publish, teacher, train, try_it, visitors, words
+from dopsd_app.ui import launch_options, publish, visitors, words
 from dopsd_app.ui.base_facts import base_facts
+from dopsd_app.ui.page import add_page
 from dopsd_app.ui.server.lora_copies import drop_copies, lora_copy
+from tests.support.checkpoint_files import leave_checkpoint
+from tests.support.imitation_hub import ImitationHub
+from tests.support.layout import lay_out
+from tests.support.page_server import ROOT, PageServer, all_bytes, leave_draft, leave_run, wait_for
+from tests.support.pictures import make_picture
+
+pytestmark = pytest.mark.process
 
 MARK = "marked5Gw71q"
 UPLOAD = {"_type": "gradio.FileData"}
@@ -144,7 +148,7 @@ def test_no_file_of_runs_drafts_or_the_computer_can_be_fetched(which, request):
         )
     linked = server.folder / "link" / server.run.id
     others = [Path("/etc/passwd"), ROOT / "app.py", server.folder / "home" / "token", server.output]
-    others += [linked / "config.json", linked / LORA_FILE, server.runs / f"{OTHERS}/../.start.lock"]
+    others += [linked / "config.json", linked / LORA_FILE, server.runs / f"{JOBS_FOLDER}/../.start.lock"]
     needed = {"config.json", "status.json", "events.jsonl", "log.txt", "draft.json", LORA_FILE, "resume.pt"}
     assert needed <= {file.name for file in kinds.values()}
     with RawRequests(server) as raw:
@@ -199,9 +203,7 @@ def test_an_upload_is_gone_when_it_came_into_a_draft(server, call, way):
         added = server.event(function_number(server, "add_pictures"), [draft, given])["data"][0]
         assert len(added["pictures"]) == 1 and "cannot be read" in added["refused"][0]
     else:
-        tab = "atab"
-        server.event(server.entrance, [{}], session=tab)
-        server.event(server.numbers("upload")[0], [None, given], session=tab)
+        server.event(server.numbers("upload")[0], [{"id": draft, "keys": []}, given])
     shown = call("show_draft", draft)["pictures"]
     assert [(item["name"], item["caption"]) for item in shown] == [("a.png", f"{MARK}-{way}")]
     for path in paths:
@@ -216,8 +218,6 @@ def test_paths_that_a_client_makes_up_are_not_read(server, call):
     cache = server.temporary / "gradio"
     picture = server.run.dataset / "01.png"
     number, page = function_number(server, "add_pictures"), server.numbers("upload")[0]
-    tab = "makes up paths"
-    server.event(server.entrance, [{}], session=tab)
     with ImitationHub() as elsewhere:
         for path in (
             str(picture),
@@ -242,7 +242,7 @@ def test_paths_that_a_client_makes_up_are_not_read(server, call):
                 output = server.event(number, [draft, [file]])
                 assert "data" not in output, file
                 assert "log tells" not in output["error"], file
-                server.event(page, [None, [file]], session=tab)
+                server.event(page, [{"id": draft, "keys": []}, [file]])
         assert elsewhere.requests == []
     assert all_bytes(server.runs, server.drafts) == before
     assert picture.exists() and Path("/etc/passwd").exists()
@@ -253,13 +253,13 @@ def test_names_that_a_client_makes_up_lead_nowhere(server):
     outside.mkdir()
     for name in ("config.json", "draft.json", "status.json"):
         (outside / name).write_text((server.run.path / "config.json").read_text())
-    asked = (server.runs / OTHERS).glob("2*/job.json").__next__()
+    asked = (server.runs / JOBS_FOLDER).glob("2*/job.json").__next__()
     (outside / "job.json").write_text(asked.read_text())
     make_picture(1).save(outside / "lora.png")
     (outside / "preset.toml").write_text('label = "x"\ndescription = "y"\nsteps = 3\n')
     before = all_bytes(server.runs, server.drafts, outside)
     up = f"../../../{server.folder.name}/outside" if server.runs.parent != server.folder else "../outside"
-    names = [up, str(outside), f"{server.run.id}/../{up}", "..", OTHERS, "\0"]
+    names = [up, str(outside), f"{server.run.id}/../{up}", "..", JOBS_FOLDER, "\0"]
     whole = {"run_id": server.run.id, "draft_id": server.draft.id}
     by_type = {"string": "x", "integer": 1, "number": 1.0, "boolean": False, "object": {}, "array": []}
     aims = ("run_id", "draft_id", "drawing_id", "picture")
@@ -281,8 +281,7 @@ def test_names_that_a_client_makes_up_lead_nowhere(server):
         assert "is not kept any more" in refused("keep_for_card", server.run.id, name)
         assert "There is no example" in refused("load_example", name)
     assert all_bytes(server.runs, server.drafts, outside) == before
-    shown = server.event(server.entrance, [{"run": up, "step": 5}])["data"]
-    assert "outside" not in json.dumps(shown)
+    assert "outside" not in json.dumps(server.enter(5, up))
 
 
 # --- hosts and other pages
@@ -482,6 +481,8 @@ def test_what_makes_no_sense_is_refused_and_leaves_no_trace_in_the_log(server):
         told_person = server.event(number, data)["error"]
         assert told_person == "The server cannot use what was sent. Reload the page and try again."
         asked += 1
+    # Nothing tells which button was pressed.
+    assert server.event(function_number(server, "remove"), [None])["error"] == told_person
     for path in ("/assets/" + "a" * 4000, "/gradio_api/file=" + "a" * 4000, "/gradio_api/queue/data"):
         refused(server.get(path))
     boundary = {"Content-Type": f"multipart/form-data; boundary={'z' * 300}"}
@@ -491,17 +492,6 @@ def test_what_makes_no_sense_is_refused_and_leaves_no_trace_in_the_log(server):
         assert "error" in server.get(f"/gradio_api/{path}").text
     lines = server.output.read_text()[told:]
     assert "Traceback" not in lines and lines.count("\n") <= asked + 2, lines
-
-
-def test_a_fault_of_a_function_stays_in_the_log_with_its_trace(server):
-    """An unreadable settings file is nobody's request."""
-    draft = leave_draft(server, "zorp")
-    (draft.path / "draft.json").write_text('{"items": 7}')
-    told = len(server.output.read_text())
-    assert server.event(function_number(server, "show_draft"), [draft.id])["error"]
-    shown = server.output.read_text()[told:]
-    (draft.path / "draft.json").unlink()
-    assert "Traceback" in shown
 
 
 def test_a_file_above_the_limit_is_refused_by_the_server(server):
@@ -663,8 +653,8 @@ def page_of(tmp_path, monkeypatch):
     server = PageServer(tmp_path / "page", places)
     run, draft = leave_run(server, "zorp"), leave_draft(server, "zorp")
     make_picture(3, 40, 40).save(tmp_path / "small.png")  # so that there is a problem to tell
-    add_pictures(draft, [tmp_path / "small.png"])
-    make_wish(run, Publication("x"), token=None)
+    draft = add_pictures(draft, [tmp_path / "small.png"]).draft
+    schedule_push(run, Publication("x"), token=None)
     checked = tmp_path / "checked"
     checked.mkdir()
     asked = {"config": {}, "folder": str(checked)}
@@ -672,13 +662,7 @@ def page_of(tmp_path, monkeypatch):
     replace_file(draft.path / "check", json.dumps({"drawing": drawing.id, "of": "what was there before"}))
     for who in ("crop", "student", "teacher"):
         make_picture(1).save(drawing.path / f"0_{who}.webp")
-    parts = (pictures.pictures_step, plan.plan_step, teacher.teacher_step, train.train_step)
-
-    async def lay_out() -> list:  # where no event loop runs, `gr.Blocks` leaves some of its own behind
-        with gr.Blocks():
-            return [part() for part in (*parts, try_it.try_step, publish.publish_step)]
-
-    steps = asyncio.run(lay_out())
+    page = lay_out(add_page)
 
     def change(file: Path, **changes) -> None:
         replace_file(file, json.dumps(json.loads(file.read_bytes()) | changes))
@@ -698,18 +682,17 @@ def page_of(tmp_path, monkeypatch):
         replace_file(checked / "01.txt", f"a {text}")
         write_status(drawing, state="failed", reason=text)
         save_check(replace(judge_rows((CheckRow(0, 1, 0),), ""), sentence=text), drawing.path)
-        first, third, second, fourth, fifth, last = steps
         space = Space(id=text, owner=text, zero_gpu=False, sign_in=False)
-        filled = [
-            *zip(first.shown, pictures.show(draft), strict=True),
-            *zip(third.shown, plan.show(draft), strict=True),
-            *zip(second.watched, teacher.look(draft.id, {}), strict=True),
-            *zip(fourth.watched, train.look(run.id, {}), strict=True),
-            *zip(fourth.wish[:-1], train.show_wish(run.id), strict=True),
-            *zip(fifth.of_run, try_it.show(run.id), strict=True),
-            *zip(last.of_run, publish.show(run.id), strict=True),
-        ]
-        values = [value for component, value in filled if isinstance(component, gr.HTML)]
+        now = read_draft(draft.path)
+        filled = {
+            **page.pictures.show(now),
+            **page.plan.show(now),
+            **page.teacher.show(now),
+            **page.train.show(run.id),
+            **page.trying.show(run.id),
+            **page.publishing.show(run.id),
+        }
+        values = [value for component, value in filled.items() if isinstance(component, gr.HTML)]
         return [
             *(value if isinstance(value, str) else value.value for value in values),
             base_facts("z-image-turbo", text, "", ask=False),

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import itsdangerous
 import pytest
 from gradio.state_holder import StateHolder
-from imitation_hub import ImitationHub
-from page_server import PageServer, all_bytes, leave_draft, leave_run, wait_for
 
 from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.launcher import process_started
 from dopsd_app.ui.endpoints import ENDPOINTS
 from dopsd_app.ui.server.sessions import Sessions
+from tests.support.imitation_hub import ImitationHub
+from tests.support.page_server import PageServer, all_bytes, leave_draft, leave_run, wait_for
+
+pytestmark = pytest.mark.process
 
 MARK = "marked8Tz20b"
 AMBIENT = f"hf_{MARK}OfTheSpace"  # a secret of the Space, which must never push
@@ -118,11 +120,11 @@ def texts_in(value):
 
 @pytest.mark.parametrize("token", VISITORS)
 def test_a_visitor_gets_the_welcome_and_the_way_to_an_own_space(space, token):
-    output = space.event(space.entrance, [{"run": space.run.id, "step": 5}], token)
-    shown = output["data"][0]["value"]
+    output = space.enter(5, space.run.id, token=token)
+    shown = space.shown(output, "visitor")["value"]
     assert "https://huggingface.co/spaces/Makers/trainer?duplicate=true" in shown
     assert (VISITORS[token] if token else "If that is you, sign in at the top.") in shown
-    assert output["data"][2] == {"visible": False, "__type__": "update"}  # the steps
+    assert space.shown(output, "work") == {"visible": False, "__type__": "update"}  # the steps
     assert not secrets_in(space, output)
 
 
@@ -185,9 +187,9 @@ def test_members_who_may_change_the_space_see_what_is_there(space, token):
     call = space.client(token)
     assert call("show_draft", "")["id"] == space.draft.id
     assert MARK in call("read_log", space.run.id)
-    output = space.event(space.entrance, [{}], token)
-    assert output["data"][0]["visible"] is False and output["data"][2]["visible"] is True
-    assert "This Space has no GPU: the built-in base works" in output["data"][1]
+    output = space.enter(token=token)
+    assert space.shown(output, "visitor")["visible"] is False and space.shown(output, "work")["visible"]
+    assert "This Space has no GPU: the built-in base works" in space.shown(output, "limits")
 
 
 def cookie(token: str) -> str:
@@ -199,10 +201,10 @@ def cookie(token: str) -> str:
 
 
 def test_a_browser_is_known_by_its_sign_in(space):
-    output = space.event(space.entrance, [{}], cookie=cookie("hf_admin"))
-    assert output["data"][2]["visible"] is True and MARK in json.dumps(output)
-    output = space.event(space.entrance, [{}], cookie=cookie("hf_stranger"))
-    assert output["data"][2]["visible"] is False and not secrets_in(space, output)
+    output = space.enter(cookie=cookie("hf_admin"))
+    assert space.shown(output, "work")["visible"] is True and MARK in json.dumps(output)
+    output = space.enter(cookie=cookie("hf_stranger"))
+    assert space.shown(output, "work")["visible"] is False and not secrets_in(space, output)
     forged = cookie("hf_admin")[:-2]
     assert "Only Makers" in space.event(space.numbers("fresh")[0], [], cookie=forged)["error"]
 
@@ -210,13 +212,13 @@ def test_a_browser_is_known_by_its_sign_in(space):
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_another_sites_page_cannot_use_the_sign_in(space, site):
     headers = {"Origin": "https://evil.example", "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}
-    output = space.event(space.entrance, [{}], cookie=cookie("hf_admin"), headers=headers)
-    assert output["data"][2]["visible"] is False and not secrets_in(space, output)
+    output = space.enter(cookie=cookie("hf_admin"), headers=headers)
+    assert space.shown(output, "work")["visible"] is False and not secrets_in(space, output)
     fresh = space.numbers("fresh")[0]
     assert "Only Makers" in space.event(fresh, [], cookie=cookie("hf_admin"), headers=headers)["error"]
     headers = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
-    output = space.event(space.entrance, [{}], cookie=cookie("hf_admin"), headers=headers)
-    assert output["data"][2]["visible"] is True
+    output = space.enter(cookie=cookie("hf_admin"), headers=headers)
+    assert space.shown(output, "work")["visible"] is True
 
 
 def test_only_the_owner_uploads(space):
@@ -250,7 +252,7 @@ OWNERS = (
 def test_an_owners_session_answers_nobody_else(space, owner):
     api = f"{space.url}/gradio_api"
     session = f"of {next(iter(owner))}"
-    body = {"data": [{}], "fn_index": space.entrance, "session_hash": session}
+    body = {"data": [0, ""], "fn_index": space.entrance, "session_hash": session}
     asked = body if "Cookie" in owner else body | {"oauth_token": "hf_writer"}  # as gradio_client sends it
     event = space.http.post(f"{api}/queue/join", json=asked, headers=owner).json()["event_id"]
     cancel = {"session_hash": session, "fn_index": space.entrance, "event_id": event}
@@ -353,11 +355,11 @@ def test_the_space_is_paused_after_the_push_unless_another_run_is_at_work(space,
         ("Makers/first", [], "It was published. Something else is at work, so the Space was not paused."),
         ("Makers/second", ["Makers/trainer"], ""),
     ):
-        call("wish", space.run.id, True, name, True, True)
-        wait_for(lambda: call("show_wish", space.run.id)["done"], "the push")
-        wish = call("show_wish", space.run.id)
-        assert (hub.paused, wish["reason"]) == (paused, reason)
-        assert wish["published"] == f"{hub.url}/{name}"
+        call("schedule_push", space.run.id, True, name, True, True)
+        wait_for(lambda: call("show_scheduled_push", space.run.id)["done"], "the push")
+        scheduled = call("show_scheduled_push", space.run.id)
+        assert (hub.paused, scheduled["reason"]) == (paused, reason)
+        assert scheduled["published"] == f"{hub.url}/{name}"
         write_status(other, state="stopped")
     (pause,) = hub.asked("POST /api/spaces/Makers/trainer/pause")
     assert pause.token == "hf_admin"
@@ -369,12 +371,12 @@ def test_while_the_hub_is_away_who_is_new_gets_a_sentence_and_no_access(space, h
     hub.stop()
     try:
         told = space.client("hf_late").refused("show_draft", "")
-        output = space.event(space.entrance, [{}], "hf_late")
+        output = space.enter(token="hf_late")
         assert space.client("hf_admin")("show_draft", "")["id"] == space.draft.id
     finally:
         hub.start()
     assert told.startswith("The Hub could not say who you are. The Hub cannot be reached")
-    assert "The Hub could not say who you are" in output["data"][0]["value"]
+    assert "The Hub could not say who you are" in space.shown(output, "visitor")["value"]
     assert not secrets_in(space, output)
     assert space.client("hf_late")("show_draft", "")["id"] == space.draft.id
 
@@ -388,14 +390,12 @@ def test_tokens_stay_nowhere(space):
 # --- other Spaces
 
 
-def test_a_space_of_zero_gpu_without_sign_in_says_what_works_and_what_is_missing(hub, tmp_path):
-    # The package that such Spaces have: only what is asked of it.
-    (tmp_path / "spaces.py").write_text("gradio_auto_wrap = GPU = lambda function: function\n")
+def test_a_space_of_zero_gpu_says_that_it_is_not_supported_and_what_is(hub, tmp_path):
     environment = hub.environment(tmp_path / "home") | SPACE | {"SPACES_ZERO_GPU": "true"}
-    with PageServer(tmp_path / "page", environment | {"PYTHONPATH": str(tmp_path)}) as server:
+    with PageServer(tmp_path / "page", environment) as server:
         assert server.get("/").status_code == 200
-        output = server.event(server.entrance, [{}], "hf_admin")
-        assert "ZeroGPU lends a GPU for a minute at a time" in output["data"][1]
-        assert "The built-in base works".lower() in output["data"][1].lower()
-        shown = server.event(server.entrance, [{}])["data"][0]["value"]
-        assert "hf_oauth: true" in shown
+        limits = server.shown(server.enter(token="hf_admin"), "limits")
+        assert "does not support ZeroGPU" in limits
+        assert "CPU hardware" in limits and "GPU of the Space" in limits
+        # It has no sign-in either.
+        assert "hf_oauth: true" in server.shown(server.enter(), "visitor")["value"]

@@ -6,32 +6,40 @@ import torch
 from PIL import Image
 
 from dopsd_app.checks.teacher_check import colours_of, compare, save_sheet, teacher_check
-from dopsd_app.checks.verdict import CheckRow, judge_rows, read_check, rows_drawn, score_rows
+from dopsd_app.checks.verdict import (
+    CHECK_FILE,
+    CheckRow,
+    judge_rows,
+    read_check,
+    rows_drawn,
+    save_check,
+    score_rows,
+)
 from dopsd_app.cli import main
 from dopsd_app.method.encode import crop_example
 from dopsd_app.models.catalog import ASSETS
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Pictures
-from dopsd_app.models.studio import Studio
 from dopsd_app.progress import PhaseProgress
 
 
 def test_the_check_shows_picture_student_and_teacher_in_rows(dataset, tiny_config, tmp_path):
     out = tmp_path / "check.png"
-    studio = Studio(tiny_config)
+    model = LoadedModel(tiny_config)
     whole_rows = []
-    for event in teacher_check(studio, tiny_config, dataset.examples, tmp_path):
+    for event in teacher_check(model, tiny_config, dataset.examples, tmp_path):
         assert read_check(tmp_path) is None or event == PhaseProgress("drawing", 12, 12)
         whole_rows.append(len(rows_drawn(tmp_path)))
     assert set(whole_rows) == {0, 1, 2, 3, 4}
     save_sheet(tmp_path, out)
     with Image.open(out) as grid:
         # The widest row holds three pictures of the 2:1 shape, with gaps of 4 pixels.
-        wide = crop_example(dataset.examples[2], tiny_config, studio.base_model).width
+        wide = crop_example(dataset.examples[2], tiny_config, model.base_model).width
         assert grid.width == 3 * wide + 2 * 4
         first = np.asarray(grid)[:32].astype(int)
     picture, student, teacher = first[:, :32], first[:, 36:68], first[:, 72:104]
-    expected = crop_example(dataset.examples[0], tiny_config, studio.base_model)
+    expected = crop_example(dataset.examples[0], tiny_config, model.base_model)
     assert np.abs(picture - np.asarray(expected)).mean() < 20  # WebP smears colours; others are 80 away
     assert np.abs(student - teacher).max() > 0
     check = read_check(tmp_path)
@@ -40,11 +48,11 @@ def test_the_check_shows_picture_student_and_teacher_in_rows(dataset, tiny_confi
 
 
 def test_a_teacher_that_draws_the_same_whatever_it_is_shown_scores_nothing(dataset, tiny_config, tmp_path):
-    studio = Studio(tiny_config)
-    encode = studio.base_model.encode
+    model = LoadedModel(tiny_config)
+    encode = model.base_model.encode
     grey = Pictures(Image.new("RGB", (32, 32), "grey"))
-    studio.base_model.encode = lambda pictures, caption, role: encode(grey, caption, role)
-    list(teacher_check(studio, tiny_config, dataset.examples, tmp_path))
+    model.base_model.encode = lambda pictures, caption, role: encode(grey, caption, role)
+    list(teacher_check(model, tiny_config, dataset.examples, tmp_path))
     check = read_check(tmp_path)
     assert check.gain == pytest.approx(check.control_gain)
     assert check.score == pytest.approx(0, abs=1e-6)
@@ -112,3 +120,13 @@ def test_the_built_in_teacher_sees_the_bundled_creatures(tmp_path, capsys):
         assert main(["preview", *folder, "--out", str(out)]) == 0
         assert out.exists()
         assert "The teacher sees it" in capsys.readouterr().out
+
+
+def test_a_check_of_an_earlier_version_is_read_under_its_old_name(tmp_path):
+    earlier, later = (judge_rows((CheckRow(0.0, gain, 0.0),), "pocket-turbo") for gain in (0.2, 0.9))
+    assert read_check(tmp_path) is None
+    save_check(earlier, tmp_path)
+    (tmp_path / CHECK_FILE).rename(tmp_path / "check.json")
+    assert read_check(tmp_path) == earlier
+    save_check(later, tmp_path)
+    assert read_check(tmp_path) == later

@@ -1,7 +1,6 @@
 """A base model that the program has never heard of: one file, trained and drawn from the command line."""
 
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_picture
 
 from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.checks.verdict import read_check
+from dopsd_app.cli import main
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.errors import KnownFailure
@@ -32,19 +31,14 @@ from dopsd_app.method.rollout import sample
 from dopsd_app.models.architectures import ARCHITECTURES, register
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import NO_PICTURES, Pictures
-from dopsd_app.models.studio import Studio
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
+from dopsd_app.schema import STAMP_FILE
+from tests.support.pictures import make_picture
 
-TESTS = Path(__file__).parent
-COMMAND_LINE = """
-import sys
-sys.path[:0] = sys.argv.pop(1).split("|")
-import toy_base
-from dopsd_app.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "steps": 4,
     "rollout_steps": 2,
@@ -66,8 +60,9 @@ def toy(monkeypatch):
     # What importing it changes is undone after the test.
     monkeypatch.setitem(ARCHITECTURES, "ToyPipeline", None)
     monkeypatch.setattr(launcher, "command", launcher.command)
-    import toy_base
+    from tests.support import toy_base
 
+    launcher.command = (sys.executable, toy_base.__file__)
     register(toy_base.TOY)
     return toy_base
 
@@ -95,21 +90,13 @@ def load(config):
     return base_model
 
 
-def command(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND_LINE, f"{TESTS.parent}|{TESTS}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
+@pytest.mark.process
 def test_it_is_trained_and_drawn_from_the_command_line(config, pictures, tmp_path):
     settings = [f"{name}={str(value).lower()}" for name, value in SETTINGS.items()]
-    where = ["--runs", tmp_path / "runs"]
-    command("train", "--images", pictures, *where, "--set", *settings, f"base_model={config.base_model}")
+    where = ["--runs", str(tmp_path / "runs")]
+    settings.append(f"base_model={config.base_model}")
+    # Its worker is a process of its own, which knows the toy by its file.
+    assert main(["train", "--images", str(pictures), *where, "--set", *settings]) == 0
     [run] = list_runs(tmp_path / "runs")
     assert run.status.state == "finished"
     events = list(read_events(run.events_file))
@@ -121,7 +108,8 @@ def test_it_is_trained_and_drawn_from_the_command_line(config, pictures, tmp_pat
     assert not of(HealthMeasured) and not of(Warned)  # nothing measures it: no eyes, and no judge
     [checked] = of(LoraChecked)
     assert checked.passed, checked.summary  # by its own pipeline
-    command("generate", run.id, *where, "--prompt", "thing", "--out", tmp_path / "drawn")
+    drawn = str(tmp_path / "drawn")
+    assert main(["generate", run.id, *where, "--prompt", "thing", "--out", drawn]) == 0
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 1
 
 
@@ -210,7 +198,7 @@ def test_another_context_is_encoded_anew(config, pictures, tmp_path):
         base_model = load_base_model(config)
         base_model.teacher_context = context
         *_, _ = encode_examples(base_model, config, examples, (), (), cache)
-        return len(list(cache.iterdir()))
+        return len([file for file in cache.iterdir() if file.name != STAMP_FILE])
 
     assert encoded("reference") == encoded("reference") == 8  # student and teacher
     assert encoded("another") == 12
@@ -242,10 +230,10 @@ def test_pictures_to_start_from_are_part_of_what_is_encoded(config, toy, picture
 def test_the_teacher_check_asks_the_colours_where_there_are_no_eyes(config, pictures, tmp_path):
     examples = read_examples(pictures, minimum_side=64).examples
     (tmp_path / "check").mkdir()
-    list(teacher_check(Studio(config), config, examples, tmp_path / "check"))
+    list(teacher_check(LoadedModel(config), config, examples, tmp_path / "check"))
     assert len(read_check(tmp_path / "check").rows) == 4
 
 
 def test_the_program_has_never_heard_of_it():
-    sources = [path.read_text(encoding="utf-8") for path in (TESTS.parent / "dopsd_app").rglob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "dopsd_app").rglob("*.py")]
     assert sources and not [source for source in sources if re.search("toy_base|ToyPipeline", source)]

@@ -1,6 +1,7 @@
 """Whole runs on the tiny model: in this process for what is written, in real workers for kills."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -14,9 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
-from test_runs import on_a_small_disk
 
 from dopsd_app.checks.health_rules import PROMPTS, best_step
 from dopsd_app.jobs.events import (
@@ -29,16 +28,19 @@ from dopsd_app.jobs.events import (
     StepDone,
     Stopped,
     Warned,
-    append_event,
     read_events,
 )
-from dopsd_app.jobs.job import place_command, write_status
+from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.watch import standing_warnings
 from dopsd_app.jobs.worker import work
 from dopsd_app.method import checkpoint
 from dopsd_app.models.z_image import ZImage
 from dopsd_app.progress import PhaseProgress
 from dopsd_app.train import train
+from tests.support import forks
+from tests.support.small_disk import on_a_small_disk
+
+ROOT = Path(__file__).parents[1]
 
 
 def events_of(run, kind):
@@ -201,7 +203,7 @@ def test_older_checkpoints_keep_only_the_lora(new_run, tiny_config):
 
 
 def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_config, monkeypatch):
-    monkeypatch.setattr(checkpoint, "KEPT", 1)
+    monkeypatch.setattr(checkpoint, "MAX_CHECKPOINTS", 1)
     kept = []
     for every in (0, 1):  # without previews nothing tells which is the best
         run = new_run(
@@ -212,54 +214,6 @@ def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_confi
     assert kept == [{3}, {best_step(measured, {1, 2}), 3}]
 
 
-def at_step_4(measured):
-    return [health.step for health in measured][-1:] == [4]
-
-
-def test_a_run_that_may_stop_early_ends_with_a_lora_where_it_stopped_improving(
-    new_run, tiny_config, monkeypatch
-):
-    monkeypatch.setattr("dopsd_app.train.stopped_improving", at_step_4)
-    config = replace(tiny_config, steps=8, checkpoint_every=100, preview_every=2)
-    patient, early = new_run(config), new_run(replace(config, stop_early=True))
-    for run, last in ((patient, 8), (early, 4)):
-        events = list(train(run))
-        assert events[-1] == Finished(last, run.lora_file.name)
-        assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [last]
-        with safe_open(run.lora_file, framework="np") as file:
-            assert json.loads(file.metadata()["dopsd"])["steps"] == last
-
-
-def test_a_run_that_had_enough_and_was_killed_before_its_lora_does_not_train_on(
-    new_run, tiny_config, monkeypatch
-):
-    monkeypatch.setattr("dopsd_app.train.stopped_improving", at_step_4)
-    run = new_run(
-        replace(
-            tiny_config, steps=8, checkpoint_every=100, preview_every=2, stop_early=True, learning_rate=1e-2
-        )
-    )
-    for event in train(run):
-        append_event(run.events_file, event)
-        if isinstance(event, CheckpointSaved):
-            break
-    rest = list(train(run))
-    assert not [event for event in rest if isinstance(event, StepDone)]
-    assert rest[-1] == Finished(4, run.lora_file.name)
-
-
-def test_previews_that_a_person_asks_for_do_not_end_a_run(new_run, tiny_config, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "dopsd_app.train.stopped_improving", lambda measured: seen.append([m.step for m in measured])
-    )
-    run = new_run(replace(tiny_config, steps=4, preview_every=2, stop_early=True))
-    place_command(run, "preview-now")
-    measured = [event.step for event in train(run) if isinstance(event, HealthMeasured)]
-    assert measured == [0, 1, 2, 4]
-    assert seen == [[], [0, 2], [0, 2, 4]]
-
-
 def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tiny_config, monkeypatch):
     towers = []
 
@@ -268,7 +222,7 @@ def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tin
         towers.append((base_model, base_model.vision_tower))
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("dopsd_app.checks.health.seen_health", too_much)
+    monkeypatch.setattr("dopsd_app.checks.health.features_health", too_much)
     events = list(train(new_run(replace(tiny_config, preview_every=2))))
     assert [event.step for event in events if isinstance(event, Warned)] == [2, 4]
     assert all(tower is not None and base_model.vision_tower is None for base_model, tower in towers)
@@ -323,11 +277,18 @@ def test_a_preview_does_not_change_what_is_learned(new_run, tiny_config):
 
 
 def start_worker(run):
-    return subprocess.Popen(
-        [sys.executable, "-m", "dopsd_app.jobs.worker", str(run.path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with run.log_file.open("ab") as log:
+        process = forks.start(
+            [sys.executable, "-m", "dopsd_app.jobs.worker", str(run.path)],
+            cwd=ROOT,
+            env=os.environ,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    process.stdin.close()
+    return process
 
 
 def wait_for(condition, process, seconds=120):
@@ -338,6 +299,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.01)
 
 
+@pytest.mark.process
 def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_run, tiny_config):
     # Rank 128 makes every weight 4,096 numbers: the 8-bit optimizer really keeps 8-bit state.
     config = replace(
@@ -393,6 +355,7 @@ def test_killed_around_the_last_step_the_run_still_ends_well(new_run, tiny_confi
     assert isinstance(events[-1], Finished)
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_cleanly_with_a_checkpoint(new_run, tiny_config):
     run = new_run(replace(tiny_config, steps=100000, checkpoint_every=100000))
     process = start_worker(run)
@@ -404,6 +367,7 @@ def test_ctrl_c_stops_cleanly_with_a_checkpoint(new_run, tiny_config):
     assert (run.checkpoints / f"{stopped.step:06d}" / "manifest.json").exists()
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up_with_checkpoints_fails_the_run_and_keeps_the_last(
     tmp_path, dataset, tiny_config
 ):
@@ -437,9 +401,7 @@ def test_a_disk_that_fills_up_with_checkpoints_fails_the_run_and_keeps_the_last(
     disk.mkdir()
     command = [*on_a_small_disk(disk), sys.executable, "-c", textwrap.dedent(script)]
     arguments = [str(disk), str(dataset.examples[0].image.parent), json.dumps(settings)]
-    result = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT)
     code, state, reason, step, kept = json.loads(result.stdout.splitlines()[-1])
     assert (code, state) == (1, "failed"), result.stderr
     assert "The disk is full" in reason

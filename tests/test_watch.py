@@ -1,6 +1,11 @@
 """What the page sees of a run."""
 
+import os
+
+import pytest
+
 from dopsd_app.config import TrainConfig
+from dopsd_app.jobs import promise
 from dopsd_app.jobs.events import (
     HealthMeasured,
     LoraChecked,
@@ -11,6 +16,8 @@ from dopsd_app.jobs.events import (
     append_event,
 )
 from dopsd_app.jobs.job import write_status
+from dopsd_app.jobs.launcher import process_started
+from dopsd_app.jobs.promise import Promise, keep_promise, read_promise, words_for_delay
 from dopsd_app.jobs.watch import CURVE_POINTS, RunWatcher, decimate
 
 
@@ -43,7 +50,7 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
     append_event(run.events_file, Warned(40, "Something small."))
     write_status(run, state="queued", step=40)
     watcher = RunWatcher()
-    view = watcher.look(run)
+    view = watcher.read(run)
     assert view.seconds_per_step == 2.0  # of the last 20 steps, not of all
     assert view.seconds_left is None  # it does not train now
     assert view.memory == 3 * 10**9
@@ -52,7 +59,78 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
     assert view.warnings == ("Something small.",) and view.check == ""
 
     append_event(run.events_file, LoraChecked(40, True, "The LoRA file is good."))
-    assert watcher.look(run).check == "The LoRA file is good."
+    assert watcher.read(run).check == "The LoRA file is good."
+
+
+PROMISE = Promise(loading=10.0, seconds_per_step=1.0, previews=0.5, slowness=1.0)
+
+
+def told(seconds, first=1):
+    return [StepDone(step, 0.5, 1.0, each, 0) for step, each in enumerate(seconds, start=first)]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Sets the load average of a computer with two cores."""
+    monkeypatch.setattr(promise, "count_cores", lambda: 2)
+    return lambda average: monkeypatch.setattr(promise, "average_load", lambda: average)
+
+
+def test_a_run_that_takes_far_longer_says_so_and_why(load):
+    """100 steps of a second with half as much for previews after 10 s: 160 s; of 8 s each about 20 min."""
+    load(2.0)  # its own two threads
+    delay = words_for_delay(PROMISE, told([9.0, 8.0, 8.0, 8.0]), 100)
+    assert delay == "It takes longer than planned: about 20 min instead of about 3 min."
+    load(6.0)
+    because = ", since other programs use the processor."
+    assert words_for_delay(PROMISE, told([9.0, 8.0, 8.0, 8.0]), 100) == delay[:-1] + because
+
+
+@pytest.mark.parametrize(
+    ("seconds", "total"),
+    [
+        ([9.0, 8.0, 8.0], 100),  # two steps tell nothing yet, and the first is always slow
+        ([9.0, 1.4, 1.4, 1.4], 100),  # not far off
+        ([9.0, 0.1, 0.1, 0.1], 100),
+        ([3.0, 3.0, 3.0, 3.0], 5),  # 32 s in place of 18: nobody waits by that
+    ],
+)
+def test_what_is_about_as_promised_is_not_spoken_of(load, seconds, total):
+    load(9.0)
+    assert words_for_delay(PROMISE, told(seconds), total) == ""
+
+
+def test_without_a_promise_nothing_is_compared(new_run):
+    run = new_run(TrainConfig(steps=100))
+    assert read_promise(run.path) is None
+    (run.path / "promise.json").write_text('{"schema": 9}')
+    assert read_promise(run.path) is None
+    assert words_for_delay(None, told([9.0] * 9), 100) == ""
+
+
+def test_what_a_slow_moment_took_counts_only_once(load):
+    """90 fast steps, and 10 slow ones at their end: what is over is not reckoned at the pace of now."""
+    load(0.0)
+    assert words_for_delay(PROMISE, told([1.0] * 90 + [5.0] * 10), 100) == ""
+
+
+def test_the_time_left_is_the_promise_until_steps_are_measured(new_run, load):
+    load(0.0)
+    run = new_run(TrainConfig(steps=100))
+    own = {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
+    keep_promise(run.path, PROMISE)
+    watcher = RunWatcher()
+    write_status(run, state="loading", **own)
+    assert watcher.read(run).seconds_left == 10 + 150
+    for step in told([9.0, 8.0, 8.0, 8.0]):
+        append_event(run.events_file, step)
+    write_status(run, state="training", step=4)
+    view = watcher.read(run)
+    assert view.seconds_left == 96 * 1.5 * 8.0
+    [delay] = view.warnings
+    assert delay.startswith("It takes longer than planned")
+    write_status(run, state="stopped", pid=None, pid_started=None)
+    assert watcher.read(run).warnings == ()
 
 
 def test_steps_that_a_resume_repeats_count_once(new_run):
@@ -61,9 +139,9 @@ def test_steps_that_a_resume_repeats_count_once(new_run):
         append_event(run.events_file, StepDone(step, 1.0, 1.0, 1.0, 0))
     append_event(run.events_file, PreviewSaved(3, "samples", ("previews/000003_samples.webp",)))
     watcher = RunWatcher()
-    assert len(watcher.look(run).curve) == 3
+    assert len(watcher.read(run).curve) == 3
     append_event(run.events_file, Resumed(1))
     append_event(run.events_file, StepDone(2, 0.5, 1.0, 1.0, 0))
-    view = watcher.look(run)
+    view = watcher.read(run)
     assert view.curve == ((1.0, 1.0), (2.0, 0.5))
     assert view.samples == ()

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_picture
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +14,7 @@ from dopsd_app.method.rollout import rollout, sample
 from dopsd_app.models.catalog import BaseModelError
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES, Pictures
+from tests.support.pictures import make_picture
 
 
 def pipeline_latents(base_model, caption, noise, steps, size=32):

@@ -22,7 +22,7 @@ class Health:
     """How a LoRA stands; the base itself has drift 0 and quality 1."""
 
     concept: float  # likeness of the concept's pictures to the training pictures; 1 at the most
-    following: float | None  # 1: always what the prompt says; 0: by chance; None: it cannot be told
+    following: float | None  # 1: always what the prompt says; 0: by chance; None: it cannot be measured
     drift: float  # how far neutral prompts' pictures have moved from the base's; 1: as far as any others are
     quality: float  # 1: as clean as the base's pictures, above it cleaner ones; 0: like nothing known
 
@@ -71,7 +71,7 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Look:
+class HealthPictures:
     """What health is judged by: what base and LoRA drew from the same prompts and noise."""
 
     prompts: tuple[str, ...]  # with the concept in them
@@ -81,29 +81,29 @@ class Look:
     base_neutral: Sequence[Image.Image]  # of prompts that have nothing to do with the concept
     lora_neutral: Sequence[Image.Image]
 
-    def at_base(self) -> "Look":
+    def at_base(self) -> "HealthPictures":
         """The same before anything was learned."""
         return replace(self, lora=self.base, lora_neutral=self.base_neutral)
 
 
-def seen_health(base_model: BaseModel, look: Look) -> Health:
+def features_health(base_model: BaseModel, drawn: HealthPictures) -> Health:
     """By the features of the base model's own vision tower; pictures are cropped to the drawn ones' size."""
-    size = look.base[0].size
+    size = drawn.base[0].size
 
     def features(pictures: Sequence[Image.Image]) -> Tensor:
         # By token they are many: 20 pictures of 1024 pixels a side take 0.2 GB, which a card may not have.
         return torch.stack([base_model.picture_features(ImageOps.fit(p, size)).cpu() for p in pictures])
 
-    groups = (look.training, look.base, look.lora, look.base_neutral, look.lora_neutral)
+    groups = (drawn.training, drawn.base, drawn.lora, drawn.base_neutral, drawn.lora_neutral)
     return health_of(*map(features, groups))
 
 
-def judged_health(look: Look) -> Health:
+def judged_health(drawn: HealthPictures) -> Health:
     """By what the judge sees in pictures of the built-in base.
 
     Concept is the share of what makes the creature of the training pictures; following, that of what prompts
     say of the scene, by chance 0; drift, that of neutral pictures which the LoRA has changed, by chance 1;
-    quality, likeness to the world's own drawing of what is seen, by the base's.
+    quality, likeness to the world's own drawing of what the judge sees, by the base's.
     """
     from dopsd_app.checks.judge.classifier import ATTRIBUTES, CONCEPT, chance_of, judge, load_judge
     from dopsd_app.checks.judge.likeness import likeness_to_the_world
@@ -112,13 +112,13 @@ def judged_health(look: Look) -> Health:
     model = load_judge()
     training, lora, before, after = (
         judge(list(pictures), model)
-        for pictures in (look.training, look.lora, look.base_neutral, look.lora_neutral)
+        for pictures in (drawn.training, drawn.lora, drawn.base_neutral, drawn.lora_neutral)
     )
     right = torch.stack([lora[name] == training[name].mode().values for name in CONCEPT])
     changed = torch.stack([after[name] != before[name] for name in ATTRIBUTES])
     asked = [
         (name, row, index)
-        for row, prompt in enumerate(look.prompts)
+        for row, prompt in enumerate(drawn.prompts)
         for name, index in scene_asked_in(prompt)
     ]
     following = None
@@ -130,8 +130,8 @@ def judged_health(look: Look) -> Health:
         concept=right.float().mean().item(),
         following=following,
         drift=changed.float().mean().item() / (1 - chance_of(ATTRIBUTES)),
-        quality=likeness_to_the_world([*look.lora, *look.lora_neutral])
-        / likeness_to_the_world([*look.base, *look.base_neutral]),
+        quality=likeness_to_the_world([*drawn.lora, *drawn.lora_neutral])
+        / likeness_to_the_world([*drawn.base, *drawn.base_neutral]),
     )
 
 
@@ -167,18 +167,18 @@ class HealthMeter:
         judged = scoring == "judge"
         neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
         sides = [side for both in (pairs, neutral) for side in zip(*both, strict=True)]
-        look = Look(self.prompts, self.training, *sides)
-        score = judged_health if judged else partial(seen_health, self.base_model)
+        drawn = HealthPictures(self.prompts, self.training, *sides)
+        score = judged_health if judged else partial(features_health, self.base_model)
         try:
-            found = {step: score(look)}
+            found = {step: score(drawn)}
             if not self.measured:
-                found = {0: score(look.at_base()), **found}
+                found = {0: score(drawn.at_base()), **found}
         finally:
             self.base_model.free_encoders()  # the vision tower came for the features
         for number, health in found.items():
             before = self.measured[-1:]
             self.measured.append(HealthMeasured(number, **asdict(health)))
             yield self.measured[-1]
-            said = complaint(self.measured[-1], judged)
-            if said != (complaint(before[0], judged) if before else ""):
-                yield Warned(step, said, "health")
+            message = complaint(self.measured[-1], judged)
+            if message != (complaint(before[0], judged) if before else ""):
+                yield Warned(step, message, "health")

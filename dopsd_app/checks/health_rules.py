@@ -1,16 +1,15 @@
-"""What health scores mean: which checkpoint is the best, when to warn, when to stop."""
+"""What health scores mean: which checkpoint is the best, and when to warn."""
 
 from collections.abc import Collection, Sequence
 
 from dopsd_app.jobs.events import HealthMeasured
 
-PROMPTS = 4  # with the concept in them; two are the least that following can be seen in
+PROMPTS = 4  # with the concept in them; two are the least that following can be measured in
 LEAST_QUALITY = 0.8  # by the vision tower, which sees complete ruin only
 LEAST_JUDGED_QUALITY = 0.9  # the built-in base's judge sees less: no good look of health_fit is below
 LEAST_FOLLOWING = 0.1
 MOST_DRIFT = 1.0  # as far as any others are. The built-in base draws creatures only: there all become yours
 CLOSE = 0.8  # of the greatest merit: so few pictures do not tell such steps apart
-PATIENCE = 3  # previews without a better one
 EARLIER = "An earlier checkpoint may be the better one;"
 COMPLAINTS = {
     "quality": f"Pictures are getting worse. {EARLIER} a lower learning rate or fewer steps help.",
@@ -57,9 +56,3 @@ def what_is_bad(health: HealthMeasured, judged: bool) -> str:
 def complaint(health: HealthMeasured, judged: bool) -> str:
     """What a person should know about it, in a sentence; empty where all is well."""
     return COMPLAINTS.get(what_is_bad(health, judged), "")
-
-
-def stopped_improving(measured: Sequence[HealthMeasured]) -> bool:
-    """Whether the greatest merit was PATIENCE measurements ago, or longer."""
-    merits = [merit(health, measured[0]) for health in measured[1:]]
-    return bool(merits) and merits[::-1].index(max(merits)) >= PATIENCE

@@ -12,8 +12,8 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.files import replace_file
 from dopsd_app.jobs.manifest import hash_file
 from dopsd_app.method import randomness
-from dopsd_app.method.adapters import as_base
-from dopsd_app.models.protocol import BaseModel, Conditioning
+from dopsd_app.method.adapters import as_base, lora_matrices
+from dopsd_app.models.protocol import BaseModel, Conditioning, Transformer
 
 MAX_STRENGTH_ERROR = 5e-4
 MAX_VELOCITY_ERROR = 1e-4  # where base and LoRA are both float32
@@ -135,25 +135,23 @@ def _relative(error: Tensor, effect: Tensor) -> float:
     return (error.norm() / effect.norm()).item() if error.any() else 0.0
 
 
-def _low_rank_deltas(transformer: torch.nn.Module, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:
+def _low_rank_deltas(transformer: Transformer, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:
     """By module: A (rank, in) and B (out, rank) with the strength in it, in float32; the delta is B @ A."""
     deltas = {}
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer) and adapter in module.lora_A:
-            b = module.lora_B[adapter].weight.detach().float() * module.scaling[adapter]
-            deltas[name] = (module.lora_A[adapter].weight.detach().float().clone(), b)
+            a, b = (weight.detach().float() for weight in lora_matrices(module, adapter))
+            deltas[name] = (a.clone(), b * module.scaling[adapter])
     return deltas
 
 
 @torch.no_grad()
-def _write_deltas(
-    transformer: torch.nn.Module, adapter: str, deltas: dict[str, tuple[Tensor, Tensor]]
-) -> None:
+def _write_deltas(transformer: Transformer, adapter: str, deltas: dict[str, tuple[Tensor, Tensor]]) -> None:
     """Puts true deltas into a loaded adapter, in its own precision, at strength 1."""
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer) and adapter in module.lora_A and name in deltas:
-            module.lora_A[adapter].weight.copy_(deltas[name][0])
-            module.lora_B[adapter].weight.copy_(deltas[name][1])
+            for weight, delta in zip(lora_matrices(module, adapter), deltas[name], strict=True):
+                weight.copy_(delta)
             module.scaling[adapter] = 1.0
 
 

@@ -24,11 +24,11 @@ Pair = tuple[Image.Image, Image.Image]  # the base's picture and the student's
 
 
 def save_rollout(
-    run: Run, step: int, base_model: BaseModel, film: Sequence[tuple[Tensor, Tensor]]
+    run: Run, step: int, base_model: BaseModel, states: Sequence[tuple[Tensor, Tensor]]
 ) -> PreviewSaved:
-    """The student's filmstrip above the teacher's: the states of a roll-out of this very step."""
-    strips = [[base_model.decode(denoised)[0] for denoised in strip] for strip in zip(*film, strict=True)]
-    return PreviewSaved(step, "rollout", (_save(run, f"{step:06d}_rollout.webp", strips),))
+    """The student's row above the teacher's: the states of a roll-out of this very step."""
+    rows = [[base_model.decode(denoised)[0] for denoised in row] for row in zip(*states, strict=True)]
+    return PreviewSaved(step, "rollout", (_save(run, f"{step:06d}_rollout.webp", rows),))
 
 
 def draw_pairs(

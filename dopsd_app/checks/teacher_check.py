@@ -15,49 +15,49 @@ from dopsd_app.checks.verdict import CHECKED, CheckRow, judge_rows, rows_drawn, 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import Example
 from dopsd_app.method.encode import read_pictures
+from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import BaseModel
-from dopsd_app.models.studio import Studio
 from dopsd_app.progress import PhaseProgress
 
 DRAWN = ("student", "teacher", "control")
 
 
 def teacher_check(
-    studio: Studio, config: TrainConfig, examples: Sequence[Example], folder: Path
+    model: LoadedModel, config: TrainConfig, examples: Sequence[Example], folder: Path
 ) -> Iterator[PhaseProgress]:
     """Draws up to 4 examples untrained, from one noise each, and scores what the teacher makes of them.
 
     The pictures appear in `folder` one by one: `0_crop.webp`, `0_student.webp` (from the caption),
     `0_teacher.webp` (from caption and picture), `0_control.webp` (from the caption and an even grey),
-    `1_...`; check.json is the last. See `verdict` for how they are read and what the score means.
+    `1_...`; teacher_check.json is the last. See `verdict` for how they are read and what the score means.
     """
-    base_model, shown = studio.base_model, tuple(examples[:CHECKED])
+    base_model, shown = model.base_model, tuple(examples[:CHECKED])
     sets = [read_pictures(example, config, base_model) for example in shown]
-    crops = [pictures.picture for pictures in sets]
-    studio.load_encoders()
+    crops = [pictures.training_picture for pictures in sets]
+    model.load_encoders()
     controls = [control_picture(picture) for picture in crops]
-    told = []
+    encoded = []
     for done, (example, pictures, control) in enumerate(zip(shown, sets, controls, strict=True)):
         yield PhaseProgress("encoding", done, len(shown))
         caption = example.captions[0]
-        told.append(
+        encoded.append(
             (
                 base_model.encode(pictures, caption, "student"),
                 base_model.encode(pictures, caption, "teacher"),
                 base_model.encode(replace(pictures, picture=control), caption, "teacher"),
             )
         )
-    studio.load_transformer()
-    studio.take_off()
+    model.load_transformer()
+    model.unload_lora()
     drawn, total = [], len(DRAWN) * len(shown)
-    for index, (picture, conditionings) in enumerate(zip(crops, told, strict=True)):
+    for index, (picture, conditionings) in enumerate(zip(crops, encoded, strict=True)):
         save_picture(picture, folder / f"{index}_crop.webp")
         for who, conditioning in zip(DRAWN, conditionings, strict=True):
             yield PhaseProgress("drawing", len(drawn), total)
             drawn.append(draw(base_model, config, conditioning, index, (picture.height, picture.width)))
             save_picture(drawn[-1], folder / f"{index}_{who}.webp")
     features = [features_of(base_model, pictures) for pictures in (crops, controls, *_by_drawer(drawn))]
-    if not studio.encoders:
+    if not model.encoders:
         base_model.free_encoders()  # the vision tower came for the features
     save_check(judge_rows(compare(*features), config.base_model), folder)
     yield PhaseProgress("drawing", total, total)
@@ -80,8 +80,8 @@ def features_of(base_model: BaseModel, pictures: list[Image.Image]) -> tuple[Ten
     colours = torch.stack([colours_of(picture) for picture in pictures]).to(base_model.device)
     if base_model.architecture.eyes is None:
         return (colours,)
-    seen = torch.stack([base_model.picture_features(picture).mean(0) for picture in pictures])
-    return seen, colours.to(seen)
+    vision = torch.stack([base_model.picture_features(picture).mean(0) for picture in pictures])
+    return vision, colours.to(vision)
 
 
 def colours_of(picture: Image.Image) -> Tensor:

@@ -4,8 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dopsd_app.files import read_value, replace_file
+from dopsd_app.files import find_renamed, read_value, replace_file
 
+CHECK_FILE = "teacher_check.json"  # in the folder of a check
 CHECKED = 4  # pictures in a check
 # Scores from which on the verdict is that. On the built-in base they part teachers that show at least one of
 # a creature's six attributes because they see it, and at least three: fitted to 24 creatures in
@@ -36,7 +37,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """A whole check, as its check.json holds it."""
+    """A whole check, as CHECK_FILE holds it."""
 
     rows: tuple[CheckRow, ...]
     score: float  # 0: the teacher sees nothing of the pictures; 1: it draws them again
@@ -75,14 +76,14 @@ def score_rows(rows: tuple[CheckRow, ...]) -> float:
 
 
 def save_check(check: TeacherCheck, folder: Path) -> None:
-    """Writes check.json, the last file of a check to appear."""
-    replace_file(folder / "check.json", json.dumps(asdict(check), indent=2))
+    """Writes CHECK_FILE, the last file of a check to appear."""
+    replace_file(folder / CHECK_FILE, json.dumps(asdict(check), indent=2))
 
 
 def read_check(folder: Path) -> TeacherCheck | None:
     """What `save_check` wrote into the folder; None while there is nothing, or nothing that can be read."""
     try:
-        return read_value(TeacherCheck, (folder / "check.json").read_bytes())
+        return read_value(TeacherCheck, find_renamed(folder / CHECK_FILE, "check.json").read_bytes())
     except (OSError, ValueError):
         return None
 

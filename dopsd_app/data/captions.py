@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dopsd_app.data.draft_file import read_state
 from dopsd_app.data.drafts import Draft
 
 FEWEST, NEARLY_ALL = (
@@ -59,9 +58,8 @@ ORDINARY_WORDS = frozenset(
 
 def advise(draft: Draft) -> dict[str, tuple[str, ...]]:
     """Advice on a draft by picture key; "" is the whole set. Empty captions are `check_draft`'s."""
-    state = read_state(draft.path)
-    captions = {item["key"]: item["caption"].splitlines() for item in state["items"]}
-    return lint_captions(captions, state["settings"].get("trigger_word", ""), state["kind"])
+    captions = {item.key: item.caption.splitlines() for item in draft.items}
+    return lint_captions(captions, draft.trigger_word, draft.kind)
 
 
 def lint_captions(

@@ -47,6 +47,6 @@ def _backgrounds() -> np.ndarray:
     rows = []
     for top, bottom, ground in BACKGROUNDS:
         fade = np.minimum(height / (HORIZON if ground else 1), 1)
-        sky = np.float32(top) * (1 - fade) + np.float32(bottom) * fade
-        rows.append(np.where(height > HORIZON, np.float32(ground), sky) if ground else sky)
+        sky = np.asarray(top, np.float32) * (1 - fade) + np.asarray(bottom, np.float32) * fade
+        rows.append(np.where(height > HORIZON, np.asarray(ground, np.float32), sky) if ground else sky)
     return np.stack(rows)

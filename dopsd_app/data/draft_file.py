@@ -1,39 +1,81 @@
-"""The draft.json of a draft: read, changed and replaced under a lock, for several tabs may write it."""
+"""The draft.json of a draft: one typed value, changed under a lock, for several tabs may write it."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 
+from dopsd_app.config import DEFAULT_PRESET, without_gone
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import insist, replace_file
+from dopsd_app.files import make_value, replace_file, retry
+from dopsd_app.schema import check_schema, stamp, without_stamp
+
+SCHEMA = 1  # of draft.json
+KINDS = ("subject", "style")
 
 
 class DraftError(KnownFailure):
     """Something that cannot be done with a draft as it stands."""
 
 
-def read_state(folder: Path) -> dict:
-    """What the draft.json of a draft's folder holds."""
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One picture of a draft."""
+
+    key: str  # ours: names the picture in every call, and its files
+    name: str  # the person's file name; no two of a draft are equal
+    stem: str  # what the picture and its caption file share
+    size: tuple[int, int]  # width and height in pixels
+    pixels: str  # hash of them
+    remarks: tuple[str, ...] = ()  # what was repaired
+    caption: str = ""  # one caption per line, as typed
+    creature: bool = True  # whether the built-in base could learn it; earlier versions did not ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftContent:
+    """All that a draft's draft.json holds."""
+
+    preset: str = DEFAULT_PRESET
+    kind: str = KINDS[0]
+    settings: dict = field(default_factory=dict)  # what differs from the preset, not checked yet
+    items: tuple[Item, ...] = ()
+    waiting: dict[str, tuple[str, str]] = field(default_factory=dict)  # by stem: file name, caption
+
+
+def read_content(folder: Path) -> DraftContent:
+    """The draft.json of a draft's folder."""
     try:
-        return json.loads(insist((folder / "draft.json").read_bytes))
+        stored = json.loads(retry((folder / "draft.json").read_bytes))
+        if not isinstance(stored, dict) or "preset" not in stored:  # it was written whole
+            raise ValueError("This holds no draft.")
+        check_schema(stored, SCHEMA, "This draft", DraftError)
+        content = make_value(DraftContent, without_stamp(stored))
     except FileNotFoundError as error:
         raise DraftError("This draft is no longer there. Begin a new one.") from error
+    except DraftError:
+        raise
     except ValueError as error:
         raise DraftError("The draft.json of this draft is damaged. Begin a new one.") from error
+    return dataclasses.replace(content, settings=without_gone(content.settings))
 
 
-@contextmanager
-def changing(folder: Path) -> Iterator[dict]:
-    """The state to change in place; what is new is written at the end, unless an exception comes between."""
+def write_content(folder: Path, content: DraftContent) -> None:
+    """Replaces the draft.json of a draft's folder."""
+    replace_file(folder / "draft.json", json.dumps(stamp(SCHEMA) | dataclasses.asdict(content)))
+
+
+def change_content(folder: Path, change: Callable[[DraftContent], DraftContent]) -> DraftContent:
+    """Replaces the draft.json by what `change` makes of it, and returns that; nobody writes meanwhile."""
     with draft_lock(folder.parent):
-        state = read_state(folder)
-        before = json.dumps(state)
-        yield state
-        if (after := json.dumps(state)) != before:  # or looking at a draft would make it the current one
-            replace_file(folder / "draft.json", after)
+        before = read_content(folder)
+        content = change(before)
+        if content != before:  # or looking at a draft would make it the current one
+            write_content(folder, content)
+    return content
 
 
 def draft_lock(drafts_dir: Path) -> FileLock:

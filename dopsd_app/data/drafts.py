@@ -1,51 +1,46 @@
 """What a person prepares before a start: pictures, captions and settings, in a folder.
 
-A draft is a folder; its draft.json holds everything but the pictures.
+A draft is a value that was read from its folder; whatever changes the folder returns the value as it is then.
 """
 
-import json
 import os
 import re
 import secrets
 import shutil
 import typing
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dopsd_app.config import DEFAULT_PRESET, ConfigError, TrainConfig, load_preset, make_config
+from dopsd_app.config import ConfigError, TrainConfig, load_preset, make_config
 from dopsd_app.data.caption_file import MAX_CAPTION, clean_captions
-from dopsd_app.data.draft_file import DraftError, changing, draft_lock, read_state
+from dopsd_app.data.draft_file import (
+    KINDS,
+    DraftContent,
+    DraftError,
+    Item,
+    change_content,
+    draft_lock,
+    read_content,
+    write_content,
+)
 from dopsd_app.data.picture_file import PicturesError
-from dopsd_app.data.pictures import Dataset, Example, Note, Problem, Seen, check_count, check_set
-from dopsd_app.files import insist, replace_file
+from dopsd_app.data.pictures import Dataset, Example, Note, PictureFacts, Problem, check_count, check_set
+from dopsd_app.files import retry
 
 DRAFT_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")  # as `new_draft` makes it
-KINDS = ("subject", "style")
-NEW = {"preset": DEFAULT_PRESET, "settings": {}, "kind": KINDS[0], "items": [], "waiting": {}}
 MAX_CAPTION_TEXT = 10 * MAX_CAPTION  # characters in one caption box
 KEPT_SETTINGS = ("name", "trigger_word", "preview_prompts", "device")  # they do not depend on the preset
 
 
 @dataclass(frozen=True)
-class Item:
-    """One picture of a draft, as the page shows it."""
-
-    key: str  # ours: names the picture in every call
-    name: str  # the person's file name; no two of a draft are equal
-    thumbnail: Path
-    caption: str  # one caption per line, as typed
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]  # what was repaired
-    creature: bool  # whether the built-in base could learn it
-
-
-@dataclass(frozen=True)
 class Draft:
-    """One draft: a folder; everything else is read from it."""
+    """One draft as it stood when its folder was read."""
 
     path: Path  # absolute
+    content: DraftContent
 
     @property
     def id(self) -> str:
@@ -53,21 +48,21 @@ class Draft:
 
     @property
     def items(self) -> tuple[Item, ...]:
-        return _items(self)
+        return self.content.items
 
     @property
     def kind(self) -> str:
         """ "subject" or "style"."""
-        return read_state(self.path)["kind"]
+        return self.content.kind
 
     @property
     def preset(self) -> str:
-        return read_state(self.path)["preset"]
+        return self.content.preset
 
     @property
     def settings(self) -> dict:
         """What differs from the preset: names of `TrainConfig` and their values, not checked yet."""
-        return read_state(self.path)["settings"]
+        return self.content.settings
 
     @property
     def trigger_word(self) -> str:
@@ -76,7 +71,7 @@ class Draft:
     @property
     def waiting(self) -> tuple[str, ...]:
         """Names of caption files whose pictures have not come yet."""
-        return tuple(name for name, _ in read_state(self.path)["waiting"].values())
+        return tuple(name for name, _ in self.content.waiting.values())
 
     @property
     def pictures(self) -> Path:
@@ -85,6 +80,10 @@ class Draft:
     @property
     def thumbnails(self) -> Path:
         return self.path / "thumbnails"
+
+    def thumbnail(self, item: Item) -> Path:
+        """The small copy of a picture that the page shows."""
+        return self.thumbnails / f"{item.key}.webp"
 
 
 # --- create, list, find, delete
@@ -98,27 +97,41 @@ def default_drafts_dir() -> Path:
 def new_draft(drafts_dir: Path) -> Draft:
     """An empty draft with the settings of the default preset."""
     # The last part keeps others from guessing the folder's name.
-    draft = Draft(drafts_dir.absolute() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}")
+    path = drafts_dir.absolute() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}"
+    draft = Draft(path, DraftContent())
     draft.pictures.mkdir(parents=True)
     draft.thumbnails.mkdir()
-    replace_file(draft.path / "draft.json", json.dumps(NEW))
+    write_content(path, draft.content)
     return draft
+
+
+def read_draft(path: Path) -> Draft:
+    """The draft of this folder as it is now."""
+    return Draft(path, read_content(path))
 
 
 def is_new(draft: Draft) -> bool:
     """Whether nothing was put into the draft or changed in it."""
-    return read_state(draft.path) == NEW
+    return draft.content == DraftContent()
 
 
 def list_drafts(drafts_dir: Path) -> list[Draft]:
     """All drafts, the one that was changed last first."""
-    changed = {}
-    for file in drafts_dir.absolute().glob("[!.]*/draft.json"):
-        draft = Draft(file.parent)
+    return _read_drafts(drafts_dir.absolute().glob("[!.]*/draft.json"))
+
+
+def list_others(draft: Draft) -> list[Draft]:
+    """All drafts but this one, the one that was changed last first."""
+    files = draft.path.parent.glob("[!.]*/draft.json")
+    return _read_drafts(file for file in files if file.parent != draft.path)
+
+
+def _read_drafts(files: Iterable[Path]) -> list[Draft]:
+    found = []
+    for file in files:
         with suppress(DraftError, FileNotFoundError):  # damaged by hand, or just being deleted
-            read_state(draft.path)
-            changed[draft] = file.stat().st_mtime_ns
-    return sorted(changed, key=changed.get, reverse=True)
+            found.append((file.stat().st_mtime_ns, read_draft(file.parent)))
+    return [draft for _, draft in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def current_draft(drafts_dir: Path) -> Draft:
@@ -131,10 +144,10 @@ def current_draft(drafts_dir: Path) -> Draft:
 
 def find_draft(drafts_dir: Path, draft_id: str) -> Draft:
     """The draft of this id, which may come from anywhere."""
-    draft = Draft(drafts_dir.absolute() / draft_id)
-    if not DRAFT_NAME.fullmatch(draft_id) or not (draft.path / "draft.json").is_file():
+    path = drafts_dir.absolute() / draft_id
+    if not DRAFT_NAME.fullmatch(draft_id) or not (path / "draft.json").is_file():
         raise DraftError("This draft is no longer there. Begin a new one.")
-    return draft
+    return read_draft(path)
 
 
 def make_current(draft: Draft) -> None:
@@ -146,35 +159,51 @@ def delete_draft(draft: Draft) -> None:
     """Removes a draft and its pictures for good."""
     with draft_lock(draft.path.parent):
         # Renamed first, so that nobody ever reads half a draft.
-        doomed = insist(lambda: draft.path.rename(draft.path.with_name(f".deleted-{draft.id}")))
-    shutil.rmtree(doomed)
+        renamed = retry(lambda: draft.path.rename(draft.path.with_name(f".deleted-{draft.id}")))
+    shutil.rmtree(renamed)
 
 
 # --- change
 
 
-def set_caption(draft: Draft, key: str, text: str) -> None:
+def set_caption(draft: Draft, key: str, text: str) -> Draft:
     """Keeps what the person typed beside a picture: one caption per line."""
-    if len(text) > MAX_CAPTION_TEXT:
-        raise DraftError(f"This caption has {len(text)} characters. Shorten it to {MAX_CAPTION} at most.")
-    with changing(draft.path) as state:
-        _item(state, key)["caption"] = text
+    return set_captions(draft, {key: text})
 
 
-def remove_picture(draft: Draft, key: str) -> None:
+def set_captions(draft: Draft, texts: dict[str, str]) -> Draft:
+    """Keeps what the person typed beside pictures, by their keys; none is kept where one cannot be."""
+    for text in texts.values():
+        if len(text) > MAX_CAPTION_TEXT:
+            raise DraftError(f"This caption has {len(text)} characters. Shorten it to {MAX_CAPTION} at most.")
+
+    def write(content: DraftContent) -> DraftContent:
+        _check_keys(content, texts)
+        items = [replace(item, caption=texts.get(item.key, item.caption)) for item in content.items]
+        return replace(content, items=tuple(items))
+
+    return Draft(draft.path, change_content(draft.path, write))
+
+
+def remove_picture(draft: Draft, key: str) -> Draft:
     """Takes a picture and its caption out of the draft."""
-    with changing(draft.path) as state:
-        state["items"].remove(_item(state, key))
+
+    def without(content: DraftContent) -> DraftContent:
+        _check_keys(content, [key])
+        return replace(content, items=tuple(item for item in content.items if item.key != key))
+
+    changed = Draft(draft.path, change_content(draft.path, without))
     delete_files(draft, key)
+    return changed
 
 
 def delete_files(draft: Draft, key: str) -> None:
     """Removes the files of a picture that is on no list; the key must be one of ours."""
     for file in (draft.pictures / f"{key}.png", draft.thumbnails / f"{key}.webp"):
-        insist(lambda file=file: file.unlink(missing_ok=True))
+        retry(lambda file=file: file.unlink(missing_ok=True))
 
 
-def set_settings(draft: Draft, **changes) -> None:
+def set_settings(draft: Draft, **changes) -> Draft:
     """Keeps settings by name, with "preset" and "kind" among them; None goes back to the preset's value.
 
     Values are checked by `draft_config`: a person may be in the middle of typing. Another preset drops what
@@ -182,14 +211,17 @@ def set_settings(draft: Draft, **changes) -> None:
     """
     for name in changes.keys() - {"preset", "kind"}:
         _check_value(name, changes[name])
-    with changing(draft.path) as state:
-        kind = changes.pop("kind", state["kind"])
+
+    def write(content: DraftContent) -> DraftContent:
+        kind = changes.pop("kind", content.kind)
         if kind not in KINDS:
             raise ConfigError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
-        preset = changes.pop("preset", state["preset"])
-        settings = _carried(state, preset) | changes
+        preset = changes.pop("preset", content.preset)
+        settings = _carried(content, preset) | changes
         settings = {name: value for name, value in settings.items() if value is not None}
-        state.update(kind=kind, preset=preset, settings=settings)
+        return replace(content, kind=kind, preset=preset, settings=settings)
+
+    return Draft(draft.path, change_content(draft.path, write))
 
 
 def _check_value(name: str, value: object) -> None:
@@ -197,7 +229,7 @@ def _check_value(name: str, value: object) -> None:
     kind = typing.get_type_hints(TrainConfig).get(name)
     if kind is None:
         raise ConfigError(f"There is no setting {name[:100]}.")
-    texts = [value] if kind is str else value if kind == tuple[str, ...] else []
+    texts: typing.Any = [value] if kind is str else value if kind == tuple[str, ...] else []
     fits = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
     if kind in (int, float, bool):
         fits = isinstance(value, int | float)
@@ -205,22 +237,20 @@ def _check_value(name: str, value: object) -> None:
         raise ConfigError(f"`{name}` cannot be {str(value)[:100]}.")
 
 
-def _carried(state: dict, preset: str) -> dict:
+def _carried(content: DraftContent, preset: str) -> dict:
     """The settings that hold for another preset too: all of them where it is the same one."""
     new = load_preset(preset)
-    if preset == state["preset"]:
-        return state["settings"]
+    if preset == content.preset:
+        return content.settings
     kept = list(KEPT_SETTINGS)
-    if new.settings["base_model"] == load_preset(state["preset"]).settings["base_model"]:
+    if new.settings["base_model"] == load_preset(content.preset).settings["base_model"]:
         kept += ["base_model", "revision"]  # a folder that holds it, or another repository
-    return {name: value for name, value in state["settings"].items() if name in kept}
+    return {name: value for name, value in content.settings.items() if name in kept}
 
 
-def _item(state: dict, key: str) -> dict:
-    for item in state["items"]:
-        if item["key"] == key:
-            return item
-    raise DraftError("This picture is no longer in the draft. Reload the page.")
+def _check_keys(content: DraftContent, keys: Iterable[str]) -> None:
+    if set(keys) - {item.key for item in content.items}:
+        raise DraftError("This picture is no longer in the draft. Reload the page.")
 
 
 # --- check and use
@@ -228,76 +258,58 @@ def _item(state: dict, key: str) -> dict:
 
 def draft_config(draft: Draft) -> TrainConfig:
     """The settings of the run that this draft would start; `ConfigError` for what cannot work."""
-    return _config(read_state(draft.path))
-
-
-def _config(state: dict) -> TrainConfig:
-    return make_config({**load_preset(state["preset"]).settings, **state["settings"]})
+    return make_config({**load_preset(draft.preset).settings, **draft.settings})
 
 
 def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:
     """What must be put right before a start, by picture key; "" is the whole set."""
-    state = read_state(draft.path)
-    return _by_key(state, Problem, _findings(draft, state)[1])
+    return _by_key(draft, Problem, _findings(draft)[1])
+
+
+def note_repairs(draft: Draft) -> dict[str, tuple[str, ...]]:
+    """What was repaired of pictures, and what becomes of them, by picture key; "" is the whole set."""
+    return _by_key(draft, Note, _findings(draft)[1])
 
 
 def draft_dataset(draft: Draft) -> Dataset:
     """The draft's pictures and captions for `runs.create_run`, or PicturesError with every problem."""
-    examples, findings = _findings(draft, read_state(draft.path))
+    examples, findings = _findings(draft)
     if problems := [finding for finding in findings if isinstance(finding, Problem)]:
         raise PicturesError(problems)
     notes = tuple(finding for finding in findings if isinstance(finding, Note))
     return Dataset(tuple(examples), notes, clean=True)
 
 
-def _findings(draft: Draft, state: dict) -> tuple[list[Example], list[Problem | Note]]:
+def _findings(draft: Draft) -> tuple[list[Example], list[Problem | Note]]:
     """Examples of the pictures that have captions, and what there is to say; pictures go by their names."""
-    examples, findings, seen = [], [], []
-    for item in state["items"]:
-        name = item["name"]
+    examples, findings, facts = [], [], []
+    for item in draft.items:
+        name = item.name
         try:
-            captions = clean_captions(item["caption"].splitlines(), name)
-            examples.append(Example(draft.pictures / f"{item['key']}.png", captions))
+            captions = clean_captions(item.caption.splitlines(), name)
+            examples.append(Example(draft.pictures / f"{item.key}.png", captions))
         except ValueError as error:
             findings.append(Problem(name, str(error)))
-        seen.append(Seen(name, tuple(item["size"]), item["pixels"]))
-        findings += [Note(name, f"{name} {remark}") for remark in item["remarks"]]
-    findings += check_set(seen, _minimum_side(state))
-    return examples, check_count(len(seen), "this draft") + findings
+        facts.append(PictureFacts(name, item.size, item.pixels))
+        findings += [Note(name, f"{name} {remark}") for remark in item.remarks]
+    findings += check_set(facts, _minimum_side(draft))
+    return examples, check_count(len(facts), "this draft") + findings
 
 
-def _minimum_side(state: dict) -> int:
+def _minimum_side(draft: Draft) -> int:
     try:
-        return _config(state).minimum_side
-    except ConfigError:  # told where the settings are; the pictures are judged by the usual limit
+        return draft_config(draft).minimum_side
+    except ConfigError:  # reported where the settings are; the pictures are judged by the usual limit
         return TrainConfig().minimum_side
 
 
 def _by_key(
-    state: dict, kind: type[Problem] | type[Note], findings: list[Problem | Note]
+    draft: Draft, kind: type[Problem] | type[Note], findings: list[Problem | Note]
 ) -> dict[str, tuple[str, ...]]:
-    keys = {item["name"]: item["key"] for item in state["items"]}
+    keys = {item.name: item.key for item in draft.items}
     found: dict[str, tuple[str, ...]] = {}
     for finding in findings:
         if isinstance(finding, kind):
             key = keys.get(finding.picture, "")
             found[key] = (*found.get(key, ()), finding.message)
     return found
-
-
-def _items(draft: Draft) -> tuple[Item, ...]:
-    state = read_state(draft.path)
-    _, findings = _findings(draft, state)
-    problems, notes = _by_key(state, Problem, findings), _by_key(state, Note, findings)
-    return tuple(
-        Item(
-            item["key"],
-            item["name"],
-            draft.thumbnails / f"{item['key']}.webp",
-            item["caption"],
-            problems.get(item["key"], ()),
-            notes.get(item["key"], ()),
-            item.get("creature", True),  # drafts of earlier versions do not tell
-        )
-        for item in state["items"]
-    )

@@ -5,8 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 from PIL import ExifTags, Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from dopsd_app.errors import KnownFailure
 
@@ -67,7 +70,7 @@ def decode(path: Path, name: str) -> tuple[Image.Image, list[str]]:
     def refusal(message: str) -> PicturesError:
         return PicturesError([Problem(name, f"{name} {message}")])
 
-    kind = kind_of(path)
+    kind = picture_format(path)
     if not kind:
         raise refusal("cannot be read as a picture. Save it again as JPEG or PNG, or remove it.")
     if kind not in _READABLE:
@@ -75,7 +78,7 @@ def decode(path: Path, name: str) -> tuple[Image.Image, list[str]]:
     try:
         with Image.open(path, formats=[kind]) as picture:
             # A phone's JPEG may hold a preview or a depth map too (MPO): it has frames, but does not move.
-            if picture.format in ("PNG", "WEBP") and picture.is_animated:
+            if isinstance(picture, PngImageFile | WebPImageFile) and picture.is_animated:
                 raise refusal("is an animation. Save one of its pictures as JPEG or PNG first.")
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -115,7 +118,8 @@ def _repair(picture: Image.Image) -> tuple[Image.Image, list[str]]:
         picture = _to_srgb(picture, profile)
     if picture.mode == "RGBA":
         alpha = picture.getchannel("A")
-        if alpha.getextrema()[0] < 255:
+        # Of one band, it is a pair of numbers.
+        if cast(float, alpha.getextrema()[0]) < 255:
             remarks.append("has transparent parts: they became white.")
         flat = Image.new("RGB", picture.size, "white")
         flat.paste(picture, mask=alpha)
@@ -147,14 +151,16 @@ def _orientation(picture: Image.Image) -> int:
 def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     mode = "RGBA" if picture.mode == "RGBA" else "RGB"
     try:
-        return ImageCms.profileToProfile(
+        converted = ImageCms.profileToProfile(
             picture, BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode=mode
         )
     except ImageCms.PyCMSError:  # a damaged profile, or one for other kinds of pictures: nobody heeds those
         return picture
+    assert converted is not None  # as only where it is asked to change the picture itself
+    return converted
 
 
-def kind_of(path: Path) -> str:
+def picture_format(path: Path) -> str:
     """The format by the file's content; "" for what is no picture or cannot be opened."""
     try:
         with path.open("rb") as file:

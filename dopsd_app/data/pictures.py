@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import math
 import os
 import re
 import shutil
@@ -14,12 +13,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from dopsd_app.data.caption_file import clean_captions, parse_metadata, parse_row, read_text
-from dopsd_app.data.picture_file import PicturesError, Problem, decode, kind_of, load_picture, shown
+from dopsd_app.data.picture_file import PicturesError, Problem, decode, load_picture, picture_format, shown
 
 MIN_PICTURES, MAX_PICTURES = 4, 20
-
-# The ladder of diffusers.training_utils.generate_aspect_ratio_buckets; that module itself would import torch.
-ASPECT_RATIOS = (1, 4 / 5, 5 / 4, 2 / 3, 3 / 2, 3 / 4, 4 / 3, 9 / 16, 16 / 9, 1 / 2, 2)  # width / height
 
 PICTURE_SUFFIXES = (
     ".png",
@@ -83,7 +79,7 @@ def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
         Note("", f"{_name(path, folder)} belongs to no picture and was left out.")
         for path in itertools.chain(*sources.values())
     ]
-    findings += _look_at(examples, folder, minimum_side)
+    findings += _inspect(examples, folder, minimum_side)
     names = ["", *(_name(example.image, folder) for example in examples)]
     problems = [finding for finding in findings if isinstance(finding, Problem) and finding.picture in names]
     if problems:
@@ -101,7 +97,7 @@ def check_count(count: int, holder: str) -> list[Problem]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PictureFacts:
     """What the checks of a set need to know of a picture once it was opened."""
 
     name: str  # as in Problem
@@ -114,7 +110,7 @@ def hash_pixels(picture: Image.Image) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
-def check_set(pictures: Iterable[Seen], minimum_side: int) -> Iterator[Problem | Note]:
+def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[Problem | Note]:
     """Refuses small pictures and the second of two equal ones, and notes very long ones."""
     first: dict[tuple, str] = {}  # size and pixels: the first picture that has them
     for picture in pictures:
@@ -151,19 +147,6 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
         (destination / f"{number:02}.txt").write_text(captions, encoding="utf-8", newline="\n")
 
 
-def bucket(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
-    """The (height, width) in pixels to crop a picture to: of the sizes on the ladder, the nearest in shape.
-
-    The area is about `resolution` squared, the shape within 1:2 and 2:1, each side a multiple of `multiple`.
-    """
-
-    def rounded(side: float) -> int:
-        return max(1, round(side / multiple)) * multiple
-
-    sizes = [(rounded(resolution / ratio**0.5), rounded(resolution * ratio**0.5)) for ratio in ASPECT_RATIOS]
-    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - math.log(width / height)))
-
-
 def crop(picture: Image.Image, height: int, width: int) -> Image.Image:
     """Scales a picture until it covers height x width pixels and cuts out the middle."""
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
@@ -187,7 +170,7 @@ def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
                 yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
         elif path.suffix.lower() == ".txt":
             texts.append(path)
-        elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or kind_of(path)):
+        elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or picture_format(path)):
             pictures.append(path)
         else:
             yield Note("", f"{name} is not a picture and was left out.")
@@ -300,9 +283,9 @@ def _find_picture(file_name: str, folder: Path) -> Path:
     return path
 
 
-def _look_at(examples: Iterable[Example], folder: Path, minimum_side: int) -> Iterator[Problem | Note]:
+def _inspect(examples: Iterable[Example], folder: Path, minimum_side: int) -> Iterator[Problem | Note]:
     """Opens the pictures one by one: what is wrong with each, with the set, and what was repaired."""
-    seen = []
+    facts = []
     for example in examples:
         name = _name(example.image, folder)
         try:
@@ -310,21 +293,21 @@ def _look_at(examples: Iterable[Example], folder: Path, minimum_side: int) -> It
         except PicturesError as error:
             yield from error.problems
             continue
-        seen.append(Seen(name, picture.size, hash_pixels(picture)))
+        facts.append(PictureFacts(name, picture.size, hash_pixels(picture)))
         for remark in remarks:
             yield Note(name, f"{name} {remark}")
-        yield from _look_at_sources(example, folder)
-    yield from check_set(seen, minimum_side)
+        yield from _inspect_sources(example, folder)
+    yield from check_set(facts, minimum_side)
 
 
-def _look_at_sources(example: Example, folder: Path) -> Iterator[Problem]:
-    """What is wrong with the pictures that an example is made from, said of the example."""
+def _inspect_sources(example: Example, folder: Path) -> Iterator[Problem]:
+    """What is wrong with the pictures that an example is made from, reported of the example."""
     name = _name(example.image, folder)
     for path in example.source_images:
         shown_name = _name(path, folder)
         if not _real(path).is_relative_to(folder):
-            told = f"{shown_name} is a link to a place outside the folder. Copy the file itself into it."
-            yield Problem(name, told)
+            message = f"{shown_name} is a link to a place outside the folder. Copy the file itself into it."
+            yield Problem(name, message)
             continue
         try:
             decode(path, shown_name)

@@ -5,7 +5,7 @@ An uploaded file gives its content and, for people and for finding its caption, 
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath, PureWindowsPath
 
 from PIL import Image
@@ -13,17 +13,17 @@ from PIL import Image
 from dopsd_app.config import Preset, TrainConfig, list_presets
 from dopsd_app.data.caption_file import parse_metadata, parse_row, read_text
 from dopsd_app.data.creatures import is_creature
-from dopsd_app.data.draft_file import DraftError, changing, read_state
+from dopsd_app.data.draft_file import KINDS, DraftContent, DraftError, Item, change_content
 from dopsd_app.data.drafts import (
-    KINDS,
     MAX_CAPTION_TEXT,
     Draft,
     delete_draft,
     delete_files,
     new_draft,
+    read_draft,
     set_settings,
 )
-from dopsd_app.data.picture_file import PicturesError, decode, kind_of, shown
+from dopsd_app.data.picture_file import PicturesError, decode, picture_format, shown
 from dopsd_app.data.pictures import (
     IGNORED,
     MAX_PICTURES,
@@ -46,6 +46,7 @@ EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
 class Added:
     """What became of an upload; sentences for the person."""
 
+    draft: Draft  # as it is now
     keys: tuple[str, ...]  # of the new pictures
     problems: tuple[str, ...]  # what was refused
     notes: tuple[str, ...]
@@ -99,13 +100,13 @@ def _likely(preset: Preset, changes: dict) -> tuple:
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:
     draft = new_draft(drafts_dir)
     try:
-        set_settings(draft, **settings)
-        if problems := _add(draft, sorted(folder.iterdir())).problems:
-            raise DraftError("\n".join(problems))
+        added = _add(set_settings(draft, **settings), sorted(folder.iterdir()))
+        if added.problems:
+            raise DraftError("\n".join(added.problems))
     except BaseException:
         delete_draft(draft)
         raise
-    return draft
+    return added.draft
 
 
 def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
@@ -128,7 +129,7 @@ def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
         else:
             small.append(path)
     added = _add(draft, small)
-    return Added(added.keys, (*problems, *added.problems), added.notes)
+    return replace(added, problems=(*problems, *added.problems))
 
 
 def _add(draft: Draft, paths: list[Path]) -> Added:
@@ -139,7 +140,7 @@ def _add(draft: Draft, paths: list[Path]) -> Added:
         try:
             if name.startswith(".") or name.casefold() in IGNORED[1:]:
                 continue
-            if kind_of(path) or path.suffix.lower() in PICTURE_SUFFIXES:
+            if picture_format(path) or path.suffix.lower() in PICTURE_SUFFIXES:
                 pictures.append(path)
             elif name.casefold() == "prompts.txt":
                 prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
@@ -155,7 +156,7 @@ def _add(draft: Draft, paths: list[Path]) -> Added:
             problems.append(str(error))
     keys = _add_pictures(draft, pictures, problems)
     _add_captions(draft, captions, problems, notes)
-    return Added(tuple(keys), tuple(problems), tuple(notes))
+    return Added(read_draft(draft.path), tuple(keys), tuple(problems), tuple(notes))
 
 
 def _metadata_captions(path: Path, problems: list[str]) -> list[tuple[str, str]]:
@@ -179,29 +180,30 @@ def _add_pictures(draft: Draft, paths: list[Path], problems: list[str]) -> list[
     keys = []
     for path in paths:
         name = shown(path.name)
-        if len(read_state(draft.path)["items"]) >= MAX_PICTURES:
-            problems.append(f"{name} was left out: {MAX_PICTURES} pictures are the most. Remove one first.")
+        if len(read_draft(draft.path).items) >= MAX_PICTURES:
+            problems.append(_too_many(name))
             continue
         try:
             picture, remarks = decode(path, name)
+            item = _keep(draft, picture, name, _stem(path.name), remarks)
         except PicturesError as error:
             problems.append(str(error))
             continue
-        item = _keep(draft, picture) | {"name": name, "stem": _stem(path.name), "remarks": remarks}
-        if problem := _enlist(draft, item):
-            delete_files(draft, item["key"])
-            problems.append(problem)
-        else:
-            keys.append(item["key"])
+        try:
+            _enlist(draft, item)
+            keys.append(item.key)
+        except DraftError as error:
+            delete_files(draft, item.key)
+            problems.append(str(error))
     return keys
 
 
-def _keep(draft: Draft, picture: Image.Image) -> dict:
+def _keep(draft: Draft, picture: Image.Image, name: str, stem: str, remarks: Iterable[str]) -> Item:
     """Writes the picture, pixels only, and its thumbnail; returns what is to be known of it."""
     key = secrets.token_hex(6)
     if (short := min(picture.size)) > KEPT_SIDE:
-        size = tuple(round(side * KEPT_SIDE / short) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        width, height = (round(side * KEPT_SIDE / short) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     thumbnail = picture.copy()
     thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     try:
@@ -210,30 +212,40 @@ def _keep(draft: Draft, picture: Image.Image) -> dict:
     except OSError as error:
         delete_files(draft, key)
         raise DraftError(f"The picture could not be kept: {error.strerror}. Free some space.") from error
-    return {
-        "key": key,
-        "size": picture.size,
-        "pixels": hash_pixels(picture),
-        "creature": is_creature(thumbnail),
-        "caption": "",
-    }
+    return Item(
+        key=key,
+        name=name,
+        stem=stem,
+        size=picture.size,
+        pixels=hash_pixels(picture),
+        remarks=tuple(remarks),
+        creature=is_creature(thumbnail),
+    )
 
 
-def _enlist(draft: Draft, item: dict) -> str:
-    """Puts a picture on the draft's list with the caption that waits for it; or says why not."""
-    with changing(draft.path) as state:
-        items = state["items"]
-        if len(items) >= MAX_PICTURES:  # another tab was faster
-            return f"{item['name']} was left out: {MAX_PICTURES} pictures are the most. Remove one first."
-        for other in items:
-            if other["pixels"] == item["pixels"] and tuple(other["size"]) == item["size"]:
-                return f"{item['name']} is the same picture as {other['name']}. It was left out."
-        names = {other["name"] for other in items}
-        item["name"] = next(name for name in _names(item["name"]) if name not in names)
-        if waiting := state["waiting"].pop(item["stem"], None):
-            item["caption"] = waiting[1]
-        items.append(item)
-    return ""
+def _enlist(draft: Draft, item: Item) -> None:
+    """Puts a picture on the draft's list with the caption that waits for it; `DraftError` says why not."""
+
+    def enlist(content: DraftContent) -> DraftContent:
+        if len(content.items) >= MAX_PICTURES:  # another tab was faster
+            raise DraftError(_too_many(item.name))
+        names = {other.name for other in content.items}
+        for other in content.items:
+            if (other.pixels, other.size) == (item.pixels, item.size):
+                new = f"The new {item.name}" if item.name in names else item.name
+                old = "the one that is there" if other.name == item.name else other.name
+                raise DraftError(f"{new} is the same picture as {old}. It was left out.")
+        name = next(name for name in _names(item.name) if name not in names)
+        waiting = dict(content.waiting)
+        _, caption = waiting.pop(item.stem, ("", ""))
+        items = (*content.items, replace(item, name=name, caption=caption))
+        return replace(content, items=items, waiting=waiting)
+
+    change_content(draft.path, enlist)
+
+
+def _too_many(name: str) -> str:
+    return f"{name} was left out: {MAX_PICTURES} pictures are the most. Remove one first."
 
 
 def _names(name: str):
@@ -247,24 +259,32 @@ def _names(name: str):
 def _add_captions(
     draft: Draft, captions: list[tuple[str, str]], problems: list[str], notes: list[str]
 ) -> None:
-    with changing(draft.path) as state:
+    def write(content: DraftContent) -> DraftContent:
         for file_name, text in captions:
-            name, stem = shown(PureWindowsPath(file_name).name), _stem(file_name)
-            if len(text) > MAX_CAPTION_TEXT:
-                problems.append(
-                    f"{name} holds more than {MAX_CAPTION_TEXT} characters. Shorten its captions."
-                )
-                continue
-            owners = [item for item in state["items"] if item["stem"] == stem]
-            if owners:
-                owner = next((item for item in owners if not item["caption"].strip()), owners[-1])
-                if owner["caption"].strip() not in ("", text.strip()):
-                    notes.append(f"{name} replaced the caption of {owner['name']}.")
-                owner["caption"] = text
-            elif len(state["waiting"]) >= MAX_WAITING:
-                problems.append(f"{name} was left out: it belongs to no picture.")
-            else:
-                state["waiting"][stem] = (name, text)
+            content = _with_caption(content, file_name, text, problems, notes)
+        return content
+
+    change_content(draft.path, write)
+
+
+def _with_caption(
+    content: DraftContent, file_name: str, text: str, problems: list[str], notes: list[str]
+) -> DraftContent:
+    """The content with a caption at its picture, or waiting for it."""
+    name, stem = shown(PureWindowsPath(file_name).name), _stem(file_name)
+    if len(text) > MAX_CAPTION_TEXT:
+        problems.append(f"{name} holds more than {MAX_CAPTION_TEXT} characters. Shorten its captions.")
+        return content
+    if owners := [item for item in content.items if item.stem == stem]:
+        owner = next((item for item in owners if not item.caption.strip()), owners[-1])
+        if owner.caption.strip() not in ("", text.strip()):
+            notes.append(f"{name} replaced the caption of {owner.name}.")
+        items = [replace(item, caption=text) if item is owner else item for item in content.items]
+        return replace(content, items=tuple(items))
+    if len(content.waiting) >= MAX_WAITING:
+        problems.append(f"{name} was left out: it belongs to no picture.")
+        return content
+    return replace(content, waiting={**content.waiting, stem: (name, text)})
 
 
 def _stem(file_name: str) -> str:

@@ -13,7 +13,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.account import who_is
 from dopsd_app.hub_errors import HubError
 
-REMEMBERED = 300  # seconds that the Hub's answer about a token holds: a role taken away works after this long
+ANSWER_SECONDS = 300  # that the Hub's answer about a token holds: a role taken away ends after it
 WRITING_ROLES = ("admin", "write")  # of an organisation's members: they may change its Spaces
 
 
@@ -27,7 +27,7 @@ class Space:
 
     id: str  # owner/name
     owner: str  # a person or an organisation
-    zero_gpu: bool  # the GPU is lent for a minute at a time: nothing can be trained on it
+    zero_gpu: bool  # the GPU is lent for a minute at a time: not supported
     sign_in: bool  # whether visitors can sign in (`hf_oauth: true` in the README's front matter)
 
 
@@ -67,7 +67,7 @@ def _owns(token: str, owner: str) -> bool:
     key = (hashlib.sha256(token.encode()).hexdigest(), owner)  # the token itself is not kept
     now = time.monotonic()
     with _answers_lock:
-        for old in [old for old, (asked, _) in _answers.items() if now - asked > REMEMBERED]:
+        for old in [old for old, (asked, _) in _answers.items() if now - asked > ANSWER_SECONDS]:
             del _answers[old]
         if key in _answers:
             return _answers[key][1]

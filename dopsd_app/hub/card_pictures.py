@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import insist, read_value, replace_file
+from dopsd_app.files import read_value, replace_file, retry
 from dopsd_app.jobs.drawing import PictureRequest, read_drawing
 from dopsd_app.jobs.runs import Run
 
@@ -50,4 +50,4 @@ def keep_picture(run: Run, drawing_id: str) -> None:
 def clear_pictures(run: Run) -> None:
     """Takes all pictures off the card."""
     if (run.path / "card").exists():
-        insist(lambda: shutil.rmtree(run.path / "card"))
+        retry(lambda: shutil.rmtree(run.path / "card"))

@@ -2,8 +2,9 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dopsd_app import hub_errors
@@ -12,7 +13,7 @@ from dopsd_app.hub_errors import (
     is_transient,
     network_sentence,
     status_sentence,
-    tell_error,
+    to_hub_error,
     words_for_wait,
 )
 
@@ -25,7 +26,7 @@ SLOWEST_SENDING = 50_000  # bytes per second
 
 
 @contextmanager
-def pushing_errors(about: str, token: str) -> Iterator[None]:
+def pushing_errors(about: str, token: str) -> Generator[None]:
     """Turns whatever the client raises into a `HubError`: a sentence about `about`, without the token.
 
     The client's own exception is not chained: nobody controls what a server puts into its words.
@@ -36,7 +37,7 @@ def pushing_errors(about: str, token: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise tell_error(error, about, token) from None
+        raise to_hub_error(error, about, token) from None
 
 
 class _Line:
@@ -57,7 +58,7 @@ class _Line:
         self._timer.cancel()
 
     def trace(self, event: str, info: dict) -> None:
-        """Told by the HTTP client of all that it does: it has a new connection, or has encrypted it."""
+        """Called by the HTTP client for all that it does: it has a new connection, or has encrypted it."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             with self._lock:
                 self._socket = info["return_value"].get_extra_info("socket")
@@ -84,24 +85,24 @@ def _set_client() -> None:
     hf_xet, which it would upload large files with, has a client of its own: where the storage cannot be
     reached, that tries on for more than six minutes without a word. A LoRA file is small enough without it.
     """
-    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub import constants, get_session, set_client_factory
 
     global _client_is_set
     with _client_lock:
         if not _client_is_set:
             constants.HF_HUB_DISABLE_XET = True  # what the environment variable of this name sets
-            set_client_factory(_make_client)
+            # The hooks of the library's own client number requests, and refuse all while it is set offline.
+            set_client_factory(partial(_make_client, get_session().event_hooks))
             _client_is_set = True
 
 
-def _make_client() -> "httpx2.Client":
-    """The library's client with time limits, and without its silent waiting in uploads.
+def _make_client(event_hooks: dict[str, list[Callable]]) -> "httpx2.Client":
+    """The library's client, of which these are the hooks, with time limits and no silent waiting in uploads.
 
     What times out in an upload the library repeats five times, and it sleeps for as long as a server asks it
     to: half an hour of nothing to see. Downloads are left to it.
     """
     import httpx2
-    from huggingface_hub.utils._http import hf_request_event_hook
 
     class ImpatientClient(httpx2.Client):
         def send(self, request: httpx2.Request, **keywords) -> httpx2.Response:
@@ -122,13 +123,13 @@ def _make_client() -> "httpx2.Client":
             if request.method in ("GET", "HEAD"):
                 return response
             if response.status_code == 429 or (response.is_error and "retry-after" in response.headers):
-                told = HubError(status_sentence(response.status_code, "what was sent", response.headers))
-                told.transient = is_transient(response.status_code)
-                raise told
+                hub_error = HubError(status_sentence(response.status_code, "what was sent", response.headers))
+                hub_error.transient = is_transient(response.status_code)
+                raise hub_error
             return response
 
     return ImpatientClient(
-        event_hooks={"request": [hf_request_event_hook]},
+        event_hooks=event_hooks,
         follow_redirects=True,
         # A connection for each request: `_Line` hears of new ones only.
         limits=httpx2.Limits(max_keepalive_connections=0),
@@ -146,6 +147,6 @@ def _too_slow(seconds: float) -> str:
 
 
 def _transient(sentence: str) -> HubError:
-    told = HubError(sentence)
-    told.transient = True
-    return told
+    hub_error = HubError(sentence)
+    hub_error.transient = True
+    return hub_error

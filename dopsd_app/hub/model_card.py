@@ -4,30 +4,30 @@ Much of it was typed by people. In the metadata such texts stand in double quote
 into which Markdown reads nothing; and in the programme as Python writes them.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import LoraChecked, read_events
+from dopsd_app.jobs.lora_file import read_facts
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.models.architecture import BaseModelFacts
 from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_repository, is_known
+from dopsd_app.progress import words_for_count
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
 
-Picture = tuple[Path, str]  # a generated picture and its prompt
+CardPicture = tuple[Path, str]  # a generated picture and its prompt
 
 
 def make_card(
     run: Run,
     *,
     repo_id: str,
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[CardPicture] = (),
     with_captions: bool = False,
     lora_file: Path | None = None,
 ) -> "ModelCard":
@@ -50,7 +50,7 @@ def make_card(
     return card
 
 
-def _card_data(config: TrainConfig, pictures: Sequence[Picture]) -> "ModelCardData":
+def _card_data(config: TrainConfig, pictures: Sequence[CardPicture]) -> "ModelCardData":
     import yaml
     from huggingface_hub import ModelCardData
 
@@ -108,7 +108,8 @@ def _introduction(config: TrainConfig) -> list[str]:
     method = f"trained with [{objective.name}](https://arxiv.org/abs/{objective.paper}): {objective.about}"
     facts = _known_facts(config)
     other = facts and facts.native_steps and facts.native_steps != config.num_inference_steps
-    steps = f"It draws in {config.num_inference_steps} steps{'' if other else ', as the base model does'}."
+    drawn_in = words_for_count(config.num_inference_steps, "step")
+    steps = f"It draws in {drawn_in}{'' if other else ', as the base model does'}."
     trigger = _plain(config.trigger_word)
     return [
         f"A LoRA for {base}, {method}. {steps}",
@@ -159,35 +160,28 @@ picture.save("picture.png")"""
 
 def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
     side = config.resolution
+    made = read_facts(lora_file)
     facts = [
-        f"{len(list(run.dataset.glob('*.png')))} pictures of about {side} x {side} pixels",
-        f"{_lora_steps(lora_file) or config.steps} optimizer steps of {config.batch_size} pictures each,"
+        f"{words_for_count(len(list(run.dataset.glob('*.png'))), 'picture')} of about {side} x {side} pixels",
+        f"{words_for_count(made.get('steps', config.steps), 'optimizer step')} of"
+        f" {words_for_count(config.batch_size, 'picture')} each,"
         f" learning rate {config.learning_rate:g}",
         f"rank {config.rank}; the strength of {config.strength:g} is in the weights: load them at 1",
     ]
     if OBJECTIVES[config.objective].walks:
         facts.append(
-            f"{config.rollout_steps} states of the model's own {config.num_inference_steps} steps visited in"
-            " each roll-out"
+            f"{words_for_count(config.rollout_steps, 'state')} of the model's own"
+            f" {words_for_count(config.num_inference_steps, 'step')} visited in each roll-out"
         )
     checks = [event for event in read_events(run.events_file) if isinstance(event, LoraChecked)]
     if checks and lora_file == run.lora_file:
-        # What a failed check says may quote folders of this computer.
-        said = checks[-1].summary if checks[-1].passed else "It did not load as it should."
-        facts.append(f"check after saving: {said}")
+        # What a failed check reports may quote folders of this computer.
+        summary = checks[-1].summary if checks[-1].passed else "It did not load as it should."
+        facts.append(f"check after saving: {summary}")
+    if "version" in made:
+        facts.append(f"version of the trainer: {_plain(str(made['version']))}")
     listed = "\n".join(f"- {fact}" for fact in facts)
     return f"{listed}\n\n`training_config.json` holds the settings."
-
-
-def _lora_steps(lora_file: Path) -> int | None:
-    """The optimizer steps that a LoRA file says it took; reading it also shows whether it is one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(lora_file, framework="np") as file:
-            return json.loads((file.metadata() or {}).get("dopsd", "{}")).get("steps")
-    except SafetensorError as error:
-        raise KnownFailure(f"{lora_file.name} cannot be read as a LoRA file: {error}.") from error
 
 
 def _captions(run: Run) -> str:
@@ -212,9 +206,9 @@ def _represent_quoted(dumper, text: _Quoted):
 
 
 def _plain(text: str) -> str:
-    """The text in one line of characters that can be seen."""
-    seen = "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # U+200D joins emojis
-    return " ".join(seen.split())
+    """The text in one line of printable characters."""
+    printable = "".join(c if c.isprintable() or c == "\u200d" else " " for c in text)  # U+200D joins emojis
+    return " ".join(printable.split())
 
 
 def _code(text: str) -> str:

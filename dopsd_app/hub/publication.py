@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from dopsd_app.checks.health_rules import best_step
 from dopsd_app.config import TrainConfig
@@ -25,7 +26,8 @@ class Publication:
     name: str  # on the Hub: a name, or owner/name
     private: bool = True
     with_captions: bool = False  # on the card
-    checkpoint: int | str | None = None  # a step, BEST for the one in best health, None for the finished LoRA
+    # A step, BEST for the one in best health, None for the finished LoRA.
+    checkpoint: int | Literal["best"] | None = None
     pause: bool = False  # afterwards the Space that we run on, so that it costs nothing
 
     def __post_init__(self):
@@ -77,20 +79,16 @@ def healthier_checkpoint(run: Run, measured: Sequence[HealthMeasured]) -> int | 
 
 def check_name(name: str) -> None:
     """Raises `HubError` unless this can be a model's name on the Hub: `name`, or `owner/name`."""
-    if name.count("/") > 1:
-        raise HubError(f"`{name}` has too many slashes: write a name, or owner/name.")
-    for part in name.split("/"):
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,96}", part):
-            fault = "use 1 to 96 letters (a to z), digits, dots, dashes and underscores"
-        elif part[0] in ".-" or part[-1] in ".-":
-            fault = "begin and end with a letter or a digit"
-        elif "--" in part or ".." in part:
-            fault = "write no two dashes or dots in a row"
-        elif part.endswith(".git"):
-            fault = "leave out the ending .git"
-        else:
-            continue
-        raise HubError(f"`{part[:100]}` cannot be a name on the Hub: {fault}.")
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # not for commands that only look
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise HubError(
+            f"`{name[:100]}` cannot be a name on the Hub: write a name, or owner/name, each of 1 to 96"
+            " letters (a to z), digits, dots, dashes and underscores; no dash or dot at either end, no two"
+            " in a row, and no .git at the end."
+        ) from None
 
 
 def suggest_name(config: TrainConfig) -> str:

@@ -21,7 +21,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
 from dopsd_app.hub.account import own_repository, who_is
 from dopsd_app.hub.card_pictures import MAX_PICTURES, card_pictures
-from dopsd_app.hub.model_card import Picture, base_name, make_card, picture_name
+from dopsd_app.hub.model_card import CardPicture, base_name, make_card, picture_name
 from dopsd_app.hub.publication import Publication, Published, checkpoint_to_publish
 from dopsd_app.hub.upload import UPLOAD_STEPS, upload
 from dopsd_app.hub_errors import HubError, check_token
@@ -31,8 +31,8 @@ from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.progress import PhaseProgress
 
 LONGEST_SIDE = 1024  # pixels, of a published picture
-STEPS = 1 + UPLOAD_STEPS + 1  # of a push; each picture is one more, and the last is told by `Published`
-KEPT = "The LoRA file is kept here, and pushing again works."
+PUSH_STEPS = 1 + UPLOAD_STEPS + 1  # of a push; each picture is one more, and the last is `Published`
+LORA_KEPT = "The LoRA file is kept here, and pushing again works."
 DELETED = "The run was deleted during its push, and its LoRA file with it"
 
 
@@ -47,7 +47,7 @@ def push(run: Run, publication: Publication, token: str | None) -> Iterator[Phas
     and captions only if asked for. Raises `HubError`; pushing again then begins anew.
     """
     pictures = card_pictures(run)
-    total = STEPS + len(pictures)
+    total = PUSH_STEPS + len(pictures)
     progress = (PhaseProgress("publishing", done, total) for done in count())
     yield next(progress)
     yield Published((yield from _push(run, publication, pictures, token, progress)))
@@ -56,7 +56,7 @@ def push(run: Run, publication: Publication, token: str | None) -> Iterator[Phas
 def _push(
     run: Run,
     publication: Publication,
-    pictures: Sequence[Picture],
+    pictures: Sequence[CardPicture],
     token: str | None,
     progress: Iterator[PhaseProgress],
 ) -> Generator[PhaseProgress, None, str]:
@@ -88,7 +88,7 @@ def _push(
         _log(run, f"push failed: {error} {getattr(error, 'detail', '')}".rstrip())
         if not run.path.is_dir():
             raise HubError(f"{DELETED}: see on the Hub whether it arrived there.") from None
-        raise HubError(f"{error} {KEPT}") from None
+        raise HubError(f"{error} {LORA_KEPT}") from None
     facts = Place(link, repo, private, round(time.time()))
     with suppress(FileNotFoundError):  # deleted meanwhile: it is published all the same
         replace_file(_published_file(run), json.dumps(asdict(facts)))
@@ -124,8 +124,8 @@ def _log(run: Run, text: str) -> None:
 
 @contextmanager
 def _staged(
-    run: Run, repo: str, pictures: Sequence[Picture], with_captions: bool, lora_file: Path
-) -> Iterator[Path]:
+    run: Run, repo: str, pictures: Sequence[CardPicture], with_captions: bool, lora_file: Path
+) -> Generator[Path]:
     """A folder with exactly what is to be on the Hub, for the time of the push."""
     folder = run.path / ".publish"
     shutil.rmtree(folder, ignore_errors=True)  # of a push that was killed
@@ -154,7 +154,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _save_pictures(run: Run, pictures: Sequence[Picture], folder: Path) -> None:
+def _save_pictures(run: Run, pictures: Sequence[CardPicture], folder: Path) -> None:
     """Writes the pixels of generated pictures, and nothing else that their files hold."""
     from PIL import Image
 

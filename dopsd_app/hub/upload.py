@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 UPLOAD_STEPS = 2  # the repository is there, the LoRA file is sent; what is left is the commit
-LOOKS = (0.0, 2.0, 5.0)  # seconds before each look for what was committed
+VERIFY_DELAYS = (0.0, 2.0, 5.0)  # seconds before each request for what was committed
 
 Digests = dict[str, set[str]]  # by a file's place in the repository, what the Hub may call its content
 
@@ -32,7 +32,7 @@ def upload(
     message: str,
     progress: Iterator[PhaseProgress],
 ) -> Generator[PhaseProgress, None, str]:
-    """Creates the repository where there is none, uploads the folder and looks whether it arrived.
+    """Creates the repository where there is none, uploads the folder and verifies that it arrived.
 
     `ours` says that it was pushed to before, so that it may hold another LoRA. UPLOAD_STEPS of `progress` are
     yielded, and one for each picture. Returns the link; raises `HubError`.
@@ -55,7 +55,7 @@ def upload(
                 yield next(progress)
     # A picture left out now is to be gone.
     deletions = [CommitOperationDelete(path) for path in _pictures_in(before) if path not in digests]
-    _commit(api, repo, [*additions, *deletions], message, digests)
+    _commit(api, token, repo, [*additions, *deletions], message, digests)
     return f"{api.endpoint}/{repo}"
 
 
@@ -71,8 +71,8 @@ def _created(api: "HfApi", repo: str, private: bool) -> "ModelInfo":
         raise HubError(status_sentence(409, repo, {})) from None
 
 
-def _commit(api: "HfApi", repo: str, operations: list, message: str, digests: Digests) -> None:
-    """Makes a commit of what was uploaded, and looks whether it is there: also where its answer was lost."""
+def _commit(api: "HfApi", token: str, repo: str, operations: list, message: str, digests: Digests) -> None:
+    """Makes a commit of what was uploaded, and verifies that it is there: also where its answer was lost."""
 
     def is_all_there(info: "ModelInfo") -> bool:
         return _holds(info, digests) and set(_pictures_in(info)) <= digests.keys()
@@ -81,28 +81,28 @@ def _commit(api: "HfApi", repo: str, operations: list, message: str, digests: Di
         return _holds(info, {LORA_FILE: digests[LORA_FILE]})
 
     try:
-        with pushing_errors(repo, api.token):
+        with pushing_errors(repo, token):
             api.create_commit(repo, operations, commit_message=message)
     except HubError as error:
-        there = error.transient and _look(api, repo, is_all_there)
+        there = error.transient and _verify(api, token, repo, is_all_there)
         if there is None:
             error.args = (f"{error} It may have arrived all the same: see {api.endpoint}/{repo}.",)
         if not there:
             raise
     else:
-        if _look(api, repo, has_lora) is False:
+        if _verify(api, token, repo, has_lora) is False:
             raise HubError(f"The Hub took the push, but does not show the LoRA file in {repo}: try again.")
 
 
-def _look(api: "HfApi", repo: str, holds: Callable[["ModelInfo"], bool]) -> bool | None:
+def _verify(api: "HfApi", token: str, repo: str, holds: Callable[["ModelInfo"], bool]) -> bool | None:
     """Whether the repository holds what it should, soon; None where the Hub does not say."""
-    seen = None
-    for seconds in LOOKS:
+    found = None
+    for seconds in VERIFY_DELAYS:
         time.sleep(seconds)
-        with suppress(HubError), pushing_errors(repo, api.token):
-            if seen := holds(api.model_info(repo, files_metadata=True)):
+        with suppress(HubError), pushing_errors(repo, token):
+            if found := holds(api.model_info(repo, files_metadata=True)):
                 break
-    return seen
+    return found
 
 
 def _check_visibility(info: "ModelInfo", repo: str, private: bool) -> None:
@@ -117,19 +117,19 @@ def _check_visibility(info: "ModelInfo", repo: str, private: bool) -> None:
 
 def _refuse_another(info: "ModelInfo", repo: str, lora: set[str]) -> None:
     """Refuses a repository that holds something else."""
-    files = {file.rfilename for file in info.siblings} - set(_pictures_in(info))
+    files = {file.rfilename for file in info.siblings or ()} - set(_pictures_in(info))
     others = files - {"README.md", "training_config.json", ".gitattributes", LORA_FILE}
     if others or (LORA_FILE in files and not _holds(info, {LORA_FILE: lora})):
         raise HubError(status_sentence(409, repo, {}))
 
 
 def _pictures_in(info: "ModelInfo") -> list[str]:
-    return [file.rfilename for file in info.siblings if file.rfilename.startswith("images/")]
+    return [file.rfilename for file in info.siblings or () if file.rfilename.startswith("images/")]
 
 
 def _holds(info: "ModelInfo", digests: Digests) -> bool:
     """Whether the repository holds exactly these files, whatever else it holds."""
-    found = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings}
+    found = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
     return all(found.get(path) in known for path, known in digests.items())
 
 

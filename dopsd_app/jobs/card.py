@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from dopsd_app.files import insist, read_value, replace_file
+from dopsd_app.files import read_value, replace_file, retry
 from dopsd_app.gpus import list_gpus
 from dopsd_app.jobs.launcher import is_process, process_started
 
@@ -80,7 +80,7 @@ def is_card_free() -> bool:
 def read_holder() -> Holder | None:
     """Who computes now; None where nobody does, or does not say so."""
     with suppress(OSError, ValueError):
-        holder = read_value(Holder, insist(_file("json").read_bytes))
+        holder = read_value(Holder, retry(_file("json").read_bytes))
         if is_process(holder.pid, holder.pid_started):
             return holder
     return None

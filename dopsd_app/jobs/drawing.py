@@ -1,17 +1,19 @@
 """Asking for pictures: a LoRA's, or the teacher's before any training. A warm worker draws them."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from dopsd_app.config import TrainConfig, make_config
-from dopsd_app.jobs.job import Job, RunError, create_job, find_job, kind_of, start_lock, sweep
+from dopsd_app.jobs.job import Job, RunError, create_job, find_job, kind_or_none, start_lock, sweep
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.queue import put_in_queue, refuse_beside_training, send_command, start_next, statuses
-from dopsd_app.jobs.runs import known_run
+from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.models.catalog import full_name
 
-KEPT = 30  # drawings of each kind; older ones are swept away when a new one is asked for
+MAX_DRAWINGS = 30  # drawings of each kind; older ones are swept away when a new one is asked for
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class CheckRequest:
     folder: Path  # pictures and captions
 
 
+Request = TypeVar("Request", PictureRequest, CheckRequest)
+
+
 @dataclass(frozen=True, eq=False)
 class Drawing(Job):
     """A job that draws: a picture of a LoRA beside the base's, or a check of the teacher."""
@@ -49,6 +54,12 @@ class Drawing(Job):
             return CheckRequest(make_config(self.request["config"]), Path(self.request["folder"]))
         except (TypeError, KeyError) as error:
             raise RunError(f"{self.id} cannot be read: its job.json is damaged. Ask for it again.") from error
+
+    def asked_for(self, kind: type[Request]) -> Request:
+        """What was asked for, where it is of this kind; `RunError` where it is not."""
+        if not isinstance(asked := self.asked, kind):
+            raise RunError(f"{self.id} is another kind of drawing. Ask for it again.")
+        return asked
 
     @property
     def base(self) -> Path:
@@ -75,7 +86,7 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest) -> Drawing:
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):
         refuse_beside_training(runs_dir)
-        sweep(runs_dir, kind, KEPT - 1)
+        sweep(runs_dir, kind, MAX_DRAWINGS - 1)
         job = create_job(runs_dir, kind, asdict(request))
         put_in_queue(job)
     start_next(runs_dir)
@@ -93,10 +104,24 @@ def cancel(drawing: Drawing) -> None:
         send_command(drawing, "stop")
 
 
+def last_drawing(run: Run) -> Drawing | None:
+    """The newest picture of a run's LoRA, while it is kept and was drawn with the LoRA of today."""
+    for job, status in reversed(statuses(run.runs_dir)):
+        if status.state != "finished" or kind_or_none(job) != DRAW:
+            continue
+        with suppress(RunError):  # damaged, or its LoRA is gone
+            drawing = Drawing(job.path)
+            asked = drawing.asked_for(PictureRequest)
+            if asked.run_id == run.id:
+                trained = find_lora(run, asked.checkpoint).stat().st_mtime
+                return drawing if drawing.lora.stat().st_mtime > trained else None
+    return None
+
+
 def unfinished_drawings(runs_dir: Path) -> list[Drawing]:
     """The drawings that wait or are being drawn, oldest first."""
     return [
         Drawing(job.path)
         for job, status in statuses(runs_dir)
-        if status.busy and kind_of(job) in (DRAW, CHECK_TEACHER)
+        if status.busy and kind_or_none(job) in (DRAW, CHECK_TEACHER)
     ]

@@ -13,7 +13,7 @@ from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on after `step`: what an earlier process told of later steps no longer counts."""
+    """Training goes on after `step`: what an earlier process recorded of later steps no longer counts."""
 
     step: int
 
@@ -59,7 +59,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class LoraChecked:
-    """The written LoRA file was loaded back and compared with the trained student; details in check.json."""
+    """The LoRA file was loaded back and compared with the trained student; details in lora_check.json."""
 
     step: int
     passed: bool
@@ -164,21 +164,26 @@ class EventReader:
 
 
 def _superseded(earlier: Event, resumed: Resumed) -> bool:
-    # A kill can come between Finished and the status that says so: then the end is told again.
+    # A kill can come between Finished and the status that says so: then the end is recorded again.
     return getattr(earlier, "step", 0) > resumed.step or isinstance(earlier, LoraChecked | Finished)
 
 
 def _parse(line: bytes) -> Event | None:
+    timed = _parse_timed(line)
+    return timed[1] if timed else None
+
+
+def _parse_timed(line: bytes) -> tuple[float, Event] | None:
     try:
         fields = json.loads(line)
-        kind = EVENTS[fields.pop("event")]
-        return make_value(kind, {name: value for name, value in fields.items() if name != "time"})
+        kind, told = EVENTS[fields.pop("event")], float(fields.pop("time", 0))
+        return told, make_value(kind, fields)
     except (
         ValueError,
         TypeError,
         LookupError,
         AttributeError,
-    ):  # torn by a kill, told by another version, or by a hand
+    ):  # torn by a kill, of another version, or by a hand
         return None
 
 
@@ -187,6 +192,12 @@ def read_events(path: Path) -> list[Event]:
     reader = EventReader(path)
     reader.poll()
     return reader.events
+
+
+def read_timed_events(path: Path) -> list[tuple[float, Event]]:
+    """All events with when they were told, in seconds since 1970; none where there is no file."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [timed for line in lines if (timed := _parse_timed(line))]
 
 
 def measured_in(events: Iterable[Event]) -> tuple[HealthMeasured, ...]:

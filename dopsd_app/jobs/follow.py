@@ -17,11 +17,12 @@ from dopsd_app.jobs.events import (
     Warned,
 )
 from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.promise import read_promise, words_for_delay
 from dopsd_app.jobs.queue import send_command, start_next, waiting_jobs
 from dopsd_app.jobs.runs import Run, default_runs_dir, latest_checkpoint
 from dopsd_app.progress import DownloadProgress, PhaseProgress
 
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 BYTES = {"desc": "downloading", "bar_format": "{l_bar}{bar}|{postfix}"}  # of a bar that shows a download
 
 
@@ -47,7 +48,8 @@ def follow(run: Run, reader: EventReader) -> int:
 
 
 def _watch(run: Run, reader: EventReader, bar: tqdm, download: tqdm) -> None:
-    said = ""
+    shown, delay, promise = "", "", read_promise(run.path)
+    steps: list[StepDone] = []  # that were done meanwhile
     while True:
         status = run.status  # looked at before the events, so that after an ending no event is missed
         for event in reader.poll():
@@ -56,13 +58,17 @@ def _watch(run: Run, reader: EventReader, bar: tqdm, download: tqdm) -> None:
             else:
                 download.close()  # it is over, or there was none
                 _show(event, run, bar)
+            if isinstance(event, StepDone):
+                steps.append(event)
+        if not delay and (delay := words_for_delay(promise, steps, status.steps)):
+            tqdm.write(delay)
         if status.state == "queued":
             started = start_next(run.runs_dir)
-            if started is None and (waits := _say_why_it_waits(run)) != said:
-                tqdm.write(said := waits)
+            if started is None and (waits := _say_why_it_waits(run)) != shown:
+                tqdm.write(shown := waits)
         elif not status.live:
             return
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def show_bytes(bar: tqdm, progress: DownloadProgress) -> None:

@@ -1,6 +1,6 @@
 """A job: a folder that tells what was asked for, how it stands, what happened, and what came of it.
 
-Every fact is a file of that folder. Whatever is damaged is told of this job, and no other one suffers.
+Every fact is a file of that folder. Whatever is damaged is reported of this job, and no other one suffers.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,13 +18,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import insist, read_value, replace_file
+from dopsd_app.files import read_value, replace_file, retry
 from dopsd_app.jobs.kinds import KINDS, TRAIN, Kind
 from dopsd_app.jobs.launcher import LOG, launcher
 from dopsd_app.jobs.status import Status
+from dopsd_app.schema import check_schema, stamp
 
 JOB_NAME = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{12}")  # of a folder, as `job_name` makes it
-OTHERS = ".jobs"  # folder below that of the runs: all jobs but the trainings, which people look for
+JOBS_FOLDER = ".jobs"  # folder below that of the runs: all jobs but the trainings, which people look for
 COMMANDS = ("stop", "preview-now", "save-now")
 RESERVED = 256 * 1024  # bytes
 SCHEMA = 1  # of job.json; a later one is refused
@@ -62,7 +63,7 @@ class Job:
     @property
     def runs_dir(self) -> Path:
         """The folder of runs that it belongs to."""
-        return self.path.parent.parent if self.path.parent.name == OTHERS else self.path.parent
+        return self.path.parent.parent if self.path.parent.name == JOBS_FOLDER else self.path.parent
 
     @property
     def kind(self) -> Kind:
@@ -122,7 +123,7 @@ def job_name(middle: str) -> str:
 
 def create_job(runs_dir: Path, kind: Kind, request: dict) -> Job:
     """A new job in state "draft"; the folder appears whole, or not at all. `request` holds plain values."""
-    folder = runs_dir.absolute() / OTHERS
+    folder = runs_dir.absolute() / JOBS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     # Microseconds: of two jobs that were asked for in one second, one was the first.
     name = job_name(f"{datetime.now(UTC):%f}-{kind.name}")
@@ -130,7 +131,7 @@ def create_job(runs_dir: Path, kind: Kind, request: dict) -> Job:
     new.path.mkdir()
     try:
         lay_out(new, kind, request)
-        return Job(insist(lambda: new.path.rename(folder / name)))
+        return Job(retry(lambda: new.path.rename(folder / name)))
     except BaseException:
         shutil.rmtree(new.path, ignore_errors=True)
         raise
@@ -139,9 +140,8 @@ def create_job(runs_dir: Path, kind: Kind, request: dict) -> Job:
 def lay_out(job: Job, kind: Kind, request: dict) -> None:
     """Puts into a new folder what every job has."""
     job.commands.mkdir()
-    replace_file(
-        job.job_file, json.dumps({"schema": SCHEMA, "kind": kind.name, "request": request}, default=str)
-    )
+    fields = {**stamp(SCHEMA), "kind": kind.name, "request": request}
+    replace_file(job.job_file, json.dumps(fields, default=str))
     write_status(job)
     reserve_space(job)
 
@@ -150,7 +150,7 @@ def list_jobs(runs_dir: Path) -> list[Job]:
     """All jobs of a folder of runs, trainings too, the oldest first."""
     if not runs_dir.is_dir():
         return []
-    folders = [*_folders(runs_dir.absolute()), *_folders(runs_dir.absolute() / OTHERS)]
+    folders = [*_folders(runs_dir.absolute()), *_folders(runs_dir.absolute() / JOBS_FOLDER)]
     return [Job(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
 
 
@@ -173,13 +173,13 @@ def delete_job(job: Job) -> None:
     with start_lock(job.runs_dir):
         if job.status.live:
             raise RunError(f"{job.id} is at work. Stop it first, then delete it.")
-        doomed = _put_away(job)
-    shutil.rmtree(doomed)
+        renamed = _put_away(job)
+    shutil.rmtree(renamed)
 
 
 def _put_away(job: Job) -> Path:
     """Renames its folder before it is removed, so that nobody ever reads half a job."""
-    return insist(lambda: job.path.rename(job.path.with_name(f".deleted-{job.id}")))
+    return retry(lambda: job.path.rename(job.path.with_name(f".deleted-{job.id}")))
 
 
 def sweep(runs_dir: Path, kind: Kind, kept: int) -> None:
@@ -187,11 +187,11 @@ def sweep(runs_dir: Path, kind: Kind, kept: int) -> None:
 
     Damaged ones, of which nobody knows the kind, count too. What a kill left half made goes as well.
     """
-    jobs = [job for job in list_jobs(runs_dir) if kind_of(job) in (kind, None) and not job.status.busy]
+    jobs = [job for job in list_jobs(runs_dir) if kind_or_none(job) in (kind, None) and not job.status.busy]
     for job in jobs[: max(0, len(jobs) - kept)]:
         with suppress(OSError):  # what a reader holds open stays till the next time
             _put_away(job)
-    for torn in (runs_dir / OTHERS).glob(".*"):
+    for torn in (runs_dir / JOBS_FOLDER).glob(".*"):
         shutil.rmtree(torn, ignore_errors=True)
 
 
@@ -206,7 +206,7 @@ def reserve_space(job: Job) -> None:
 
 def read_kind(job: Job) -> Kind:
     """The kind of a job; `RunError` for one that this version does not know."""
-    if job.path.parent.name != OTHERS:
+    if job.path.parent.name != JOBS_FOLDER:
         return TRAIN  # nothing else lies there; runs of earlier versions have no job.json
     name = _read_job(job)["kind"]
     if name not in KINDS:
@@ -214,8 +214,8 @@ def read_kind(job: Job) -> Kind:
     return KINDS[name]
 
 
-def kind_of(job: Job) -> Kind | None:
-    """The same; None for a job that nobody can do."""
+def kind_or_none(job: Job) -> Kind | None:
+    """The kind of a job; None for one that nobody can do."""
     try:
         return read_kind(job)
     except RunError:
@@ -225,25 +225,27 @@ def kind_of(job: Job) -> Kind | None:
 def _read_job(job: Job) -> dict:
     damaged = RunError(f"{job.id} cannot be read: its job.json is damaged. Delete it.")
     try:
-        fields = json.loads(insist(job.job_file.read_bytes))
+        fields = json.loads(retry(job.job_file.read_bytes))
     except FileNotFoundError:
         if not job.path.is_dir():
             raise Gone(GONE) from None
         raise damaged from None
     except (ValueError, OSError) as error:
         raise damaged from error
-    wanted = {"kind": str, "request": dict, "schema": int}
+    wanted = {"kind": str, "request": dict}
     if not isinstance(fields, dict) or any(not isinstance(fields.get(k), t) for k, t in wanted.items()):
         raise damaged
-    if fields["schema"] > SCHEMA:
-        raise RunError(f"{job.id} was made by a later version of this program. Use that one.")
+    try:
+        check_schema(fields, SCHEMA, job.id, RunError)
+    except ValueError as error:
+        raise error if isinstance(error, RunError) else damaged from error
     return fields
 
 
 def read_result(job: Job) -> dict:
     """What a job's function returned; empty before that, and where it cannot be read."""
     try:
-        fields = json.loads(insist(job.result_file.read_bytes))
+        fields = json.loads(retry(job.result_file.read_bytes))
     except (OSError, ValueError):
         return {}
     return fields if isinstance(fields, dict) else {}
@@ -272,7 +274,7 @@ def write_status(job: Job, **changes) -> Status:
     """Changes these fields of the stored status; for the worker, or under `start_lock`."""
     stored = _stored_status(job) if job.status_file.exists() else Status("draft")
     status = replace(stored, **changes, updated=time.time())
-    if job.status_file.is_dir():  # a hand's doing, which resuming mends
+    if job.status_file.is_dir():  # a hand's doing, which resuming repairs
         shutil.rmtree(job.status_file)
     replace_file(job.status_file, json.dumps(asdict(status)))
     return status
@@ -280,7 +282,7 @@ def write_status(job: Job, **changes) -> Status:
 
 def _stored_status(job: Job) -> Status:
     try:
-        return read_value(Status, insist(job.status_file.read_bytes))
+        return read_value(Status, retry(job.status_file.read_bytes))
     except FileNotFoundError:
         if not job.path.is_dir():
             raise Gone(GONE) from None
@@ -328,7 +330,7 @@ def take_commands(job: Job) -> set[str]:
     if "stop" in taken:
         write_status(job, state="stopping")
     for command in taken:
-        insist((job.commands / command).unlink)
+        retry((job.commands / command).unlink)
     return taken
 
 
@@ -336,7 +338,7 @@ def take_commands(job: Job) -> set[str]:
 
 
 @contextmanager
-def start_lock(runs_dir: Path) -> Iterator[None]:
+def start_lock(runs_dir: Path) -> Generator[None]:
     """Held for moments, by whoever decides what starts next: two starts at once must not both go ahead.
 
     Raises `RunError` where another process holds it for longer than LOCK_SECONDS.

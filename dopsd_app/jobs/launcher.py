@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,10 @@ from dopsd_app.jobs.status import Status
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PAUSE_TOKEN", "OAUTH_CLIENT_SECRET")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOG = "log.txt"  # in a job's folder: what its worker prints
-LAST_WORD_SECONDS = 5.0  # that a process has to end by itself when it is told to
+# For OpenMP's threads, on which torch computes. By default one that waits for the others keeps a core busy:
+# beside other programs, it takes that core from the very thread that it waits for.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+GRACE_SECONDS = 5.0  # that a process has to end by itself when it is asked to
 
 
 class Launcher(Protocol):
@@ -47,21 +50,23 @@ class LocalProcess:
 
     def start(self, folder: Path, secret: str = "") -> dict:
         """Starts the worker of the job in this folder; see `Launcher`."""
+        apart = 0
         if os.name == "nt":
-            apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
-        else:
-            apart = {"start_new_session": True}
+            apart = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
         ours = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        with (folder / LOG).open("ab") as log, signals_kept():
+        with (folder / LOG).open("ab") as log, signals_blocked():
             process = subprocess.Popen(
                 [*self.command, str(folder), "-"],
                 cwd=Path(__file__).parents[2],  # from here, `-m dopsd_app.jobs.worker` is found
-                env=ours | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # a log to follow, in one encoding
+                # A log to follow, in one encoding.
+                env=PATIENT | ours | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                **apart,
+                creationflags=apart,
+                start_new_session=os.name != "nt",
             )
+        assert process.stdin is not None  # a pipe, as was asked for
         with suppress(BrokenPipeError), process.stdin as pipe:  # it may have died at once
             pipe.write((secret or ambient_token()).encode())
         threading.Thread(target=process.wait, daemon=True).start()  # or it stays a zombie as long as we live
@@ -79,15 +84,15 @@ class LocalProcess:
             process = psutil.Process(status.pid)
             process.terminate()
             try:
-                process.wait(LAST_WORD_SECONDS)
+                process.wait(GRACE_SECONDS)
             except psutil.TimeoutExpired:
                 process.kill()
-                process.wait(LAST_WORD_SECONDS)
+                process.wait(GRACE_SECONDS)
 
 
 @contextmanager
-def signals_kept() -> Iterator[None]:
-    """A process that is started meanwhile is told to stop only once it listens (`hear_signals`)."""
+def signals_blocked() -> Generator[None]:
+    """A process that is started meanwhile is asked to stop only once it listens (`unblock_signals`)."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows, whose detached processes get no signals
         yield
         return
@@ -98,8 +103,8 @@ def signals_kept() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hear_signals() -> None:
-    """For a worker that knows what to do when it is told to stop: what came before reaches it now."""
+def unblock_signals() -> None:
+    """For a worker that knows what to do when it is asked to stop: what came before reaches it now."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

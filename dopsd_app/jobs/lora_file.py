@@ -6,6 +6,9 @@ from pathlib import Path
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.manifest import CHECKPOINT_LORA, hash_file, read_manifest
 from dopsd_app.jobs.runs import Run, complete_checkpoints
+from dopsd_app.schema import check_schema
+
+LORA_SCHEMA = 1  # of the facts in a LoRA file's metadata, and of its tensors' names
 
 
 def find_lora(run: Run, checkpoint: int | None) -> Path:
@@ -26,7 +29,7 @@ def find_lora(run: Run, checkpoint: int | None) -> Path:
 
 
 def check_intact(run: Run, file: Path) -> None:
-    """Raises `RunError` for a LoRA file of the run that does not hold what was written."""
+    """Raises `RunError` for a LoRA file of the run that is damaged, or that a later version wrote."""
     written = _written_hash(run, file)
     if written and hash_file(file) != written:
         where = "" if file == run.lora_file else f" of step {int(file.parent.name)}"
@@ -34,6 +37,25 @@ def check_intact(run: Run, file: Path) -> None:
             f"The LoRA file{where} of {run.id} is damaged: it does not hold what was written. Take that of"
             " another step, and check the disk."
         )
+    read_facts(file)
+
+
+def read_facts(file: Path) -> dict:
+    """What a LoRA file says of how it was made; empty where it says nothing.
+
+    Raises `RunError` for a file of a later version of the program, and for what is no LoRA file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            facts = json.loads((opened.metadata() or {}).get("dopsd", "{}"))
+        check_schema(facts, LORA_SCHEMA, file.name, RunError)
+        return facts
+    except (SafetensorError, ValueError, AttributeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{file.name} cannot be read as a LoRA file: {error}.") from error
 
 
 def _written_hash(run: Run, file: Path) -> str:

@@ -6,20 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dopsd_app.files import replace_file
+from dopsd_app.schema import stamp
 
 MANIFEST = "manifest.json"
 CHECKPOINT_LORA = "lora.safetensors"  # the LoRA as a person can use it
 RESUME_FILE = "resume.pt"  # what training needs besides: of the newest checkpoints only
 SCHEMA = 2  # 1 held `student.safetensors`, `teacher.safetensors` and `optimizer.pt`, and no hashes
 RESUMABLE = 2  # newest checkpoints that are kept whole; of older ones only the LoRA stays, to be tried
-KEPT = 10  # newest checkpoints at all, and the best one: a LoRA of rank 64 of a 6 B model takes 0.6 GB
+MAX_CHECKPOINTS = 10  # the newest, and the best one besides: a LoRA of rank 64 of a 6 B model takes 0.6 GB
 
 Facts = dict[str, dict]  # by file name: `size` in bytes, and `sha256`
 
 
 def write_manifest(folder: Path, step: int, files: Facts) -> None:
     """Makes the folder the complete checkpoint of a step, with these files."""
-    manifest = {"schema": SCHEMA, "step": step, "files": files}
+    manifest = {**stamp(SCHEMA), "step": step, "files": files}
     replace_file(folder / MANIFEST, json.dumps(manifest, indent=2))
 
 

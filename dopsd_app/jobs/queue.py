@@ -16,7 +16,7 @@ from dopsd_app.jobs.job import (
     Job,
     RunError,
     drop_commands,
-    kind_of,
+    kind_or_none,
     list_jobs,
     place_command,
     start_lock,
@@ -64,7 +64,7 @@ def statuses(runs_dir: Path) -> list[tuple[Job, Status]]:
 def waiting_jobs(runs_dir: Path) -> list[Job]:
     """The jobs that wait, in the order in which they will be done."""
     queued = [
-        (job, status) for job, status in statuses(runs_dir) if status.state == "queued" and kind_of(job)
+        (job, status) for job, status in statuses(runs_dir) if status.state == "queued" and kind_or_none(job)
     ]
     return [job for job, status in sorted(queued, key=_place)]
 
@@ -77,11 +77,11 @@ def _place(waiting: tuple[Job, Status]) -> tuple:
 def computing(runs_dir: Path) -> list[Job]:
     """The jobs of this folder that compute now, those included whose worker is just starting."""
     live = [job for job, status in statuses(runs_dir) if status.live]
-    return [job for job in live if (kind := kind_of(job)) and kind.computes]
+    return [job for job in live if (kind := kind_or_none(job)) and kind.computes]
 
 
 def describe(job: Job) -> str:
-    """What others are told of the job that computes."""
+    """What others read of the job that computes."""
     return f"The training of {job.id}" if job.kind == TRAIN else "A drawing"
 
 
@@ -130,7 +130,7 @@ def start(job: Job, secret: str = "") -> bool:
 def refuse_beside_training(runs_dir: Path) -> None:
     """Raises `RunError` where a drawing would have to wait for a training."""
     for job, status in statuses(runs_dir):
-        if status.busy and kind_of(job) == TRAIN:
+        if status.busy and kind_or_none(job) == TRAIN:
             what = "is being trained" if status.live else "waits to be trained"
             raise RunError(f"{job.id} {what}, and {ONE_JOB}")
     holder = read_holder()
@@ -146,7 +146,7 @@ def send_command(job: Job, command: str) -> None:
     if command not in COMMANDS:
         raise ValueError(f"`command` must be one of {', '.join(COMMANDS)}, got {command!r}.")
     with start_lock(job.runs_dir):
-        status, kind = job.status, kind_of(job)
+        status, kind = job.status, kind_or_none(job)
         if status.state == "queued" and command == "stop":
             write_status(job, state="stopped")
         elif not status.live:

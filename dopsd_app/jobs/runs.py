@@ -1,16 +1,15 @@
 """Trainings: their folders, what is in them, and which one a person means."""
 
-import json
 import os
 import re
 import shutil
 import unicodedata
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopsd_app.config import ConfigError, TrainConfig, load_config, save_config
-from dopsd_app.files import insist, replace_file
+from dopsd_app.files import find_renamed, retry
 from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, start_lock, write_status
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.manifest import CHECKPOINT_LORA, RESUME_FILE, is_of_another_version, is_there
@@ -57,7 +56,8 @@ class Run(Job):
 
     @property
     def check_file(self) -> Path:
-        return self.path / "check.json"
+        """What the check of the LoRA file found."""
+        return find_renamed(self.path / "lora_check.json", "check.json")
 
 
 # --- create, list, find
@@ -89,7 +89,7 @@ def create_run(runs_dir: Path, config: TrainConfig, dataset: "Dataset") -> Run:
         copy_examples(dataset, new.dataset)
         lay_out(new, TRAIN, {})
         write_status(new, steps=config.steps)
-        return Run(insist(lambda: new.path.rename(runs_dir / name)))
+        return Run(retry(lambda: new.path.rename(runs_dir / name)))
     except BaseException:
         shutil.rmtree(new.path, ignore_errors=True)
         raise
@@ -109,10 +109,10 @@ def list_runs(runs_dir: Path) -> list[Run]:
     for folder in runs_dir.absolute().iterdir():
         # Other folders may lie here too: only what has a run's name is one, in whatever state its files are.
         if JOB_NAME.fullmatch(folder.name) and folder.is_dir():
-            # Two runs of one second are told apart by their settings file, which never changes.
+            # Two runs of one second are ordered by their settings file, which never changes.
             settings = folder / "config.json"
             made[Run(folder)] = (folder.name[:15], settings.stat().st_mtime_ns if settings.exists() else 0)
-    return sorted(made, key=made.get, reverse=True)
+    return sorted(made, key=made.__getitem__, reverse=True)
 
 
 def known_run(runs_dir: Path, run_id: str) -> Run:
@@ -152,7 +152,7 @@ def pin_revision(run: Run, commit: str) -> None:
 def _change_settings(run: Run, **changes) -> None:
     file = run.path / "config.json"
     made = file.stat()
-    replace_file(file, json.dumps(asdict(replace(run.config, **changes)), indent=2))
+    save_config(replace(run.config, **changes), file)
     os.utime(file, ns=(made.st_atime_ns, made.st_mtime_ns))  # the list of runs is ordered by it
 
 
@@ -208,6 +208,5 @@ def _set_end(run: Run, more_steps: int) -> None:
     if checkpoint is None:
         raise RunError(f"{run.id} has no checkpoint to go on from. Resume it as it is, and it begins anew.")
     steps = int(checkpoint.name) + more_steps
-    # Who says how many does not want it to end where its health stops improving.
-    _change_settings(run, steps=steps, stop_early=False)
+    _change_settings(run, steps=steps)
     write_status(run, state="stopped", step=int(checkpoint.name), steps=steps, reason="")

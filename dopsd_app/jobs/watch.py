@@ -18,13 +18,13 @@ from dopsd_app.jobs.events import (
     Warned,
     measured_in,
 )
+from dopsd_app.jobs.promise import Promise, measured_pace, read_promise, words_for_delay
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
 from dopsd_app.progress import DownloadProgress
 
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
 SHOWN_PREVIEWS = 24
-RECENT = 20  # steps whose time tells how fast the run is now
 KEPT_READERS = 8  # runs whose events are held in memory between two looks
 
 
@@ -51,13 +51,18 @@ class RunView:
     download: DownloadProgress | None  # how far the base model has been fetched, while it is
     check: str  # what the check of the LoRA file found; empty before it
     passed: bool  # whether that was good
+    promise: Promise | None  # what the plan said of its time
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the last step at the present pace, while the run trains."""
-        if self.seconds_per_step is None or self.status.state != "training":
+        """Time to the end, while the run trains: at the pace of its last steps; before them, as promised."""
+        status, promise = self.status, self.promise
+        if status.state in ("loading", "encoding") and promise and status.step == 0:
+            return promise.seconds(status.steps)
+        if self.seconds_per_step is None or status.state != "training":
             return None
-        return self.seconds_per_step * (self.status.steps - self.status.step)
+        left = status.steps - status.step
+        return promise.seconds_left(left, self.seconds_per_step) if promise else left * self.seconds_per_step
 
 
 class RunWatcher:
@@ -67,7 +72,7 @@ class RunWatcher:
         self._readers: OrderedDict[Path, tuple[EventReader, dict]] = OrderedDict()
         self._lock = threading.Lock()  # two tabs may look at once
 
-    def look(self, run: Run) -> RunView:
+    def read(self, run: Run) -> RunView:
         """How the run stands; raises `FileNotFoundError` when it was deleted."""
         # The status first: whoever then reads "finished" finds the events that led there.
         status = run.status
@@ -78,8 +83,12 @@ class RunWatcher:
             self._readers[run.events_file] = reader, seen
             while len(self._readers) > KEPT_READERS:
                 self._readers.popitem(last=False)
+        promise = read_promise(run.path)
+        told = {k: v for k, v in seen.items() if k not in ("peak_memory", "steps")}
+        if status.state == "training" and (delay := words_for_delay(promise, seen["steps"], status.steps)):
+            told["warnings"] += (delay,)
         memory = seen["peak_memory"] or _memory_of(status)
-        return RunView(status=status, memory=memory, **{k: v for k, v in seen.items() if k != "peak_memory"})
+        return RunView(status=status, memory=memory, promise=promise, **told)
 
 
 def _memory_of(status: Status) -> int:
@@ -95,7 +104,8 @@ def _summary(run: Run, events: list[Event]) -> dict:
     check = next((event for event in reversed(events) if isinstance(event, LoraChecked)), None)
     return {
         "curve": decimate([(step.step, step.loss) for step in steps]),
-        "seconds_per_step": statistics.median(s.seconds for s in steps[-RECENT:]) if steps else None,
+        "steps": steps,
+        "seconds_per_step": measured_pace(steps),
         "peak_memory": steps[-1].peak_memory if steps else 0,
         "rollouts": _files(run, previews, "rollout"),
         "samples": _files(run, previews, "samples"),

@@ -11,10 +11,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from dopsd_app import __version__
 from dopsd_app.config import memory_levers
 from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
 from dopsd_app.files import is_disk_full, replace_file
@@ -40,7 +42,7 @@ from dopsd_app.jobs.job import (
     write_status,
 )
 from dopsd_app.jobs.kinds import TRAIN
-from dopsd_app.jobs.launcher import STOP_SIGNALS, hear_signals, process_started
+from dopsd_app.jobs.launcher import STOP_SIGNALS, process_started, unblock_signals
 from dopsd_app.jobs.queue import describe, leave, reason_to_leave, start_what_waits, take_next
 from dopsd_app.jobs.runs import Run, latest_checkpoint
 from dopsd_app.progress import DownloadProgress, PhaseProgress
@@ -48,9 +50,9 @@ from dopsd_app.progress import DownloadProgress, PhaseProgress
 FAILED, BUSY = 1, 75  # exit codes; 75 is sysexits' "try again later"
 STATUS_SECONDS = 0.2  # the step in status.json is written at most this often: events.jsonl has every step
 IDLE_SECONDS = 300.0  # that a warm worker keeps what it has loaded, while nobody asks for anything
-LOOK_SECONDS = 0.2  # between its looks for work, or for a reason to leave
+POLL_SECONDS = 0.2  # between its looks for work, or for a reason to leave
 
-Function = Callable[[Job], Iterator[Event]]
+Function = Callable[[Job], Generator[Event, None, dict | None]]
 
 
 def work(job: Job, function: Function | None = None, idle_seconds: float = IDLE_SECONDS) -> int:
@@ -61,15 +63,15 @@ def work(job: Job, function: Function | None = None, idle_seconds: float = IDLE_
     """
     if not job.kind.computes:
         # A signal ends it at once: it may wait for the network, and has nothing to save.
-        hear_signals()
+        unblock_signals()
         return _exit_code(_record_all(job, function)) if _claim(job, None) else BUSY
     lock = CardLock()
     try:
-        with _stop_on_signals(job) as told_to_stop:
+        with _stop_on_signals(job) as received_signals:
             if not _claim(job, lock):
                 return BUSY
             ending = _record_all(job, function)
-        if job.kind.warm and not told_to_stop:
+        if job.kind.warm and not received_signals:
             _stay_warm(job.runs_dir, lock, idle_seconds)
     finally:
         lock.give_back()
@@ -107,7 +109,7 @@ def _this_process() -> dict:
 
 
 @contextmanager
-def _stop_on_signals(job: Job) -> Iterator[list[int]]:
+def _stop_on_signals(job: Job) -> Generator[list[int]]:
     """Makes signals the stop command meanwhile; the value holds those that came."""
     heard = []
 
@@ -117,7 +119,7 @@ def _stop_on_signals(job: Job) -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-    hear_signals()
+    unblock_signals()
     try:
         yield heard
     finally:
@@ -135,11 +137,11 @@ def _stay_warm(runs_dir: Path, lock: CardLock, idle_seconds: float) -> None:
             return
         job = take_next(runs_dir, _this_process())
         if job is None:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             continue
-        with _stop_on_signals(job) as told_to_stop:
+        with _stop_on_signals(job) as received_signals:
             _record_all(job, None)
-        if told_to_stop:
+        if received_signals:
             return
         active = time.monotonic()
 
@@ -153,11 +155,11 @@ def _record_all(job: Job, function: Function | None) -> Event:
     event = None
     try:
         reserve_space(job)
-        _log(job, f"process {os.getpid()} begins")
+        _log(job, f"version {__version__}, process {os.getpid()} begins")
         if job.kind == TRAIN:
             write_status(job, steps=Run(job.path).config.steps)
         function = function or find_function(job)
-        with closing(_told(job, function)) as events:
+        with closing(_events_of(job, function)) as events:
             for event in events:
                 step = getattr(event, "step", step)
                 _record(job, event)
@@ -178,7 +180,7 @@ def find_function(job: Job) -> Function:
     return getattr(importlib.import_module(module), name)
 
 
-def _told(job: Job, function: Function) -> Iterator[Event]:
+def _events_of(job: Job, function: Function) -> Generator[Event]:
     """The function's events; what it returns becomes the job's result, and its end."""
     result = yield from function(job)
     if result is not None:
@@ -200,6 +202,7 @@ def _cut_off(job: Job, step: int) -> Event | None:
 
 def _record(job: Job, event: Event) -> None:
     append_event(job.events_file, event)
+    changes: dict[str, Any] = {}
     match event:
         case PhaseProgress(phase=phase, done=done, total=total):
             speed = event.speed if isinstance(event, DownloadProgress) else 0.0
@@ -214,8 +217,6 @@ def _record(job: Job, event: Event) -> None:
             changes = {"state": "failed", "step": step, "reason": reason}
         case Finished(step=step):
             changes = {"state": "finished", "step": step}
-        case _:
-            changes = {}
     if not isinstance(event, PhaseProgress | StepDone):
         _log(job, str(event))
     if isinstance(event, Finished):

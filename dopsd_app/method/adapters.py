@@ -4,8 +4,9 @@ The student is the resting state: whoever switches to the teacher, or to the bar
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dopsd_app.config import TrainConfig
+from dopsd_app.models.protocol import Transformer
 
 
-def add_adapters(transformer: torch.nn.Module, targets: str, config: TrainConfig) -> None:
+def add_adapters(transformer: Transformer, targets: str, config: TrainConfig) -> None:
     """Adds the student and, for an EMA teacher, the teacher as its equal copy; both in float32.
 
     A bfloat16 EMA of decay 0.9999 would stand still. A is drawn on the CPU from the seed (normal, deviation
@@ -25,7 +27,8 @@ def add_adapters(transformer: torch.nn.Module, targets: str, config: TrainConfig
     """
     lora = LoraConfig(
         r=config.rank,
-        lora_alpha=config.strength * config.rank,
+        # PEFT asks for a whole number, and only divides by the rank.
+        lora_alpha=config.strength * config.rank,  # ty: ignore[invalid-argument-type]
         init_lora_weights="gaussian",
         target_modules=targets,
     )
@@ -46,23 +49,29 @@ def add_adapters(transformer: torch.nn.Module, targets: str, config: TrainConfig
     transformer.set_adapter("student")
 
 
-def adapter_weights(transformer: torch.nn.Module, adapter: str) -> dict[str, Parameter]:
+def adapter_weights(transformer: Transformer, adapter: str) -> dict[str, Parameter]:
     """The adapter's weights: `<module>.lora_A.weight` (rank, in), `<module>.lora_B.weight` (out, rank)."""
     weights = {}
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer):
-            weights[f"{name}.lora_A.weight"] = module.lora_A[adapter].weight
-            weights[f"{name}.lora_B.weight"] = module.lora_B[adapter].weight
+            a, b = lora_matrices(module, adapter)
+            weights |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     return weights
 
 
-def adapter_arrays(transformer: torch.nn.Module, adapter: str) -> dict[str, np.ndarray]:
+def lora_matrices(layer: LoraLayer, adapter: str) -> tuple[Parameter, Parameter]:
+    """The adapter's A (rank, in) and B (out, rank) in one layer."""
+    # PEFT says of both only that they are modules.
+    return cast(Parameter, layer.lora_A[adapter].weight), cast(Parameter, layer.lora_B[adapter].weight)
+
+
+def adapter_arrays(transformer: Transformer, adapter: str) -> dict[str, np.ndarray]:
     """The same as float32 arrays, for files that are written without torch."""
     weights = adapter_weights(transformer, adapter)
     return {name: weight.detach().cpu().numpy() for name, weight in weights.items()}
 
 
-def load_adapter_weights(transformer: torch.nn.Module, adapter: str, weights: dict[str, Tensor]) -> None:
+def load_adapter_weights(transformer: Transformer, adapter: str, weights: dict[str, Tensor]) -> None:
     """Copies saved weights into an adapter; the names must be exactly the adapter's own."""
     own = adapter_weights(transformer, adapter)
     if own.keys() != weights.keys():
@@ -74,7 +83,7 @@ def load_adapter_weights(transformer: torch.nn.Module, adapter: str, weights: di
 
 
 @contextmanager
-def as_teacher(transformer: torch.nn.Module) -> Iterator[None]:
+def as_teacher(transformer: Transformer) -> Generator[None]:
     """The teacher's weights, without gradient: its adapter, or the bare base where it has none."""
     if "teacher" not in transformer.peft_config:
         with as_base(transformer):
@@ -90,7 +99,7 @@ def as_teacher(transformer: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def as_base(transformer: torch.nn.Module) -> Iterator[None]:
+def as_base(transformer: Transformer) -> Generator[None]:
     """The base model as it was before training, without gradient."""
     transformer.disable_adapters()
     try:
@@ -101,7 +110,7 @@ def as_base(transformer: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def student_must_be_active(transformer: torch.nn.Module) -> Iterator[None]:
+def student_must_be_active(transformer: Transformer) -> Generator[None]:
     """Raises `RuntimeError` unless the student's adapter is the active one."""
     layer = next(module for module in transformer.modules() if isinstance(module, LoraLayer))
     if layer.disable_adapters or layer.active_adapters != ["student"]:
@@ -113,7 +122,7 @@ def student_must_be_active(transformer: torch.nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def update_teacher(transformer: torch.nn.Module, ema_decay: float) -> None:
+def update_teacher(transformer: Transformer, ema_decay: float) -> None:
     """teacher = ema_decay * teacher + (1 - ema_decay) * student; nothing where the base is the teacher."""
     if "teacher" not in transformer.peft_config:
         return

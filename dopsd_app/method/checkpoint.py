@@ -10,8 +10,8 @@ import torch
 from dopsd_app.jobs.events import Warned
 from dopsd_app.jobs.manifest import (
     CHECKPOINT_LORA,
-    KEPT,
     MANIFEST,
+    MAX_CHECKPOINTS,
     RESUMABLE,
     RESUME_FILE,
     file_facts,
@@ -23,12 +23,13 @@ from dopsd_app.jobs.manifest import (
 from dopsd_app.jobs.runs import Run, checkpoint_folders, complete_checkpoints, refuse_other_versions
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, load_adapter_weights
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.models.protocol import Transformer
 
 
 def save_checkpoint(
     run: Run,
     step: int,
-    transformer: torch.nn.Module,
+    transformer: Transformer,
     optimizer: torch.optim.Optimizer,
     keep: int | None = None,
 ) -> Path:
@@ -58,11 +59,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run: Run, transformer: torch.nn.Module, optimizer: torch.optim.Optimizer
+    run: Run, transformer: Transformer, optimizer: torch.optim.Optimizer
 ) -> Generator[Warned, None, int]:
     """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
 
-    Damaged ones that are newer are told, and put aside once that is done: of those whose LoRA is whole, it
+    Newer ones that are damaged are warned of, and put aside after that: of those whose LoRA is whole, it
     stays to be tried. Raises `RunError` for checkpoints of another version of this program.
     """
     refuse_other_versions(run)
@@ -84,14 +85,14 @@ def load_checkpoint(
             load_adapter_weights(transformer, adapter, saved["adapters"][adapter])
         optimizer.load_state_dict(saved["optimizer"])
     if damaged:
-        yield Warned(step, _told(damaged, step))
+        yield Warned(step, _damage_message(damaged, step))
     for folder in checkpoint_folders(run):
         if folder in damaged or not read_manifest(folder):
             _put_aside(folder)
     return step
 
 
-def _told(damaged: dict[Path, str], step: int) -> str:
+def _damage_message(damaged: dict[Path, str], step: int) -> str:
     found = "; ".join(
         f"the checkpoint of step {int(folder.name)} ({damage})" for folder, damage in damaged.items()
     )
@@ -120,7 +121,7 @@ def _thin_out(run: Run, step: int, keep: int | None) -> None:
     for folder in complete:
         if folder not in whole:
             _keep_only_the_lora(folder)
-    for folder in complete[:-KEPT]:
+    for folder in complete[:-MAX_CHECKPOINTS]:
         if int(folder.name) != keep:
             _remove(folder)
 

@@ -15,13 +15,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.data.pictures import Example, bucket, crop, hash_pixels, load_picture
+from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.models.architecture import Role
-from dopsd_app.models.catalog import Place, find_base_model
+from dopsd_app.models.buckets import nearest_bucket
+from dopsd_app.models.catalog import BaseModelPaths, find_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress
+from dopsd_app.schema import claim_folder
+
+CACHE_SCHEMA = 1  # of the files in the cache: `_to_tensors`, under the hash of all that they follow from
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class Encoded:
-    """All that the transformer will be told during a run."""
+    """Every conditioning that a run needs."""
 
     examples: tuple[EncodedExample, ...]
     prompts: tuple[Conditioning, ...]  # of the preview prompts, as the student sees them
@@ -59,7 +63,7 @@ def read_pictures(example: Example, config: TrainConfig, base_model: BaseModel) 
 
 def _crop(path: Path, config: TrainConfig, base_model: BaseModel) -> Image.Image:
     picture = load_picture(path)
-    return crop(picture, *bucket(*picture.size, config.resolution, base_model.picture_multiple))
+    return crop(picture, *nearest_bucket(*picture.size, config.resolution, base_model.picture_multiple))
 
 
 def encode_examples(
@@ -86,29 +90,29 @@ def encode_examples(
         yield PhaseProgress("encoding", done, total)
         pictures = read_pictures(example, config, base_model)
         student = tuple(encoder.encode(pictures, caption, "student") for caption in example.captions)
-        seen = example.captions if OBJECTIVES[config.objective].teacher_contexts else ()
-        teacher = tuple(encoder.encode(pictures, caption, "teacher") for caption in seen)
+        captions = example.captions if OBJECTIVES[config.objective].teacher_contexts else ()
+        teacher = tuple(encoder.encode(pictures, caption, "teacher") for caption in captions)
         if any(_equal(*pair) for pair in zip(student, teacher, strict=False)):
             raise KnownFailure(
                 f"The teacher sees the same as the student for {example.image.name}, so nothing can be"
                 " learned. Check the files of the base model."
             )
-        width, height = pictures.picture.size
+        width, height = pictures.training_picture.size
         encoded.append(EncodedExample(student, teacher, height, width))
-    told = (
+    groups = (
         tuple(encoder.encode(NO_PICTURES, prompt, "student") for prompt in group)
         for group in (prompts, neutral)
     )
-    result = Encoded(tuple(encoded), *told)
+    result = Encoded(tuple(encoded), *groups)
     encoder.free()
     yield PhaseProgress("encoding", total, total)
     return result
 
 
 def _equal(student: Conditioning, teacher: Conditioning) -> bool:
-    seen = (student.reference_latents, teacher.reference_latents)
+    references = (student.reference_latents, teacher.reference_latents)
     same_text = student.prompt_embeds.equal(teacher.prompt_embeds)
-    return same_text and len(seen[0]) == len(seen[1]) and all(map(torch.equal, *seen))
+    return same_text and len(references[0]) == len(references[1]) and all(map(torch.equal, *references))
 
 
 def _content(picture: Image.Image) -> list:
@@ -126,12 +130,12 @@ class _Encoder:
             base_model.conditioning_version,
             version("transformers"),
         ]
-        cache.mkdir(parents=True, exist_ok=True)
+        claim_folder(cache, CACHE_SCHEMA, f"The cache {cache}")
 
     def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
         key = [role, caption]
         if role == "teacher":
-            key += _content(pictures.picture)
+            key += _content(pictures.training_picture)
             if self.base_model.teacher_context != "vision_language":  # left out, as in older caches
                 key.append(self.base_model.teacher_context)
         if pictures.sources:
@@ -171,7 +175,7 @@ def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:
     return Conditioning(tensors["prompt_embeds"], references)
 
 
-def _fingerprint(place: Place) -> list:
+def _fingerprint(place: BaseModelPaths) -> list:
     """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
     eyes = place.vision_tower.iterdir() if place.vision_tower else ()
     files = sorted({*place.folder.glob("*/*"), *eyes})

@@ -3,13 +3,13 @@
 from contextlib import nullcontext
 from functools import partial
 
-import torch
 from torch.utils.checkpoint import checkpoint
 
 from dopsd_app.method.adapters import student_must_be_active
+from dopsd_app.models.protocol import Transformer
 
 
-def enable_gradient_checkpointing(transformer: torch.nn.Module) -> None:
+def enable_gradient_checkpointing(transformer: Transformer) -> None:
     """Recomputes activations in the backward pass, and raises if the teacher is active while it does.
 
     Checkpointing recomputes under whichever adapter is active at that moment: with the teacher left active,
@@ -19,5 +19,5 @@ def enable_gradient_checkpointing(transformer: torch.nn.Module) -> None:
     transformer.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=contexts))
 
 
-def _contexts(transformer: torch.nn.Module):
+def _contexts(transformer: Transformer):
     return nullcontext(), student_must_be_active(transformer)

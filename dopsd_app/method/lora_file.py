@@ -10,6 +10,8 @@ from safetensors.numpy import save
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.files import replace_file
+from dopsd_app.jobs.lora_file import LORA_SCHEMA
+from dopsd_app.schema import stamp
 
 
 def save_lora(path: Path, weights: Mapping[str, np.ndarray], config: TrainConfig, steps: int) -> None:
@@ -23,6 +25,7 @@ def save_lora(path: Path, weights: Mapping[str, np.ndarray], config: TrainConfig
         for name, weight in weights.items()
     }
     facts = {
+        **stamp(LORA_SCHEMA),
         "base_model": Path(config.base_model).name if Path(config.base_model).is_dir() else config.base_model,
         "revision": config.revision,
         "trigger_word": config.trigger_word,

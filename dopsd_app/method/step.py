@@ -40,7 +40,7 @@ class OptimizerStep:
     loss: float  # mean over the examples, and over the states where the objective visits any
     grad_norm: float  # before clipping
     seconds: float
-    film: Sequence[tuple[Tensor, Tensor]]  # the objective's, of this step
+    rollout_states: Sequence[tuple[Tensor, Tensor]]  # the objective's, of this step
 
 
 def optimizer_step(
@@ -68,7 +68,7 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad()
     update_teacher(base_model.transformer, config.ema_decay)
-    return OptimizerStep(total, grad_norm, time.perf_counter() - started, objective.film)
+    return OptimizerStep(total, grad_norm, time.perf_counter() - started, objective.rollout_states)
 
 
 def micro_batches(

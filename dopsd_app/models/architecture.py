@@ -6,7 +6,7 @@ hands it to `architectures.register`.
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from dopsd_app.errors import KnownFailure
 
@@ -74,7 +74,7 @@ class Sizes(ABC):
     def of(cls, stored: Stored) -> "Sizes":
         """Sizes by what a base model's files tell; raises one of `sizes.DAMAGED` for odd ones."""
 
-    def as_known(self, known: "Sizes") -> "Sizes":
+    def as_known(self, known: Self) -> Self:
         """With all that no file tells taken from the same model in the catalog."""
         return self
 
@@ -85,7 +85,8 @@ class Sizes(ABC):
     @classmethod
     def from_fields(cls, fields: dict) -> "Sizes":
         """What `to_fields` made, after a way through JSON; TypeError for another version's."""
-        return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()})
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+        return cls(**values)
 
     @property
     @abstractmethod
@@ -119,7 +120,7 @@ class Sizes(ABC):
 
     @abstractmethod
     def conditioning_bytes(self, resolution: int, context: str) -> int:
-        """On disk, of what student and teacher are told of one caption."""
+        """On disk, of the student's and the teacher's conditioning of one caption."""
 
     @abstractmethod
     def decoding_work(self, resolution: int) -> float:
@@ -182,6 +183,7 @@ class BaseModelFacts:
     sizes: Sizes
     native_steps: int | None = None  # that it was made to draw in, where known
     neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
+    comfyui: bool = False  # whether ComfyUI can load it
     judge: bool = False  # whether there is a judge that knows all that it can draw
 
     @property

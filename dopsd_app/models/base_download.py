@@ -1,6 +1,6 @@
 """Base models from the Hub: what one holds, and fetching what is missing here."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +43,14 @@ class Offer:
     folder: Path  # whose disk takes most of them
 
 
-def fetch_base_model(name: str, revision: str = "") -> Iterator[DownloadProgress]:
+def fetch_base_model(name: str, revision: str = "") -> Generator[DownloadProgress]:
     """Fetches what a base model still lacks on this computer; nothing happens where all is there.
 
     Raises `HubError` or `BaseModelError` with one sentence; what came is kept, and the next call goes on.
     """
     if not needs_fetching(name, revision):
         return
-    with _told_of_disk():
+    with _disk_errors():
         yield from fetch(lambda: order_base_model(name, revision), _about(name))
     find_base_model(name, revision)
 
@@ -82,11 +82,11 @@ def ask_hub(name: str, revision: str = "") -> Offer:
 
     Raises `HubError` or `BaseModelError`. What it tells of the model is remembered: `find_facts` finds it.
     """
-    with _told_of_disk():
+    with _disk_errors():
         targets = [target for order in order_base_model(name, revision) for target in order.targets]
         check_disk(targets, _about(name))
         missing = missing_bytes(targets)
-        folder = max(missing, key=missing.get, default=Path())
+        folder = max(missing, key=missing.__getitem__, default=Path())
         return Offer(sum(target.size for target in targets), sum(missing.values()), folder)
 
 
@@ -95,7 +95,7 @@ def _about(name: str) -> str:
 
 
 @contextmanager
-def _told_of_disk() -> Iterator[None]:
+def _disk_errors() -> Generator[None]:
     """Turns what a disk does not let us do into a `HubError` that says what would help."""
     from huggingface_hub import constants
 
@@ -105,8 +105,8 @@ def _told_of_disk() -> Iterator[None]:
         if is_disk_full(error):
             raise HubError("The disk is full. Free some space, then try again.") from error
         raise HubError(
-            f"The Hub's cache, {constants.HF_HOME}, cannot be used: {error.strerror or error}. Mend its"
-            " rights, or let the environment variable HF_HOME name another folder."
+            f"The Hub's cache, {constants.HF_HOME}, cannot be used: {error.strerror or error}. Fix its"
+            " permissions, or let the environment variable HF_HOME name another folder."
         ) from error
 
 
@@ -160,8 +160,10 @@ def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> 
     try:
         sizes = sizes_on_hub(architecture, read_configurations(architecture, folder), parameters, stored)
     except DAMAGED as error:
-        told = f"The configuration of {listing.repository} cannot be read, {type(error).__name__}: {error}."
-        raise BaseModelError(told) from error
+        message = (
+            f"The configuration of {listing.repository} cannot be read, {type(error).__name__}: {error}."
+        )
+        raise BaseModelError(message) from error
     record = HubRecord({file.path: file.size for file in files}, architecture, sizes)
     remember(listing.repository, listing.commit, record)
 

@@ -23,7 +23,7 @@ CATALOG = {"pocket-turbo": POCKET_TURBO, "z-image-turbo": Z_IMAGE_TURBO}
 
 
 @dataclass(frozen=True)
-class Place:
+class BaseModelPaths:
     """Where all of a base model lies on this computer."""
 
     folder: Path  # the pipeline, as diffusers saves it
@@ -64,7 +64,7 @@ def find_repository(name: str) -> str:
 # --- on this computer
 
 
-def find_base_model(name: str, revision: str = "") -> Place:
+def find_base_model(name: str, revision: str = "") -> BaseModelPaths:
     """Where a base model lies, all of it; `revision` is a repository's branch, tag or commit.
 
     Raises `BaseModelError` for one that has still to be fetched (`is_fetched` asks for that), for a folder
@@ -75,7 +75,7 @@ def find_base_model(name: str, revision: str = "") -> Place:
     eyes = _find_eyes(folder, architecture)
     if architecture.eyes and eyes is None:
         raise BaseModelError(f"The teacher's eyes for {name} are not on this computer yet: fetch them.")
-    return Place(folder, eyes, folder.name if find_repository(name) else "")
+    return BaseModelPaths(folder, eyes, folder.name if find_repository(name) else "")
 
 
 def _architecture_of(folder: Path, name: str) -> Architecture:
@@ -106,7 +106,7 @@ def _find_pipeline(name: str, revision: str) -> Path:
 
 
 def _check_snapshot(folder: Path, repository: str) -> None:
-    """Raises `BaseModelError` where a repository's folder lacks something, of all that the Hub told of it."""
+    """Raises `BaseModelError` where a repository's folder lacks something, of all that the Hub lists."""
     check_pipeline(folder, repository)
     record = recall(repository, folder.name)
     for path, size in record.files.items() if record else ():
@@ -178,6 +178,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
     architecture, sizes = measured
     repository = find_repository(name)
     licence = find_licence(name, revision)
+    copied = _model_of_size(architecture, sizes)
     whose = f"The repository {repository} on the Hub." if repository else "A folder of your own."
     return BaseModelFacts(
         label=repository or Path(name).name,
@@ -187,6 +188,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         resolutions=None,
         architecture=architecture,
         sizes=sizes,
+        comfyui=bool(copied) and CATALOG[copied].comfyui,
     )
 
 
@@ -209,7 +211,7 @@ def find_licence(name: str, revision: str = "") -> Licence:
 
 
 def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
-    """What a base model's files tell; None where there are none here, and the Hub told nothing."""
+    """What a base model's files tell; None where there are none here, and the Hub was not asked."""
     repository = find_repository(name)
     if repository and find_pipeline(name, revision) is None:
         folder = find_snapshot(repository, INDEX, revision)
@@ -217,8 +219,9 @@ def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
         return (record.architecture, record.sizes) if record else None
     folder = _find_pipeline(name, revision)
     architecture = _architecture_of(folder, name)
+    eyes = _find_eyes(folder, architecture)
     try:
-        sizes = read_sizes(architecture, folder, _find_eyes(folder, architecture))
+        sizes = read_sizes(architecture, folder, eyes)
     except DAMAGED as error:
         raise BaseModelError(f"The base model `{name}` is damaged: {error}. Fetch it again.") from error
     copied = _model_of_size(architecture, sizes)
@@ -234,10 +237,10 @@ def _model_of_size(architecture: Architecture, sizes: Sizes) -> str | None:
     )
 
 
-def kind_of(name: str, revision: str = "") -> str:
-    """The model of the catalog that a base model is or is made from, told by its size; else the name.
+def model_family(name: str, revision: str = "") -> str:
+    """The model of the catalog that a base model is or is made from, known by its size; else the name.
 
-    What cannot be read is not told here: `find_base_model` says why.
+    What cannot be read is not reported here: `find_base_model` says why.
     """
     if known := catalog_name(name):
         return known
@@ -250,9 +253,11 @@ def kind_of(name: str, revision: str = "") -> str:
 
 def check_resolution(name: str, resolution: int) -> None:
     """Raises `BaseModelError` for a resolution that a base model of the catalog cannot draw."""
-    if (known := catalog_name(name)) is None:
+    known = catalog_name(name)
+    bounds = CATALOG[known].resolutions if known else None
+    if bounds is None:
         return
-    least, greatest = CATALOG[known].resolutions
+    least, greatest = bounds
     if not least <= resolution <= greatest:
         allowed = f"{least}" if least == greatest else f"between {least} and {greatest}"
         raise BaseModelError(f"`resolution` must be {allowed} for {name}, got {resolution}.")

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from dopsd_app.progress import DownloadProgress, words_for_disk
 if TYPE_CHECKING:
     import httpx2
 
-LOOK_SECONDS = 0.5  # between two looks at how far it is
+POLL_SECONDS = 0.5  # between two measurements of how far it is
 SPEED_SECONDS = 10.0  # over which the speed is measured
 AT_ONCE = 4  # files: one connection alone seldom fills a line
 SILENCE_SECONDS = 15.0  # then a connection counts as broken off
@@ -35,7 +35,8 @@ PIECE = 1 << 16  # bytes that are read and written at once
 MARGIN = 200_000_000  # bytes that are left free on the disk
 PARTIAL = ".incomplete"
 
-A, T = TypeVar("A"), TypeVar("T")
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class RangesRefusedError(HubError):
@@ -157,6 +158,8 @@ def _blob(listing: Listing, file: RemoteFile) -> Target:
 
     cache, folder = Path(constants.HF_HUB_CACHE), cache_folder(listing.repository)
     path = folder / "blobs" / file.sha256
+    # Asked of the client itself, though that lists no name for it: gigabytes that lie elsewhere than it
+    # looks for them it would fetch again.
     if not path.exists() and not are_symlinks_supported(cache):
         # As the client does there: a link would be a second copy.
         path = folder / "snapshots" / listing.commit / file.path
@@ -165,7 +168,7 @@ def _blob(listing: Listing, file: RemoteFile) -> Target:
     return Target(path, lock, file.size, (Source(url, 0, file.size),), sha256=file.sha256)
 
 
-def fetch(order: Callable[[], Sequence[Order]], about: str) -> Iterator[DownloadProgress]:
+def fetch(order: Callable[[], Sequence[Order]], about: str) -> Generator[DownloadProgress]:
     """Fetches what `order()` asks the Hub for, and tells every half second how far it is; `about` names it.
 
     Closing it stops it. Raises `HubError` with one sentence; what came is kept, and the next call goes on.
@@ -173,7 +176,7 @@ def fetch(order: Callable[[], Sequence[Order]], about: str) -> Iterator[Download
     work = _Work(order, about)
     threading.Thread(target=work.run, name="download", daemon=True).start()
     try:
-        while not work.ended.wait(LOOK_SECONDS):
+        while not work.ended.wait(POLL_SECONDS):
             yield work.progress()
         if work.error:
             raise work.error
@@ -190,16 +193,16 @@ class _Work:
         self.targets: tuple[Target, ...] = ()
         self.cancelled, self.ended = threading.Event(), threading.Event()
         self.error: Exception | None = None
-        self._seen: deque[tuple[float, int]] = deque()  # (when, bytes that were here)
+        self._history: deque[tuple[float, int]] = deque()  # (when, bytes that were here)
 
     def progress(self) -> DownloadProgress:
         """How far it is now."""
-        seen = self._seen  # the other thread may begin a new one
+        history = self._history  # the other thread may begin a new one
         now, done = time.monotonic(), sum(target.done for target in self.targets)
-        seen.append((now, done))
-        while now - seen[0][0] > SPEED_SECONDS:
-            seen.popleft()
-        before, had = seen[0]
+        history.append((now, done))
+        while now - history[0][0] > SPEED_SECONDS:
+            history.popleft()
+        before, had = history[0]
         speed = (done - had) / (now - before) if now > before else 0.0
         total = sum(target.size for target in self.targets)
         return DownloadProgress("downloading", done, total, max(0.0, round(speed)))
@@ -218,7 +221,7 @@ class _Work:
         targets = tuple(target for order in orders for target in order.targets)
         check_disk(targets, self.about)
         self.targets = targets
-        self._seen = deque()  # what was here before is no speed
+        self._history = deque()  # what was here before is no speed
         largest_first = sorted(targets, key=lambda target: -target.size)
         try:
             in_threads(lambda target: _fetch_file(target, self.cancelled), largest_first, self.cancelled)
@@ -240,9 +243,9 @@ class _Work:
             )
         if not isinstance(error, HubError) or not progress.total:
             return error
-        told = HubError(f"{error} Of {self.about}, {far}: the next try goes on from there.")
-        told.detail = error.detail
-        return told
+        hub_error = HubError(f"{error} Of {self.about}, {far}: the next try goes on from there.")
+        hub_error.detail = error.detail
+        return hub_error
 
 
 def check_disk(targets: Sequence[Target], about: str) -> None:
@@ -291,12 +294,12 @@ def _fetch_file(target: Target, cancelled: threading.Event) -> None:
 
 
 @contextmanager
-def _held(lock: Path, cancelled: threading.Event) -> Iterator[None]:
+def _held(lock: Path, cancelled: threading.Event) -> Generator[None]:
     """The lock, however long another process fetches this file."""
     held = FileLock(lock, mode=0o664)
     while not cancelled.is_set():
         with suppress(Timeout):
-            held.acquire(timeout=LOOK_SECONDS)
+            held.acquire(timeout=POLL_SECONDS)
             break
     else:
         raise _Cancelled
@@ -363,7 +366,7 @@ class _Growing:
 
 
 @contextmanager
-def open_range(url: str, start: int, end: int, *, any_answer: bool = False) -> Iterator["httpx2.Response"]:
+def open_range(url: str, start: int, end: int, *, any_answer: bool = False) -> Generator["httpx2.Response"]:
     """The answer to a request for the bytes of a file on the Hub from `start` up to `end`.
 
     With `any_answer` it may be the whole file (status 200); else `RangesRefusedError` is raised.

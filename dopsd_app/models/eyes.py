@@ -10,23 +10,31 @@ from pathlib import Path
 
 from dopsd_app.files import replace_file
 from dopsd_app.hub_errors import HubError
+from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.download import Order, RangesRefusedError, Source, Target, open_range, whole_files
 from dopsd_app.models.pipeline_folder import EYES_PREFIX, LONGEST_HEADER, is_whole, read_weight_map
 from dopsd_app.models.repository import Listing, RemoteFile, assets_folder, find_snapshots, link_files
+from dopsd_app.schema import check_folder, claim_folder
 
-INDEX = "model.safetensors.index.json"
-KEPT = "vision_towers"  # where cut out eyes lie: a folder for each commit
+SHARD_INDEX = "model.safetensors.index.json"
+VISION_TOWERS_FOLDER = "vision_towers"  # where cut out eyes lie: a folder for each commit
+SCHEMA = 1  # of a folder of cut out eyes
 CUT_OUT = "model.safetensors"
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 
 
 def find_eyes(repository: str) -> Path | None:
-    """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache."""
-    folders = assets_folder(KEPT, repository).glob("*")
+    """The folder with the eyes of this repository: cut out, or the whole of it in the Hub's cache.
+
+    Raises `BaseModelError` for those that a later version of the program cut out.
+    """
+    folders = assets_folder(VISION_TOWERS_FOLDER, repository).glob("*")
     kept = [folder for folder in folders if _all_there(folder, (CUT_OUT, *CONFIGURATION))]
     if kept:
-        return max(kept, key=lambda folder: folder.stat().st_mtime)
-    whole = find_snapshots(repository, INDEX)
+        newest = max(kept, key=lambda folder: folder.stat().st_mtime)
+        check_folder(newest, SCHEMA, f"The folder {newest}", BaseModelError)
+        return newest
+    whole = find_snapshots(repository, SHARD_INDEX)
     return next((folder for folder in whole if _all_there(folder, (*CONFIGURATION, *_shards(folder)))), None)
 
 
@@ -36,7 +44,7 @@ def _all_there(folder: Path, names: Iterable[str]) -> bool:
 
 def _shards(folder: Path) -> list[str]:
     """The files that hold tensors that see, by the index in a folder."""
-    weights = read_weight_map(folder / INDEX)
+    weights = read_weight_map(folder / SHARD_INDEX)
     return sorted({file for name, file in weights.items() if name.startswith(EYES_PREFIX)})
 
 
@@ -45,8 +53,8 @@ def order_eyes(listing: Listing) -> Order:
 
     Reads the index and the headers of the files. Raises `HubError`.
     """
-    small = [file.path for file in listing.files if file.path in (INDEX, *CONFIGURATION)]
-    if missing := sorted({INDEX, *CONFIGURATION} - set(small)):
+    small = [file.path for file in listing.files if file.path in (SHARD_INDEX, *CONFIGURATION)]
+    if missing := sorted({SHARD_INDEX, *CONFIGURATION} - set(small)):
         raise HubError(f"{listing.repository} has no {missing[0]}: it is no vision-language model in parts.")
     folder = link_files(listing.repository, listing.commit, small)
     seeing = _shards(folder)
@@ -57,7 +65,7 @@ def order_eyes(listing: Listing) -> Order:
         every = [*files, *(file for file in listing.files if file.path in small)]
         return whole_files(listing, "", every)
     # Before the weights, which alone say that all is there.
-    target.path.parent.mkdir(parents=True, exist_ok=True)
+    claim_folder(target.path.parent, SCHEMA, f"The folder {target.path.parent}", BaseModelError)
     for name in CONFIGURATION:
         replace_file(target.path.parent / name, (folder / name).read_bytes())
     return Order((target,))
@@ -82,7 +90,7 @@ def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     head = len(text).to_bytes(8, "little") + text
-    path = assets_folder(KEPT, listing.repository) / listing.commit / CUT_OUT
+    path = assets_folder(VISION_TOWERS_FOLDER, listing.repository) / listing.commit / CUT_OUT
     lock = path.with_name(f"{CUT_OUT}.lock")
     return Target(path, lock, len(head) + size, tuple(sources), head=head, whole=False)
 

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -17,14 +18,16 @@ from torch import Tensor
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.quantize import nf4_layer
 
+Module = TypeVar("Module", bound=torch.nn.Module)
+
 # As diffusers and transformers name them; a variant (`model.fp16.safetensors`) is another file's copy.
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of numbers that can be cast without a scale
 NAMED = 5  # weights that a message names; the rest is counted
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where a tensor lies, and what its file's header tells of it."""
 
     file: Path
@@ -34,14 +37,14 @@ class Stored:
 
 
 def load_frozen(
-    make: Callable[[], torch.nn.Module],
+    make: Callable[[], Module],
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
     *,
     prefix: str = "",
     nf4_targets: str | None = None,
-) -> torch.nn.Module:
+) -> Module:
     """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
 
     Where names in the folder begin with `prefix`, those alone are read, without it; where none does, all are.
@@ -63,19 +66,21 @@ def load_frozen(
         for name in names:
             _load_tensor(module, name, stored[name], dtype, device)
         if nf4_targets is not None and re.fullmatch(nf4_targets, layer):
-            module.set_submodule(layer, nf4_layer(module.get_submodule(layer), dtype, device))
+            linear = module.get_submodule(layer)
+            assert isinstance(linear, torch.nn.Linear)  # a LoRA's targets are no others
+            module.set_submodule(layer, nf4_layer(linear, dtype, device))
     return module.to(device)
 
 
 def _load_tensor(
-    module: torch.nn.Module, name: str, stored: Stored, dtype: torch.dtype, device: torch.device
+    module: torch.nn.Module, name: str, stored: StoredTensor, dtype: torch.dtype, device: torch.device
 ) -> None:
     tensor = _read(stored, dtype, device)
     # Clearing the cache for every tensor would collect garbage hundreds of times.
     set_module_tensor_to_device(module, name, device, tensor, dtype=tensor.dtype, clear_cache=False)
 
 
-def _read(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _read(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor with memory of its own, in `dtype` if it is one of floats."""
     # A file that stays open for the next tensor keeps the pages of all that were read before.
     with _opened(stored.file) as file:
@@ -90,20 +95,20 @@ def _read(stored: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
 # --- what the files hold
 
 
-def _read_headers(folder: Path, prefix: str) -> dict[str, Stored]:
+def _read_headers(folder: Path, prefix: str) -> dict[str, StoredTensor]:
     """The tensors in a folder by their names without `prefix`; no tensor is read."""
     tensors = {}
     for file in _find_files(folder, prefix):
         with _opened(file) as header:
             for name in header.keys():  # noqa: SIM118 (not a dict)
                 tensor = header.get_slice(name)
-                tensors[name] = Stored(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                tensors[name] = StoredTensor(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
     return {name.removeprefix(prefix): tensors[name] for name in _select(tensors, prefix)}
 
 
 def _find_files(folder: Path, prefix: str) -> list[Path]:
     """The files that hold the tensors: of an index, only those that are needed must be there."""
-    for weights in WEIGHTS:
+    for weights in WEIGHTS_NAMES:
         index = folder / f"{weights}.index.json"
         if index.is_file():
             try:
@@ -114,7 +119,7 @@ def _find_files(folder: Path, prefix: str) -> list[Path]:
         if (folder / weights).is_file():
             return [folder / weights]
     raise BaseModelError(
-        f"{_place(folder)} is incomplete, it holds no weights: fetch {' or '.join(WEIGHTS)} again."
+        f"{_place(folder)} is incomplete, it holds no weights: fetch {' or '.join(WEIGHTS_NAMES)} again."
     )
 
 
@@ -123,7 +128,7 @@ def _select(names: dict, prefix: str) -> list[str]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[safe_open]:
+def _opened(file: Path) -> Generator[safe_open]:
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened
@@ -145,7 +150,7 @@ def _place(folder: Path) -> str:
 # --- whether it fits
 
 
-def _check_fit(folder: Path, wanted: dict[str, Tensor], stored: dict[str, Stored]) -> None:
+def _check_fit(folder: Path, wanted: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
     """Raises `BaseModelError` for all that is wrong: a part with a few random weights gives no other sign."""
     both = wanted.keys() & stored.keys()
     problems = {

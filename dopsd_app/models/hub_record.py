@@ -1,13 +1,16 @@
-"""What the Hub told of a base model's repository, kept for when it is not asked."""
+"""What the Hub reported of a base model's repository, kept for when it is not asked."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.files import replace_file
-from dopsd_app.models.architecture import Architecture, Sizes
+from dopsd_app.models.architecture import Architecture, BaseModelError, Sizes
 from dopsd_app.models.architectures import ARCHITECTURES
 from dopsd_app.models.repository import assets_folder
+from dopsd_app.schema import check_schema, stamp
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,28 @@ class HubRecord:
 
 
 def recall(repository: str, commit: str) -> HubRecord | None:
-    """What the Hub told of this commit; None where it was never asked."""
+    """What the Hub reported of this commit; None where it was never asked.
+
+    Raises `BaseModelError` for what a later version of the program kept.
+    """
+    file = _file(repository, commit)
     try:
-        fields = json.loads(_file(repository, commit).read_bytes())
+        fields = json.loads(file.read_bytes())
+        check_schema(fields, SCHEMA, f"What the Hub told of {repository}, kept in {file},", BaseModelError)
         architecture = ARCHITECTURES[fields["pipeline_class"]]
         return HubRecord(fields["files"], architecture, architecture.sizes.from_fields(fields["sizes"]))
-    except (OSError, ValueError, TypeError, KeyError):  # the others: of another version
+    except BaseModelError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a bad disk, or a kind that is gone
         return None
 
 
 def remember(repository: str, commit: str, record: HubRecord) -> None:
-    """Keeps what the Hub told of a commit."""
+    """Keeps what the Hub reported of a commit."""
     file = _file(repository, commit)
     file.parent.mkdir(parents=True, exist_ok=True)
     fields = {"pipeline_class": record.architecture.pipeline_class, "sizes": record.sizes.to_fields()}
-    replace_file(file, json.dumps({"files": record.files, **fields}))
+    replace_file(file, json.dumps({**stamp(SCHEMA), "files": record.files, **fields}))
 
 
 def _file(repository: str, commit: str) -> Path:

@@ -2,9 +2,9 @@
 
 import pkgutil
 
-import diffusers
+import diffusers.utils.logging
 import torch
-import transformers
+import transformers.utils.logging
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.models.architecture import BaseModelError

@@ -137,6 +137,7 @@ def is_whole(file: Path) -> bool:
 
 def read_header(file: Path) -> tuple[dict, int]:
     """The header of a safetensors file, and where its data begins; ValueError for what is none."""
+    # Not by `safe_open`: that imports numpy, and every command reads what the built-in base's files tell.
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         return json.loads(opened.read(min(length, LONGEST_HEADER))), 8 + length
@@ -153,6 +154,6 @@ def read_licence(folder: Path) -> Licence:
     except (OSError, ValueError, yaml.YAMLError):
         return Licence()
     keys = ("license", "license_name", "license_link")
-    told = {key: data.get(key) for key in keys} if isinstance(data, dict) else {}
-    id, name, link = (value if isinstance(value := told.get(key), str) else "" for key in keys)
+    fields = {key: data.get(key) for key in keys} if isinstance(data, dict) else {}
+    id, name, link = (value if isinstance(value := fields.get(key), str) else "" for key in keys)
     return Licence(id if re.fullmatch("[a-z0-9][a-z0-9.+-]*", id) else "", name or id, link)

@@ -4,16 +4,17 @@ One direction of time everywhere: sigma is 1 for noise and 0 for the picture, ve
 A model that thinks otherwise is corrected in its own file.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from dopsd_app.models.architecture import Architecture, Role, Sizes
-from dopsd_app.models.catalog import Place
+from dopsd_app.models.catalog import BaseModelPaths
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,20 @@ class Pictures:
     picture: Image.Image | None = None  # the training picture, cropped: for the teacher's eyes only
     sources: tuple[Image.Image, ...] = ()  # editing: those to start from, which the student sees too
 
+    @property
+    def training_picture(self) -> Image.Image:
+        """The picture; ValueError for a prompt, which has none."""
+        if self.picture is None:
+            raise ValueError("There is no training picture for the teacher to see.")
+        return self.picture
+
 
 NO_PICTURES = Pictures()  # of a prompt
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What one pass of the transformer is told besides the noisy latents.
+    """What one pass of the transformer gets besides the noisy latents.
 
     `prompt_embeds` is (L, D), without padding; `reference_latents` holds (C, h, w) latents of pictures
     that the transformer itself sees, and is empty for models that cannot see any.
@@ -39,12 +47,48 @@ class Conditioning:
     reference_latents: tuple[Tensor, ...] = ()
 
 
+class Transformer(Protocol):
+    """What is used of a transformer: a module with diffusers' `ModelMixin` and `PeftAdapterMixin`."""
+
+    peft_config: dict[str, Any]  # by adapter; there once it has one
+
+    def modules(self) -> Iterator[torch.nn.Module]: ...
+    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]: ...
+    def add_adapter(self, adapter_config: Any, adapter_name: str = ...) -> None: ...
+    def set_adapter(self, adapter_name: str) -> None: ...
+    def delete_adapters(self, adapter_names: list[str]) -> None: ...
+    def disable_adapters(self) -> None: ...
+    def enable_adapters(self) -> None: ...
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = ...) -> None: ...
+
+
+class Pipeline(Protocol):
+    """What is used of an official pipeline: diffusers' `DiffusionPipeline` with the mixin for its LoRAs."""
+
+    def set_progress_bar_config(self, *, disable: bool) -> None: ...
+    def load_lora_weights(self, weights: Path | dict[str, Tensor], /, **options: Any) -> None: ...
+    def unload_lora_weights(self) -> None: ...
+    def set_adapters(self, adapter_names: str, adapter_weights: float) -> None: ...
+    def disable_lora(self) -> None: ...
+    def enable_lora(self) -> None: ...
+
+
+Part = TypeVar("Part")
+
+
+def loaded(part: Part | None) -> Part:
+    """A part of a base model that its caller must have loaded; RuntimeError where it is not there."""
+    if part is None:
+        raise RuntimeError("This part of the base model is not loaded.")
+    return part
+
+
 class BaseModel(Protocol):
     """A frozen few-step model; B pictures of one size make a batch, whose captions may differ in length."""
 
     architecture: Architecture
     teacher_context: str  # what the teacher sees: one of the architecture's contexts
-    transformer: torch.nn.Module  # there after load_transformer()
+    transformer: Transformer  # there after load_transformer()
     lora_targets: str  # regular expression over module names: full match is adapted
     picture_multiple: int  # pixels: the sides of a picture must be multiples of this
     conditioning_version: str  # changes whenever the same caption and picture would be encoded differently
@@ -53,7 +97,7 @@ class BaseModel(Protocol):
 
     def __init__(
         self,
-        place: Place,
+        place: BaseModelPaths,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -105,10 +149,10 @@ class BaseModel(Protocol):
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w)."""
 
-    def make_pipeline(self) -> DiffusionPipeline:
+    def make_pipeline(self) -> Pipeline:
         """The official pipeline around the loaded parts: what the user of a LoRA file will run."""
 
-    def draw(self, pipeline: DiffusionPipeline, conditioning: Conditioning, **options: Any) -> Image.Image:
+    def draw(self, pipeline: Any, conditioning: Conditioning, **options: Any) -> Image.Image:
         """A picture by the official pipeline, of what the student sees.
 
         `options`: height and width in pixels, num_inference_steps, generator.

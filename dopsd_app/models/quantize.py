@@ -20,6 +20,7 @@ def nf4_layer(linear: torch.nn.Linear, compute_dtype: torch.dtype, device: torch
         quant_type="nf4",
         device="meta",
     )
-    quantized.weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+    # Its `__new__` takes these; ty looks at the `__init__` that it inherits.
+    quantized.weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")  # ty: ignore[unknown-argument]
     quantized.bias = linear.bias
     return quantized.to(device)

@@ -54,6 +54,7 @@ def list_files(repository: str, revision: str = "") -> Listing:
             RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
             for file in info.siblings or ()
         )
+        assert info.sha is not None  # as only where other facts alone are asked for
         return Listing(repository, info.sha, tuple(file for file in files if _is_plain(file)))
 
 
@@ -92,11 +93,10 @@ def _changed(path: Path) -> float:
 
 
 def cache_folder(repository: str) -> Path:
-    """The folder of a repository in the Hub's cache, as its client names it."""
+    """The folder of a repository in the Hub's cache, named as its documentation says."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
 def assets_folder(kind: str, repository: str) -> Path:
@@ -122,11 +122,11 @@ def link_files(repository: str, commit: str, paths: list[str]) -> Path:
 
     What lies in the cache already, under its content's name, is only linked; small files are fetched.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub import logging, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
-    logging.set_verbosity_error()  # whatever matters is told by an exception
+    logging.set_verbosity_error()  # whatever matters raises an exception
     with reading_errors(repository):
         folder = snapshot_download(
             repository,

@@ -7,6 +7,7 @@ an un-replaced Qwen3-VL are strange to it (arXiv 2605.05204).
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -34,12 +35,13 @@ def load_vision_tower(folder: Path, dtype: torch.dtype, device: torch.device) ->
     """The vision tower of a folder that holds it alone, or a whole Qwen3-VL, of which no more is read."""
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        seeing = fields.get("vision_config", fields)
-        # Said here: a configuration from anywhere could name code on the Hub in its place.
-        config = Qwen3VLVisionConfig(**{**seeing, "attn_implementation": "sdpa"})
+        seeing: dict[str, Any] = fields.get("vision_config", fields)
+        # Given here: a configuration from anywhere could name code on the Hub in its place.
+        seeing = {**seeing, "attn_implementation": "sdpa"}
+        config = Qwen3VLVisionConfig(**seeing)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        told = f"The config.json in {folder} is damaged: delete that folder. ({error})"
-        raise BaseModelError(told) from error
+        message = f"The config.json in {folder} is damaged: delete that folder. ({error})"
+        raise BaseModelError(message) from error
     return load_frozen(lambda: Qwen3VLVisionModel(config), folder, dtype, device, prefix="model.visual.")
 
 
@@ -52,11 +54,12 @@ def join_encoders(
     at Qwen3-VL's 5e6 instead of Qwen3's 1e6, so that even its text features differ from the student's.
     """
     text = text_encoder.config
-    if (seen := vision_tower.config.out_hidden_size) != text.hidden_size:
+    if (width := vision_tower.config.out_hidden_size) != text.hidden_size:
         raise BaseModelError(
-            f"The teacher's eyes give {seen} numbers for each part of a picture, and the text encoder of this"
-            f" base model takes {text.hidden_size}: they do not belong together."
+            f"The teacher's eyes give {width} numbers for each part of a picture, and the text encoder of"
+            f" this base model takes {text.hidden_size}: they do not belong together."
         )
+    assert text.rope_parameters is not None  # every configuration has them, once it is made
     third = text.head_dim // 2 * 5 // 16  # Qwen3-VL's own split of a head of 128: 24, 20, 20
     text_config = {
         **{key: getattr(text, key) for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")},
@@ -75,9 +78,9 @@ def join_encoders(
     config = Qwen3VLConfig(
         text_config=text_config,
         vision_config=vision_tower.config.to_dict(),
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        image_token_id=_token_id(tokenizer, "<|image_pad|>"),
+        vision_start_token_id=_token_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=_token_id(tokenizer, "<|vision_end|>"),
     )
     with torch.device("meta"):  # no second copy of the weights
         encoder = Qwen3VLModel(config)
@@ -86,6 +89,11 @@ def join_encoders(
     # Its frequencies are no weights, so that they are still on "meta".
     encoder.language_model.rotary_emb = Qwen3VLTextRotaryEmbedding(encoder.language_model.config)
     return encoder.to(text_encoder.device).eval().requires_grad_(False)
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    # Only of several tokens there is a list.
+    return cast(int, tokenizer.convert_tokens_to_ids(token))
 
 
 def load_image_processor(folder: Path, area: tuple[int, int]) -> Qwen2VLImageProcessorPil:

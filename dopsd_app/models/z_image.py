@@ -3,20 +3,31 @@
 What is known of them without loading stands in `z_image_facts`, which needs no torch.
 """
 
+from typing import Any, cast
+
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models import AutoencoderKL, ZImageTransformer2DModel
+from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3Model
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3Model,
+    Qwen3VLModel,
+    Qwen3VLVisionModel,
+)
 
 from dopsd_app.models import vision_language
 from dopsd_app.models.architecture import BaseModelError, Role
-from dopsd_app.models.catalog import Place
+from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
-from dopsd_app.models.protocol import Conditioning, Pictures
+from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
 
 STUDENT_TOKENS = 512  # the pipeline's max_sequence_length
@@ -34,7 +45,7 @@ class ZImage:
 
     def __init__(
         self,
-        place: Place,
+        place: BaseModelPaths,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -42,6 +53,7 @@ class ZImage:
         quantization: str,
         teacher_context: str,
     ):
+        assert place.vision_tower is not None  # as of each architecture that has eyes
         folder, context_area = place.folder, sizes.context_area
         self.folder, self.eyes, self.context_area = folder, place.vision_tower, context_area
         self.device, self.dtype, self.quantization = device, dtype, quantization
@@ -50,32 +62,43 @@ class ZImage:
             "z-image 2: picture, caption; hidden_states[-2]; the text encoder's rotary base;"
             f" a picture of {context_area} pixels"
         )
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-        self.vae_config = AutoencoderKL.load_config(folder, subfolder="vae")
+        # Here and in `sigmas`, diffusers would add what it did not use only where it is asked to.
+        self.scheduler = cast(
+            FlowMatchEulerDiscreteScheduler,
+            FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
+        )
+        self.vae_config = cast(dict[str, Any], AutoencoderKL.load_config(folder, subfolder="vae"))
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        self.text_encoder = self.teacher_encoder = self.tokenizer = self.vision_tower = None  # until loaded
-        self.transformer = self.vae = None
+        # Each is there once it is loaded.
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.text_encoder: Qwen3Model | None = None
+        self.vision_tower: Qwen3VLVisionModel | None = None
+        self.teacher_encoder: Qwen3VLModel | None = None
+        self.transformer: ZImageTransformer2DModel | None = None
+        self.vae: AutoencoderKL | None = None
         self.picture_multiple = sizes.side_multiple
 
     def load_encoders(self) -> None:
         """Loads the tokenizer, the text encoder and the vision tower onto the device."""
         self.tokenizer = self._load_tokenizer()
         folder = self.folder / "text_encoder"
-        # Said here: a configuration from anywhere could name code on the Hub in its place.
+        # Given here: a configuration from anywhere could name code on the Hub in its place.
         config = Qwen3Config.from_pretrained(folder, attn_implementation="sdpa")
         self.text_encoder = load_frozen(
             lambda: Qwen3Model(config), folder, self.dtype, self.device, prefix="model."
         )
         self._load_vision_tower()
         self.teacher_encoder = vision_language.join_encoders(
-            self.text_encoder, self.vision_tower, self.tokenizer
+            self.text_encoder, loaded(self.vision_tower), self.tokenizer
         )
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         try:
-            return AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise BaseModelError(f"The tokenizer of {self.folder.name} cannot be used: {error}") from error
+        # Its annotation counts a class that is None where a library is missing.
+        return cast(PreTrainedTokenizerBase, tokenizer)
 
     def _load_vision_tower(self) -> None:
         self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
@@ -121,12 +144,13 @@ class ZImage:
     def _encode_student(self, caption: str) -> Conditioning:
         """As `encode_prompt` gives them."""
         token_ids = self._token_ids(caption)[:, :STUDENT_TOKENS].to(self.device)
-        features = self.text_encoder(input_ids=token_ids, output_hidden_states=True).hidden_states[-2]
+        output = loaded(self.text_encoder)(input_ids=token_ids, output_hidden_states=True)
+        features = output.hidden_states[-2]
         return Conditioning(features[0])
 
     def _encode_teacher(self, pictures: Pictures, caption: str) -> Conditioning:
         """The picture first, then the caption; image tokens stay in."""
-        inputs = self.image_processor(pictures.picture, return_tensors="pt")
+        inputs = self.image_processor(pictures.training_picture, return_tensors="pt")
         placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
         token_ids = self._token_ids(placeholder + caption)
         taken = token_ids.shape[1] - self._token_ids(caption).shape[1]  # by the picture
@@ -136,31 +160,35 @@ class ZImage:
                 f"The caption “{caption[:60]} ...” is too long: it takes {token_ids.shape[1] - taken} tokens,"
                 f" and {room} can be read. Shorten it."
             )
-        return Conditioning(vision_language.features_of(self.teacher_encoder, inputs, token_ids))
+        return Conditioning(vision_language.features_of(loaded(self.teacher_encoder), inputs, token_ids))
 
     def _token_ids(self, content: str) -> Tensor:
         # Templated here, from a fresh list: encode_prompt writes its template into the list that it is given.
-        text = self.tokenizer.apply_chat_template(
+        tokenizer = loaded(self.tokenizer)
+        text = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=True,
         )
-        return self.tokenizer(text, return_tensors="pt").input_ids
+        return tokenizer(text, return_tensors="pt").input_ids
 
     @torch.no_grad()
     def encode_picture(self, picture: Image.Image) -> Tensor:
         """Latents (C, h, w) of an RGB picture, in float32: the mean of the autoencoder's posterior."""
         pixels = VaeImageProcessor().pil_to_numpy(picture)  # (1, H, W, 3), 0..1
         pixels = torch.from_numpy(2 * pixels - 1).permute(0, 3, 1, 2).to(self.device, torch.float32)
-        latents = self.vae.encode(pixels).latent_dist.mode()[0]
-        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        vae = loaded(self.vae)
+        latents = vae.encode(pixels).latent_dist.mode()[0]
+        return (latents - vae.config["shift_factor"]) * vae.config["scaling_factor"]
 
     def picture_features(self, picture: Image.Image) -> Tensor:
         """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
         if self.vision_tower is None:
             self._load_vision_tower()
-        output = vision_language.run_vision_tower(self.vision_tower, self.image_processor, picture)
+        tower = loaded(self.vision_tower)
+        output = vision_language.run_vision_tower(tower, self.image_processor, picture)
+        assert output.pooler_output is not None  # what this model gives to its language model
         return output.pooler_output.float()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -173,35 +201,41 @@ class ZImage:
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         """The scheduler's sigmas for the pipeline's grid; Z-Image's shift does not depend on the size."""
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        made = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        scheduler = cast(FlowMatchEulerDiscreteScheduler, made)
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist())
-        return scheduler.sigmas
+        # Its annotation counts what they were before.
+        return cast(Tensor, scheduler.sigmas)
 
     def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
         """Z-Image counts time from noise to picture and predicts picture - noise: both are flipped here."""
         images = list(latents.to(self.dtype).unsqueeze(2))  # B x (C, 1, h, w)
         texts = [conditioning.prompt_embeds for conditioning in conditionings]  # B x (L, D)
         time = (1 - sigma).to(self.device).expand(len(images))
-        velocities = self.transformer(images, time, texts, return_dict=False)[0]
+        velocities = loaded(self.transformer)(images, time, texts, return_dict=False)[0]
         return -torch.stack(velocities).squeeze(2).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w)."""
-        latents = latents.to(self.device) / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return VaeImageProcessor().postprocess(
-            self.vae.decode(latents, return_dict=False)[0], output_type="pil"
+        vae = loaded(self.vae)
+        latents = latents.to(self.device) / vae.config["scaling_factor"] + vae.config["shift_factor"]
+        pictures = VaeImageProcessor().postprocess(
+            vae.decode(latents, return_dict=False)[0], output_type="pil"
         )
+        # Of the kinds that it can return, the one that was asked for.
+        return cast(list[Image.Image], pictures)
 
     def make_pipeline(self) -> ZImagePipeline:
         """The official pipeline around the loaded parts; parts that are not loaded are None."""
-        return ZImagePipeline(
-            scheduler=self.scheduler,
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            transformer=self.transformer,
-        )
+        # Its annotations do not tell that it takes None.
+        parts: dict[str, Any] = {
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "transformer": self.transformer,
+        }
+        return ZImagePipeline(scheduler=self.scheduler, **parts)
 
     def draw(self, pipeline: ZImagePipeline, conditioning: Conditioning, **options) -> Image.Image:
         """A picture by the official pipeline, of what the student sees."""

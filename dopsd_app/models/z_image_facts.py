@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Self
 
 from dopsd_app.models.architecture import (
     CAPTION_TOKENS,
@@ -64,7 +65,7 @@ class ZImageSizes(Sizes):
             stored_bytes=stored.stored_bytes,
         )
 
-    def as_known(self, known: "ZImageSizes") -> "ZImageSizes":
+    def as_known(self, known: Self) -> Self:
         return replace(self, context_area=known.context_area)
 
     @property
@@ -91,8 +92,8 @@ class ZImageSizes(Sizes):
         """The eyes' tokens of the picture stand before those of the caption."""
         least, most = self.context_area
         area = min(max(resolution**2, least), most)
-        seen = _padded(CAPTION_TOKENS + area / self.context_side**2)
-        return replace(self.student_tokens(resolution), caption=seen)
+        caption = _padded(CAPTION_TOKENS + area / self.context_side**2)
+        return replace(self.student_tokens(resolution), caption=caption)
 
     def work(self, tokens: PassTokens) -> tuple[float, float]:
         """2 for each weight and token; in attention 4 x dim for each pair of tokens."""
@@ -141,6 +142,7 @@ Z_IMAGE_TURBO = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=Z_IMAGE,
     native_steps=8,
+    comfyui=True,
     sizes=ZImageSizes(  # where its folder is not there to be read
         parameters=6_154_908_736,
         dim=3840,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.jobs.manifest import KEPT, RESUMABLE
+from dopsd_app.jobs.manifest import MAX_CHECKPOINTS, RESUMABLE
 from dopsd_app.models.architecture import Sizes
 
 CAPTIONS = 2  # of a picture
@@ -16,6 +16,9 @@ NF4 = 0.516  # bytes of a weight, with its share of the scales, as bitsandbytes 
 # Python with torch and diffusers: five runs of the built-in base took from 17 % less to 18 % more than is
 # reckoned with it. On a card: CUDA's context with cuBLAS, as measured (benchmarks/results/real_size.json).
 PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
+ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
+# GB of 2^30 bytes of cards that compute in bfloat16; their drivers tell up to a fiftieth less.
+CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
 REAL_SIZE = 1e9  # parameters of a transformer: on a CPU, a larger one would train for weeks
 
 
@@ -47,12 +50,16 @@ def step_work(config: TrainConfig, sizes: Sizes) -> float:
     return config.batch_size * (of_teacher * teacher + of_student * (student + backward))
 
 
+def picture_work(config: TrainConfig, sizes: Sizes) -> float:
+    """Floating-point operations of one picture that is drawn at the native steps, and decoded."""
+    pass_work = sum(sizes.work(sizes.student_tokens(config.resolution)))
+    return config.num_inference_steps * pass_work + sizes.decoding_work(config.resolution)
+
+
 def preview_work(config: TrainConfig, sizes: Sizes, prompts: int) -> float:
     """Floating-point operations of one preview: prompts at the native steps, and all pictures decoded."""
-    drawn = prompts * config.num_inference_steps
-    pass_work = sum(sizes.work(sizes.student_tokens(config.resolution)))
-    decoded = prompts + 2 * config.rollout_steps * OBJECTIVES[config.objective].film
-    return drawn * pass_work + decoded * sizes.decoding_work(config.resolution)
+    decoded = 2 * config.rollout_steps * OBJECTIVES[config.objective].shows_rollout  # of the roll-out
+    return prompts * picture_work(config, sizes) + decoded * sizes.decoding_work(config.resolution)
 
 
 def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
@@ -73,6 +80,12 @@ def least_gpu_memory(sizes: Sizes) -> int:
         return 0
     config = TrainConfig(quantization="nf4", optimizer="adamw8bit", rank=16, resolution=512, micro_batch=1)
     return memory(config, sizes, on_gpu=True).peak
+
+
+def least_card(sizes: Sizes) -> int:
+    """The smallest card, in GB of 2^30 bytes, on which training surely fits; 0 where it needs none."""
+    surely = least_gpu_memory(sizes) * (1 + ERROR) / 2**30
+    return next(card for card in CARDS if 0.98 * card >= surely) if surely else 0
 
 
 def _weights(config: TrainConfig, sizes: Sizes, number: int) -> int:
@@ -104,7 +117,7 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:
     previews = 2 * (config.steps // config.preview_every) if config.preview_every else 0
     told = sizes.conditioning_bytes(config.resolution, config.teacher_context)
     return int(
-        min(saved, KEPT + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if it is the best
+        min(saved, MAX_CHECKPOINTS + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if best
         + min(saved, RESUMABLE + 1) * (student + teacher + optimizer)
         + student  # the LoRA file of the end
         + pictures * (PICTURE_FILE + CAPTIONS * told)

@@ -2,13 +2,13 @@
 
 import functools
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from dopsd_app.gpus import Gpu, list_gpus
+from dopsd_app.processor import count_cores, read_load
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -22,12 +22,13 @@ class Machine:
     memory: int  # bytes that this process and its like may use in all
     free_memory: int
     cores: int
+    load: float = 0.0  # threads that want these cores, those of our own jobs included
 
 
 def read_machine() -> Machine:
     """This computer as it stands now."""
     total, free = _memory()
-    return Machine(list_gpus(), torch_has_cuda(), total, free, _cores())
+    return Machine(list_gpus(), torch_has_cuda(), total, free, count_cores(), read_load())
 
 
 @functools.cache
@@ -66,9 +67,3 @@ def _reclaimable() -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: a container may have been given only some
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

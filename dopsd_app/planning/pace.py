@@ -1,19 +1,30 @@
 """How long a step takes: from this computer's own runs where there are any, else from data sheets."""
 
 import functools
+import itertools
 import re
 import statistics
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.config import ConfigError, TrainConfig
-from dopsd_app.jobs.events import StepDone, read_events
-from dopsd_app.jobs.runs import Run, list_runs
+from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.drawing import CheckRequest, Drawing
+from dopsd_app.jobs.events import StepDone, read_events, read_timed_events
+from dopsd_app.jobs.job import kind_or_none, list_jobs
+from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
+from dopsd_app.jobs.promise import LEAST_STEPS, WARMING_UP, read_promise
+from dopsd_app.jobs.queue import computing
+from dopsd_app.jobs.runs import Run, known_run, list_runs
 from dopsd_app.models.architecture import Sizes
-from dopsd_app.planning.cost import step_work
+from dopsd_app.models.catalog import full_name
+from dopsd_app.planning.cost import picture_work, step_work
 from dopsd_app.planning.machine import Machine
+from dopsd_app.progress import PhaseProgress
 
 LOOKED_AT = 20  # newest runs that are read for their pace
-LEAST_STEPS = 3  # of a run that tells a pace; the very first step, which warms up, is left out
+FRESH = 600  # seconds after which a drawing says nothing any more of what else the computer does
 
 # Dense bfloat16 with float32 accumulation, 10^12 operations per second, from NVIDIA's architecture papers
 # and data sheets. The longest name that fits counts.
@@ -52,34 +63,96 @@ USEFUL_CORES = 4  # a small model's operators are too short to be shared out ove
 NF4_SLOWER = 1.2  # unpacking weights in every pass
 
 
-def seconds_per_step(
-    config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool
-) -> tuple[float, str]:
-    """Seconds of an optimizer step, and where the figure comes from."""
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of an optimizer step, how slow the computer is for it now, and where the figure comes from."""
+
+    seconds: float
+    slowness: float  # times the seconds of a computer that does nothing else
+    source: str
+
+
+def reckon_pace(config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool) -> Pace:
+    """How long a step takes: an earlier run here tells it best, then pictures that were drawn here."""
+    now = slowness(machine, on_gpu, training=bool(computing(runs_dir)))
     scaled = None
     for run in list_runs(runs_dir)[:LOOKED_AT]:
-        pace = _pace(run, config, on_gpu)
-        if pace is None:
+        measured = _measured(run, config, on_gpu)
+        if measured is None:
             continue
-        earlier, seconds = pace
+        earlier, seconds = measured
+        seconds *= now / _slowness_then(run)
         if _alike(earlier, config):
-            return seconds * config.batch_size / earlier.batch_size, "measured in an earlier run here"
+            seconds *= config.batch_size / earlier.batch_size
+            return Pace(seconds, now, "measured in an earlier run here")
         if scaled is None:
             scaled = seconds * step_work(config, sizes) / step_work(earlier, sizes)
-            scaled *= _slowness(config) / _slowness(earlier)
+            scaled *= _by_weights(config) / _by_weights(earlier)
     if scaled is not None:
-        return scaled, "reckoned from an earlier run here with other settings"
+        return Pace(scaled, now, "reckoned from an earlier run here with other settings")
+    work = step_work(config, sizes) * _by_weights(config)
+    if rate := _drawn_rate(config, sizes, runs_dir, now):
+        return Pace(work / rate, now, "reckoned from the last pictures drawn here")
     if on_gpu:
         rate = _card(machine.gpus[0].name) * 1e12 * REACHED
-        return step_work(config, sizes) * _slowness(
-            config
-        ) / rate, "a rough estimate from the card's data sheet"
-    return step_work(config, sizes) / (
-        CPU_CORE * min(machine.cores, USEFUL_CORES)
-    ), "a rough estimate for this processor"
+        return Pace(now * work / rate, now, "a rough estimate from the card's data sheet")
+    rate = CPU_CORE * min(machine.cores, USEFUL_CORES)
+    return Pace(now * work / rate, now, "a rough estimate for this processor")
 
 
-def _pace(run: Run, config: TrainConfig, on_gpu: bool) -> tuple[TrainConfig, float] | None:
+def slowness(machine: Machine, on_gpu: bool, training: bool) -> float:
+    """How many times as long a step takes as on a computer that does nothing else.
+
+    `training` tells that a job of ours is at work, which ends before this run begins: its threads, and what
+    it does on the card, do not count.
+    """
+    threads = 1 if on_gpu else min(machine.cores, USEFUL_CORES)
+    others = max(0.0, machine.load - threads) if training else machine.load
+    crowd = max(1.0, (others + threads) / machine.cores)  # threads for each core: they take turns
+    busy = machine.gpus[0].busy if on_gpu and not training else 0.0
+    return crowd * (1 + busy)
+
+
+def _slowness_then(run: Run) -> float:
+    promise = read_promise(run.path)
+    return promise.slowness if promise else 1.0
+
+
+def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -> float | None:
+    """Operations per second with which this base was last drawn here, for the computer as it is now."""
+    for job in reversed(list_jobs(runs_dir)):
+        if kind_or_none(job) not in (DRAW, CHECK_TEACHER):
+            continue
+        try:
+            asked = Drawing(job.path).asked
+            drawn = (
+                asked.config if isinstance(asked, CheckRequest) else known_run(runs_dir, asked.run_id).config
+            )
+            written = job.events_file.stat()
+            seconds = _seconds_per_picture(job.events_file, written.st_size, written.st_mtime_ns)
+        except (OSError, KnownFailure):  # just being deleted, damaged, or of a run that is gone
+            continue
+        alike = (drawn.base_model, drawn.device) == (full_name(config.base_model), config.device)
+        if alike and seconds:
+            # A fresh one has met whatever the computer does now; of an old one nobody knows what it met.
+            fresh = abs(time.time() - written.st_mtime) < FRESH
+            work = picture_work(drawn, sizes) * _by_weights(drawn)
+            return work / seconds / (1 if fresh else now)
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _seconds_per_picture(events: Path, size: int, changed: int) -> float | None:
+    """The median of an events file; of two pictures the slower one, for the base's may be remembered."""
+    times = [
+        told for told, event in read_timed_events(events)
+        if isinstance(event, PhaseProgress) and event.phase == "drawing"
+    ]  # fmt: skip
+    seconds = [after - before for before, after in itertools.pairwise(times)]
+    return statistics.median_high(seconds) if seconds else None
+
+
+def _measured(run: Run, config: TrainConfig, on_gpu: bool) -> tuple[TrainConfig, float] | None:
     """Settings of a run and the median seconds of its steps, if it tells about this base and device."""
     try:
         earlier = run.config
@@ -95,7 +168,7 @@ def _pace(run: Run, config: TrainConfig, on_gpu: bool) -> tuple[TrainConfig, flo
 @functools.lru_cache(maxsize=256)
 def _median_seconds(events: Path, size: int, changed: int, on_gpu: bool) -> float | None:
     """Of the steps of an events file, which has this size and time: a plan is made at every keystroke."""
-    steps = [event for event in read_events(events) if isinstance(event, StepDone)][1:]
+    steps = [event for event in read_events(events) if isinstance(event, StepDone)][WARMING_UP:]
     seconds = [step.seconds for step in steps if (step.peak_memory > 0) == on_gpu]
     return statistics.median(seconds) if len(seconds) >= LEAST_STEPS else None
 
@@ -114,7 +187,8 @@ def _alike(earlier: TrainConfig, config: TrainConfig) -> bool:
     return all(getattr(earlier, name) == getattr(config, name) for name in names)
 
 
-def _slowness(config: TrainConfig) -> float:
+def _by_weights(config: TrainConfig) -> float:
+    """How many times as long a step takes as the same with whole weights."""
     return NF4_SLOWER if config.quantization == "nf4" else 1.0
 
 

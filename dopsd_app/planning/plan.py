@@ -10,6 +10,7 @@ from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
+from dopsd_app.jobs.promise import Promise
 from dopsd_app.models.architecture import BaseModelError, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
 from dopsd_app.models.catalog import (
@@ -20,14 +21,14 @@ from dopsd_app.models.catalog import (
     find_repository,
     is_fetched,
 )
-from dopsd_app.planning.cost import REAL_SIZE, disk, least_gpu_memory, memory, preview_work, step_work
+from dopsd_app.planning.cost import ERROR, REAL_SIZE, disk, least_card, memory, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
-from dopsd_app.planning.pace import seconds_per_step
-from dopsd_app.progress import words_for_time
+from dopsd_app.planning.pace import Pace, reckon_pace
+from dopsd_app.progress import words_for_count, words_for_time
 
 GIB = 1024**3
-ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
 LONG = 12 * 3600  # seconds
+SLOW = 1.5  # times the time of a computer that does nothing else: from here on it is told
 START = 10  # seconds until torch and diffusers are imported
 READING = 5e8  # bytes of weights per second, from disk to where they are used
 
@@ -42,11 +43,12 @@ class Plan:
     memory_total: int  # bytes, of the device that trains
     memory_free: int
     disk_free: int
-    # Nothing is known of these while the base model cannot be read.
+    # Nothing is known of these while the base model cannot be read; no time is where it cannot run here.
     seconds_per_step: float = 0.0
     download: int | None = 0  # bytes that are fetched from the Hub first; None: the Hub was not asked yet
     source: str = ""  # of seconds_per_step, in a few words
     seconds: float = 0.0  # the whole run, with loading and previews
+    promise: Promise | None = None  # the same in parts, for the run's folder
     memory: int = 0  # bytes at the most, on the device that trains
     disk: int = 0  # bytes that the run folder grows to
     problems: tuple[str, ...] = ()  # a start is refused for each of these
@@ -56,9 +58,10 @@ class Plan:
 def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Machine) -> Plan:
     """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`."""
     on_gpu = _on_gpu(config, machine)
-    device = machine.gpus[0] if on_gpu else machine
+    gpu = machine.gpus[0] if on_gpu else None
+    device = gpu or machine
     plan = Plan(
-        device=device.name if on_gpu else f"CPU, {machine.cores} cores",
+        device=gpu.name if gpu else f"CPU, {words_for_count(machine.cores, 'core')}",
         steps=config.steps,
         pictures_per_step=config.batch_size,
         memory_total=device.memory,
@@ -72,21 +75,28 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
     sizes = facts.sizes
-    pace, source = seconds_per_step(config, sizes, runs_dir, machine, on_gpu)
+    pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu)
+    promise = _promise(config, sizes, pace, len(facts.neutral_prompts))
     plan = replace(
         plan,
-        seconds_per_step=pace,
-        source=source,
-        seconds=_seconds(config, sizes, pace, len(facts.neutral_prompts)),
+        seconds_per_step=pace.seconds,
+        source=pace.source,
+        seconds=promise.seconds(config.steps),
+        promise=promise,
         download=0 if is_fetched(config.base_model, config.revision) else sizes.stored_bytes or None,
         memory=memory(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures),
     )
-    problems += [*_device_problems(config, sizes, machine, on_gpu), *_disk_problems(plan)]
     too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
-    warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan)]
-    warnings += [*_room_warnings(plan, config, sizes, on_gpu), *_steps_warnings(config, facts.native_steps)]
-    return replace(plan, problems=(*problems, *too_much), warnings=tuple(warnings))
+    impossible = [*_device_problems(config, sizes, machine, on_gpu), *too_much]  # here, whatever else is done
+    problems += [*impossible, *_disk_problems(plan)]
+    if impossible:
+        plan = replace(plan, seconds_per_step=0.0, source="", seconds=0.0, promise=None)
+    else:
+        warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan, pace)]
+        warnings += _room_warnings(plan, config, sizes, on_gpu)
+    warnings += _steps_warnings(config, facts.native_steps)
+    return replace(plan, problems=tuple(problems), warnings=tuple(warnings))
 
 
 def check_base(config: TrainConfig) -> None:
@@ -114,8 +124,8 @@ def _on_gpu(config: TrainConfig, machine: Machine) -> bool:
     return config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
 
 
-def _seconds(config: TrainConfig, sizes: Sizes, pace: float, neutral: int) -> float:
-    """The whole run; drawing is reckoned in the time of a step, by its work.
+def _promise(config: TrainConfig, sizes: Sizes, pace: Pace, neutral: int) -> Promise:
+    """The time of the whole run; drawing is reckoned in the time of a step, by its work.
 
     A preview draws its prompts, or more of the captions for the health, and `neutral` other prompts.
     """
@@ -123,7 +133,8 @@ def _seconds(config: TrainConfig, sizes: Sizes, pace: float, neutral: int) -> fl
     drawn = previews + 1 if previews else 0  # the base's pictures once more, for the first preview
     prompts = max(len(config.preview_prompts), PROMPTS) + neutral
     drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes)
-    return START + sizes.stored_bytes / READING + (config.steps + drawing) * pace
+    loading = START + sizes.stored_bytes / READING
+    return Promise(loading, pace.seconds, drawing / config.steps, pace.slowness)
 
 
 def _base_problems(config: TrainConfig) -> Iterator[str]:
@@ -148,10 +159,9 @@ def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu
         yield f"`device` is cuda, and there is none. {missing}"
     elif sizes.parameters > REAL_SIZE and not on_gpu:
         why = f"`device` is {config.device}." if config.device == "cpu" else missing
-        needed = _gib(least_gpu_memory(sizes))
         yield (
-            f"A base model of this size needs an NVIDIA card with {needed} or more; a processor would train"
-            f" for weeks. {why}"
+            f"A base model of this size needs an NVIDIA card with {least_card(sizes)} GB or more; a processor"
+            f" would train for weeks. {why}"
         )
     wanted = {"`optimizer` adamw8bit": config.optimizer, "`quantization` nf4": config.quantization}
     needing = [words for words, value in wanted.items() if words.endswith(f" {value}")]
@@ -161,25 +171,31 @@ def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu
 
 def _disk_problems(plan: Plan) -> Iterator[str]:
     if plan.disk > plan.disk_free:
-        sizes = f"up to {_gb(plan.disk)}, and {_gb(plan.disk_free)} are free"
-        yield f"The run would take {sizes} on the disk. Delete old runs, or lower `rank`."
+        needed, free = tell_apart(plan.disk, plan.disk_free, 1e9)
+        yield (
+            f"The run would take up to {needed}, and {free} are free on the disk. Delete old runs, or lower"
+            " `rank`."
+        )
 
 
 def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> tuple[list[str], list[str]]:
     """Problems and warnings."""
     holder = "the card" if on_gpu else "this computer"
-    needed = f"about {_gib(plan.memory)} of memory"
     encoders = memory(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
     if plan.memory * (1 - ERROR) > plan.memory_total or (on_gpu and encoders > plan.memory_total):
+        needed, there = tell_apart(plan.memory, plan.memory_total, GIB)
         advice = _advice(plan, config, sizes, on_gpu) or "No settings make it small enough."
-        return [f"The run needs {needed}, and {holder} has {_gib(plan.memory_total)}. {advice}"], []
-    if plan.memory * (1 + ERROR) > plan.memory_total:
+        return [f"The run needs about {needed} of memory, and {holder} has {there}. {advice}"], []
+    most = plan.memory * (1 + ERROR)
+    if most > plan.memory_total:
+        needed, there = tell_apart(most, plan.memory_total, GIB)
         advice = _advice(plan, config, sizes, on_gpu) or "Close all other programs first."
-        tight = f"The run needs {needed}, and {holder} has {_gib(plan.memory_total)}: it may fail"
-        return [], [f"{tight}. {advice}"]
-    if plan.memory * (1 + ERROR) > plan.memory_free:
-        free = f"{_gib(plan.memory_free)} are free on {holder}"
-        return [], [f"The run needs {needed}, and {free} now. Close other programs that use it."]
+        may = f"The run may need up to {needed} of memory, and {holder} has {there}: it may fail"
+        return [], [f"{may}. {advice}"]
+    if most > plan.memory_free:
+        needed, free = tell_apart(most, plan.memory_free, GIB)
+        may = f"The run may need up to {needed} of memory, and {free} are free on {holder} now"
+        return [], [f"{may}. Close other programs that use it."]
     return [], []
 
 
@@ -202,10 +218,10 @@ def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[
     # The program with CUDA, and of the base model one tensor at a time on its way to the card.
     passing = 3 * GIB
     if on_gpu and sizes.parameters > REAL_SIZE and passing > machine.free_memory:
-        free = f"{_gib(machine.free_memory)} of {_gib(machine.memory)} are free"
+        needed, free = tell_apart(passing, machine.free_memory, GIB)
         yield (
-            f"Loading needs about {_gib(passing)} of the computer's own memory, and {free}: it may fail."
-            " Close other programs, or allow more swap space."
+            f"Loading needs about {needed} of the computer's own memory, and {free} of"
+            f" {_gib(machine.memory)} are free: it may fail. Close other programs, or allow more swap space."
         )
 
 
@@ -213,19 +229,24 @@ def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) 
     if config.quantization == "none" or not on_gpu:
         return
     exact = memory(replace(config, quantization="none"), sizes, on_gpu).peak
-    if exact * (1 + ERROR) <= plan.memory_total:
+    if exact * (1 + ERROR) <= plan.memory_free:
         yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
 
 
 def _steps_warnings(config: TrainConfig, native: int | None) -> Iterator[str]:
     if native and config.num_inference_steps != native:
         yield (
-            f"The base model was made to draw in {native} steps, and `num_inference_steps` is"
-            f" {config.num_inference_steps}: its pictures may be worse."
+            f"The base model was made to draw in {words_for_count(native, 'step')}, and"
+            f" `num_inference_steps` is {config.num_inference_steps}: its pictures may be worse."
         )
 
 
-def _time_warnings(plan: Plan) -> Iterator[str]:
+def _time_warnings(plan: Plan, pace: Pace) -> Iterator[str]:
+    if pace.slowness >= SLOW:
+        yield (
+            "Other programs are at work: each step takes far longer than with the computer to itself. Close"
+            " them, or start when they have ended."
+        )
     if plan.seconds > LONG:
         yield f"This takes {words_for_time(plan.seconds)}. Fewer steps or a lower resolution are faster."
 
@@ -234,5 +255,9 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GB"  # as cards and memory are sold
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+def tell_apart(larger: float, smaller: float, unit: float) -> tuple[str, str]:
+    """Two amounts in GB of `unit` bytes, with as many digits as show that the first is the larger one."""
+    larger, smaller = larger / unit, smaller / unit
+    apart = (digits for digits in range(1, 10) if round(larger, digits) > round(smaller, digits))
+    digits = next(apart, 1)
+    return f"{larger:.{digits}f} GB", f"{smaller:.{digits}f} GB"

@@ -1,5 +1,6 @@
 """The page: five steps from pictures to a published LoRA. It reads folders and never imports torch."""
 
+import logging
 import os
 import re
 from urllib.request import getproxies
@@ -11,28 +12,28 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from dopsd_app.hub.access import this_space, trusted_hosts
 from dopsd_app.ui.endpoints import add_endpoints
 from dopsd_app.ui.page import add_page
-from dopsd_app.ui.server.caretaker import start_caretaker
+from dopsd_app.ui.server.background import start_background_threads
+from dopsd_app.ui.server.delivery import Delivery
 from dopsd_app.ui.server.doors import Doors
 from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.server.guard import GuardedBlocks
 from dopsd_app.ui.theme import CSS, theme
+from dopsd_app.ui.visitors import NO_ZERO_GPU
+
+logger = logging.getLogger(__name__)
 
 
 def build_app() -> gr.Blocks:
-    """The page with its endpoints, ready for `launch(**launch_options())`; the caretaker is at work."""
-    zero_gpu = (space := this_space()) is not None and space.zero_gpu
-    if zero_gpu:
-        import spaces  # is there on ZeroGPU, and only there
-
-        spaces.GPU(lambda: None)  # a program that asks for its GPU nowhere is ended; nothing uses it
+    """The page with its endpoints, ready for `launch(**launch_options())`; its background threads run."""
+    if (space := this_space()) is not None and space.zero_gpu:
+        logger.warning(NO_ZERO_GPU)  # such a Space ends a program that borrows no GPU: its log says why
     # Every hour, what browsers may fetch (drawn pictures, copies of LoRA files) goes when it is a day old.
     title = "D-OPSD LoRA trainer"
     with GuardedBlocks(title=title, analytics_enabled=False, delete_cache=(3600, 86_400)) as app:
         add_endpoints()  # first: an event of the page would take a name, and the endpoint get a number
         add_page(app)
-    start_caretaker()
-    # Gradio's own choice there is 1: two tabs would be too many. Elsewhere it has no limit.
-    return app.queue(max_size=100) if zero_gpu else app
+    start_background_threads()
+    return app
 
 
 def launch_options() -> dict:
@@ -40,6 +41,8 @@ def launch_options() -> dict:
     return {
         "theme": theme,
         "css_paths": CSS,
+        # Gradio reads these out by their keys, for it has words for neither, in no language.
+        "i18n": gr.I18n(en={"common.complete": "Done", "common.upload": "Upload"}),
         "run_history": False,  # it would keep inputs, passwords included, as plain text in the browser
         "max_file_size": "25mb",
         "ssr_mode": False,
@@ -52,6 +55,7 @@ def launch_options() -> dict:
                 Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts()),
                 Middleware(ForeignPages),
                 Middleware(Doors),
+                Middleware(Delivery),
             ]
         },
     }

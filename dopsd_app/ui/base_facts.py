@@ -7,7 +7,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
 from dopsd_app.models.base_download import Offer, ask_hub, needs_fetching
 from dopsd_app.models.catalog import BaseModelFacts, find_facts, is_known
-from dopsd_app.planning.cost import least_gpu_memory
+from dopsd_app.planning.cost import ERROR, least_card, least_gpu_memory
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
 
@@ -29,7 +29,7 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
     try:
         facts = find_facts(name, revision)
     except KnownFailure as error:
-        if not problems:  # what is not known yet, since the Hub could not be asked, is told already
+        if not problems:  # what is not known yet, since the Hub could not be asked, is a problem already
             problems.append(str(error))
         return _card("", [], problems)
     cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if least_gpu_memory(facts.sizes) else ""]
@@ -44,8 +44,8 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
 def _card(description: str, cells: list[str], problems: list[str]) -> str:
     inner = "".join(f"<span>{cell}</span>" for cell in cells if cell)
     about = f"<p class='good'>{words.text(description)}</p>" if description else ""
-    said = words.lines(problems, "problem")
-    return f"<div class='model'>{about}<div class='facts'>{inner}</div>{said}</div>"
+    reasons = words.lines(problems, "problem")
+    return f"<div class='model'>{about}<div class='facts'>{inner}</div>{reasons}</div>"
 
 
 def _licence(facts: BaseModelFacts) -> str:
@@ -54,7 +54,7 @@ def _licence(facts: BaseModelFacts) -> str:
 
 
 def _download(offer: Offer | None, facts: BaseModelFacts) -> str:
-    """What will be fetched, and what the disk has; sizes are the Hub's, or what it told the last time."""
+    """What will be fetched, and what the disk has; sizes are the Hub's, or what it answered the last time."""
     if offer is None:
         size = f": {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
         return f"<b>From the Hub</b> fetched when it is needed{size}"
@@ -69,11 +69,13 @@ def _offer(name: str, revision: str, moment: int) -> Offer:
 
 
 def _fit(facts: BaseModelFacts) -> str:
-    machine, needed = read_machine(), words.memory(least_gpu_memory(facts.sizes))
+    machine, needed = read_machine(), f"{least_card(facts.sizes)} GB"
     if not machine.gpus or not machine.torch_has_cuda:
         return f"<b>Memory</b> needs an NVIDIA card with {needed} or more"
     card = machine.gpus[0]
-    fits = "fits" if least_gpu_memory(facts.sizes) <= card.memory else "does not fit"
+    least = least_gpu_memory(facts.sizes)
+    surely, perhaps = least * (1 + ERROR) <= card.memory, least <= card.memory
+    fits = "fits" if surely else "may not fit" if perhaps else "does not fit"
     return f"<b>Memory</b> {needed} or more, {fits} {words.text(card.name)}"
 
 
@@ -84,8 +86,7 @@ def _without_card(facts: BaseModelFacts) -> list[str]:
         return []
     if machine.gpus:
         return [f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."]
-    needed = words.memory(least_gpu_memory(facts.sizes))
     return [
-        f"There is no NVIDIA card here. Use a computer with one of {needed} or more,"
+        f"There is no NVIDIA card here. Use a computer with one of {least_card(facts.sizes)} GB or more,"
         " or duplicate this app on the Hub as a Space with a GPU."
     ]

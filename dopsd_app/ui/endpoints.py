@@ -2,13 +2,13 @@
 
 import functools
 import typing
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
+from pydantic import ConfigDict, ValidationError, validate_call
 
 from dopsd_app.checks.verdict import rows_drawn
 from dopsd_app.config import list_presets
@@ -19,6 +19,7 @@ from dopsd_app.data.drafts import (
     draft_config,
     list_drafts,
     new_draft,
+    note_repairs,
     remove_picture,
     set_caption,
     set_settings,
@@ -31,12 +32,12 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
 from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
-from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
+from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it
-from dopsd_app.ui.server.guard import guarded
+from dopsd_app.ui.server.guard import Handler, guarded
 from dopsd_app.ui.server.lora_copies import lora_copy
 
 TYPES = {
@@ -45,7 +46,7 @@ TYPES = {
     float: "a number",
     bool: "true or false",
     dict: "an object",
-    list: "a list",
+    list[dict]: "a list of objects",
 }
 
 
@@ -55,20 +56,24 @@ def add_endpoints() -> None:
         gr.api(guarded(typed(function)), api_name=function.__name__, api_description=function.__doc__)
 
 
-def typed(function: Callable) -> Callable:
+def typed(function: Handler) -> Handler:
     """The function, with a sentence for a value of another type than it takes: clients send any JSON."""
-    kinds = [
-        (name, typing.get_origin(kind) or kind) for name, kind in typing.get_type_hints(function).items()
-    ]
+    checked = validate_call(config=ConfigDict(strict=True))(function)
+    kinds = list(typing.get_type_hints(function).items())  # the last one is what is returned
 
     @functools.wraps(function)
-    def checked(*values):
-        for (name, kind), value in zip(kinds, values, strict=False):  # the last kind is what is returned
-            if kind in TYPES and not isinstance(value, (int, float) if kind is float else kind):
-                raise KnownFailure(f"`{name}` must be {TYPES[kind]}.")
-        return function(*values)
+    def with_checked_types(*values):
+        try:
+            return checked(*values)
+        except ValidationError as error:
+            if error.title != function.__name__:  # another one's, from within the function
+                raise
+            place = error.errors()[0]["loc"][0]
+            assert isinstance(place, int)  # no value is given by name
+            name, kind = kinds[place]
+            raise KnownFailure(f"`{name}` must be {TYPES[kind]}.") from None
 
-    return checked
+    return with_checked_types
 
 
 def list_choices() -> dict:
@@ -90,23 +95,23 @@ def list_all_drafts() -> list[dict]:
 
 def show_draft(draft_id: str) -> dict:
     """A draft's pictures, captions, settings and problems; "" means the draft that was changed last."""
-    return _told(pictures.the_draft(draft_id))
+    return _describe(pictures.the_draft(draft_id))
 
 
 def begin_draft() -> dict:
     """Begins an empty draft."""
-    return _told(new_draft(default_drafts_dir()))
+    return _describe(new_draft(default_drafts_dir()))
 
 
 def load_example(name: str) -> dict:
     """Begins a draft with an example's pictures: "zorp" or "mibbit"."""
-    return _told(load_as_draft(default_drafts_dir(), name))
+    return _describe(load_as_draft(default_drafts_dir(), name))
 
 
 def clone_run(run_id: str) -> dict:
     """Begins a draft with a run's pictures, captions and settings."""
     run = run_actions.the_run(run_id)
-    return _told(clone_to_draft(default_drafts_dir(), run.config, run.dataset))
+    return _describe(clone_to_draft(default_drafts_dir(), run.config, run.dataset))
 
 
 def add_pictures(draft_id: str, files: list[dict]) -> dict:
@@ -118,60 +123,62 @@ def add_pictures(draft_id: str, files: list[dict]) -> dict:
             raise KnownFailure("Give files as `handle_file(...)` of gradio_client makes them.")
     paths = [Path(file["path"]) for file in files]
     try:
-        chosen = pictures.the_draft(draft_id)
-        added = add_to_draft(chosen, paths)
+        added = add_to_draft(pictures.the_draft(draft_id), paths)
     finally:
         for path in paths:
             path.unlink(missing_ok=True)  # the upload itself would stay where browsers can fetch it
-    return {**_told(chosen), "refused": list(added.problems), "notes": list(added.notes)}
+    return {**_describe(added.draft), "refused": list(added.problems), "notes": list(added.notes)}
 
 
 def caption_picture(draft_id: str, picture: str, captions: str) -> dict:
     """Writes the captions of a picture, given by its key: one per line."""
-    chosen = pictures.the_draft(draft_id)
-    set_caption(chosen, picture, captions)
-    return _told(chosen)
+    return _describe(set_caption(pictures.the_draft(draft_id), picture, captions))
 
 
 def remove_from_draft(draft_id: str, picture: str) -> dict:
     """Removes a picture, given by its key."""
-    chosen = pictures.the_draft(draft_id)
-    remove_picture(chosen, picture)
-    return _told(chosen)
+    return _describe(remove_picture(pictures.the_draft(draft_id), picture))
 
 
 def change_settings(draft_id: str, settings: dict) -> dict:
     """Changes settings of a draft by name, "preset" and "kind" ("subject" or "style") among them."""
-    chosen = pictures.the_draft(draft_id)
-    set_settings(chosen, **settings)
+    chosen = set_settings(pictures.the_draft(draft_id), **settings)
     draft_config(chosen)  # raises for what cannot work
-    return _told(chosen)
+    return _describe(chosen)
 
 
 def check_teacher(draft_id: str) -> dict:
     """Draws what the teacher sees and waits for it: score, verdict, a sentence, and for up to four pictures
     what is drawn from the caption and what from caption and picture."""
-    drawing = teacher.start_check(draft_id)
+    draft = pictures.the_draft(draft_id)
+    drawing = teacher.start_check(draft)
     try_it.wait(drawing, _no_bar)
     drawn = [
-        {"caption": _copy(caption), "teacher": _copy(seen)} for _, caption, seen in rows_drawn(drawing.path)
+        {"caption": _copy(from_caption), "teacher": _copy(by_teacher)}
+        for _, from_caption, by_teacher in rows_drawn(drawing.path)
     ]
-    return {**teacher.show_check(draft_id), "drawn": drawn}
+    return {**teacher.show_check(pictures.the_draft(draft.id)), "drawn": drawn}
+
+
+def cancel_check(draft_id: str) -> str:
+    """Stops the draft's check after the picture at hand."""
+    teacher.cancel_check(pictures.the_draft(draft_id))
+    return "Cancelled."
 
 
 def make_plan(draft_id: str) -> dict:
     """What a run of the draft would need: time, memory, disk, and the reasons that it cannot start."""
-    return plan.tell(pictures.the_draft(draft_id))
+    return asdict(plan.plan_draft(pictures.the_draft(draft_id)))
 
 
 def start(draft_id: str) -> str:
     """Starts a run of the draft, or puts it into the queue; returns its id."""
-    return plan.start(draft_id)
+    return plan.start(pictures.the_draft(draft_id))
 
 
 def show_pictures(run_id: str) -> dict:
     """The pictures of a run, oldest first: its roll-outs, and the samples of base and LoRA side by side."""
-    view = run_actions.watcher.look(run_actions.the_run(run_id))
+    view = run_actions.watcher.read(run_actions.the_run(run_id))
 
     def copies(previews: tuple[Preview, ...]) -> list[dict]:
         return [{"step": preview.step, "picture": _copy(preview.file)} for preview in previews]
@@ -179,10 +186,10 @@ def show_pictures(run_id: str) -> dict:
     return {"rollouts": copies(view.rollouts), "samples": copies(view.samples)}
 
 
-def show_wish(run_id: str) -> dict:
+def show_scheduled_push(run_id: str) -> dict:
     """What is to happen when a run has finished, what became of it, and where the LoRA was published last."""
     chosen = run_actions.the_run(run_id)
-    asked = read_wish(chosen)
+    asked = read_scheduled_push(chosen)
     return {
         "push": asked.publication is not None,
         **(asdict(asked.publication) if asked.publication else {}),
@@ -248,20 +255,27 @@ def _copy(path: str | Path) -> dict:
     return gr.FileData(path=save_file_to_cache(path, get_upload_folder())).model_dump()
 
 
-def _told(draft: Draft) -> dict:
+def _describe(draft: Draft) -> dict:
+    problems, notes = check_draft(draft), note_repairs(draft)
+    about = ("key", "name", "caption", "creature")
     return {
         "id": draft.id,
         "kind": draft.kind,
         "preset": draft.preset,
         "settings": draft.settings,
         "pictures": [
-            {key: value for key, value in asdict(item).items() if key != "thumbnail"} for item in draft.items
+            {
+                **{name: getattr(item, name) for name in about},
+                "problems": problems.get(item.key, ()),
+                "notes": notes.get(item.key, ()),
+            }
+            for item in draft.items
         ],
-        "problems": [problem for found in check_draft(draft).values() for problem in found],
+        "problems": [problem for found in problems.values() for problem in found],
     }
 
 
-ENDPOINTS: tuple[Callable, ...] = (
+ENDPOINTS: tuple[Handler, ...] = (
     list_choices,
     list_all_drafts,
     show_draft,
@@ -273,7 +287,7 @@ ENDPOINTS: tuple[Callable, ...] = (
     remove_from_draft,
     change_settings,
     check_teacher,
-    teacher.cancel_check,
+    cancel_check,
     make_plan,
     start,
     run_actions.list_all_runs,
@@ -284,8 +298,8 @@ ENDPOINTS: tuple[Callable, ...] = (
     run_actions.save_now,
     run_actions.read_log,
     run_actions.remove_run,
-    run_actions.wish,
-    show_wish,
+    run_actions.schedule_push,
+    show_scheduled_push,
     show_pictures,
     draw,
     try_it.cancel_drawing,

@@ -1,15 +1,15 @@
-"""The first step: the base model, the pictures and what is said of them."""
+"""The first step: the base model, the pictures and the advice on them."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import gradio as gr
+from gradio.blocks import Block
 
-from dopsd_app.config import TrainConfig, load_preset, presets_for
 from dopsd_app.data.captions import advise
+from dopsd_app.data.draft_file import KINDS, DraftError, Item
 from dopsd_app.data.drafts import (
-    KINDS,
     Draft,
     check_draft,
     current_draft,
@@ -17,94 +17,296 @@ from dopsd_app.data.drafts import (
     delete_draft,
     find_draft,
     is_new,
-    list_drafts,
+    list_others,
     make_current,
     new_draft,
+    note_repairs,
+    read_draft,
     remove_picture,
     set_caption,
     set_settings,
 )
 from dopsd_app.data.pictures import MAX_PICTURES
-from dopsd_app.data.uploads import add_pictures, clone_run, list_examples, load_example
+from dopsd_app.data.uploads import add_pictures, list_examples, load_example
 from dopsd_app.errors import KnownFailure
-from dopsd_app.models.catalog import CATALOG, find_repository, read_name
+from dopsd_app.files import make_value
 from dopsd_app.ui import words
-from dopsd_app.ui.base_facts import base_facts
-from dopsd_app.ui.run_actions import the_run
-from dopsd_app.ui.typing_order import typing_order
+from dopsd_app.ui.base_choice import (
+    REAL_BASE,
+    BaseChoice,
+    base_choice,
+    base_of,
+    own_base,
+    take_base,
+    take_kind,
+    take_own_base,
+    unsuited_pictures,
+)
+from dopsd_app.ui.confirmation import Confirmation, confirmation
+from dopsd_app.ui.events import held, listen, source_of
+from dopsd_app.ui.kept_text import KeptText, kept_text
+from dopsd_app.ui.navigation import TEACHER
 
-REAL_BASE = "z-image-turbo"  # for photographs
-SAID = 10  # where in `PicturesStep.shown` the set's messages are
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from dopsd_app.ui.page import Page
+
+Shown = TypeVar("Shown", bound="DataclassInstance")
+EMPTY = "<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>"
 
 
 @dataclass(frozen=True)
+class ShownDraft:
+    """Which draft a tab shows: it lives in the tab."""
+
+    id: str
+    keys: tuple[str, ...]  # of the pictures in the slots
+
+
+@dataclass(eq=False)
 class Slot:
     """The place of one picture; there are MAX_PICTURES of them, which never come or go."""
 
+    step: "PicturesStep" = field(init=False)
+    number: int  # from 0
     box: gr.Column
     picture: gr.HTML
-    caption: gr.Textbox
-    said: gr.HTML
+    caption: KeptText
+    message: gr.HTML
     remove: gr.Button
 
     @property
-    def parts(self) -> list:
-        return [self.box, self.picture, self.caption, self.said]
+    def outputs(self) -> list[Block]:
+        """What `show` and `hide` fill."""
+        return [self.box, self.picture, *self.caption.outputs]
+
+    def connect(self, step: "PicturesStep") -> None:
+        """Connects the slot's events."""
+        self.step = step
+        self.caption.connect(step.draft, self.write, step.messages)
+
+    def show(self, draft: Draft, item: Item) -> dict:
+        """A picture of the draft."""
+        return {
+            self.box: gr.Column(visible=True),
+            self.picture: words.image(draft.thumbnail(item), item.name),
+            **self.caption.fill(item.caption),
+        }
+
+    def hide(self) -> dict:
+        """No picture."""
+        return {self.box: gr.Column(visible=False), self.picture: "", **self.caption.fill("")}
+
+    def write(self, shown: object, text: str) -> dict:
+        """Keeps the caption."""
+        return self.step.show_messages(set_caption(draft_of(shown), _key(shown, self.number), text))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PicturesStep:
-    """The components of this step that others set or listen to."""
+    """The components of this step, and what its events do."""
 
-    draft_id: gr.State
-    keys: gr.State  # of the pictures in the slots, in their order
-    base: gr.Radio
-    folder: gr.Textbox
-    facts: gr.HTML
+    page: "Page" = field(init=False)
+
+    draft: gr.JSON  # the `ShownDraft`
+    choice: BaseChoice
     upload: gr.File
     examples: dict[str, gr.Button]
     fresh: gr.Button
-    throw_away: gr.Button
-    sure: gr.Row
-    really: gr.Button
-    keep: gr.Button
+    delete: gr.Button
+    deletion: Confirmation
     earlier: gr.Dropdown
     empty: gr.HTML  # what there is to say above the pictures
     real: gr.Button  # another base model, for pictures that this one cannot learn
-    said: gr.HTML
-    trigger: gr.Textbox
+    message: gr.HTML
+    trigger: KeptText
     kind: gr.Radio
     slots: list[Slot]
     go: gr.Button
 
-    @property
-    def shown(self) -> list:
-        """What `show` fills, in its order."""
-        fixed = [self.draft_id, self.keys, self.base, self.folder, self.facts, self.earlier, self.trigger]
-        return [*fixed, self.kind, *self.messages, *(part for slot in self.slots for part in slot.parts)]
+    # --- what the step shows
 
     @property
-    def messages(self) -> list:
-        """What `show_messages` fills, in its order, before the slots' own messages."""
-        return [self.empty, self.real, self.said, self.go]
+    def outputs(self) -> list[Block]:
+        """What `show` fills; the draft first, for the boxes tell of their changes at once."""
+        around = [self.draft, *self.choice.outputs, self.earlier, *self.trigger.outputs, self.kind]
+        return [*around, *self.messages, *(part for slot in self.slots for part in slot.outputs)]
+
+    @property
+    def messages(self) -> list[Block]:
+        """What `show_messages` fills."""
+        return [self.empty, self.real, self.message, self.go, *(slot.message for slot in self.slots)]
+
+    def show(self, draft: Draft, *, as_built: bool = False) -> dict:
+        """The whole draft; `as_built`: the page is new, and its slots are empty and hidden."""
+        slots: dict = {}
+        for slot, item in zip(self.slots, draft.items, strict=False):
+            slots |= slot.show(draft, item)
+        if not as_built:
+            for slot in self.slots[len(draft.items) :]:
+                slots |= slot.hide()
+        return {
+            self.draft: asdict(ShownDraft(draft.id, tuple(item.key for item in draft.items))),
+            **self.choice.show(draft),
+            self.earlier: _earlier(draft),
+            **self.trigger.fill(draft.trigger_word),
+            self.kind: draft.kind,
+            **self.show_messages(draft),
+            **slots,
+        }
+
+    def show_messages(self, draft: Draft) -> dict:
+        """Problems, advice and notes, and whether one can go on; captions are left alone."""
+        problems = check_draft(draft)
+        advice, notes = (advise(draft), note_repairs(draft)) if draft.items else ({}, {})
+        whole = problems.get("", ()) if draft.items else ()
+        unsuited = unsuited_pictures(draft)
+        above = words.lines([unsuited] if unsuited else [], "problem")
+        waiting = [
+            f"{name} belongs to no picture here. It is kept until its picture comes."
+            for name in draft.waiting
+        ]
+        slots = dict.fromkeys((slot.message for slot in self.slots), "")
+        for slot, item in zip(self.slots, draft.items, strict=False):
+            slots[slot.message] = (
+                words.lines(problems.get(item.key, ()), "problem")
+                + words.lines(advice.get(item.key, ()), "advice")
+                + words.lines(notes.get(item.key, ()), "note")
+            )
+        return {
+            self.empty: above if draft.items else EMPTY,
+            self.real: gr.Button(visible=bool(unsuited)),
+            self.message: words.lines(whole, "problem")
+            + words.lines(waiting, "note")
+            + words.lines(advice.get("", ()), "advice"),
+            self.go: gr.Button(
+                interactive=bool(draft.items) and not problems,
+                variant="secondary" if unsuited else "primary",
+            ),
+            **slots,
+        }
+
+    # --- what its events do
+
+    def connect(self, page: "Page") -> None:
+        """Connects the step's events."""
+        self.page = page
+        choice = self.choice
+        chosen = [*choice.outputs, *self.messages]
+        facts = {"progress_on": choice.facts}
+        listen(choice.base.input, self.choose_base, [self.draft, choice.base], chosen, **facts)
+        # The last name counts: an earlier one may still be asked for.
+        typed = [choice.folder.submit, choice.folder.blur]
+        folder = [self.draft, choice.folder]
+        listen(typed, self.choose_own_base, folder, chosen, trigger_mode="always_last", **facts)
+        listen(self.real.click, self.choose_real_base, self.draft, chosen, **facts)
+
+        uploaded = [self.upload, *self.outputs]
+        listen(
+            self.upload.upload, self.add_files, [self.draft, self.upload], uploaded, progress_on=self.upload
+        )
+        progress = {"progress_on": self.message}
+        examples = [button.click for button in self.examples.values()]
+        listen(examples, self.load_example, None, self.outputs, **progress)
+        listen(self.fresh.click, self.start_afresh, None, self.outputs, **progress)
+        listen(self.earlier.input, self.go_back_to, [self.earlier, self.draft], self.outputs, **progress)
+        listen(self.delete.click, self.ask_to_delete, self.draft, self.deletion.outputs)
+        self.deletion.connect(self.delete_draft, [self.draft], self.outputs, **progress)
+
+        listen(self.kind.input, self.choose_kind, [self.draft, self.kind], self.messages)
+        self.trigger.connect(self.draft, self.write_trigger, self.messages)
+        for slot in self.slots:
+            slot.connect(self)
+        # One event for all slots: a page that describes twenty more opens more slowly.
+        removals = [slot.remove.click for slot in self.slots]
+        listen(removals, self.remove, self.draft, self.outputs, **progress)
+        outputs = [*page.navigation.outputs, *page.teacher.outputs]
+        listen(self.go.click, self.go_on, self.draft, outputs)
+
+    def choose_base(self, shown: object, base: str) -> dict:
+        """Takes another base model of the catalog."""
+        draft = take_base(draft_of(shown), base)
+        return self._show_choice(draft, self.choice.show(draft, ask=True))
+
+    def choose_own_base(self, shown: object, name: str) -> dict:
+        """Takes another base model, by its repository or folder."""
+        draft = take_own_base(draft_of(shown), name)
+        return self._show_choice(draft, self.choice.show_facts(draft))
+
+    def choose_real_base(self, shown: object) -> dict:
+        """Takes the base model that draws photographs, for pictures that the built-in one cannot learn."""
+        return self.choose_base(shown, REAL_BASE)
+
+    def _show_choice(self, draft: Draft, choice: dict) -> dict:
+        """The choice, unless another one was made while the Hub was asked, which is answered by itself."""
+        now = read_draft(draft.path)
+        same = (base_of(draft), own_base(draft)) == (base_of(now), own_base(now))
+        return {**(choice if same else {}), **self.show_messages(now)}
+
+    def add_files(self, shown: object, files: list[str] | None) -> dict:
+        """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
+        try:
+            added = add_pictures(draft_of(shown), files or [])
+        finally:
+            for file in files or []:
+                Path(file).unlink(missing_ok=True)  # theirs would stay where browsers can fetch it
+        step = self.show(added.draft)
+        about_files = words.lines(added.problems, "problem") + words.lines(added.notes, "note")
+        return {**step, self.upload: None, self.message: about_files + step[self.message]}
+
+    def load_example(self, event: gr.EventData) -> dict:
+        """A new draft with an example's pictures; what was there before stays among the earlier drafts."""
+        name = source_of(event).removeprefix("example-")
+        return self.show(load_example(default_drafts_dir(), name))
+
+    def start_afresh(self) -> dict:
+        """A new, empty draft."""
+        draft = current_draft(default_drafts_dir())
+        return self.show(draft if is_new(draft) else new_draft(default_drafts_dir()))
+
+    def go_back_to(self, chosen: str | None, shown: object) -> dict:
+        """An earlier draft, which becomes the current one."""
+        # Leaving the list is an `input` too, without a choice or with the last one: what is typed must stay.
+        if not chosen or chosen == read_shown(ShownDraft, shown).id:
+            return {}
+        draft = find_draft(default_drafts_dir(), chosen)
+        make_current(draft)
+        return self.show(draft)
+
+    def ask_to_delete(self, shown: object) -> dict:
+        """Asks whether the draft is to be deleted."""
+        draft = draft_of(shown)
+        whose = f" of {draft.trigger_word}" if draft.trigger_word else ""
+        return self.deletion.ask(draft.id, f"Delete {words.count(len(draft.items), 'picture')}{whose}")
+
+    def delete_draft(self, subject: str, shown: object) -> dict:
+        """Deletes the draft that was asked about, with its pictures, for good."""
+        delete_draft(find_draft(default_drafts_dir(), subject))
+        left = read_shown(ShownDraft, shown).id
+        return {**self.show(the_draft("" if left == subject else left)), **self.deletion.close()}
+
+    def choose_kind(self, shown: object, kind: str) -> dict:
+        """Says whether a subject or a style is taught."""
+        return self.show_messages(take_kind(draft_of(shown), kind))
+
+    def write_trigger(self, shown: object, word: str) -> dict:
+        """Keeps the trigger word."""
+        return self.show_messages(set_settings(draft_of(shown), trigger_word=word.strip() or None))
+
+    def remove(self, shown: object, event: gr.EventData) -> dict:
+        """Removes the picture in a slot."""
+        number = int(source_of(event).removeprefix("remove-")) - 1
+        return self.show(remove_picture(draft_of(shown), _key(shown, number)))
+
+    def go_on(self, shown: object) -> dict:
+        """Goes on to the second step."""
+        return {**self.page.navigation.go_to(TEACHER), **self.page.teacher.show(draft_of(shown))}
 
 
 def pictures_step() -> PicturesStep:
     """Lays the step out."""
-    gr.HTML("<h2>Base model</h2>")
-    base = gr.Radio(
-        [(facts.label, name) for name, facts in CATALOG.items()],
-        label="Base model",
-        show_label=False,
-        elem_id="base",
-    )
-    folder = gr.Textbox(
-        label="Another one of its kind",
-        visible=False,
-        elem_id="base-folder",
-        info="A repository on the Hub (owner/name), such as a fine-tune, or a folder that diffusers saved",
-    )
-    facts = gr.HTML(elem_id="base-facts")
+    choice = base_choice()
     gr.HTML("<h2>Your pictures</h2>")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
@@ -123,22 +325,15 @@ def pictures_step() -> PicturesStep:
                     for example in list_examples()
                 }
                 fresh = gr.Button("Start afresh", size="sm", elem_id="fresh")
-                throw_away = gr.Button("Delete draft", size="sm", elem_id="delete-draft")
-            with gr.Row(visible=False, elem_classes="buttons") as sure:
-                really = gr.Button("Delete its pictures", variant="stop", size="sm", elem_id="really-draft")
-                keep = gr.Button("Keep them", size="sm", elem_id="keep-draft")
+                delete = gr.Button("Delete draft", size="sm", elem_id="delete-draft")
+            deletion = confirmation("draft", "Delete its pictures", "Keep them")
             # It may send its last choice once more when its list is another one already: no error then.
             earlier = gr.Dropdown(
-                [],
-                label="Earlier drafts",
-                visible=False,
-                allow_custom_value=True,
-                elem_id="earlier",
+                [], label="Earlier drafts", visible=False, allow_custom_value=True, elem_id="earlier"
             )
     with gr.Row(equal_height=False):
-        trigger = gr.Textbox(
-            "",
-            label="Trigger word",
+        trigger = kept_text(
+            "Trigger word",
             max_length=100,
             elem_id="trigger",
             info="A made-up word that stands for what is new. Write it into every caption.",
@@ -151,121 +346,63 @@ def pictures_step() -> PicturesStep:
     empty = gr.HTML(elem_id="no-pictures")
     real = gr.Button("Use Z-Image-Turbo", variant="primary", visible=False, elem_id="use-real-base")
     with gr.Row(elem_classes="slots", elem_id="slots"):
-        slots = [_slot(number) for number in range(1, MAX_PICTURES + 1)]
-    said = gr.HTML(elem_id="set-problems")
+        slots = [_slot(number) for number in range(MAX_PICTURES)]
+    message = gr.HTML(elem_id="set-problems")
     go = gr.Button("Next: what the teacher sees", variant="primary", interactive=False, elem_id="to-teacher")
     return PicturesStep(
-        gr.State(""), gr.State([]), base, folder, facts, upload, examples, fresh, throw_away, sure, really,
-        keep, earlier, empty, real, said,
-        trigger, kind, slots, go,
-    )  # fmt: skip
+        draft=held(),
+        choice=choice,
+        upload=upload,
+        examples=examples,
+        fresh=fresh,
+        delete=delete,
+        deletion=deletion,
+        earlier=earlier,
+        empty=empty,
+        real=real,
+        message=message,
+        trigger=trigger,
+        kind=kind,
+        slots=slots,
+        go=go,
+    )
 
 
 def _slot(number: int) -> Slot:
-    with gr.Column(visible=False, min_width=150, elem_classes="slot", elem_id=f"slot-{number}") as box:
-        picture = gr.HTML(elem_classes="pic", elem_id=f"picture-{number}")
-        caption = gr.Textbox(
-            "",
-            label=f"Caption of picture {number}",
+    place = number + 1
+    with gr.Column(visible=False, min_width=150, elem_classes="slot", elem_id=f"slot-{place}") as box:
+        picture = gr.HTML(elem_classes="pic", elem_id=f"picture-{place}")
+        caption = kept_text(
+            f"Caption of picture {place}",
             lines=2,
             max_lines=5,
             placeholder="What is to be seen. One caption per line.",
-            elem_id=f"caption-{number}",
+            elem_id=f"caption-{place}",
         )
-        said = gr.HTML(elem_id=f"said-{number}", elem_classes="said")
-        remove = gr.Button(f"Remove picture {number}", size="sm", elem_id=f"remove-{number}")
-    return Slot(box, picture, caption, said, remove)
+        message = gr.HTML(elem_id=f"message-{place}", elem_classes="message")
+        remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
+    return Slot(number, box, picture, caption, message, remove)
 
 
-# --- what the step shows
-
-
-def show(draft: Draft, *, as_built: bool = False) -> list:
-    """New values for the whole step; `as_built`: the page is new, and its slots are empty and hidden."""
-    items, base = draft.items, base_of(draft)
-    built_in = not CATALOG[base].repository
-    folder = draft.settings.get("base_model", "")
-    slots = []
-    for item in items:
-        slots += [
-            gr.Column(visible=True),
-            words.image(item.thumbnail, item.name),
-            gr.Textbox(value=item.caption),
-        ]
-        slots.append("")
-    hidden = [gr.skip()] * 4 if as_built else [gr.Column(visible=False), "", gr.Textbox(value=""), ""]
-    slots += hidden * (MAX_PICTURES - len(items))
-    messages = show_messages(draft)
-    slots[3 : 4 * len(items) : 4] = messages[4 : 4 + len(items)]
-    return [
-        draft.id,
-        [item.key for item in items],
-        base,
-        gr.Textbox(value=folder, visible=not built_in),
-        base_facts(base, folder, draft.settings.get("revision", ""), ask=False),
-        _earlier(draft),
-        draft.trigger_word,
-        draft.kind,
-        *messages[:4],
-        *slots,
-    ]
-
-
-def show_messages(draft: Draft) -> list:
-    """What is said of the set and of each picture, and whether one can go on; captions are left alone."""
-    items, problems = draft.items, check_draft(draft)
-    advice = advise(draft) if items else {}
-    whole = problems.get("", ()) if items else ()
-    strange = strange_pictures(draft)
-    above = words.lines([strange] if strange else [], "problem")
-    if not items:
-        above = (
-            "<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>"
-        )
-    waiting = [
-        f"{name} belongs to no picture here. It is kept until its picture comes." for name in draft.waiting
-    ]
-    said = (
-        words.lines(whole, "problem")
-        + words.lines(waiting, "note")
-        + words.lines(advice.get("", ()), "advice")
-    )
-    slots = [
-        words.lines(item.problems, "problem")
-        + words.lines(advice.get(item.key, ()), "advice")
-        + words.lines(item.notes, "note")
-        for item in items
-    ]
-    slots += [""] * (MAX_PICTURES - len(items))
-    variant = "secondary" if strange else "primary"
-    go = gr.Button(interactive=bool(items) and not problems, variant=variant)
-    return [above, gr.Button(visible=bool(strange)), said, go, *slots]
-
-
-def strange_pictures(draft: Draft) -> str:
-    """Why the built-in base cannot learn these pictures, where it cannot; else an empty text."""
-    number = sum(not item.creature for item in draft.items)
-    if not number or find_repository(base_of(draft)) or draft.settings.get("base_model"):
-        return ""
-    which = "These pictures are" if number == len(draft.items) else f"{number} of these pictures are"
-    if number == 1:
-        which = "This picture is" if len(draft.items) == 1 else "One of these pictures is"
-    return (
-        f"{which} not of the built-in model's world: it draws cartoon creatures of its own, and cannot learn"
-        " anything else. Z-Image-Turbo can."
-    )
-
-
-def _earlier(draft: Draft):
+def _earlier(draft: Draft) -> gr.Dropdown:
     """Other drafts that hold pictures, to go back to."""
-    others = [other for other in list_drafts(default_drafts_dir()) if other != draft and other.items]
     choices = [
-        (f"{other.trigger_word or 'No name'} · {len(other.items)} pictures", other.id) for other in others
+        (f"{other.trigger_word or 'No name'} · {words.count(len(other.items), 'picture')}", other.id)
+        for other in list_others(draft)
+        if other.items
     ]
     return gr.Dropdown(choices=choices, value=None, visible=bool(choices))
 
 
-# --- actions: plain functions of plain values, which change the draft
+# --- the draft of a page
+
+
+def _key(shown: object, number: int) -> str:
+    """The key of the picture that the tab shows in this slot."""
+    keys = read_shown(ShownDraft, shown).keys
+    if number >= len(keys):
+        raise DraftError("This picture is no longer in the draft. Reload the page.")
+    return keys[number]
 
 
 def the_draft(draft_id: str) -> Draft:
@@ -274,138 +411,14 @@ def the_draft(draft_id: str) -> Draft:
     return find_draft(drafts_dir, draft_id) if draft_id else current_draft(drafts_dir)
 
 
-def shown_draft(draft_id: str) -> Draft:
-    """The draft that a page shows, by its id.
-
-    The server forgets it an hour after it lost sight of the page, as when a laptop slept. Nothing may be
-    done then to whatever draft was changed last.
-    """
-    if not draft_id:
-        raise KnownFailure("The connection to this page was lost for long. Reload it, and go on.")
-    return the_draft(draft_id)
-
-
-def add_files(draft_id: str, files: list[str] | None) -> list:
-    """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
-    draft = shown_draft(draft_id)
+def read_shown(kind: type[Shown], shown: object) -> Shown:
+    """The value that a tab holds of what it shows, as it was sent."""
     try:
-        added = add_pictures(draft, files or [])
-    finally:
-        for file in files or []:
-            Path(file).unlink(missing_ok=True)  # theirs would stay where browsers can fetch it
-    values = show(draft)
-    values[SAID] = words.lines(added.problems, "problem") + words.lines(added.notes, "note") + values[SAID]
-    return [None, *values]
+        return make_value(kind, shown)
+    except ValueError as error:
+        raise KnownFailure("The server cannot use what was sent. Reload the page and try again.") from error
 
 
-def write_caption(tab: str, moment: float, draft_id: str, keys: list[str], number: int, text: str) -> None:
-    """Keeps the caption in a slot as it was typed in this tab until this moment."""
-    draft = shown_draft(draft_id)
-    if number < len(keys):  # else the picture was just removed
-        key = keys[number]
-        typing_order.keep(tab, key, moment, lambda: set_caption(draft, key, text), text)
-
-
-def remove(draft_id: str, keys: list[str], number: int) -> list:
-    """Removes the picture in a slot."""
-    draft = shown_draft(draft_id)
-    if number < len(keys):
-        remove_picture(draft, keys[number])
-    return show(draft)
-
-
-def go_back_to(draft_id: str) -> list:
-    """An earlier draft, which becomes the current one."""
-    draft = shown_draft(draft_id)
-    make_current(draft)
-    return show(draft)
-
-
-def say(draft_id: str) -> list:
-    """What there is to say of the draft now."""
-    return show_messages(shown_draft(draft_id))
-
-
-def start_from_example(name: str) -> list:
-    """A new draft with an example's pictures; what was there before stays among the earlier drafts."""
-    return show(load_example(default_drafts_dir(), name))
-
-
-def start_from_run(run_id: str) -> list:
-    """A new draft with a run's pictures and settings."""
-    run = the_run(run_id)
-    return show(clone_run(default_drafts_dir(), run.config, run.dataset))
-
-
-def start_afresh() -> list:
-    """A new, empty draft."""
-    draft = the_draft("")
-    return show(draft if is_new(draft) else new_draft(default_drafts_dir()))
-
-
-def throw_away(draft_id: str) -> None:
-    """Deletes a draft with its pictures for good."""
-    delete_draft(find_draft(default_drafts_dir(), draft_id))
-
-
-def choose_base(draft_id: str, base: str) -> list:
-    """Takes another base model, with the preset that was made for it."""
-    draft = shown_draft(draft_id)
-    if base != base_of(draft):
-        set_settings(draft, preset=_preset_for(base, draft.kind), base_model=None, revision=None)
-    return _show_base(draft)
-
-
-def use_real_base(draft_id: str) -> list:
-    """Takes the base model that draws photographs, for pictures that the built-in one cannot learn."""
-    return [REAL_BASE, *choose_base(draft_id, REAL_BASE)]
-
-
-def choose_folder(draft_id: str, folder: str) -> list:
-    """Takes another base model, by its repository or folder; empty goes back to the catalog's."""
-    draft = shown_draft(draft_id)
-    folder = read_name(folder)
-    if folder in CATALOG:
-        folder = ""  # it has a button of its own
-    if folder != draft.settings.get("base_model", ""):  # a pinned commit is of the last one
-        set_settings(draft, base_model=folder or None, revision=None)
-    # What is in the box stays: by the time the Hub has answered, something else may be typed there.
-    return [gr.skip(), *_show_base(draft)[1:]]
-
-
-def _show_base(draft: Draft) -> list:
-    """New values for what tells of the base model; what is being typed elsewhere is left alone."""
-    base, folder = base_of(draft), draft.settings.get("base_model", "")
-    visible = bool(CATALOG[base].repository)
-    facts = base_facts(base, folder, draft.settings.get("revision", ""), ask=True)
-    if (base, folder) != (base_of(draft), draft.settings.get("base_model", "")):
-        facts = gr.skip()  # another one was chosen while the Hub was asked, and is answered by itself
-    return [gr.Textbox(value=folder, visible=visible), facts, *show_messages(draft)]
-
-
-def choose_kind(draft_id: str, kind: str) -> list:
-    """Says whether a subject or a style is taught."""
-    draft = shown_draft(draft_id)
-    set_settings(draft, kind=kind)
-    suited = _preset_for(base_of(draft), kind)
-    if draft.preset.endswith(KINDS) and suited.endswith(kind):  # the other kind's preset gives way
-        set_settings(draft, preset=suited)
-    return show_messages(draft)
-
-
-def write_trigger(tab: str, moment: float, draft_id: str, word: str) -> None:
-    """Keeps the trigger word as it was typed in this tab until this moment."""
-    draft = shown_draft(draft_id)
-    keep = partial(set_settings, draft, trigger_word=word.strip() or None)
-    typing_order.keep(tab, f"{draft.id} trigger", moment, keep, word)
-
-
-def base_of(draft: Draft) -> str:
-    """The catalog's name of the base model that the draft's preset is for."""
-    return load_preset(draft.preset).settings.get("base_model", TrainConfig().base_model)
-
-
-def _preset_for(base: str, kind: str) -> str:
-    """The preset of a base model for this kind: the one that names it, else the base's first."""
-    own = [preset.name for preset in presets_for(base)]
-    return next((name for name in own if name.endswith(kind)), own[0])
+def draft_of(shown: object) -> Draft:
+    """The draft that a tab shows."""
+    return find_draft(default_drafts_dir(), read_shown(ShownDraft, shown).id)

@@ -5,18 +5,20 @@ import hashlib
 import json
 import re
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from filelock import FileLock
+from gradio.blocks import Block
+from gradio.components import Component
 
-from dopsd_app.config import OBJECTIVES, ConfigError, TrainConfig, load_preset, presets_for
-from dopsd_app.data.draft_file import read_state
+from dopsd_app.config import MAIN, MORE, SETTINGS, ConfigError, TrainConfig, load_preset, presets_for
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import enqueue, start_next
 from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, list_runs
 from dopsd_app.models.base_download import ask_hub
@@ -24,64 +26,156 @@ from dopsd_app.models.catalog import is_known
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.plan import Plan, check_base, make_plan
 from dopsd_app.ui import words
-from dopsd_app.ui.pictures import the_draft
-from dopsd_app.ui.typing_order import typing_order
+from dopsd_app.ui.events import WRITES_DRAFT, held, listen
+from dopsd_app.ui.kept_text import KeptText, kept_text
+from dopsd_app.ui.navigation import TRAIN
+from dopsd_app.ui.pictures import draft_of, read_shown, the_draft
 
+if TYPE_CHECKING:
+    from dopsd_app.ui.page import Page
+
+PROMPTS = "preview_prompts"  # one per line
 STARTED = "started.json"  # in the draft's folder: which run was started from it
-MAIN = ("name", "steps", "resolution", "rank", "preview_prompts")
-CHOICES = {
-    "objective": [("D-OPSD", "dopsd"), ("SFT (ordinary fine-tuning, for comparison)", "sft")],
-    "optimizer": [("AdamW, 8 bits: less memory", "adamw8bit"), ("AdamW", "adamw")],
-    "loss": [("Denoised picture", "denoised"), ("Velocity", "velocity")],
-    "teacher": [("Slow copy of the student", "ema"), ("The base model", "base")],
-    "precision": [("Automatic", "auto"), ("32 bits", "float32"), ("16 bits", "bfloat16")],
-    "quantization": [("As they are", "none"), ("4 bits: less memory", "nf4")],
-    "device": [("Automatic", "auto"), ("Processor", "cpu"), ("NVIDIA card", "cuda")],
-}
-LABELS = {
-    "name": ("Name", "Names the run and the LoRA"),
-    "steps": ("Steps", "How often the LoRA is changed a little"),
-    "resolution": ("Resolution", "Pixels: pictures are cropped to about this, squared"),
-    "rank": ("Rank", "The size of the LoRA: higher holds more, and needs more"),
-    "preview_prompts": ("Preview prompts", "One per line, drawn while it trains; empty: the first captions"),
-    "objective": ("Objective", "What the LoRA is trained by"),
-    "learning_rate": ("Learning rate", "Higher learns faster and breaks sooner"),
-    "batch_size": ("Pictures per step", ""),
-    "micro_batch": ("Pictures at a time", "Changes memory and speed, never the result"),
-    "rollout_steps": ("States per roll-out", "Must divide the model's few steps"),
-    "num_inference_steps": ("The model's few steps", "As the base model was made for"),
-    "gradient_checkpointing": ("Save memory, a third slower", ""),
-    "optimizer": ("Optimizer", ""),
-    "quantization": ("Base model's weights", ""),
-    "precision": ("Arithmetic", ""),
-    "loss": ("Loss", ""),
-    "teacher": ("Teacher", ""),
-    "ema_decay": ("Teacher's decay", "How slowly it follows the student, per step"),
-    "lora_alpha": ("LoRA alpha", "0: twice the rank"),
-    "max_grad_norm": ("Gradient clipping", ""),
-    "preview_every": ("Steps between previews", "0: none"),
-    "checkpoint_every": ("Steps between checkpoints", "What a crash can lose at most"),
-    "stop_early": ("Stop when it no longer improves", "By its health; needs previews"),
-    "seed": ("Seed", ""),
-    "device": ("Device", ""),
-}
 
 
 @dataclass(frozen=True)
-class PlanStep:
-    """The components of this step that others set or listen to."""
+class ShownPlan:
+    """What a tab was filled with: it lives in the tab."""
 
+    draft: str  # its id
+    preset: str
+    settings: dict
+
+
+@dataclass(eq=False)
+class Control:
+    """What a person chooses a setting with; its value is kept at once."""
+
+    step: "PlanStep" = field(init=False)
+    name: str  # of the setting
+    part: gr.Dropdown | gr.Checkbox | gr.Number | KeptText
+
+    @property
+    def component(self) -> Component:
+        """What holds the value."""
+        return self.part.box if isinstance(self.part, KeptText) else self.part
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What `show` fills."""
+        return self.part.outputs if isinstance(self.part, KeptText) else [self.part]
+
+    def connect(self, step: "PlanStep") -> None:
+        """Connects the control's event."""
+        self.step = step
+        needs = [step.needs, step.start]
+        if isinstance(self.part, KeptText):
+            self.part.connect(step.shown, self.write, needs)
+        else:
+            inputs = [step.shown, self.part]
+            listen(self.part.input, self.write, inputs, needs, trigger_mode="always_last", **WRITES_DRAFT)
+
+    def show(self, value: Any) -> dict:
+        """The setting's value."""
+        if isinstance(self.part, KeptText):
+            return self.part.fill(value)
+        if SETTINGS[self.name].rare:
+            return {self.part: gr.Dropdown(choices=_choices(self.name, value), value=value)}
+        return {self.part: value}
+
+    def write(self, shown: object, value: object) -> dict:
+        """Keeps the setting, and shows what a run will need now."""
+        last = read_shown(ShownPlan, shown)
+        draft = the_draft(last.draft)
+        if draft.preset != last.preset:
+            return {}  # what shows the new preset is on its way
+        return self.step.show_needs(keep_settings(draft, {self.name: value}))
+
+
+@dataclass(eq=False)
+class PlanStep:
+    """The components of this step, and what its events do."""
+
+    page: "Page" = field(init=False)
     preset: gr.Radio
     about: gr.HTML
-    controls: dict[str, gr.components.Component]  # by setting
-    sent: gr.JSON  # the controls' values, as this tab was sent them or has sent them itself
+    controls: list[Control]
+    shown: gr.JSON  # the `ShownPlan`
     needs: gr.HTML
     start: gr.Button
 
     @property
-    def shown(self) -> list:
-        """What `show` fills, in its order."""
-        return [self.preset, self.about, *self.controls.values(), self.sent, self.needs, self.start]
+    def outputs(self) -> list[Block]:
+        """What `show` fills."""
+        controls = [component for control in self.controls for component in control.outputs]
+        return [self.shown, self.preset, self.about, *controls, self.needs, self.start]
+
+    def connect(self, page: "Page") -> None:
+        """Connects the step's events."""
+        self.page = page
+        preset = [page.pictures.draft, self.preset]
+        listen(self.preset.input, self.choose_preset, preset, self.outputs, progress_on=self.needs)
+        for control in self.controls:
+            control.connect(self)
+        listen(
+            self.start.click,
+            self.start_run,
+            {self.shown, *(control.component for control in self.controls)},
+            [*page.navigation.outputs, *page.train.outputs],
+            progress_on=self.needs,
+            trigger_mode="once",
+            **WRITES_DRAFT,
+        )
+
+    # --- what the step shows
+
+    def show(self, draft: Draft) -> dict:
+        """The draft's settings, and what a run with them will need."""
+        chosen = load_preset(draft.preset)
+        presets = presets_for(chosen.settings["base_model"])
+        _learn(draft)
+        usual = {**asdict(TrainConfig()), **chosen.settings, **draft.settings}
+        settings = {control.name: usual[control.name] for control in self.controls}
+        settings[PROMPTS] = "\n".join(settings[PROMPTS])
+        controls: dict = {}
+        for control in self.controls:
+            controls |= control.show(settings[control.name])
+        return {
+            self.shown: asdict(ShownPlan(draft.id, draft.preset, settings)),
+            self.preset: gr.Radio(
+                choices=[(preset.label, preset.name) for preset in presets], value=chosen.name
+            ),
+            self.about: f"<p class='hint'>{words.text(chosen.description)}</p>",
+            **controls,
+            **self.show_needs(draft),
+        }
+
+    def show_needs(self, draft: Draft) -> dict:
+        """What the run will need, and whether it can start."""
+        try:
+            plan = plan_draft(draft)
+        except ConfigError as error:
+            problems = words.lines([plainly(line) for line in str(error).split("\n")], "problem")
+            return {self.needs: problems, self.start: gr.Button(interactive=False)}
+        return {self.needs: _needs(plan), self.start: gr.Button(interactive=not plan.problems)}
+
+    # --- what its events do
+
+    def choose_preset(self, shown: object, preset: str) -> dict:
+        """Takes another preset, which drops what was changed of the last one."""
+        return self.show(set_settings(draft_of(shown), preset=preset))
+
+    def start_run(self, values: dict) -> dict:
+        """Starts a run, or puts it into the queue, and goes on to the next step."""
+        shown = read_shown(ShownPlan, values[self.shown])
+        draft = the_draft(shown.draft)
+        if draft.preset != shown.preset:
+            raise KnownFailure("Another preset was chosen meanwhile. Reload the page to see it.")
+        # The last change may still wait for its turn. What this tab only shows, another may have changed.
+        now = {control.name: values[control.component] for control in self.controls}
+        changed = {name: value for name, value in now.items() if value != shown.settings.get(name)}
+        run_id = start(keep_settings(draft, changed))
+        return {**self.page.navigation.go_to(TRAIN), **self.page.train.show(run_id)}
 
 
 def plan_step() -> PlanStep:
@@ -91,93 +185,65 @@ def plan_step() -> PlanStep:
     about = gr.HTML(elem_id="preset-about")
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300):
-            controls = {name: _control(name) for name in MAIN}
+            controls = [_control(name) for name in _names(MAIN)]
         with gr.Column(scale=1, min_width=300):
             needs = gr.HTML(elem_id="needs")
             start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
     with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_classes="more"):
-        controls |= {name: _control(name) for name in LABELS if name not in MAIN}
-    return PlanStep(preset, about, controls, gr.JSON({}, visible=False), needs, start)
+        controls += [_control(name) for name in _names(MORE)]
+    return PlanStep(preset, about, controls, held(), needs, start)
 
 
-def _control(name: str) -> gr.components.Component:
-    label, info = LABELS[name]
-    common = {"label": label, "info": info or None, "elem_id": f"set-{name.replace('_', '-')}"}
-    kinds = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    if name in CHOICES:
-        return gr.Dropdown(CHOICES[name], **common)
-    if kinds[name] is bool:
-        return gr.Checkbox(**common)
-    if kinds[name] is str:
-        return gr.Textbox(max_length=100, **common)
-    if name == "preview_prompts":
-        return gr.Textbox(lines=3, max_lines=8, max_length=20_000, **common)
-    return gr.Number(precision=0 if kinds[name] is int else None, **common)
+def _names(page: str) -> list[str]:
+    return [name for name, setting in SETTINGS.items() if setting.page == page]
 
 
-# --- what the step shows
+def _control(name: str) -> Control:
+    setting = SETTINGS[name]
+    label, info, elem_id = setting.label, setting.info or None, f"set-{name.replace('_', '-')}"
+    kind = next(field.type for field in dataclasses.fields(TrainConfig) if field.name == name)
+    part: gr.Dropdown | gr.Checkbox | gr.Number | KeptText
+    if setting.choices:
+        part = gr.Dropdown(_choices(name), label=label, info=info, elem_id=elem_id)
+    elif kind is bool:
+        part = gr.Checkbox(label=label, info=info, elem_id=elem_id)
+    elif kind is str:
+        part = kept_text(label, info=info, elem_id=elem_id, max_length=100)
+    elif name == PROMPTS:
+        part = kept_text(label, info=info, elem_id=elem_id, lines=3, max_lines=8, max_length=20_000)
+    else:
+        part = gr.Number(precision=0 if kind is int else None, label=label, info=info, elem_id=elem_id)
+    return Control(name, part)
 
 
-def show(draft: Draft) -> list:
-    """New values for the whole step."""
-    base = load_preset(draft.preset).settings.get("base_model")
-    presets = presets_for(base)
-    chosen = load_preset(draft.preset)
-    _learn(draft)
-    usual = {**asdict(TrainConfig()), **chosen.settings, **draft.settings}
-    values = [_shown(name, usual[name]) for name in _order()]
+def _choices(name: str, chosen: str = "") -> list[tuple[str, str]]:
+    """What is offered: a rare choice only where it is the one that was chosen, in a run's copy."""
+    setting = SETTINGS[name]
     return [
-        gr.Radio(choices=[(preset.label, preset.name) for preset in presets], value=chosen.name),
-        f"<p class='hint'>{words.text(chosen.description)}</p>",
-        *map(_with_its_choice, _order(), values),
-        dict(zip(_order(), values, strict=True)),
-        *show_needs(draft),
+        (label, value)
+        for value, label in setting.choices.items()
+        if value == chosen or value not in setting.rare
     ]
 
 
-def _order() -> list[str]:
-    return [*MAIN, *(name for name in LABELS if name not in MAIN)]
-
-
-def _shown(name: str, value):
-    return "\n".join(value) if name == "preview_prompts" else value
-
-
-def _with_its_choice(name: str, value):
-    """Objectives that are there for the command line are offered where one was chosen: in a run's copy."""
-    if name != "objective" or value not in OBJECTIVES:
-        return value
-    known = [choice for _, choice in CHOICES[name]]
-    more = [] if value in known else [(OBJECTIVES[value].name, value)]
-    return gr.Dropdown(choices=CHOICES[name] + more, value=value)
-
-
 def _learn(draft: Draft) -> None:
-    """Asks the Hub about a base model of which nothing is known here; what it refuses is told elsewhere."""
+    """Asks the Hub about a base model of which nothing is known here; elsewhere it says what it refuses."""
     with suppress(KnownFailure):
         config = draft_config(draft)
         if not is_known(config.base_model, config.revision):
             ask_hub(config.base_model, config.revision)
 
 
-def show_needs(draft: Draft) -> list:
-    """What the run will need, and whether it can start."""
-    try:
-        plan = plan_draft(draft)
-    except ConfigError as error:
-        problems = words.lines([plainly(line) for line in str(error).split("\n")], "problem")
-        return [problems, gr.Button(interactive=False)]
-    return [_needs(plan), gr.Button(interactive=not plan.problems)]
-
-
 def plainly(message: str) -> str:
     """A message about settings in the words that the page has for them and for their values."""
-    for name, (label, _) in LABELS.items():
-        for words_for, value in [*CHOICES.get(name, ()), ("on", "true"), ("off", "false")]:
-            said = words_for.partition(":")[0]
+    for name, setting in SETTINGS.items():
+        for value, words_for in {**setting.choices, "true": "on", "false": "off"}.items():
+            label = words_for.partition(":")[0]
             for between in (" ", " is "):
-                message = re.sub(rf"`{name}`{between}{value}\b", f"“{label}”{between}“{said}”", message)
-        message = message.replace(f"`{name}`", f"“{label}”")
+                message = re.sub(
+                    rf"`{name}`{between}{value}\b", f"“{setting.label}”{between}“{label}”", message
+                )
+        message = message.replace(f"`{name}`", f"“{setting.label}”")
     return message
 
 
@@ -186,10 +252,11 @@ def _needs(plan: Plan) -> str:
         return _messages(plan)
     time, pace = words.in_time(plan.seconds), words.pace(plan.seconds_per_step)
     free, disk_free = words.memory(plan.memory_free), words.disk(plan.disk_free)
-    each, fetched = plan.pictures_per_step, plan.download == 0
+    fetched = plan.download == 0
+    timed = f"{pace} a step, {plan.source}{'' if fetched else '; without the download'}"
     cells = {
-        "Steps": (f"{plan.steps}", f"{each} picture{'' if each == 1 else 's'} each"),
-        "Time": (time, f"{pace} a step, {plan.source}{'' if fetched else '; without the download'}"),
+        "Steps": (f"{plan.steps}", f"{words.count(plan.pictures_per_step, 'picture')} each"),
+        **({"Time": (time, timed)} if plan.promise else {}),
         "Memory": (words.memory(plan.memory), f"of {free} free, {plan.device}"),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }
@@ -230,32 +297,23 @@ def plan_draft(draft: Draft) -> Plan:
     )
 
 
-def tell(draft: Draft) -> dict:
-    """The plan as plain values."""
-    return asdict(plan_draft(draft))
-
-
-def keep_settings(tab: str, moment: float, draft: Draft, values: dict) -> None:
-    """Keeps these settings, as they stood in this tab at this moment, where they differ from the preset.
-
-    An empty field goes back to the preset's value.
-    """
+def keep_settings(draft: Draft, values: dict) -> Draft:
+    """Keeps settings where they differ from the preset; an empty field goes back to the preset's value."""
     usual = {**asdict(TrainConfig()), **load_preset(draft.preset).settings}
     changes = {}
     for name, value in values.items():
-        if name == "preview_prompts":
+        if name == PROMPTS:
             value = [line.strip() for line in (value or "").splitlines() if line.strip()]
         same = value is None or value == usual[name] or (isinstance(value, list) and not value)
         changes[name] = None if same else value
-    typing_order.keep(tab, f"{draft.id} plan", moment, partial(set_settings, draft, **changes))
+    return set_settings(draft, **changes)
 
 
-def start(draft_id: str) -> str:
+def start(draft: Draft) -> str:
     """Starts a run of the draft, or puts it into the queue; returns its id.
 
     While a run of this very draft waits or works, it is that run: a second tab must not train the same twice.
     """
-    draft = the_draft(draft_id)
     if run := _started(draft):
         return run.id
     check_ready(draft_config(draft))  # it may ask the Hub: not while another tab waits for the lock
@@ -263,11 +321,14 @@ def start(draft_id: str) -> str:
         if run := _started(draft):
             return run.id
         config, dataset = draft_config(draft), draft_dataset(draft)
-        if problems := plan_draft(draft).problems:
-            raise RunError("\n".join(plainly(problem) for problem in problems))
+        plan = plan_draft(draft)
+        if plan.problems:
+            raise RunError("\n".join(plainly(problem) for problem in plan.problems))
         run = create_run(default_runs_dir(), config, dataset)
+        assert plan.promise is not None  # it is left out only where there are problems
+        keep_promise(run.path, plan.promise)
         enqueue(run)
-        replace_file(draft.path / STARTED, json.dumps({"run": run.id, "state": _state_mark(draft)}))
+        replace_file(draft.path / STARTED, json.dumps({"run": run.id, "content": _digest(draft)}))
     start_next(run.runs_dir)
     return run.id
 
@@ -278,11 +339,11 @@ def _started(draft: Draft) -> Run | None:
         return None
     started = json.loads((draft.path / STARTED).read_bytes())
     for run in list_runs(default_runs_dir()):
-        if run.id == started["run"] and started["state"] == _state_mark(draft):
+        if run.id == started["run"] and started.get("content") == _digest(draft):
             status = run.status
             return run if status.busy else None
     return None
 
 
-def _state_mark(draft: Draft) -> str:
-    return hashlib.sha256(json.dumps(read_state(draft.path), sort_keys=True).encode()).hexdigest()
+def _digest(draft: Draft) -> str:
+    return hashlib.sha256(json.dumps(asdict(draft.content), sort_keys=True).encode()).hexdigest()

@@ -1,13 +1,15 @@
 """The fifth step, its second half: the card and the push to the Hub."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import gradio as gr
+from gradio.blocks import Block
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub import push as hub
 from dopsd_app.hub.access import find_token, this_space
-from dopsd_app.hub.card_pictures import card_pictures, clear_pictures, keep_picture
+from dopsd_app.hub.card_pictures import card_pictures, clear_pictures
 from dopsd_app.hub.publication import Publication, suggest_name
 from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, latest_push
 from dopsd_app.jobs.job import Job
@@ -16,16 +18,21 @@ from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.catalog import find_licence
 from dopsd_app.ui import words
+from dopsd_app.ui.events import listen, on_tick
 from dopsd_app.ui.run_actions import the_run
 from dopsd_app.ui.try_it import chosen_step
 
-LOOKING = 1.0  # seconds between two looks at a push
+if TYPE_CHECKING:
+    from dopsd_app.ui.page import Page
+
+BUSY = 1.0  # seconds between two polls of a push
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PublishStep:
-    """The components of this half that others set or listen to."""
+    """The components of this half, and what its events do."""
 
+    page: "Page" = field(init=False)
     name: gr.Textbox
     private: gr.Checkbox
     captions: gr.Checkbox
@@ -40,20 +47,122 @@ class PublishStep:
     timer: gr.Timer
 
     @property
-    def of_run(self) -> list:
-        """What `show` fills, in its order."""
+    def outputs(self) -> list[Block]:
+        """What `show` fills."""
         about = [self.name, self.private, self.captions, self.pictures, self.clear, self.card]
         return [*about, *self.watched]
 
     @property
-    def watched(self) -> list:
-        """What `look` fills, in its order."""
+    def watched(self) -> list[Block]:
+        """What `show_push` fills."""
         return [self.result, self.cancel, self.timer]
 
-    @property
-    def settings(self) -> list:
-        """What `push` and `preview_card` take after the run's id, in their order; then comes the step."""
-        return [self.name, self.private, self.captions]
+    def connect(self, page: "Page") -> None:
+        """Connects the half's events."""
+        self.page = page
+        run_id = page.train.run_id
+        choices = [run_id, self.name, self.private, self.captions, page.trying.checkpoint]
+        listen(self.clear.click, self.clear_pictures, run_id, [self.pictures, self.clear])
+        listen(self.preview.click, self.preview_card, choices, self.card, progress_on=self.card)
+        on_tick(self.timer, self.show_push, [run_id], self.watched)
+        listen(self.cancel.click, self.cancel_push, run_id)
+        pushed = listen(
+            self.publish.click,
+            self.push,
+            [*choices, self.token],
+            [*self.watched, self.token],
+            progress_on=self.result,
+            trigger_mode="once",
+        )
+        listen(pushed.failure, self.forget_token, None, self.token)
+
+    # --- what the half shows
+
+    def show(self, run_id: str) -> dict:
+        """Fills the half for a run."""
+        run = the_run(run_id)
+        return {
+            self.name: gr.Textbox(
+                value=suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"
+            ),
+            # What was chosen for another run holds for that one.
+            self.private: True,
+            self.captions: False,
+            **self.show_pictures(run),
+            self.card: gr.Textbox(visible=False),
+            **self.show_push(run_id),
+        }
+
+    def show_pictures(self, run: Run) -> dict:
+        """The pictures of the run's card."""
+        kept = card_pictures(run)
+        if not kept:
+            note = 'Draw a picture above and press "Use on the card".'
+            empty = f"<div class='empty'><p>{words.text(note)}</p></div>"
+            return {self.pictures: empty, self.clear: gr.Button(visible=False)}
+        figures = "".join(
+            f"<figure>{words.image(file, prompt, 320)}<figcaption>{words.text(prompt)}</figcaption></figure>"
+            for file, prompt in kept
+        )
+        group = "class='strip' tabindex='0' role='group' aria-label='Pictures of the card'"
+        strip = f"<div class='over-time'><h3>Pictures of the card</h3><div {group}>{figures}</div></div>"
+        return {self.pictures: strip, self.clear: gr.Button(visible=True)}
+
+    def show_push(self, run_id: str) -> dict:
+        """How the run's push stands, where one is at work; else what came of it, or of an earlier one."""
+        run = the_run(run_id)
+        job = latest_push(run)
+        status = job.status if job else None
+        live = bool(status and status.busy)
+        if live:
+            result = _progress(status)
+        elif status and status.state != "finished":
+            result = _problem(STOPPED if status.state == "stopped" else status.reason)
+        else:
+            result = _link(hub.published(run))
+        timer = gr.Timer(BUSY, active=live)
+        return {self.result: result, self.cancel: gr.Button(interactive=live), self.timer: timer}
+
+    # --- what its events do
+
+    def clear_pictures(self, run_id: str) -> dict:
+        """Takes all pictures off the run's card."""
+        run = the_run(run_id)
+        clear_pictures(run)
+        return self.show_pictures(run)
+
+    def preview_card(
+        self, run_id: str, name: str, private: bool, with_captions: bool, checkpoint: str
+    ) -> dict:
+        """The text of the model card as it would be published."""
+        text = preview_card(run_id, name, private, with_captions, chosen_step(checkpoint))
+        return {self.card: gr.Textbox(text, visible=True)}
+
+    def push(
+        self,
+        run_id: str,
+        name: str,
+        private: bool,
+        with_captions: bool,
+        checkpoint: str,
+        token: str,
+        oauth_token: str | None,
+    ) -> dict:
+        """Asks for a push, and shows how it stands; the token's box is empty afterwards."""
+        try:
+            ask(run_id, name, private, with_captions, chosen_step(checkpoint), token, oauth_token)
+        except KnownFailure as error:
+            return {self.result: _problem(str(error)), self.token: ""}
+        return {**self.show_push(run_id), self.token: ""}
+
+    def forget_token(self) -> dict:
+        """Empties the token's box: a push that failed leaves none in it either."""
+        return {self.token: ""}
+
+    def cancel_push(self, run_id: str) -> None:
+        """Stops the run's push."""
+        cancel_push(the_run(run_id))
+        gr.Info("Cancelled.", duration=4)
 
 
 def publish_step() -> PublishStep:
@@ -71,7 +180,7 @@ def publish_step() -> PublishStep:
                 type="password",
                 visible=this_space() is None,
                 elem_id="token",
-                placeholder="Empty: the one of `hf auth login`",
+                placeholder="Empty: the one of hf auth login",
                 info="From huggingface.co/settings/tokens, with the right to write. It is not stored.",
             )
             with gr.Row(elem_classes="buttons"):
@@ -84,37 +193,19 @@ def publish_step() -> PublishStep:
             clear = gr.Button("Take the pictures off", size="sm", visible=False, elem_id="clear-card")
             card = words.code_box("README.md of the repository", "card", visible=False)
     return PublishStep(
-        name, private, captions, token, pictures, clear, preview, card, publish, result, cancel_button,
-        gr.Timer(LOOKING, active=False),
-    )  # fmt: skip
-
-
-def show(run_id: str) -> list:
-    """Fills the half for a run."""
-    run = the_run(run_id)
-    return [
-        gr.Textbox(value=suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"),
-        True,  # what was chosen for another run holds for that one
-        False,
-        *_shown_pictures(run),
-        gr.Textbox(visible=False),
-        *look(run_id),
-    ]
-
-
-def look(run_id: str) -> list:
-    """How the run's push stands, where one is at work; else what came of it, or of an earlier one."""
-    run = the_run(run_id)
-    job = latest_push(run)
-    status = job.status if job else None
-    live = bool(status and status.busy)
-    if live:
-        said = _progress(status)
-    elif status and status.state != "finished":
-        said = _problem(STOPPED if status.state == "stopped" else status.reason)
-    else:
-        said = _link(hub.published(run))
-    return [said, gr.Button(interactive=live), gr.Timer(LOOKING, active=live)]
+        name=name,
+        private=private,
+        captions=captions,
+        token=token,
+        pictures=pictures,
+        clear=clear,
+        preview=preview,
+        card=card,
+        publish=publish,
+        result=result,
+        cancel=cancel_button,
+        timer=gr.Timer(BUSY, active=False),
+    )
 
 
 def _progress(status: Status) -> str:
@@ -126,7 +217,7 @@ def _progress(status: Status) -> str:
 
 
 def _problem(sentence: str) -> str:
-    return f"<p class='problem' role='alert'>{words.text(sentence)}</p>"
+    return f"<p class='problem' role='alert'>{words.message(sentence)}</p>"
 
 
 def _licence(run: Run) -> str:
@@ -136,57 +227,7 @@ def _licence(run: Run) -> str:
     return "Licence: that of the base model, which you should know."
 
 
-def _shown_pictures(run: Run) -> list:
-    kept = card_pictures(run)
-    if not kept:
-        note = 'Draw a picture above and press "Use on the card".'
-        return [f"<div class='empty'><p>{words.text(note)}</p></div>", gr.Button(visible=False)]
-    figures = "".join(
-        f"<figure>{words.image(file, prompt, 320)}<figcaption>{words.text(prompt)}</figcaption></figure>"
-        for file, prompt in kept
-    )
-    strip = f"<div class='strip' tabindex='0' role='group' aria-label='Pictures of the card'>{figures}</div>"
-    return [f"<div class='over-time'><h3>Pictures of the card</h3>{strip}</div>", gr.Button(visible=True)]
-
-
-def keep(run_id: str, drawing_id: str) -> list:
-    """Puts a drawn picture on the run's card."""
-    run = the_run(run_id)
-    keep_picture(run, drawing_id)
-    return _shown_pictures(run)
-
-
-def clear(run_id: str) -> list:
-    """Takes all pictures off the run's card."""
-    run = the_run(run_id)
-    clear_pictures(run)
-    return _shown_pictures(run)
-
-
 # --- the card and the push
-
-
-def push(
-    run_id: str,
-    name: str,
-    private: bool,
-    with_captions: bool,
-    checkpoint: str,
-    token: str,
-    oauth_token: str | None,
-) -> list:
-    """Asks for a push, and shows how it stands; the token's box is empty afterwards, whatever happened."""
-    try:
-        ask(run_id, name, private, with_captions, chosen_step(checkpoint), token, oauth_token)
-    except KnownFailure as error:
-        return [_problem(str(error)), gr.skip(), gr.skip(), ""]
-    return [*look(run_id), ""]
-
-
-def cancel(run_id: str) -> str:
-    """Stops the run's push."""
-    cancel_push(the_run(run_id))
-    return "Cancelled."
 
 
 def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int | None) -> str:

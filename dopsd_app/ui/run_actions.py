@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 from dopsd_app.errors import KnownFailure
+from dopsd_app.hub import scheduled_push
 from dopsd_app.hub.publication import BEST, Publication
-from dopsd_app.hub.when_finished import make_wish
 from dopsd_app.jobs.job import delete_job
 from dopsd_app.jobs.queue import send_command, start_next
 from dopsd_app.jobs.runs import Run, default_runs_dir, known_run, latest_checkpoint, list_runs, resume
@@ -84,7 +84,7 @@ def list_all_runs() -> list[dict]:
 def show_run(run_id: str) -> dict:
     """How a run stands: state, step, pace, time left, losses, health, warnings, the LoRA's check."""
     run = the_run(run_id)
-    view = watcher.look(run)
+    view = watcher.read(run)
     return {
         **{key: getattr(view.status, key) for key in RUN_FACTS},
         "seconds_per_step": view.seconds_per_step,
@@ -119,7 +119,7 @@ def statuses() -> list[tuple[Run, Status]]:
     return found
 
 
-def wish(
+def schedule_push(
     run_id: str,
     push: bool,
     name: str,
@@ -138,10 +138,11 @@ def wish(
             "A pause empties the Space's disk, so it comes only after a push. Choose that too."
         )
     if not push:
-        make_wish(run, None, oauth_token)
+        scheduled_push.schedule_push(run, None, oauth_token)
         return "Nothing will be done."
     checkpoint = BEST if healthiest else None
-    make_wish(run, Publication(name.strip(), private, checkpoint=checkpoint, pause=pause), oauth_token)
+    publication = Publication(name.strip(), private, checkpoint=checkpoint, pause=pause)
+    scheduled_push.schedule_push(run, publication, oauth_token)
     return f"It will be published as {name.strip()} when it has finished."
 
 

@@ -4,15 +4,16 @@ import hashlib
 import json
 import secrets
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import gradio as gr
 from filelock import FileLock
+from gradio.blocks import Block
 
 from dopsd_app.checks.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 from dopsd_app.config import load_preset
 from dopsd_app.data.caption_file import clean_captions
-from dopsd_app.data.draft_file import read_state
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.data.pictures import copy_examples
 from dopsd_app.errors import KnownFailure
@@ -23,11 +24,16 @@ from dopsd_app.jobs.runs import default_runs_dir
 from dopsd_app.models.base_download import needs_fetching
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.ui import words
-from dopsd_app.ui.news import only_new, seen_marks
-from dopsd_app.ui.pictures import the_draft
+from dopsd_app.ui.events import held, listen, on_tick
+from dopsd_app.ui.navigation import PLAN
+from dopsd_app.ui.pictures import draft_of
 from dopsd_app.ui.plan import check_ready
+from dopsd_app.ui.updates import only_changed
 
-LOOKING, RESTING = 0.5, 30.0  # seconds between two looks
+if TYPE_CHECKING:
+    from dopsd_app.ui.page import Page
+
+BUSY, IDLE = 0.5, 30.0  # seconds between two polls
 WORDS = {
     "sees": "The teacher sees it",
     "partly": "The teacher sees it partly",
@@ -41,10 +47,11 @@ INTRODUCTION = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TeacherStep:
-    """The components of this step that others set or listen to."""
+    """The components of this step, and what its events do."""
 
+    page: "Page" = field(init=False)
     check: gr.Button
     cancel: gr.Button
     go: gr.Button
@@ -52,12 +59,70 @@ class TeacherStep:
     verdict: gr.HTML
     rows: gr.HTML
     timer: gr.Timer
-    seen: gr.JSON
+    digests: gr.JSON
 
     @property
-    def watched(self) -> list:
-        """What `look` fills, in its order."""
-        return [self.seen, self.status, self.verdict, self.rows, self.check, self.cancel, self.go, self.timer]
+    def outputs(self) -> list[Block]:
+        """What `show` fills."""
+        shown = [self.status, self.verdict, self.rows, self.check, self.cancel, self.go]
+        return [self.digests, *shown, self.timer]
+
+    def connect(self, page: "Page") -> None:
+        """Connects the step's events."""
+        self.page = page
+        draft = page.pictures.draft
+        at = [draft, self.digests]
+        listen(self.check.click, self.begin, at, self.outputs)
+        listen(self.cancel.click, self.end, at, self.outputs)
+        on_tick(self.timer, self.poll, at, self.outputs)
+        outputs = [*page.navigation.outputs, *page.plan.outputs]
+        listen(self.go.click, self.go_on, draft, outputs, progress_on=page.plan.needs)
+
+    def begin(self, shown: object, sent: object) -> dict:
+        """Begins a check of the draft."""
+        draft = draft_of(shown)
+        start_check(draft)
+        return self.show(draft, sent)
+
+    def end(self, shown: object, sent: object) -> dict:
+        """Stops the draft's check."""
+        draft = draft_of(shown)
+        cancel_check(draft)
+        return self.show(draft, sent)
+
+    def go_on(self, shown: object) -> dict:
+        """Goes on to the third step."""
+        return {**self.page.navigation.go_to(PLAN), **self.page.plan.show(draft_of(shown))}
+
+    def poll(self, shown: object, sent: object) -> dict:
+        """All that has changed since this tab was sent it; nothing before the page knows its draft."""
+        return self.show(draft_of(shown), sent) if shown else {}
+
+    def show(self, draft: Draft, sent: object = None) -> dict:
+        """All that shows the check; what this tab has already is left as it is."""
+        drawing = draft_check(draft)
+        status = drawing.status if drawing else None
+        live = bool(status and status.busy)
+        rows = rows_drawn(drawing.path) if drawing else []
+        check = read_check(drawing.path) if drawing else None
+        outdated = bool(check) and is_outdated(draft)
+        first = _fetched_first(draft) if not live and not rows else ""
+        values = {
+            self.status: (
+                (status and (status.state, status.done, status.total, status.reason, status.speed)) or first,
+                lambda: _status(status) or first,
+            ),
+            self.verdict: (
+                (drawing and drawing.id, bool(check), outdated),
+                lambda: _verdict(check, outdated),
+            ),
+            self.rows: ((drawing and drawing.id, len(rows)), lambda: _rows(drawing, rows)),
+            self.check: ((live, bool(rows)), lambda: _check_button(live, bool(rows))),
+            self.cancel: (live, lambda: gr.Button(interactive=live)),
+            self.go: (bool(check), lambda: _go_button(bool(check))),
+            self.timer: (live, lambda: gr.Timer(BUSY if live else IDLE, active=True)),
+        }
+        return only_changed(values, self.digests, sent)
 
 
 def teacher_step() -> TeacherStep:
@@ -70,15 +135,14 @@ def teacher_step() -> TeacherStep:
     status = gr.HTML(elem_id="check-status")
     verdict = gr.HTML(elem_id="verdict")
     rows = gr.HTML(INTRODUCTION, elem_id="check-rows")
-    return TeacherStep(check, cancel_button, go, status, verdict, rows, gr.Timer(RESTING), seen_marks())
+    return TeacherStep(check, cancel_button, go, status, verdict, rows, gr.Timer(IDLE, active=False), held())
 
 
 # --- actions
 
 
-def start_check(draft_id: str) -> Drawing:
+def start_check(draft: Draft) -> Drawing:
     """Begins a teacher check of the draft as it is now; the draft remembers which check is its own."""
-    draft = the_draft(draft_id)
     check_ready(draft_config(draft))  # it may ask the Hub: not while another tab waits for the lock
     with FileLock(draft.path / ".check.lock", timeout=60):
         if (earlier := draft_check(draft)) and earlier.status.busy:
@@ -99,11 +163,10 @@ def start_check(draft_id: str) -> Drawing:
     return drawing
 
 
-def cancel_check(draft_id: str) -> str:
+def cancel_check(draft: Draft) -> None:
     """Stops the draft's check after the picture at hand."""
-    if drawing := draft_check(the_draft(draft_id)):
+    if drawing := draft_check(draft):
         cancel(drawing)
-    return "Cancelled."
 
 
 def draft_check(draft: Draft) -> Drawing | None:
@@ -120,51 +183,24 @@ def is_outdated(draft: Draft) -> bool:
 
 
 def _mark(draft: Draft) -> str:
-    state = read_state(draft.path)
-    settings = load_preset(state["preset"]).settings | state["settings"]  # which may not be whole just now
-    pictures = [(item["key"], item["caption"]) for item in state["items"][:CHECKED]]
-    seen = [pictures, settings.get("base_model"), settings.get("resolution")]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    settings = load_preset(draft.preset).settings | draft.settings  # which may not be whole just now
+    pictures = [(item.key, item.caption) for item in draft.items[:CHECKED]]
+    checked = [pictures, settings.get("base_model"), settings.get("resolution")]
+    return hashlib.sha256(json.dumps(checked).encode()).hexdigest()
 
 
 def _file(draft: Draft):
     return draft.path / "check"
 
 
-def show_check(draft_id: str) -> dict:
+def show_check(draft: Draft) -> dict:
     """The score and the sentence of the draft's finished check; empty without one."""
-    draft = the_draft(draft_id)
     drawing = draft_check(draft)
     check = read_check(drawing.path) if drawing else None
     return asdict(check) | {"outdated": is_outdated(draft)} if check else {}
 
 
 # --- the page
-
-
-def look(draft_id: str, seen: dict) -> list:
-    """New values for all that shows the check; what this tab has already is left as it is."""
-    draft = the_draft(draft_id) if draft_id else None
-    drawing = draft_check(draft) if draft else None
-    status = drawing.status if drawing else None
-    live = bool(status and status.busy)
-    rows = rows_drawn(drawing.path) if drawing else []
-    check = read_check(drawing.path) if drawing else None
-    outdated = bool(check) and is_outdated(draft)
-    first = _fetched_first(draft) if draft and not live and not rows else ""
-    values = {
-        "status": (
-            (status and (status.state, status.done, status.total, status.reason, status.speed)) or first,
-            lambda: _status(status) or first,
-        ),
-        "verdict": ((drawing and drawing.id, bool(check), outdated), lambda: _verdict(check, outdated)),
-        "rows": ((drawing and drawing.id, len(rows)), lambda: _rows(drawing, rows)),
-        "check": ((live, bool(rows)), lambda: _check_button(live, bool(rows))),
-        "cancel": (live, lambda: gr.Button(interactive=live)),
-        "go": (bool(check), lambda: _go_button(bool(check))),
-        "timer": (live, lambda: gr.Timer(LOOKING if live else RESTING)),
-    }
-    return only_new(values, seen)
 
 
 def _fetched_first(draft: Draft) -> str:
@@ -174,7 +210,7 @@ def _fetched_first(draft: Draft) -> str:
         if not needs_fetching(config.base_model, config.revision):
             return ""
         facts = find_facts(config.base_model, config.revision)
-    except KnownFailure:  # told where the settings and the base model are
+    except KnownFailure:  # reported where the settings and the base model are
         return ""
     size = f": at most {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
     return f"<p class='hint'>{words.text(facts.label)} is fetched from the Hub first, once{size}.</p>"
@@ -193,19 +229,19 @@ def _status(status) -> str:
     if status is None or status.state == "finished":
         return ""
     if not status.busy:
-        return f"<p class='problem' role='status'>{words.text(status.reason or 'Cancelled.')}</p>"
-    said = {
+        return f"<p class='problem' role='status'>{words.message(status.reason or 'Cancelled.')}</p>"
+    sentence = {
         "queued": "Waiting for the model",
         "loading": "Loading the model",
     }.get(status.state, f"Drawing, {status.done} of {status.total}")
     if status.download:
-        said = f"{words.STATES['downloading']}. {words.download(status.download)}."
+        sentence = f"{words.STATES['downloading']}. {words.download(status.download)}."
     share = status.done / status.total if status.total else 0
     label = "Base model fetched" if status.download else "Pictures drawn"
     # What changes twice a second is not to be read out twice a second.
     live = "" if status.download else " role='status' aria-live='polite'"
     return (
-        f"<p class='hint'{live}>{said}</p>"
+        f"<p class='hint'{live}>{sentence}</p>"
         f"<progress max='1' value='{share:.3f}' aria-label='{label}'></progress>"
     )
 
@@ -217,14 +253,14 @@ def _verdict(check: TeacherCheck | None, outdated: bool) -> str:
     return words.lines([old] if outdated else [], "advice") + (
         f"<div class='verdict {MARKS[check.verdict]}' role='status'>"
         f"<p class='word'>{WORDS[check.verdict]}</p>"
-        f"<p>{words.text(check.sentence)}</p>"
+        f"<p>{words.message(check.sentence)}</p>"
         f"<p class='hint'>Score {check.score:.2f}, from 0 to 1: what the teacher"
         " takes from your pictures, beyond what an even grey picture gives it.</p></div>"
     )
 
 
 def _rows(drawing: Drawing | None, rows: list) -> str:
-    if not rows:
+    if drawing is None or not rows:
         return INTRODUCTION
     captions = _captions(drawing)
     parts = ["<div class='check'><div class='row head'><span>Your picture</span><span>From the caption"
@@ -240,6 +276,6 @@ def _rows(drawing: Drawing | None, rows: list) -> str:
 def _captions(drawing: Drawing) -> list[str]:
     """The first caption of each picture, as it was when the check began."""
     found = []
-    for file in sorted(drawing.asked.folder.glob("*.txt")):
+    for file in sorted(drawing.asked_for(CheckRequest).folder.glob("*.txt")):
         found.append(clean_captions(file.read_text(encoding="utf-8").splitlines(), file.name)[0])
     return found

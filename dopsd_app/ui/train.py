@@ -1,54 +1,45 @@
 """The fourth step: watching runs, and asking things of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import gradio as gr
-import pandas as pd
+from gradio.blocks import Block
 
-from dopsd_app.hub.access import this_space
-from dopsd_app.hub.publication import BEST, suggest_name
-from dopsd_app.hub.when_finished import read_wish, waits_for_sign_in
-from dopsd_app.jobs.events import HealthMeasured
-from dopsd_app.jobs.runs import Run
+from dopsd_app.data.drafts import default_drafts_dir
+from dopsd_app.data.uploads import clone_run
+from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.runs import Run, default_runs_dir, list_runs
 from dopsd_app.jobs.status import Status
-from dopsd_app.jobs.watch import Preview, RunView
-from dopsd_app.progress import DownloadProgress
-from dopsd_app.ui import words
-from dopsd_app.ui.news import only_new, seen_marks
-from dopsd_app.ui.plan import plainly
-from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, run_name, statuses, the_run, watcher, wish
-from dopsd_app.ui.server.guard import guarded
+from dopsd_app.jobs.watch import RunView
+from dopsd_app.ui import run_actions, run_report, words
+from dopsd_app.ui.confirmation import Confirmation, confirmation
+from dopsd_app.ui.events import held, listen, on_tick
+from dopsd_app.ui.navigation import PLAN, TRAIN, TRY
+from dopsd_app.ui.pictures import draft_of
+from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, run_name, statuses, the_run, watcher
+from dopsd_app.ui.try_it import cancel_others
+from dopsd_app.ui.updates import only_changed
+from dopsd_app.ui.when_finished import WhenFinished, describe_scheduled, when_finished
 
-WATCHING, RESTING = 1.0, 5.0  # seconds between two looks: while a run is at work or waits, and otherwise
-EMPTY = (
-    "<div class='empty'><p>No run yet. Choose pictures, look at the plan and press <b>Start</b>.</p></div>"
-)
-NONE_CHOSEN = "<div class='empty'><p>Choose one of the runs to see how it stands.</p></div>"
+if TYPE_CHECKING:
+    from dopsd_app.ui.page import Page
 
-SCORES = {
-    "Like your pictures": ("#4f46e5", "should rise: how like them its pictures of the prompts are"),
-    "Follows the prompt": ("#d97706", "should stay high: 1 is the most, 0 is chance"),
-    "Clean pictures": ("#16a34a", "should stay high: it falls when pictures get worse"),
-    "Other prompts change": ("#dc2626", "should stay low: how far pictures of something else have moved"),
-}
-LEGEND = "".join(
-    f"<p class='hint'><span style='background:{colour}'></span><b>{name}</b> {meaning}</p>"
-    for name, (colour, meaning) in SCORES.items()
-)
-
+BUSY, IDLE = 1.0, 5.0  # seconds between two polls: while a run is at work or waits, and otherwise
 MORE = 400  # steps that are offered to a run that is over
-GOOD = "The LoRA file was loaded back into the base model and draws what was trained."
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TrainStep:
-    """The components of this step that others set or listen to."""
+    """The components of this step, and what its events do."""
 
-    run_id: gr.State
+    page: "Page" = field(init=False)
+    run_id: gr.Textbox  # of the run that is shown
+    to_runs: gr.Button  # in every step: the header of the steps leads back only
     runs: gr.Radio
     timer: gr.Timer
-    seen: gr.JSON
+    digests: gr.JSON
     status: gr.HTML
     progress: gr.HTML
     rollout: gr.HTML
@@ -64,33 +55,196 @@ class TrainStep:
     save: gr.Button
     clone: gr.Button
     delete: gr.Button
-    sure: gr.Row
-    really: gr.Button
-    keep: gr.Button
+    deletion: Confirmation
     to_try: gr.Button
-    wish: list  # push, name, private, pause, healthiest and what was said of them
-    ask: gr.Button
-    log: gr.Textbox
+    when_finished: WhenFinished
+    log: gr.Accordion
+    log_text: gr.Textbox
 
     @property
-    def beside(self) -> list:
-        """What `show_beside` fills, in its order."""
-        return [self.log, *self.wish[:-1]]
+    def watched(self) -> list[Block]:
+        """What `show_new` fills."""
+        plots = [self.curve, self.health]
+        shown = [self.status, self.progress, self.rollout, self.samples, *plots]
+        of_run = [self.stop, self.resume, self.preview, self.save, self.clone, self.delete, self.to_try]
+        return [
+            self.digests, self.runs, *shown, *of_run, self.further, self.when_finished.message, self.timer
+        ]  # fmt: skip
 
     @property
-    def watched(self) -> list:
-        """What `look` fills, in its order."""
-        of_run = [self.stop, self.resume, self.preview, self.save]
-        buttons = [*of_run, self.clone, self.delete, self.to_try, self.further]
-        shown = [self.status, self.progress, self.rollout, self.samples, self.curve, self.health]
-        return [self.seen, self.runs, *shown, *buttons, self.wish[-1], self.timer]
+    def outputs(self) -> list[Block]:
+        """What `show` fills."""
+        beside = [self.log_text, *self.when_finished.choices, self.deletion.row, self.deletion.subject]
+        return [self.run_id, *self.watched, *beside]
+
+    def connect(self, page: "Page") -> None:
+        """Connects the step's events."""
+        self.page = page
+        at = [self.run_id, self.digests]
+        on_tick(self.timer, self.show_new, at, self.watched)
+        listen(self.stop.click, self.stop_run, at, self.watched)
+        listen(self.resume.click, self.resume_run, at, self.watched)
+        listen(self.go_on.click, self.train_further, [*at, self.more], self.watched)
+        listen(self.preview.click, self.preview_now, at, self.watched)
+        listen(self.save.click, self.save_now, at, self.watched)
+        listen(self.runs.input, self.show, [self.runs, self.digests], self.outputs)
+        listen(self.log.expand, self.read_log, self.run_id, self.log_text)
+        listen(self.delete.click, self.ask_to_delete, self.run_id, self.deletion.outputs)
+        self.deletion.connect(self.delete_run, at, self.outputs)
+        self.when_finished.connect(self.run_id)
+        steps = [*page.navigation.outputs, *page.plan.outputs]
+        listen(
+            self.clone.click,
+            self.use_again,
+            self.run_id,
+            [*steps, *page.pictures.outputs],
+            progress_on=page.plan.needs,
+        )
+        listen(self.to_runs.click, self.open, [page.pictures.draft, self.run_id], [*steps, *self.outputs])
+        listen(
+            self.to_try.click,
+            self.try_lora,
+            self.run_id,
+            [*page.navigation.outputs, *page.trying.outputs, *page.publishing.outputs],
+            progress_on=page.trying.title,
+        )
+
+    # --- what the step shows
+
+    def show(self, run_id: str, sent: object = None) -> dict:
+        """Another run than before: nothing that was open for the last one is left beside it."""
+        run = next((run for run in list_runs(default_runs_dir()) if run.id == run_id), None)
+        return {
+            self.run_id: run_id,
+            self.log_text: read_log(run_id) if run else "",
+            **self.when_finished.show(run),
+            **self.deletion.close(),
+            **self.show_new(run_id, sent),
+        }
+
+    def show_new(self, run_id: str, sent: object) -> dict:
+        """All that shows runs; what this tab has already is left as it is."""
+        known = statuses()
+        run, view = _view(run_id, [run for run, _ in known])
+        busy = any(status.busy for _, status in known)
+        choices = [(_label(run, status), run.id) for run, status in known]
+        scheduled = describe_scheduled(run) if run and view else ""
+        values = {
+            self.runs: {"choices": choices, "value": run.id if run else None},
+            **self._pictures_of_run(view, run_report.NONE_CHOSEN if known else run_report.EMPTY),
+            **self._buttons(run, view),
+            self.when_finished.message: (scheduled, lambda: scheduled),
+            self.timer: (busy, lambda: gr.Timer(BUSY if busy else IDLE, active=True)),
+        }
+        return only_changed(values, self.digests, sent)
+
+    def _pictures_of_run(self, view: RunView | None, otherwise: str) -> dict:
+        """What tells of a change, and a maker, for each part that shows the chosen run."""
+        if view is None:
+            texts, plots = (self.progress, self.rollout, self.samples), (self.curve, self.health)
+            return {
+                self.status: (otherwise, lambda: otherwise),
+                **{part: (None, lambda: "") for part in texts},
+                **{plot: (None, lambda: gr.LinePlot(visible=False)) for plot in plots},
+            }
+        status = view.status
+        return {
+            self.status: (
+                (status.state, status.reason, view.check, view.warnings),
+                lambda: run_report.status(view),
+            ),
+            self.progress: (
+                (status.step, status.steps, status.state, view.download),
+                lambda: run_report.progress(view),
+            ),
+            self.rollout: ((view.rollouts[-1:], not view.samples), lambda: run_report.rollout(view)),
+            self.samples: (view.samples, lambda: run_report.samples(view.samples)),
+            self.curve: (view.curve, lambda: run_report.curve(view.curve)),
+            self.health: (view.health, lambda: run_report.health(view.health)),
+        }
+
+    def _buttons(self, run: Run | None, view: RunView | None) -> dict:
+        state = view.status.state if view else ""
+        live = state in ("downloading", "loading", "encoding", "training")
+        active = {
+            self.stop: live or state == "queued",
+            self.resume: state in ("draft", "stopped", "failed", "interrupted"),
+            self.preview: state == "training",
+            self.save: state == "training",
+            self.clone: bool(view),
+            self.delete: bool(view) and not (live or state == "stopping"),
+            self.to_try: bool(run) and can_try(run),
+        }
+        further = bool(run) and can_go_on(run, state)
+        buttons = {button: (on, lambda on=on: gr.Button(interactive=on)) for button, on in active.items()}
+        return {**buttons, self.further: (further, lambda: gr.Row(visible=further))}
+
+    # --- what its events do
+
+    def _after(self, answer: str, run_id: str, sent: object) -> dict:
+        """Shows in passing what came of an action, and how the run stands now."""
+        gr.Info(answer, duration=4)
+        return self.show_new(run_id, sent)
+
+    def stop_run(self, run_id: str, sent: object) -> dict:
+        """Asks the run to stop."""
+        return self._after(run_actions.stop_run(run_id), run_id, sent)
+
+    def resume_run(self, run_id: str, sent: object) -> dict:
+        """Puts the run back into the queue."""
+        return self._after(run_actions.resume_run(run_id), run_id, sent)
+
+    def train_further(self, run_id: str, sent: object, more: int | None) -> dict:
+        """Puts a run that is over back into the queue, to make more steps."""
+        if not more:
+            raise KnownFailure("Say how many more steps it is to make.")
+        return self._after(run_actions.resume_run(run_id, more), run_id, sent)
+
+    def preview_now(self, run_id: str, sent: object) -> dict:
+        """Asks the run for previews."""
+        return self._after(run_actions.preview_now(run_id), run_id, sent)
+
+    def save_now(self, run_id: str, sent: object) -> dict:
+        """Asks the run for a checkpoint."""
+        return self._after(run_actions.save_now(run_id), run_id, sent)
+
+    def read_log(self, run_id: str) -> dict:
+        """The end of the run's log."""
+        return {self.log_text: read_log(run_id)}
+
+    def ask_to_delete(self, run_id: str) -> dict:
+        """Asks whether the run is to be deleted."""
+        return self.deletion.ask(run_id, f"Delete {run_name(the_run(run_id))} for good")
+
+    def delete_run(self, subject: str, run_id: str, sent: object) -> dict:
+        """Deletes the run that was asked about, with its pictures, for good."""
+        gr.Info(run_actions.remove_run(subject), duration=4)
+        return self.show(_newest_run() if run_id == subject else run_id, sent)
+
+    def use_again(self, run_id: str) -> dict:
+        """A new draft with the run's pictures and settings, at the third step."""
+        run = the_run(run_id)
+        draft = clone_run(default_drafts_dir(), run.config, run.dataset)
+        page = self.page
+        return {**page.navigation.go_to(PLAN), **page.pictures.show(draft), **page.plan.show(draft)}
+
+    def open(self, shown: object, run_id: str) -> dict:
+        """Goes to this step from any other; the steps before are filled, for one can go back to them."""
+        plan = self.page.plan.show(draft_of(shown))
+        return {**self.page.navigation.go_to(TRAIN), **plan, **self.show(run_id or _newest_run())}
+
+    def try_lora(self, run_id: str) -> dict:
+        """Goes on to the fifth step."""
+        cancel_others(run_id)
+        page = self.page
+        return {**page.navigation.go_to(TRY), **page.trying.show(run_id), **page.publishing.show(run_id)}
 
 
-def train_step() -> TrainStep:
-    """Lays the step out."""
+def train_step(to_runs: gr.Button) -> TrainStep:
+    """Lays the step out; the button that leads to it stands outside."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            status = gr.HTML(EMPTY, elem_id="run-status")
+            status = gr.HTML(run_report.EMPTY, elem_id="run-status")
             progress = gr.HTML(elem_id="run-progress")
             with gr.Row(elem_classes="buttons"):
                 stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
@@ -107,7 +261,7 @@ def train_step() -> TrainStep:
                 x="step",
                 y="score",
                 color="of",
-                color_map={name: colour for name, (colour, _) in SCORES.items()},
+                color_map={name: colour for name, (colour, _) in run_report.SCORES.items()},
                 colors_in_legend=[],  # Gradio's own is cut off below the plot
                 height=240,
                 label="Health (step 0 is the base model)",
@@ -115,7 +269,7 @@ def train_step() -> TrainStep:
                 visible=False,
                 buttons=[],
             )
-            gr.HTML(LEGEND, elem_id="health-legend")
+            gr.HTML(run_report.LEGEND, elem_id="health-legend")
             curve = gr.LinePlot(
                 x="step", y="loss", height=220, label="Loss", elem_id="loss", visible=False, buttons=[]
             )
@@ -130,111 +284,46 @@ def train_step() -> TrainStep:
             with gr.Row(elem_classes="buttons"):
                 clone = gr.Button("Use again", interactive=False, size="sm", elem_id="clone")
                 delete = gr.Button("Delete", interactive=False, size="sm", elem_id="delete")
-            with gr.Row(visible=False, elem_classes="buttons") as sure:
-                really = gr.Button("Delete for good", variant="stop", size="sm", elem_id="really-delete")
-                keep = gr.Button("Keep it", size="sm", elem_id="keep-run")
+            deletion = confirmation("run", "Delete for good", "Keep it")
             with gr.Accordion("When finished", open=False, elem_id="when-finished"):
-                wish, ask = _wish_parts()
-    run_id, seen = gr.State(""), seen_marks()
-    timer = gr.Timer(RESTING)
-    log.expand(guarded(read_log), run_id, log_text, api_visibility="private", show_progress="hidden")
+                scheduled = when_finished()
     return TrainStep(
-        run_id, runs, timer, seen, status, progress, rollout, samples, curve, health,
-        stop, resume_button, further, more, go_on, preview, save, clone, delete, sure, really, keep,
-        to_try, wish, ask, log_text,
-    )  # fmt: skip
-
-
-def _wish_parts() -> tuple[list, gr.Button]:
-    push = gr.Checkbox(label="Push to the Hub", elem_id="wish-push")
-    name = gr.Textbox(label="Name on the Hub", max_length=200, elem_id="wish-name")
-    private = gr.Checkbox(True, label="Private", elem_id="wish-private")
-    pause = gr.Checkbox(
-        label="Then pause this Space: its disk is lost",
-        info="Needs the secret PAUSE_TOKEN: a token with the right to write to this Space",
-        visible=this_space() is not None,
-        elem_id="wish-pause",
+        run_id=gr.Textbox("", visible=False),  # it opens nothing to others
+        to_runs=to_runs,
+        runs=runs,
+        timer=gr.Timer(IDLE, active=False),  # until the page is filled
+        digests=held(),
+        status=status,
+        progress=progress,
+        rollout=rollout,
+        samples=samples,
+        curve=curve,
+        health=health,
+        stop=stop,
+        resume=resume_button,
+        further=further,
+        more=more,
+        go_on=go_on,
+        preview=preview,
+        save=save,
+        clone=clone,
+        delete=delete,
+        deletion=deletion,
+        to_try=to_try,
+        when_finished=scheduled,
+        log=log,
+        log_text=log_text,
     )
-    healthiest = gr.Checkbox(
-        label="The step in best health",
-        info="Where an earlier one is better than the last",
-        elem_id="wish-healthiest",
-    )
-    ask = gr.Button("Save", size="sm", elem_id="wish-keep")
-    return [push, name, private, pause, healthiest, gr.HTML(elem_id="wish-said")], ask
 
 
-def show_wish(run_id: str) -> list:
-    """What is to happen when the run has finished, and what became of it."""
-    if not run_id:
-        return [False, "", True, False, False]
-    run = the_run(run_id)
-    if (asked := read_wish(run).publication) is None:
-        return [False, suggest_name(run.config), True, False, False]
-    return [True, asked.name, asked.private, asked.pause, asked.checkpoint == BEST]
-
-
-def show_beside(run_id: str) -> list:
-    """The log and the wish of a run."""
-    return [read_log(run_id) if run_id else "", *show_wish(run_id)]
-
-
-def keep_wish(
-    run_id: str,
-    push: bool,
-    name: str,
-    private: bool,
-    pause: bool,
-    healthiest: bool,
-    oauth_token: str | None = None,
-) -> str:
-    """Keeps a wish, and says so."""
-    wish(run_id, push, name, private, pause, healthiest, oauth_token)
-    return _told(the_run(run_id))
-
-
-def _told(run: Run) -> str:
-    asked = read_wish(run)
-    if asked.reason:
-        return words.lines([asked.reason], "problem")
-    if asked.publication is None:
-        return ""
-    name, best = words.text(asked.publication.name), asked.publication.checkpoint == BEST
-    lora = "The LoRA, of its step in best health," if best else "The LoRA"
-    if waits_for_sign_in(run, asked):
-        where = "at the top of the page" if this_space() else "with `hf auth login`"
-        said = f"{lora} waits to be published as {name}: sign in {where}, then press Save."
-    elif asked.done:
-        said = f"{lora} was published as {name}."
-    else:
-        said = f"{lora} will be published as {name} when the run has finished."
-    return f"<p class='note' role='status'>{said}</p>"
-
-
-def look(run_id: str, seen: dict) -> list:
-    """New values for all that shows runs; what this tab has already is left as it is.
-
-    `seen` is what the tab was sent before: a mark for each output, so that pictures travel once.
-    """
-    known = statuses()
-    run, view = _view(run_id, [run for run, _ in known])
-    busy = any(status.busy for _, status in known)
-    choices = [(_label(run, status), run.id) for run, status in known]
-    chosen = run.id if run else None
-    values = {
-        "runs": {"choices": choices, "value": chosen},
-        **_pictures_of_run(view, NONE_CHOSEN if known else EMPTY),
-        **_buttons(run, view),
-        "wish": (told := _told(run) if view else "", lambda: told),
-        "timer": (busy, lambda: gr.Timer(WATCHING if busy else RESTING)),
-    }
-    return only_new(values, seen)
+def _newest_run() -> str:
+    return next((run.id for run in list_runs(default_runs_dir())), "")
 
 
 def _view(run_id: str, runs: list[Run]) -> tuple[Run | None, RunView | None]:
     run = next((run for run in runs if run.id == run_id), None)
     try:
-        return (run, watcher.look(run)) if run else (None, None)
+        return (run, watcher.read(run)) if run else (None, None)
     except FileNotFoundError:  # deleted between two lines
         return None, None
 
@@ -245,136 +334,3 @@ def _label(run: Run, status: Status) -> str:
     if status.state in ("training", "stopping", "stopped", "interrupted", "failed") and status.steps:
         state += f", {status.step} / {status.steps}"
     return f"{run_name(run)} · {state} · {made:%d %b %H:%M}"
-
-
-def _pictures_of_run(view: RunView | None, otherwise: str) -> dict:
-    """A mark and a maker for each part that shows the chosen run."""
-    if view is None:
-        return {
-            "status": (otherwise, lambda: otherwise),
-            **{key: (None, lambda: "") for key in ("progress", "rollout", "samples")},
-            **{key: (None, lambda: gr.LinePlot(visible=False)) for key in ("curve", "health")},
-        }
-    status = view.status
-    return {
-        "status": ((status.state, status.reason, view.check, view.warnings), lambda: _status(view)),
-        "progress": ((status.step, status.steps, status.state, view.download), lambda: _progress(view)),
-        "rollout": ((view.rollouts[-1:], not view.samples), lambda: _rollout(view)),
-        "samples": (view.samples, lambda: _samples(view.samples)),
-        "curve": (view.curve, lambda: _curve(view.curve)),
-        "health": (view.health, lambda: _health(view.health)),
-    }
-
-
-def _status(view: RunView) -> str:
-    status = view.status
-    notes = [plainly(status.reason)] if status.reason else []
-    if status.state == "finished":
-        notes.append(GOOD if view.passed else view.check)
-    notes += view.warnings[-3:]
-    kind = {"failed": "bad", "interrupted": "bad", "finished": "good"}.get(status.state, "plain")
-    lines = "".join(f"<p>{words.text(note)}</p>" for note in notes if note)
-    return (
-        f"<div class='status {kind}'><p role='status' aria-live='polite'>"
-        f"{words.STATES[status.state]}</p>{lines}</div>"
-    )
-
-
-def _progress(view: RunView) -> str:
-    status = view.status
-    if status.state == "downloading" and view.download:
-        return _download(view.download)
-    share = status.step / status.steps if status.steps else 0
-    facts = [f"Step {status.step} of {status.steps}"]
-    if view.seconds_per_step is not None:
-        facts.append(f"{words.pace(view.seconds_per_step)} per step")
-    if view.seconds_left is not None:
-        facts.append(f"{words.in_time(view.seconds_left)} left")
-    if view.memory:
-        facts.append(f"{words.memory(view.memory)} of memory")
-    cells = "".join(f"<span>{fact}</span>" for fact in facts)
-    return (
-        f"<progress max='1' value='{share:.4f}' aria-label='Steps done'></progress>"
-        f"<div class='facts'>{cells}</div>"
-    )
-
-
-def _download(progress: DownloadProgress) -> str:
-    share = progress.done / progress.total if progress.total else 0
-    return (
-        f"<progress max='1' value='{share:.4f}' aria-label='Base model fetched'></progress>"
-        f"<div class='facts'><span>{words.download(progress)}</span></div>"
-    )
-
-
-def _rollout(view: RunView) -> str:
-    if not view.rollouts:
-        empty = "<div class='empty'><p>The first preview appears here while the model trains.</p></div>"
-        return "" if view.samples else empty  # not every objective makes a roll-out
-    latest = view.rollouts[-1]
-    picture = words.image(latest.file, "The student's states above the teacher's", 2400)
-    return (
-        f"<figure class='film'><figcaption><b>The roll-out of step {latest.step}</b>"
-        " Above, the student's guess after each of its few steps; below, the teacher's correction."
-        f"</figcaption><div class='rows'><span>Student</span><span>Teacher</span></div>{picture}</figure>"
-    )
-
-
-def _samples(samples: tuple[Preview, ...]) -> str:
-    if not samples:
-        return ""
-    latest, *earlier = reversed(samples)
-    older = "".join(
-        f"<figure><figcaption>Step {sample.step}</figcaption>{_sample(sample, 512)}</figure>"
-        for sample in earlier
-    )
-    strip = f"<div class='strip' tabindex='0' role='group' aria-label='Earlier samples'>{older}</div>"
-    return (
-        "<div class='over-time'><h2>The same prompts and seeds over time</h2>"
-        "<p class='hint'>Left: the base model. Right: with your LoRA.</p>"
-        f"<figure class='latest'><figcaption><b>Step {latest.step}</b></figcaption>{_sample(latest, 2400)}"
-        f"</figure>{strip if earlier else ''}</div>"
-    )
-
-
-def _sample(sample: Preview, longest: int) -> str:
-    return words.image(sample.file, f"Base and LoRA at step {sample.step}", longest)
-
-
-def _curve(points: tuple[tuple[float, float], ...]):
-    if len(points) < 2:
-        return gr.LinePlot(visible=False)
-    return gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=True)
-
-
-def _health(measured: tuple[HealthMeasured, ...]):
-    if len(measured) < 2:
-        return gr.LinePlot(visible=False)
-    rows = [
-        (health.step, score, name)
-        for health in measured
-        for name, score in zip(SCORES, _scores(health), strict=True)
-        if score is not None
-    ]
-    return gr.LinePlot(pd.DataFrame(rows, columns=["step", "score", "of"]), visible=True)
-
-
-def _scores(health: HealthMeasured) -> tuple[float | None, ...]:
-    return health.concept, health.following, health.quality, health.drift
-
-
-def _buttons(run: Run | None, view: RunView | None) -> dict:
-    state = view.status.state if view else ""
-    live = state in ("downloading", "loading", "encoding", "training")
-    active = {
-        "stop": live or state == "queued",
-        "resume": state in ("draft", "stopped", "failed", "interrupted"),
-        "preview": state == "training",
-        "save": state == "training",
-        "clone": bool(view),
-        "delete": bool(view) and not (live or state == "stopping"),
-        "to_try": bool(run) and can_try(run),
-    }
-    further = bool(run) and can_go_on(run, state)
-    values = {key: (on, lambda on=on: gr.Button(interactive=on)) for key, on in active.items()}
-    return values | {"further": (further, lambda: gr.Row(visible=further))}

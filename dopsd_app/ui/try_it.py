@@ -2,34 +2,43 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradio as gr
+from gradio.blocks import Block
 from PIL import Image
 
 from dopsd_app.errors import KnownFailure
+from dopsd_app.hub.card_pictures import keep_picture
 from dopsd_app.hub.model_card import make_snippet
 from dopsd_app.hub.publication import healthier_checkpoint
-from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, unfinished_drawings
+from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, last_drawing, unfinished_drawings
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
+from dopsd_app.models.catalog import find_facts, is_known
 from dopsd_app.planning.plan import check_fetch
 from dopsd_app.ui import words
+from dopsd_app.ui.events import held, listen
 from dopsd_app.ui.run_actions import run_name, the_run, watcher
 from dopsd_app.ui.server.lora_copies import lora_copy
+
+if TYPE_CHECKING:
+    from dopsd_app.ui.page import Page
 
 FINISHED = "Final"
 PROGRESS = gr.Progress()
 MAX_STRENGTH = 1.5  # twice what was trained ruins any picture
-LOOK = 0.1  # seconds between two looks at a drawing
+POLL = 0.1  # seconds between two readings of a drawing's status
 SMALL = 512  # pixels: smaller pictures are shown enlarged, so that something is to be seen
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TryStep:
-    """The components of this half that others set or listen to."""
+    """The components of this half, and what its events do."""
 
+    page: "Page" = field(init=False)
     title: gr.HTML
     prompt: gr.Textbox
     seed: gr.Number
@@ -42,13 +51,96 @@ class TryStep:
     download: gr.DownloadButton
     diffusers: gr.Textbox
     comfyui: gr.HTML
-    drawn: gr.State  # (run, drawing, prompt) of the picture in the slider
+    drawn: gr.JSON  # ids of the run and of the drawing in the slider
 
     @property
-    def of_run(self) -> list:
-        """What `show` fills, in its order."""
-        about = [self.title, self.prompt, self.checkpoint, self.download, self.diffusers, self.comfyui]
-        return [*about, self.slider, self.drawn, self.keep]
+    def outputs(self) -> list[Block]:
+        """What `show` fills."""
+        asked = [self.prompt, self.seed, self.strength, self.checkpoint]
+        return [self.title, *asked, self.download, self.diffusers, self.comfyui, *self._drawing]
+
+    @property
+    def _drawing(self) -> list[Block]:
+        return [self.slider, self.drawn, self.keep]
+
+    def connect(self, page: "Page") -> None:
+        """Connects the half's events."""
+        self.page = page
+        run_id, card = page.train.run_id, page.publishing
+        # Gradio shows the bar of `gr.Progress` on the outputs.
+        listen(
+            self.draw.click,
+            self.draw_pair,
+            [run_id, self.prompt, self.seed, self.strength, self.checkpoint],
+            self._drawing,
+            progress_on=self.slider,
+            trigger_mode="once",
+        )
+        listen(self.cancel.click, self.cancel_drawing, run_id)
+        listen(
+            self.checkpoint.input,
+            self.offer_lora,
+            [run_id, self.checkpoint],
+            self.download,
+            trigger_mode="always_last",
+        )
+        listen(self.keep.click, self.use_on_card, self.drawn, [card.pictures, card.clear])
+
+    def show(self, run_id: str) -> dict:
+        """Fills the half for a run, with what was last drawn for it."""
+        run = the_run(run_id)
+        choices, chosen = what_to_try(run)
+        word = run.config.trigger_word
+        first = run.config.preview_prompts[0] if run.config.preview_prompts else word
+        asked = PictureRequest(run.id, first, 0)
+        if drawing := last_drawing(run):
+            asked = drawing.asked_for(PictureRequest)
+            chosen = f"Step {asked.checkpoint}" if asked.checkpoint else FINISHED
+        return {
+            self.title: f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
+            self.prompt: asked.prompt,
+            self.seed: asked.seed,
+            self.strength: asked.strength,
+            self.checkpoint: gr.Dropdown(choices=choices, value=chosen),
+            self.download: _download_button(run, chosen),
+            self.diffusers: make_snippet(run.config, ".", first),
+            self.comfyui: _comfyui(run),
+            **self._show_drawing(drawing),
+        }
+
+    def _show_drawing(self, drawing: Drawing | None) -> dict:
+        """A pair of pictures; without one, no picture of another run stays beside this one's name."""
+        pair = (_enlarged(drawing.base), _enlarged(drawing.lora)) if drawing else None
+        return {
+            self.slider: pair,
+            self.drawn: [_run_of(drawing), drawing.id] if drawing else None,
+            self.keep: gr.Button(interactive=drawing is not None),
+        }
+
+    def draw_pair(
+        self, run_id: str, prompt: str, seed: int, strength: float, checkpoint: str, progress=PROGRESS
+    ) -> dict:
+        """Draws a prompt twice from the same noise, at the model's own few steps: base, and with the LoRA."""
+        step = chosen_step(checkpoint)
+        drawing = draw_pair(the_run(run_id), prompt, int(seed or 0), float(strength), step, progress)
+        return self._show_drawing(drawing)
+
+    def cancel_drawing(self, run_id: str) -> None:
+        """Stops all drawing for the run."""
+        gr.Info(cancel_drawing(run_id), duration=4)
+
+    def offer_lora(self, run_id: str, checkpoint: str) -> dict:
+        """The button with the file of the chosen step."""
+        return {self.download: _download_button(the_run(run_id), checkpoint)}
+
+    def use_on_card(self, drawn: object) -> dict:
+        """Puts the picture in the slider on the model card."""
+        if not isinstance(drawn, list) or len(drawn) != 2:
+            raise KnownFailure("Draw a picture first.")
+        run_id, drawing_id = drawn
+        run = the_run(run_id)
+        keep_picture(run, drawing_id)
+        return self.page.publishing.show_pictures(run)
 
 
 def try_step() -> TryStep:
@@ -93,35 +185,26 @@ def try_step() -> TryStep:
         diffusers = words.code_box("diffusers", "diffusers")
         comfyui = gr.HTML(elem_id="comfyui")
     return TryStep(
-        title, prompt, seed, strength, checkpoint, draw, cancel_button, slider, keep, download,
-        diffusers, comfyui, gr.State(None),
-    )  # fmt: skip
-
-
-def show(run_id: str) -> list:
-    """Fills the half for a run."""
-    run = the_run(run_id)
-    config = run.config
-    choices, chosen = what_to_try(run)
-    word = config.trigger_word
-    first = config.preview_prompts[0] if config.preview_prompts else word
-    return [
-        f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
-        first,
-        gr.Dropdown(choices=choices, value=chosen),
-        offer_lora(run_id, chosen),
-        make_snippet(config, ".", first),
-        _comfyui(run),
-        None,  # no picture of another run beside this one's name
-        None,
-        gr.Button(interactive=False),
-    ]
+        title=title,
+        prompt=prompt,
+        seed=seed,
+        strength=strength,
+        checkpoint=checkpoint,
+        draw=draw,
+        cancel=cancel_button,
+        slider=slider,
+        keep=keep,
+        download=download,
+        diffusers=diffusers,
+        comfyui=comfyui,
+        drawn=held(),
+    )
 
 
 def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     """What is there to try, the newest first, as (label, value); and the last one in good health."""
     steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
-    best = healthier_checkpoint(run, watcher.look(run).health)
+    best = healthier_checkpoint(run, watcher.read(run).health)
     values = [f"Step {step}" for step in steps]
     labels = {}
     if run.lora_file.exists():
@@ -137,15 +220,6 @@ def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
 
 def _reminder(word: str) -> str:
     return f"<p class='hint'>The trigger word is <b>{words.text(word)}</b>.</p>" if word else ""
-
-
-def draw(
-    run_id: str, prompt: str, seed: int, strength: float, checkpoint: str, progress=PROGRESS
-) -> tuple[tuple[Image.Image, Image.Image], tuple[str, str, str]]:
-    """Draws a prompt twice from the same noise, at the model's own few steps: base, and with the LoRA."""
-    step = chosen_step(checkpoint)
-    drawing = draw_pair(the_run(run_id), prompt, int(seed or 0), float(strength), step, progress)
-    return (_enlarged(drawing.base), _enlarged(drawing.lora)), (run_id, drawing.id, drawing.asked.prompt)
 
 
 def draw_pair(
@@ -165,13 +239,13 @@ def draw_pair(
 def wait(drawing: Drawing, progress) -> None:
     """Comes back when the drawing is done; `KnownFailure` says why it was not."""
     while (status := drawing.status).busy:
-        said = {"queued": "Waiting", "loading": "Loading the model"}.get(status.state, "Drawing")
+        doing = {"queued": "Waiting", "loading": "Loading the model"}.get(status.state, "Drawing")
         if status.download:
             share = status.done / status.total if status.total else 0.0
             progress(share, desc=f"{words.STATES['downloading']}. {words.download(status.download)}")
         else:
-            progress((status.done, status.total or 1), desc=said, unit="pictures")
-        time.sleep(LOOK)
+            progress((status.done, status.total or 1), desc=doing, unit="pictures")
+        time.sleep(POLL)
     if status.state != "finished":
         raise KnownFailure(status.reason or "Cancelled.")
 
@@ -217,17 +291,23 @@ def _enlarged(path: Path) -> Image.Image:
     return picture
 
 
-def offer_lora(run_id: str, checkpoint: str | None) -> gr.DownloadButton:
+def _download_button(run: Run, checkpoint: str | None) -> gr.DownloadButton:
     """The button with the file of the run's LoRA at the chosen step, which its words name."""
-    run, step = the_run(run_id), chosen_step(checkpoint)
+    step = chosen_step(checkpoint)
     label = "Download the LoRA" if step is None else f"Download the LoRA of step {step}"
     return gr.DownloadButton(label, value=lora_copy(run, find_lora(run, step)), interactive=True)
 
 
 def _comfyui(run: Run) -> str:
-    steps = run.config.num_inference_steps
+    """How to use the file in ComfyUI; nothing for a base model that it does not know."""
+    config = run.config
+    if not is_known(config.base_model, config.revision):
+        return ""  # it is not here any more
+    if not find_facts(config.base_model, config.revision).comfyui:
+        return ""
+    steps = words.count(config.num_inference_steps, "step")
     return (
         f"<p class='hint'>ComfyUI: put <code>{LORA_FILE}</code> into <code>models/loras</code>, load it with"
-        f" <b>LoraLoaderModelOnly</b> at strength 1 on the same base model, and sample {steps} steps"
+        f" <b>LoraLoaderModelOnly</b> at strength 1 on the same base model, and sample {steps}"
         " at CFG 1.</p>"
     )

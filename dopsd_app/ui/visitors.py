@@ -6,6 +6,11 @@ from dopsd_app.hub.access import Space, this_space
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
 
+NO_ZERO_GPU = (
+    "This app does not support ZeroGPU: it lends a GPU for a minute at a time, and training takes longer."
+    " Choose CPU hardware in the Space's settings, where the built-in base trains, or a GPU of the Space's"
+    " own."
+)
 PROMISE = "Teach a few-step image model your dog, face, product or style, and keep its few steps."
 
 
@@ -25,16 +30,17 @@ def describe_machine() -> str:
     machine = read_machine()
     if machine.gpus and machine.torch_has_cuda:
         card = machine.gpus[0]
-        said = f"{card.name}, {words.memory(card.memory)}"
+        sentence = f"{card.name}, {words.memory(card.memory)}"
     else:
-        said = f"No NVIDIA card: {machine.cores} processor cores, {words.memory(machine.memory)}"
-    return f"<p class='machine'>{words.text(said)}</p>"
+        cores = words.count(machine.cores, "processor core")
+        sentence = f"No NVIDIA card: {cores}, {words.memory(machine.memory)}"
+    return f"<p class='machine'>{words.text(sentence)}</p>"
 
 
 def welcome(space: Space, refusal: str) -> str:
-    """The page of a visitor, who sees nobody's pictures; `refusal` is what a signed-in one was told."""
+    """The page of a visitor, who sees nobody's pictures; `refusal` is why a signed-in one may not."""
     if refusal:
-        whose = words.text(refusal)
+        whose = words.message(refusal)
     elif space.sign_in:
         whose = f"This Space belongs to {words.text(space.owner)}. If that is you, sign in at the top."
     else:
@@ -45,7 +51,7 @@ def welcome(space: Space, refusal: str) -> str:
     return (
         "<div class='visitor'><h2>Draw your own subject in 4 to 8 steps</h2>"
         "<p>The best open image models of today draw a picture in 4 to 8 steps, and ordinary LoRA training"
-        " ruins exactly that. Here the model walks its own few steps from your caption, and is corrected by"
+        " can spoil that. Here the model walks its own few steps from your caption, and is corrected by"
         " itself seeing caption and picture. So it learns your subject and stays as fast as it was.</p>"
         "<p>Give 4 to 20 pictures with captions, see what the teacher sees, watch the roll-outs while it"
         " trains, try the result and publish it.</p>"
@@ -59,18 +65,15 @@ def welcome(space: Space, refusal: str) -> str:
 def limits(space: Space) -> str:
     """What works on this Space and what does not, for its owner."""
     if space.zero_gpu:
-        said = (
-            "ZeroGPU lends a GPU for a minute at a time, so models of real size cannot be trained here. The"
-            " built-in base works: it trains on the processor."
-        )
+        sentence = NO_ZERO_GPU
     elif not read_machine().gpus:
-        said = (
+        sentence = (
             "This Space has no GPU: the built-in base works, it trains on the processor; models of real size"
             " do not."
         )
     else:
-        said = (
+        sentence = (
             "A sleep time counts from the last visit, so set none while a run is at work. What is on this"
             " Space's disk is lost when it restarts: publish or download what you want to keep."
         )
-    return f"<p class='advice'>{said}</p>"
+    return f"<p class='advice'>{sentence}</p>"

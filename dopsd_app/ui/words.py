@@ -11,10 +11,10 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from dopsd_app.progress import words_for_disk, words_for_download
+from dopsd_app.progress import words_for_count, words_for_disk, words_for_download
 from dopsd_app.progress import words_for_time as in_time
 
-disk, download = words_for_disk, words_for_download  # the page's words for them
+count, disk, download = words_for_count, words_for_disk, words_for_download  # the page's words for them
 
 STATES = {
     "draft": "Not started",
@@ -47,6 +47,11 @@ def text(words: str) -> str:
     return html.escape(words, quote=True)
 
 
+def message(words: str) -> str:
+    """What the program says, as HTML: what stands in backticks, for terminals, is shown as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text(words))
+
+
 def link(address: str, name: str) -> str:
     """A link that opens in a tab of its own; an address that is no web address is shown as text."""
     if not re.fullmatch(r"https?://[^\s\"'<>]+", address):
@@ -56,7 +61,7 @@ def link(address: str, name: str) -> str:
 
 def lines(messages: Iterable[str], kind: str) -> str:
     """Messages as paragraphs: a "problem" to be mended, "advice", or a "note"."""
-    return "".join(f"<p class='{kind}'>{text(message)}</p>" for message in messages)
+    return "".join(f"<p class='{kind}'>{message(sentence)}</p>" for sentence in messages)
 
 
 def image(path: Path, alt: str, longest: int = 512) -> str:

@@ -1,6 +1,7 @@
 """How clean pictures are, whatever they show: their likeness to the world's own drawing of it."""
 
 from dataclasses import fields
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,7 @@ from torch.nn.functional import avg_pool2d
 from dopsd_app.checks.judge.classifier import judge, load_judge, to_pixels
 from dopsd_app.checks.judge.world import Concept, Scene, draw
 
+Kind = TypeVar("Kind", Concept, Scene)
 WINDOW = 7  # pixels a side
 LUMINANCE, CONTRAST = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
@@ -33,15 +35,16 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (alike / most).mean((1, 2, 3))
 
 
+def _pick(kind: type[Kind], seen: dict[str, int]) -> Kind:
+    return kind(**{field.name: seen[field.name] for field in fields(kind)})
+
+
 def likeness_to_the_world(pictures: list[Image.Image]) -> float:
     """Mean structural similarity with the world's own pictures of what the judge sees; 1: the very same."""
-    seen = judge(pictures, load_judge())
+    attributes = judge(pictures, load_judge())
     own = []
     for index in range(len(pictures)):
-        concept, scene = (
-            kind(**{field.name: int(seen[field.name][index]) for field in fields(kind)})
-            for kind in (Concept, Scene)
-        )
-        own.append(draw(concept, scene))
+        seen = {name: int(values[index]) for name, values in attributes.items()}
+        own.append(draw(_pick(Concept, seen), _pick(Scene, seen)))
     drawn, meant = ((to_pixels(rows).double() + 1) * 127.5 for rows in (pictures, np.stack(own)))
     return ssim(drawn, meant).mean().item()

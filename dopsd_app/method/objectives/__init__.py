@@ -10,7 +10,7 @@ from dopsd_app.method.objectives.sft import Sft
 from dopsd_app.method.objectives.sft_on_samples import SftOnSamples
 from dopsd_app.models.protocol import BaseModel
 
-OBJECTIVES: dict[str, type[Objective]] = {
+OBJECTIVE_CLASSES: dict[str, type[Objective]] = {
     "dopsd": Dopsd,
     "sft": Sft,
     "dreambooth": DreamBooth,
@@ -22,4 +22,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 def make_objective(base_model: BaseModel, config: TrainConfig, material: Material) -> Objective:
     """The run's objective; some draw pictures first, with the base's weights, the same after a resume."""
-    return OBJECTIVES[config.objective](base_model, config, material)
+    return OBJECTIVE_CLASSES[config.objective](base_model, config, material)

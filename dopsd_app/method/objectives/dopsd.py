@@ -1,4 +1,4 @@
-"""On-policy self-distillation: the student walks, and a teacher who has seen the picture corrects it."""
+"""On-policy self-distillation: the student walks, and a teacher who sees the picture corrects it."""
 
 from collections.abc import Iterator
 
@@ -18,9 +18,9 @@ class Dopsd(Objective):
         shape = base_model.latent_shape(*batch.size)
         noise = draw_noises(shape, config.seed, step, batch.positions).to(base_model.device)
         sigmas = base_model.sigmas(config.rollout_steps, *batch.size)
-        film = []
+        states = []
         for visited in rollout(base_model, batch.student, batch.teacher, noise, sigmas):
             yield distillation_loss(visited, config.loss).sum() / (config.batch_size * config.rollout_steps)
-            film.append(visited.first())
+            states.append(visited.first())
         if 0 in batch.positions:
-            self.film = film
+            self.rollout_states = states

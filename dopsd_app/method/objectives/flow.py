@@ -14,7 +14,7 @@ from dopsd_app.models.protocol import BaseModel, Conditioning
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to learn from, and what the student is told of it."""
+    """A picture to learn from, and the student's conditioning for it."""
 
     latents: Tensor  # (C, h, w)
     prompt: Conditioning

@@ -32,12 +32,16 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What training minimises; what it needs is said in `config.OBJECTIVES`.
+    """What training minimises; what it needs stands in `config.OBJECTIVES`.
 
-    Objectives inherit from it, for those that have no film.
+    Objectives inherit from it, for those that show no roll-out.
     """
 
-    film: Sequence[tuple[Tensor, Tensor]] = ()  # of the step's first example: `RolloutStep.first` by state
+    base_model: BaseModel
+    config: TrainConfig
+    material: Material
+    # Of the step's first example: `RolloutStep.first` by state.
+    rollout_states: Sequence[tuple[Tensor, Tensor]] = ()
 
     def __init__(self, base_model: BaseModel, config: TrainConfig, material: Material):
         self.base_model, self.config, self.material = base_model, config, material

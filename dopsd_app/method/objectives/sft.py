@@ -15,5 +15,5 @@ class Sft(Objective):
         yield from flow_losses(self.base_model, self.config, self._pictures(batch), step, batch.positions)
 
     def _pictures(self, batch: Batch) -> Sequence[Picture]:
-        told = zip(batch.indices, batch.student, strict=True)
-        return [Picture(self.material.latents[index], prompt, batch.size) for index, prompt in told]
+        pairs = zip(batch.indices, batch.student, strict=True)
+        return [Picture(self.material.latents[index], prompt, batch.size) for index, prompt in pairs]

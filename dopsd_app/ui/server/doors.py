@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dopsd_app.hub.access import this_space
-from dopsd_app.ui.server.guard import said_in_one_line, unreadable_calls
+from dopsd_app.ui.server.guard import in_one_line, unreadable_calls
 from dopsd_app.ui.server.sessions import Sessions, is_owner, may
 from dopsd_app.ui.server.uploads import whole_files
 
@@ -28,7 +28,7 @@ OWNER = "owner"
 
 @dataclass(frozen=True)
 class Door:
-    """Routes of Gradio's that are alike; who may ask is looked at on a Space only."""
+    """Routes of Gradio's that are alike; who may ask is checked on a Space only."""
 
     method: str  # HEAD goes where GET does
     path: str  # a regular expression for all of it
@@ -46,7 +46,7 @@ DOORS = (
     Door("GET", r"/gradio_api/(info/?|openapi\.json|theme\.css|app_id/?|startup-events)", EVERYBODY),
     # The sign-in of a Space.
     Door("GET", r"/login/huggingface|/login/callback|/logout", EVERYBODY),
-    # Calls of functions, which look themselves at who calls, and their answers.
+    # Calls of functions, which check themselves who calls, and their answers.
     Door("POST", r"/gradio_api/run/[^/]+/?", SESSION, "call"),
     Door("POST", r"/gradio_api/(?P<later>queue/join|call/(v2/)?[^/]+/?)", SESSION, "call"),
     Door("POST", r"/gradio_api/(cancel|reset/?)", SESSION, "call"),
@@ -118,7 +118,7 @@ class Doors:
             if by_body and later:
                 # The answer is fetched by another request, which has no body to say who asks.
                 raise HTTPException(403, "Send the token in a header too: `Authorization: Bearer hf_...`.")
-            # Gradio fetches a file that is given by its address before any function can look at who calls.
+            # Gradio fetches a file that is given by its address before any function can check who calls.
             if not by_body and has_file(call):
                 raise HTTPException(403, "Only the owner of this Space may send files.")
 
@@ -153,7 +153,7 @@ class Doors:
             senseless = (HTTPException, AuthlibBaseError, *((Exception,) if door.body == "call" else ()))
             if not isinstance(error.__cause__ or error, senseless) or isinstance(error, OSError):
                 raise
-            logger.warning("A request to %s made no sense: %s", scope["path"][:100], said_in_one_line(error))
+            logger.warning("A request to %s made no sense: %s", scope["path"][:100], in_one_line(error))
             if started:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
@@ -203,9 +203,9 @@ def has_file(call: dict) -> bool:
 def _with_event_id(send: Send, remember: Callable[[object], None]) -> Send:
     """`send` that remembers the event which a call's answer names before anybody can know of it."""
 
-    async def heard(message: Message) -> None:
+    async def remembering(message: Message) -> None:
         if message["type"] == "http.response.body" and message.get("body", b"").startswith(b'{"event_id"'):
             remember(orjson.loads(message["body"])["event_id"])
         await send(message)
 
-    return heard
+    return remembering

@@ -5,6 +5,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import gradio as gr
 from filelock import Timeout
@@ -15,6 +16,15 @@ from dopsd_app.hub.access import check_access
 logger = logging.getLogger(__name__)
 # Where a call whose values cannot be read is noted, for who answers the request that it came with.
 unreadable_calls: contextvars.ContextVar[list | None] = contextvars.ContextVar("unreadable", default=None)
+
+
+class Handler(Protocol):
+    """A function with a name."""
+
+    @property
+    def __name__(self) -> str: ...
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any: ...
 
 
 class GuardedBlocks(gr.Blocks):
@@ -30,21 +40,22 @@ class GuardedBlocks(gr.Blocks):
         except OSError:
             raise
         except Exception as error:
-            logger.warning("Values for %s made no sense: %s", block_fn.name, said_in_one_line(error))
+            logger.warning("Values for %s made no sense: %s", block_fn.name, in_one_line(error))
             if (noted := unreadable_calls.get()) is not None:
                 noted.append(block_fn.name)
             raise _error("The server cannot use what was sent. Reload the page and try again.") from error
 
 
-def said_in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """What an error says, for the log: callers choose what it quotes."""
     return repr(str(error)[:200])
 
 
-def guarded(function: Callable, *, silent: bool = False) -> Callable:
+def guarded(function: Handler, *, silent: bool = False, everybody: bool = False) -> Callable:
     """The function, for the owner only; a known failure reaches the caller as one plain sentence.
 
-    `silent` is for what nobody asked for, such as a timer's look: when it fails, nothing changes.
+    `silent` is for what nobody asked for, such as a timer's poll: when it fails, nothing changes. `everybody`
+    is for a function that looks itself at who calls. An answer of no components changes nothing.
 
     Gradio sees one parameter more: the caller's sign-in token. It is handed on where the function has a
     parameter `oauth_token` of its own. Also endpoints that are hidden from the API's page can be called, so
@@ -58,8 +69,10 @@ def guarded(function: Callable, *, silent: bool = False) -> Callable:
         *inputs, oauth_token = inputs
         token = oauth_token.token if oauth_token else None
         try:
-            check_access(token)
-            return function(*inputs, token) if wants_token else function(*inputs)
+            if not everybody:
+                check_access(token)
+            answer = function(*inputs, token) if wants_token else function(*inputs)
+            return gr.skip() if answer == {} else answer
         except KnownFailure as error:
             if silent:
                 return gr.skip()
@@ -80,6 +93,8 @@ def guarded(function: Callable, *, silent: bool = False) -> Callable:
     extra = inspect.Parameter(
         "oauth_token", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=token_type
     )
+    # Every function can hold it, and `inspect` looks for it.
+    # ty: ignore[missing-attribute]
     handler.__signature__ = signature.replace(parameters=[*own, extra])
     handler.__annotations__ = {**function.__annotations__, "oauth_token": token_type}
     del handler.__wrapped__  # or Gradio would look at the inner function's parameters
@@ -87,8 +102,9 @@ def guarded(function: Callable, *, silent: bool = False) -> Callable:
 
 
 def _error(words: str) -> gr.Error:
-    # Browsers take it for HTML, clients for text, and it may quote somebody's file name: no tags for either.
-    words = words.replace("<", "(").replace(">", ")")
+    # Browsers take it for HTML, clients for text, and it may quote somebody's file name: no tags for either,
+    # and no backticks, which neither of them reads.
+    words = words.replace("<", "(").replace(">", ")").replace("`", "")
     return gr.Error(words, title="That did not work", duration=20, print_exception=False)
 
 

@@ -1,7 +1,7 @@
 """An upload as it comes in: whole, and of nothing but files, or none of it stays on the disk."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradio_client.utils import strip_invalid_filename_characters
 from python_multipart.exceptions import FormParserError, MultipartParseError
@@ -9,6 +9,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 
 def whole_files(receive: Receive, content_type: str) -> Receive:
@@ -29,7 +32,7 @@ def whole_files(receive: Receive, content_type: str) -> Receive:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise MultiPartException("The upload was cut off.")
-        parts.look_at(message.get("body", b""))
+        parts.feed(message.get("body", b""))
         if not message.get("more_body", False) and not parts.ended:
             raise MultiPartException("The upload has no end.")
         return message
@@ -43,7 +46,7 @@ class _Parts:
     def __init__(self, boundary: bytes):
         self.ended = False
         self._name, self._value, self._disposition = b"", b"", b""
-        callbacks: dict[str, Callable] = {
+        callbacks: MultipartCallbacks = {
             "on_part_begin": self._begin,
             "on_header_field": self._add_to_name,
             "on_header_value": self._add_to_value,
@@ -53,7 +56,7 @@ class _Parts:
         }
         self._parser = MultipartParser(boundary, callbacks)
 
-    def look_at(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         try:
             self._parser.write(data)
         except MultipartParseError as error:

@@ -16,11 +16,8 @@ from typing import ClassVar
 import httpx
 import psutil
 import pytest
-from checkpoint_files import leave_checkpoint
-from conftest import make_picture
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from test_hub import finish, pocket_config
 
 from dopsd_app.data.drafts import Draft, set_caption, set_settings
 from dopsd_app.data.pictures import read_examples
@@ -33,16 +30,23 @@ from dopsd_app.jobs.job import create_job, write_status
 from dopsd_app.jobs.kinds import DRAW
 from dopsd_app.jobs.launcher import is_process
 from dopsd_app.jobs.runs import Run, create_run
+from tests.support import forks
+from tests.support.checkpoint_files import leave_checkpoint
+from tests.support.finished_run import finish, pocket_config
+from tests.support.pictures import make_picture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds that anything may take: cores may be shared
 FOREIGN = ("HF_", "SPACE", "OAUTH_", "OPENID_", "DOPSD_", "GRADIO_", "HUGGING_FACE_", "SYSTEM")
 
 
 class PageServer:
-    """`python app.py` in an empty folder, whose HOME, caches and temporary files lie there too."""
+    """`python app.py` in an empty folder, whose HOME, caches and temporary files lie there too.
 
-    def __init__(self, folder: Path, environment: dict[str, str] | None = None):
+    Its workers are forked (`forks.py`), or started as anybody's are.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, fork_workers: bool = True):
         self.folder = folder
         self.output = folder / "output.txt"
         self.temporary = folder / "tmp"
@@ -64,6 +68,8 @@ class PageServer:
             "TOLD_MODULES": str(self._modules),
             **(environment or {}),
         }
+        if not fork_workers:
+            del self.environment[forks.PLACE]
         self.runs = Path(self.environment.get("DOPSD_RUNS", folder / "runs"))
         self.drafts = Path(self.environment.get("DOPSD_DRAFTS", folder / "drafts"))
 
@@ -89,7 +95,7 @@ class PageServer:
         """Comes back when it answers; after `kill` on the same port again."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "page_process.py")],
+                [sys.executable, str(ROOT / "tests/support/page_process.py")],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -154,6 +160,18 @@ class PageServer:
             d for d in self.config()["dependencies"] if d["targets"][:1] and d["targets"][0][1] == "load"
         ]
         return max(loads, key=lambda dependency: len(dependency["outputs"]))["id"]
+
+    def enter(self, step: int = 0, run: str = "", **who) -> dict:
+        """Opens the page as a browser that remembers this place; `who` as for `event`."""
+        return self.event(self.entrance, [step, run], **who)
+
+    def shown(self, output: dict, elem_id: str, number: int | None = None):
+        """What the output of a function, or of the entrance, holds for this component."""
+        config = self.config()
+        ids = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
+        number = self.entrance if number is None else number
+        [outputs] = [d["outputs"] for d in config["dependencies"] if d["id"] == number]
+        return output["data"][outputs.index(ids[0])]
 
     def event(
         self,
@@ -275,6 +293,5 @@ def leave_run(server: PageServer, words: str) -> Run:
 def leave_draft(server: PageServer, words: str) -> Draft:
     """A draft that could be started; `words` are its trigger word and its first caption."""
     draft = load_example(server.drafts, "zorp")
-    set_settings(draft, trigger_word=words)
-    set_caption(draft, draft.items[0].key, words)
-    return draft
+    draft = set_settings(draft, trigger_word=words)
+    return set_caption(draft, draft.items[0].key, words)

@@ -17,7 +17,7 @@ from huggingface_hub.utils import _http
 
 from dopsd_app import hub_errors
 from dopsd_app.files import replace_file
-from dopsd_app.hub import account, client, push, push_job, upload, when_finished
+from dopsd_app.hub import account, client, push, push_job, scheduled_push, upload
 from dopsd_app.hub.publication import Publication
 from dopsd_app.jobs.runs import Run
 
@@ -56,20 +56,20 @@ def _with_card(run: Run, pictures: list) -> Run:
     return run
 
 
-def wish(run: str, token: str, **publication) -> None:
-    when_finished.make_wish(Run(Path(run)), Publication(**publication), token)
+def schedule(run: str, token: str, **publication) -> None:
+    scheduled_push.schedule_push(Run(Path(run)), Publication(**publication), token)
 
 
-def fulfil(run: str, token: str = "") -> None:
+def run_scheduled(run: str, token: str = "") -> None:
     """A round of a server, which is signed in with this token."""
     os.environ["HF_TOKEN"] = token
-    when_finished.fulfil_wishes(Run(Path(run)).runs_dir)
+    scheduled_push.run_scheduled_pushes(Run(Path(run)).runs_dir)
 
 
 def limits(silence: float, total: float) -> None:
     """For how long a server may say nothing, and may take for all of an answer."""
     hub_errors.READ_SECONDS, client.TOTAL_SECONDS = silence, total
-    upload.LOOKS = (0, 0.05)
+    upload.VERIFY_DELAYS = (0, 0.05)
     close_session()
 
 
@@ -83,7 +83,7 @@ def pause_space(token: str, environment: dict | None = None) -> None:
     account.pause_space(token)
 
 
-CALLS = (publish, steps, begin, cancel, wish, fulfil, limits, who_is, pause_space)
+CALLS = (publish, steps, begin, cancel, schedule, run_scheduled, limits, who_is, pause_space)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A base model that stays loaded, with the prompts that it has encoded and the LoRA that it wears."""
+"""A base model that stays loaded, with the prompts that it has encoded and the LoRA that it has."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.pictures import bucket
 from dopsd_app.errors import KnownFailure
+from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.load import load_base_model
-from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning
+from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pipeline, loaded
 
-PROMPTS = 64  # encoded prompts to keep: some megabytes each on a real base
+MAX_ENCODED_PROMPTS = 64  # encoded prompts to keep: some megabytes each on a real base
 DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of them the autoencoder's
 
 
-class Studio:
+class LoadedModel:
     """Loads each part of a base model when it is first needed, and keeps it for the next picture."""
 
     def __init__(self, config: TrainConfig):
@@ -28,10 +28,10 @@ class Studio:
         self.encoded: dict[str, Conditioning] = {}
         self.encoders = False  # whether they are loaded
         self.encoder_bytes = 0  # on the card
-        self.pipeline = None  # around the loaded transformer
-        self.worn = None  # which LoRA file is loaded
+        self.pipeline: Pipeline | None = None  # around the loaded transformer
+        self.loaded_lora: tuple[Path, int] | None = None  # its file, and when that was written
 
-    def serves(self, config: TrainConfig) -> bool:
+    def matches(self, config: TrainConfig) -> bool:
         """Whether this configuration has the same base model, in the same precision and place."""
         return self.base == _base_of(config)
 
@@ -66,7 +66,7 @@ class Studio:
 
     def drop_transformer(self) -> None:
         """Gives the transformer's memory back, and the LoRA's."""
-        self.pipeline = self.worn = None
+        self.pipeline = self.loaded_lora = None
         self.base_model.free_transformer()
 
     def _has_room_for_encoders(self) -> bool:
@@ -77,47 +77,47 @@ class Studio:
         return free > self.encoder_bytes + DRAWING_ROOM
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """What the transformer is told for each prompt; those that it was told before are remembered."""
+        """The conditioning of each prompt; those that were encoded before are remembered."""
         if new := [prompt for prompt in prompts if prompt not in self.encoded]:
             self.load_encoders()
             for prompt in new:
                 self.encoded[prompt] = self.base_model.encode(NO_PICTURES, prompt, "student")
         conditionings = [self.encoded[prompt] for prompt in prompts]
-        for prompt in list(self.encoded)[:-PROMPTS]:
+        for prompt in list(self.encoded)[:-MAX_ENCODED_PROMPTS]:
             del self.encoded[prompt]
         return conditionings
 
-    def wears(self, lora: Path) -> bool:
-        """Whether this very LoRA file is on already."""
-        return self.worn == (lora, lora.stat().st_mtime_ns)
+    def has_lora(self, lora: Path) -> bool:
+        """Whether this very LoRA file is loaded already."""
+        return self.loaded_lora == (lora, lora.stat().st_mtime_ns)
 
-    def wear(self, lora: Path, strength: float) -> None:
-        """Puts a LoRA file on; only one that is not worn yet is read. `KnownFailure` where it is not one."""
-        if not self.wears(lora):
-            self.take_off()
-            worn = (lora, lora.stat().st_mtime_ns)
+    def load_lora(self, lora: Path, strength: float) -> None:
+        """Loads a LoRA file, if it is another one, and sets its strength; `KnownFailure` where it is none."""
+        if not self.has_lora(lora):
+            self.unload_lora()
+            version = (lora, lora.stat().st_mtime_ns)
             try:
-                # Read whole, not mapped: while it is worn, the run can be deleted, on Windows too.
+                # Read whole, not mapped: while it is loaded, the run can be deleted, on Windows too.
                 weights = load(lora.read_bytes())
             except SafetensorError as error:
                 raise KnownFailure(f"{lora.name} cannot be read as a LoRA file: {error}.") from error
-            self.pipeline.load_lora_weights(weights, adapter_name="lora")
-            self.worn = worn
-        self.pipeline.set_adapters("lora", strength)
+            loaded(self.pipeline).load_lora_weights(weights, adapter_name="lora")
+            self.loaded_lora = version
+        loaded(self.pipeline).set_adapters("lora", strength)
 
-    def take_off(self) -> None:
+    def unload_lora(self) -> None:
         """The bare base again."""
-        if self.worn:
-            self.pipeline.unload_lora_weights()
-            self.worn = None
+        if self.loaded_lora:
+            loaded(self.pipeline).unload_lora_weights()
+            self.loaded_lora = None
 
     def draw(
         self, conditioning: Conditioning, config: TrainConfig, seed: int, with_lora: bool = True
     ) -> Image.Image:
         """A square picture by the official pipeline, at the native step count."""
-        height, width = bucket(1, 1, config.resolution, self.base_model.picture_multiple)
+        height, width = nearest_bucket(1, 1, config.resolution, self.base_model.picture_multiple)
         if not with_lora:
-            self.pipeline.disable_lora()
+            loaded(self.pipeline).disable_lora()
         try:
             return self.base_model.draw(
                 self.pipeline,
@@ -129,7 +129,7 @@ class Studio:
             )
         finally:
             if not with_lora:
-                self.pipeline.enable_lora()
+                loaded(self.pipeline).enable_lora()
 
 
 def _base_of(config: TrainConfig) -> tuple:

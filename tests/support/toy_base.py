@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # as it is started by its path
 
 import torch
 from diffusers import DiffusionPipeline
@@ -232,7 +232,7 @@ def save_toy(folder):
         (folder / name / "config.json").write_text(json.dumps(config))
         save_file(part.state_dict(), folder / name / "model.safetensors")
     index = {"_class_name": TOY.pipeline_class} | {
-        name: ["toy_base", type(parts[name]).__name__] for name in parts
+        name: [__name__, type(parts[name]).__name__] for name in parts
     }
     (folder / "model_index.json").write_text(json.dumps(index))
 

@@ -4,13 +4,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
-
-from checkpoint_files import leave_checkpoint
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as it is started by its path
 
 from dopsd_app.jobs import job, launcher, queue, runs, worker
 from dopsd_app.jobs.events import CheckpointSaved, Finished, PreviewSaved, Resumed, StepDone, Stopped
 from dopsd_app.progress import PhaseProgress
+from tests.support.checkpoint_files import leave_checkpoint
 
 launcher.launcher.command = (sys.executable, __file__)  # the next run, too, gets this worker
 SECONDS = 0.02

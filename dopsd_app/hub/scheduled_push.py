@@ -1,8 +1,8 @@
 """What is to happen when a run has finished: a push to the Hub, and on a Space its pause.
 
-The wish lies in the run folder, the token in memory only: after a restart of the page's server a push needs
-the token that `hf auth login` stored, or the person again. Where several servers share a folder of runs, one
-that has a token fulfils the wish, and no two of them at once.
+It is kept in the run folder, the token in memory only: after a restart of the page's server a push needs the
+token that `hf auth login` stored, or the person again. Where several servers share a folder of runs, one that
+has a token runs the push, and no two of them at once.
 """
 
 import json
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was asked for, and what became of it."""
+class ScheduledPush:
+    """The push that was asked for, and what became of it."""
 
     publication: Publication | None = None
     done: bool = False  # tried: published, or with a reason why not
@@ -46,77 +46,81 @@ class Wish:
 _tokens: dict[str, str] = {}  # by run id, never stored
 
 
-def read_wish(run: Run) -> Wish:
-    """What was asked for; nothing, unless somebody did."""
+def read_scheduled_push(run: Run) -> ScheduledPush:
+    """The push that was asked for; an empty one, unless somebody did."""
     try:
         fields = json.loads(_file(run).read_bytes())
         if "push" in fields:  # as earlier versions wrote it
             asked = {key: fields.pop(key) for key in ("name", "private", "pause")}
             fields["publication"] = asked if fields.pop("push") else None
         asked = fields.pop("publication")
-        return Wish(None if asked is None else Publication.from_fields(asked), **fields)
+        return ScheduledPush(None if asked is None else Publication.from_fields(asked), **fields)
     except FileNotFoundError:
-        return Wish()
+        return ScheduledPush()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a bad disk, or a hand
         why = f": {error}" if isinstance(error, KnownFailure) else "."
         reason = f"when_finished.json cannot be read, so nothing was done{why} Say again what is to happen."
-        return Wish(done=True, reason=reason)
+        return ScheduledPush(done=True, reason=reason)
 
 
-def make_wish(run: Run, publication: Publication | None, token: str | None) -> None:
-    """Asks for a push and, on a Space, for its pause after that; replaces an earlier wish. None: for nothing.
+def schedule_push(run: Run, publication: Publication | None, token: str | None) -> None:
+    """Asks for a push and, on a Space, for its pause after that; replaces an earlier one. None: for nothing.
 
     `token` is the sign-in of a Space; elsewhere it is the one that `hf auth login` stored.
     """
     if publication and publication.pause and this_space() is None:
         raise KnownFailure("This is not a Space: there is nothing to pause.")
     if publication:
-        _tokens[run.id] = find_token("", token)  # a missing one is told now, not in the night
+        _tokens[run.id] = find_token("", token)  # raises now, not in the night, where there is none
     else:
         _tokens.pop(run.id, None)
-    replace_file(_file(run), json.dumps(asdict(Wish(publication))))
+    replace_file(_file(run), json.dumps(asdict(ScheduledPush(publication))))
 
 
-def waits_for_sign_in(run: Run, wish: Wish) -> bool:
-    """Whether it could be fulfilled now if this process had a token; another server may have one."""
-    return wish.open and run.status.state == "finished" and _find_token(run) is None
+def waits_for_sign_in(run: Run, scheduled: ScheduledPush) -> bool:
+    """Whether it could run now if this process had a token; another server may have one."""
+    return scheduled.open and run.status.state == "finished" and _find_token(run) is None
 
 
-def fulfil_wishes(runs_dir: Path) -> None:
+def run_scheduled_pushes(runs_dir: Path) -> None:
     """Does what was asked for with every run that has finished since, where a token is at hand."""
     for run in list_runs(runs_dir):
         try:
-            if read_wish(run).open and run.status.state == "finished" and (token := _find_token(run)):
-                _take(run, token)
+            waits = read_scheduled_push(run).open and run.status.state == "finished"
+            if waits and (token := _find_token(run)):
+                _run_pending(run, token)
         except FileNotFoundError:  # deleted in the middle of it
             continue
-        except Exception:  # one run's trouble must not end the others' wishes
-            logger.exception("The wish for %s could not be looked at", run.id)
+        except Exception:  # one run's trouble must not end the others' pushes
+            logger.exception("The scheduled push of %s could not be run", run.id)
 
 
-def _take(run: Run, token: str) -> None:
-    """Fulfils the wish, unless another process is at it or has done it."""
+def _run_pending(run: Run, token: str) -> None:
+    """Runs what was scheduled, unless another process is at it or has done it."""
     try:
-        lock = FileLock(run.path / ".wish.lock").acquire(timeout=0)
+        lock = FileLock(run.path / ".scheduled_push.lock").acquire(timeout=0)
     except Timeout:
         return
     with lock:
-        if not (wish := read_wish(run)).open:
+        scheduled = read_scheduled_push(run)
+        publication = scheduled.publication
+        if not scheduled.open or publication is None:
             return
         try:
-            job = _push_of(run, wish, token)
+            job = _find_or_start_push(run, scheduled, publication, token)
         except PushRunningError:  # somebody publishes it by hand: then it is this one's turn
             return
         except KnownFailure as error:
-            replace_file(_file(run), json.dumps(asdict(replace(wish, done=True, reason=str(error)))))
+            replace_file(_file(run), json.dumps(asdict(replace(scheduled, done=True, reason=str(error)))))
             return
-        if read_wish(run) != wish:  # another one came meanwhile: its turn is when this push has ended
+        # Another one came meanwhile: it runs when this push has ended.
+        if read_scheduled_push(run) != scheduled:
             return
-        wish = replace(wish, job=job.id)
-        replace_file(_file(run), json.dumps(asdict(wish)))
-        fulfilled = _fulfil(run, wish, job, token)
-        if read_wish(run) == wish:  # else another one came meanwhile: its turn is next
-            replace_file(_file(run), json.dumps(asdict(fulfilled)))
+        scheduled = replace(scheduled, job=job.id)
+        replace_file(_file(run), json.dumps(asdict(scheduled)))
+        ended = _wait_and_pause(run, scheduled, publication.pause, job, token)
+        if read_scheduled_push(run) == scheduled:  # else another one came meanwhile: its turn is next
+            replace_file(_file(run), json.dumps(asdict(ended)))
             _tokens.pop(run.id, None)
 
 
@@ -130,32 +134,33 @@ def _find_token(run: Run) -> str | None:
     return None
 
 
-def _push_of(run: Run, wish: Wish, token: str) -> Job:
+def _find_or_start_push(run: Run, scheduled: ScheduledPush, publication: Publication, token: str) -> Job:
     """The push that was asked for before this server was started anew, or a new one."""
     with suppress(RunError):
-        job = find_job(run.runs_dir, wish.job, PUSH)
+        job = find_job(run.runs_dir, scheduled.job, PUSH)
         if job.status.state != "interrupted":
             return job
-    return ask_for_push(run, wish.publication, token)
+    return ask_for_push(run, publication, token)
 
 
 def _is_more_to_do(run: Run) -> bool:
     """Whether anything is at work besides, or another run's LoRA waits to be published."""
     busy = any(status.busy for _, status in statuses(run.runs_dir))
-    return busy or any(read_wish(other).open for other in list_runs(run.runs_dir) if other != run)
+    return busy or any(read_scheduled_push(other).open for other in list_runs(run.runs_dir) if other != run)
 
 
-def _fulfil(run: Run, wish: Wish, job: Job, token: str) -> Wish:
+def _wait_and_pause(run: Run, scheduled: ScheduledPush, pause: bool, job: Job, token: str) -> ScheduledPush:
     try:
         wait_for_push(job)
-        if wish.publication.pause:
+        if pause:
             if _is_more_to_do(run):
                 raise RunError("It was published. Something else is at work, so the Space was not paused.")
             # The sign-in may write to what it created, which the Space is not: its owner can leave a secret.
             pause_space(os.environ.get("PAUSE_TOKEN") or token)
     except (KnownFailure, OSError) as error:
-        return replace(wish, done=True, reason=str(error))
+        return replace(scheduled, done=True, reason=str(error))
     except Exception:  # once: the next round would push again, and fail again
-        logger.exception("The wish for %s failed", run.id)
-        return replace(wish, done=True, reason="It failed for a reason that only the server's log tells.")
-    return replace(wish, done=True)
+        logger.exception("The scheduled push of %s failed", run.id)
+        reason = "It failed for a reason that only the server's log tells."
+        return replace(scheduled, done=True, reason=reason)
+    return replace(scheduled, done=True)

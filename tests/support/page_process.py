@@ -1,6 +1,7 @@
 """`app.py` as a process that tells which modules it has imported, in a file, whenever it gets SIGUSR1.
 
-With `RUNS_WORKER`, that script works on its runs in place of the real worker.
+With `RUNS_WORKER`, that script works on its runs in place of the real worker; with `FORK_SERVER`, the real
+one is forked there.
 """
 
 import json
@@ -10,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def tell(*_) -> None:
@@ -23,6 +24,10 @@ def tell(*_) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, tell)
     sys.path.insert(0, str(ROOT))
+    from tests.support import forks
+
+    if forks.PLACE in os.environ:
+        forks.fork_workers()
     if "RUNS_WORKER" in os.environ:
         from dopsd_app.jobs.launcher import launcher
 

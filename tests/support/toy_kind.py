@@ -4,16 +4,16 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # as it is started by its path
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as it is started by its path
 
 from dopsd_app.jobs import worker
 from dopsd_app.jobs.kinds import Kind, register
 from dopsd_app.jobs.launcher import launcher
 from dopsd_app.progress import PhaseProgress
 
-ADD = Kind("add", "toy_kind:add", "add again")
-ASIDE = Kind("add-aside", "toy_kind:add", "add again", computes=False)
-KEEP = Kind("add-warm", "toy_kind:add", "add again", warm=True)
+ADD = Kind("add", "tests.support.toy_kind:add", "add again")
+ASIDE = Kind("add-aside", "tests.support.toy_kind:add", "add again", computes=False)
+KEEP = Kind("add-warm", "tests.support.toy_kind:add", "add again", warm=True)
 for kind in (ADD, ASIDE, KEEP):
     register(kind)
 launcher.command = (sys.executable, __file__)

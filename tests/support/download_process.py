@@ -18,7 +18,7 @@ from dopsd_app.models import base_download, catalog, download
 
 download.WAITS = (0.05, 0.05, 0.05)
 download.SILENCE_SECONDS = 1.0
-download.LOOK_SECONDS = 0.05
+download.POLL_SECONDS = 0.05
 
 
 def fetch(name: str, revision: str = "", stop_after: int = 0) -> dict:
@@ -51,7 +51,7 @@ def facts(name: str, revision: str = "") -> dict:
 
 
 def kind(name: str, revision: str = "") -> str:
-    return catalog.kind_of(name, revision)
+    return catalog.model_family(name, revision)
 
 
 def set_room(free: int) -> None:

@@ -1,0 +1,113 @@
+"""The choice of a base model, at the top of the first step."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.blocks import Block
+
+from dopsd_app.config import TrainConfig, load_preset, presets_for
+from dopsd_app.data.draft_file import KINDS
+from dopsd_app.data.drafts import Draft, set_settings
+from dopsd_app.models.catalog import CATALOG, find_repository, read_name
+from dopsd_app.ui.base_facts import base_facts
+
+REAL_BASE = "z-image-turbo"  # for photographs
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """The base models of the catalog, a person's own in place of one, and what is known of the chosen one."""
+
+    base: gr.Radio
+    folder: gr.Textbox
+    facts: gr.HTML
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [self.base, self.folder, self.facts]
+
+    def show(self, draft: Draft, *, ask: bool = False) -> dict:
+        """The draft's base model; `ask` has the Hub asked for what is known of it, which can take seconds."""
+        base, own = base_of(draft), own_base(draft)
+        return {
+            self.base: base,
+            self.folder: gr.Textbox(value=own, visible=bool(CATALOG[base].repository)),
+            self.facts: base_facts(base, own, draft.settings.get("revision", ""), ask=ask),
+        }
+
+    def show_facts(self, draft: Draft) -> dict:
+        """What the Hub tells of a name that was just typed: by now, something else may stand in its box."""
+        return {self.facts: self.show(draft, ask=True)[self.facts]}
+
+
+def base_choice() -> BaseChoice:
+    """Lays it out."""
+    gr.HTML("<h2>Base model</h2>")
+    base = gr.Radio(
+        [(facts.label, name) for name, facts in CATALOG.items()],
+        label="Base model",
+        show_label=False,
+        elem_id="base",
+    )
+    folder = gr.Textbox(
+        label="Another one of its kind",
+        visible=False,
+        elem_id="base-folder",
+        info="A repository on the Hub (owner/name), such as a fine-tune, or a folder that diffusers saved",
+    )
+    return BaseChoice(base, folder, gr.HTML(elem_id="base-facts"))
+
+
+def base_of(draft: Draft) -> str:
+    """The catalog's name of the base model that the draft's preset is for."""
+    return load_preset(draft.preset).settings.get("base_model", TrainConfig().base_model)
+
+
+def own_base(draft: Draft) -> str:
+    """The repository or folder that the person has put in its place; empty for none."""
+    return draft.settings.get("base_model", "")
+
+
+def take_base(draft: Draft, base: str) -> Draft:
+    """Takes another base model of the catalog, with the preset that was made for it."""
+    if base == base_of(draft):
+        return draft
+    return set_settings(draft, preset=preset_for(base, draft.kind), base_model=None, revision=None)
+
+
+def take_own_base(draft: Draft, name: str) -> Draft:
+    """Takes another base model, by its repository or folder; empty goes back to the catalog's."""
+    name = read_name(name)
+    if name in CATALOG:
+        name = ""  # it has a button of its own
+    if name == own_base(draft):
+        return draft
+    return set_settings(draft, base_model=name or None, revision=None)  # a pinned commit is of the last one
+
+
+def preset_for(base: str, kind: str) -> str:
+    """The preset of a base model for this kind: the one that names it, else the base's first."""
+    own = [preset.name for preset in presets_for(base)]
+    return next((name for name in own if name.endswith(kind)), own[0])
+
+
+def take_kind(draft: Draft, kind: str) -> Draft:
+    """Takes a subject or a style as what is taught; the other kind's preset gives way."""
+    suited = preset_for(base_of(draft), kind)
+    if draft.preset.endswith(KINDS) and suited.endswith(kind):
+        return set_settings(draft, kind=kind, preset=suited)
+    return set_settings(draft, kind=kind)
+
+
+def unsuited_pictures(draft: Draft) -> str:
+    """Why the built-in base cannot learn these pictures, where it cannot; else an empty text."""
+    number = sum(not item.creature for item in draft.items)
+    if not number or find_repository(base_of(draft)) or own_base(draft):
+        return ""
+    which = "These pictures are" if number == len(draft.items) else f"{number} of these pictures are"
+    if number == 1:
+        which = "This picture is" if len(draft.items) == 1 else "One of these pictures is"
+    return (
+        f"{which} not of the built-in model's world: it draws cartoon creatures of its own, and cannot learn"
+        " anything else. Z-Image-Turbo can."
+    )

@@ -1,0 +1,68 @@
+"""How the page says what the program says: nothing in backticks, which are for terminals."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dopsd_app.config import TrainConfig, load_preset, make_config
+from dopsd_app.errors import KnownFailure
+from dopsd_app.planning.machine import Machine
+from dopsd_app.planning.plan import make_plan
+from dopsd_app.ui import words
+from dopsd_app.ui.plan import plainly
+from dopsd_app.ui.server.guard import guarded
+from dopsd_app.ui.try_it import _comfyui
+
+GIB = 1024**3
+POCKET = make_config(load_preset("pocket").settings)
+
+
+def test_code_in_a_message_is_shown_as_code_and_nothing_of_it_becomes_html():
+    assert words.message("Run `hf auth login` once.") == "Run <code>hf auth login</code> once."
+    said = words.message("`<b>` & a lone ` stay text")
+    assert said == "<code>&lt;b&gt;</code> &amp; a lone ` stay text"
+    assert words.lines(["Set `x`."], "advice") == "<p class='advice'>Set <code>x</code>.</p>"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_model": "no-such-model"},
+        {"revision": "main"},
+        {"resolution": 128},
+        {"device": "cuda"},
+        {"teacher_context": "reference"},
+        {"base_model": "z-image-turbo", "device": "cpu"},
+        {"num_inference_steps": 8, "rank": 10**7},
+    ],
+)
+def test_no_sentence_of_a_plan_brings_backticks_to_the_page(changes):
+    machine = Machine((), False, 16 * GIB, 12 * GIB, 2)
+    plan = make_plan(replace(POCKET, **changes), pictures=6, runs_dir=Path("no-runs"), machine=machine)
+    said = (*plan.problems, *plan.warnings)
+    assert said
+    assert "`" not in words.lines([plainly(line) for line in said], "problem")
+
+
+def test_an_error_s_words_are_plain_text(monkeypatch):
+    monkeypatch.delenv("SYSTEM", raising=False)
+
+    def refuse():
+        raise KnownFailure("Sign in with `hf auth login`.")
+
+    with pytest.raises(Exception, match="Sign in with hf auth login") as caught:
+        guarded(refuse)(None)
+    assert "`" not in str(caught.value)
+
+
+def test_comfyui_is_spoken_of_only_where_it_knows_the_base(
+    new_run, tmp_path, z_image_folder, real_size_folder
+):
+    def said(base_model):
+        return _comfyui(new_run(TrainConfig(base_model=str(base_model))))
+
+    assert "ComfyUI" in said("z-image-turbo")
+    assert "ComfyUI" in said(real_size_folder)  # a fine-tune of it, by its size
+    assert said("pocket-turbo") == said(z_image_folder) == ""
+    assert said(tmp_path / "gone") == ""
