@@ -57,5 +57,5 @@ def check_folder(folder: Path, schema: int, what: str, failure: type[KnownFailur
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, failure):
             raise
-        told = f"{what} cannot be read: its {STAMP_FILE} is damaged. Delete that folder: it is made anew."
-        raise failure(told) from error
+        sentence = f"{what} cannot be read: its {STAMP_FILE} is damaged. Delete that folder: it is made anew."
+        raise failure(sentence) from error

@@ -6,6 +6,8 @@ from dopsd_app.data.drafts import new_draft, read_draft, remove_picture, set_cap
 from dopsd_app.data.uploads import load_example
 from dopsd_app.errors import KnownFailure
 from dopsd_app.ui.page import add_page
+from dopsd_app.ui.plan import start
+from dopsd_app.ui.teacher import draft_check, show_check
 from tests.support.layout import lay_out
 
 
@@ -96,3 +98,13 @@ def test_the_draft_is_read_once_for_a_screen(page, draft, monkeypatch):
         read.clear()
         screen(shown)
         assert read == [draft.path]
+
+
+@pytest.mark.parametrize("content", [b"", b"{half", b"[]", b"{}", b'{"drawing": 7, "run": 7}'])
+def test_what_a_draft_remembers_counts_for_nothing_when_it_cannot_be_read(page, draft, content):
+    for name in ("check", "started.json"):
+        (draft.path / name).write_bytes(content)
+    assert draft_check(draft) is None and show_check(draft) == {}
+    page.teacher.show(draft)
+    run_id = start(draft)
+    assert start(draft) == run_id  # and is remembered again

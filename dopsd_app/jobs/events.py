@@ -176,8 +176,8 @@ def _parse(line: bytes) -> Event | None:
 def _parse_timed(line: bytes) -> tuple[float, Event] | None:
     try:
         fields = json.loads(line)
-        kind, told = EVENTS[fields.pop("event")], float(fields.pop("time", 0))
-        return told, make_value(kind, fields)
+        kind, written = EVENTS[fields.pop("event")], float(fields.pop("time", 0))
+        return written, make_value(kind, fields)
     except (
         ValueError,
         TypeError,

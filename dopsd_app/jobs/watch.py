@@ -77,18 +77,18 @@ class RunWatcher:
         # The status first: whoever then reads "finished" finds the events that led there.
         status = run.status
         with self._lock:
-            reader, seen = self._readers.pop(run.events_file, None) or (EventReader(run.events_file), {})
-            if reader.poll() or not seen:
-                seen = _summary(run, reader.events)
-            self._readers[run.events_file] = reader, seen
+            reader, summary = self._readers.pop(run.events_file, None) or (EventReader(run.events_file), {})
+            if reader.poll() or not summary:
+                summary = _summary(run, reader.events)
+            self._readers[run.events_file] = reader, summary
             while len(self._readers) > KEPT_READERS:
                 self._readers.popitem(last=False)
         promise = read_promise(run.path)
-        told = {k: v for k, v in seen.items() if k not in ("peak_memory", "steps")}
-        if status.state == "training" and (delay := words_for_delay(promise, seen["steps"], status.steps)):
-            told["warnings"] += (delay,)
-        memory = seen["peak_memory"] or _memory_of(status)
-        return RunView(status=status, memory=memory, promise=promise, **told)
+        shown = {k: v for k, v in summary.items() if k not in ("peak_memory", "steps")}
+        if status.state == "training" and (delay := words_for_delay(promise, summary["steps"], status.steps)):
+            shown["warnings"] += (delay,)
+        memory = summary["peak_memory"] or _memory_of(status)
+        return RunView(status=status, memory=memory, promise=promise, **shown)
 
 
 def _memory_of(status: Status) -> int:

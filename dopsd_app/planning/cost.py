@@ -115,11 +115,11 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:
     teacher = student if config.has_ema_teacher else 0
     saved = config.steps // config.checkpoint_every + 1
     previews = 2 * (config.steps // config.preview_every) if config.preview_every else 0
-    told = sizes.conditioning_bytes(config.resolution, config.teacher_context)
+    conditioning = sizes.conditioning_bytes(config.resolution, config.teacher_context)
     return int(
         min(saved, MAX_CHECKPOINTS + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if best
         + min(saved, RESUMABLE + 1) * (student + teacher + optimizer)
         + student  # the LoRA file of the end
-        + pictures * (PICTURE_FILE + CAPTIONS * told)
+        + pictures * (PICTURE_FILE + CAPTIONS * conditioning)
         + previews * PREVIEW_FILE
     )

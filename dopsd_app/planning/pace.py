@@ -145,7 +145,7 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
 def _seconds_per_picture(events: Path, size: int, changed: int) -> float | None:
     """The median of an events file; of two pictures the slower one, for the base's may be remembered."""
     times = [
-        told for told, event in read_timed_events(events)
+        written for written, event in read_timed_events(events)
         if isinstance(event, PhaseProgress) and event.phase == "drawing"
     ]  # fmt: skip
     seconds = [after - before for before, after in itertools.pairwise(times)]

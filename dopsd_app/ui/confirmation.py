@@ -18,9 +18,8 @@ class Confirmation:
     row: gr.Row
     confirm: gr.Button
     keep: gr.Button
-    subject: (
-        gr.Textbox
-    )  # id of what was asked about: something else may be shown by the time the answer comes
+    # Id of what was asked about: something else may be shown by the time the answer comes.
+    subject: gr.Textbox
 
     @property
     def outputs(self) -> list[Block]:

@@ -16,7 +16,7 @@ from gradio.components import Component
 from dopsd_app.config import MAIN, MORE, SETTINGS, ConfigError, TrainConfig, load_preset, presets_for
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import replace_file
+from dopsd_app.files import read_value, replace_file
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import enqueue, start_next
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 
 PROMPTS = "preview_prompts"  # one per line
 STARTED = "started.json"  # in the draft's folder: which run was started from it
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a draft remembers of the run that was last started from it."""
+
+    run: str  # id
+    content: str  # digest of the draft as it was then
 
 
 @dataclass(frozen=True)
@@ -328,20 +336,18 @@ def start(draft: Draft) -> str:
         assert plan.promise is not None  # it is left out only where there are problems
         keep_promise(run.path, plan.promise)
         enqueue(run)
-        replace_file(draft.path / STARTED, json.dumps({"run": run.id, "content": _digest(draft)}))
+        replace_file(draft.path / STARTED, json.dumps(asdict(Started(run.id, _digest(draft)))))
     start_next(run.runs_dir)
     return run.id
 
 
 def _started(draft: Draft) -> Run | None:
     """The run that was started from the draft as it is now, while it waits or works."""
-    if not (draft.path / STARTED).exists():
-        return None
-    started = json.loads((draft.path / STARTED).read_bytes())
-    for run in list_runs(default_runs_dir()):
-        if run.id == started["run"] and started.get("content") == _digest(draft):
-            status = run.status
-            return run if status.busy else None
+    with suppress(OSError, ValueError):  # nothing was started, or nobody can read what
+        started = read_value(Started, (draft.path / STARTED).read_bytes())
+        if started.content == _digest(draft):
+            runs = list_runs(default_runs_dir())
+            return next((run for run in runs if run.id == started.run and run.status.busy), None)
     return None
 
 

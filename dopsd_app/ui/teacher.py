@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from dopsd_app.data.caption_file import clean_captions
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.data.pictures import copy_examples
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import replace_file
+from dopsd_app.files import read_value, replace_file
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import default_runs_dir
@@ -45,6 +46,14 @@ INTRODUCTION = (
     " spend an hour: up to four pictures are drawn, from your caption alone and with your picture in"
     " view.</p></div>"
 )
+
+
+@dataclass(frozen=True)
+class AskedCheck:
+    """What a draft remembers of the check that was last asked for with it."""
+
+    drawing: str  # id
+    of: str  # digest of what it was to see
 
 
 @dataclass(eq=False)
@@ -148,7 +157,7 @@ def start_check(draft: Draft) -> Drawing:
         if (earlier := draft_check(draft)) and earlier.status.busy:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
         config, dataset = draft_config(draft), draft_dataset(draft)
-        mark = _mark(draft)
+        digest = _digest(draft)
         checked = draft.path / f"checked-{secrets.token_hex(6)}"
         copy_examples(replace(dataset, examples=dataset.examples[:CHECKED]), checked)
         try:
@@ -156,7 +165,7 @@ def start_check(draft: Draft) -> Drawing:
         except RunError:
             shutil.rmtree(checked)
             raise
-        replace_file(_file(draft), json.dumps({"drawing": drawing.id, "of": mark}))
+        replace_file(_file(draft), json.dumps(asdict(AskedCheck(drawing.id, digest))))
         # Only now: had this check been refused, the last one would still be shown.
         for old in set(draft.path.glob("checked-*")) - {checked}:
             shutil.rmtree(old, ignore_errors=True)
@@ -170,19 +179,26 @@ def cancel_check(draft: Draft) -> None:
 
 
 def draft_check(draft: Draft) -> Drawing | None:
-    """The check that was last asked for with this draft, while it is kept."""
-    try:
-        return read_drawing(default_runs_dir(), json.loads(_file(draft).read_bytes())["drawing"])
-    except (FileNotFoundError, RunError):
-        return None
+    """The check that was last asked for with this draft, while it is kept and can be read."""
+    with suppress(RunError):
+        if asked := _asked(draft):
+            return read_drawing(default_runs_dir(), asked.drawing)
+    return None
 
 
 def is_outdated(draft: Draft) -> bool:
     """Whether the draft's last check saw other pictures or captions, or another base model."""
-    return json.loads(_file(draft).read_bytes())["of"] != _mark(draft)
+    asked = _asked(draft)
+    return asked is None or asked.of != _digest(draft)
 
 
-def _mark(draft: Draft) -> str:
+def _asked(draft: Draft) -> AskedCheck | None:
+    with suppress(OSError, ValueError):
+        return read_value(AskedCheck, _file(draft).read_bytes())
+    return None
+
+
+def _digest(draft: Draft) -> str:
     settings = load_preset(draft.preset).settings | draft.settings  # which may not be whole just now
     pictures = [(item.key, item.caption) for item in draft.items[:CHECKED]]
     checked = [pictures, settings.get("base_model"), settings.get("resolution")]
