@@ -185,13 +185,24 @@ def test_an_earlier_draft_comes_back_when_it_is_chosen(page, files, server):
     upload(page, files(4), 4)
     page.click("#example-zorp")
     expect(page.locator(".slot:visible")).to_have_count(6)
+    (chosen,) = server.numbers("earlier")
+    asked = []
+    page.on(
+        "request", lambda request: asked.append(request.post_data_json) if "join" in request.url else None
+    )
     box(page, "earlier").click()
     page.locator("[role=option]", has_text="4 pictures").first.click()
     expect(page.locator(".slot:visible")).to_have_count(4)
     expect(box(page, "caption-1")).to_have_value("zorp, number 1")
+    # A second answer would take back what is typed after the first.
+    assert [body["fn_index"] for body in asked].count(chosen) == 1
     box(page, "caption-1").fill("typed at once")
     page.wait_for_timeout(1500)
     expect(box(page, "caption-1")).to_have_value("typed at once")
+    box(page, "earlier").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.locator(".slot:visible")).to_have_count(6)
     assert "not in the list of choices" not in server.output.read_text()
 
 

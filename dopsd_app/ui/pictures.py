@@ -210,7 +210,9 @@ class PicturesStep:
         examples = [button.click for button in self.examples.values()]
         listen(examples, self.load_example, None, self.outputs, **progress)
         listen(self.fresh.click, self.start_afresh, None, self.outputs, **progress)
-        listen(self.earlier.input, self.go_back_to, [self.earlier, self.draft], self.outputs, **progress)
+        # The list closes once for each choice; of a click it tells twice, and the answer to the second would
+        # take back what is typed after the first.
+        listen(self.earlier.blur, self.go_back_to, [self.earlier, self.draft], self.outputs, **progress)
         listen(self.delete.click, self.ask_to_delete, self.draft, self.deletion.outputs)
         self.deletion.connect(self.delete_draft, [self.draft], self.outputs, **progress)
 
@@ -267,7 +269,7 @@ class PicturesStep:
 
     def go_back_to(self, chosen: str | None, shown: object) -> dict:
         """An earlier draft, which becomes the current one."""
-        # Leaving the list is an `input` too, without a choice or with the last one: what is typed must stay.
+        # The list is also left without a choice, or with the last one: what is typed must stay.
         if not chosen or chosen == read_shown(ShownDraft, shown).id:
             return {}
         draft = find_draft(default_drafts_dir(), chosen)

@@ -23,8 +23,8 @@ def _links() -> str:
         if file.suffix == ".js"
     ]
     together = f'<link rel="stylesheet" crossorigin href=".{STYLES_PATH}">'
-    # Gradio's script asks for no style sheet that has a link, and a browser for none of a type that it does not
-    # know: one that is only `disabled`, Chromium fetches as soon as it reads of it.
+    # Gradio's script asks for no style sheet that has a link, and a browser for none of a type that it does
+    # not know: one that is only `disabled`, Chromium fetches as soon as it reads of it.
     alone = [
         f'<link rel="stylesheet" type="text/in-one-file" href="./assets/{file.name}">'
         for file in FILES
