@@ -239,6 +239,13 @@ class TrainConfig:
             "reference": "The training picture's latents",
         },
     )
+    # Of that picture, the area is between the squares of these: what is larger or smaller is scaled.
+    teacher_picture_minimum: int = _setting(
+        0, "Teacher's picture, at least", "Pixels of a square's side; 0: as the base model says", minimum=0
+    )
+    teacher_picture_maximum: int = _setting(
+        0, "Teacher's picture, at most", "Pixels of a square's side; 0: as the base model says", minimum=0
+    )
 
     # Of the frozen base: bfloat16 on CUDA and float32 elsewhere, unless a precision is chosen.
     precision: str = _setting(

@@ -101,16 +101,42 @@ def test_teacher_without_a_picture_sees_exactly_what_the_student_sees(tiny_z_ima
     )
 
 
+@pytest.fixture
+def own_bounds(tiny_config):
+    """The tiny model whose teacher sees pictures as large as Z-Image's own."""
+    base_model = load_base_model(replace(tiny_config, teacher_picture_minimum=0, teacher_picture_maximum=0))
+    base_model.load_encoders()
+    return base_model
+
+
 @pytest.mark.parametrize(
     ("size", "tokens"),
     [((512, 512), 256), ((640, 512), 320), ((768, 768), 576), ((1024, 1024), 576), ((32, 32), 256)],
 )
-def test_teacher_sees_one_token_per_merged_patch_and_the_caption(tiny_z_image, size, tokens):
+def test_teacher_sees_one_token_per_merged_patch_and_the_caption(own_bounds, size, tokens):
     # A token is 32 x 32 pixels, of an area within 512**2 .. 768**2, whatever the folder's own bounds are.
-    student = tiny_z_image.encode(NO_PICTURES, "a dog", "student").prompt_embeds
-    teacher = tiny_z_image.encode(Pictures(make_picture(0, *size)), "a dog", "teacher").prompt_embeds
+    student = own_bounds.encode(NO_PICTURES, "a dog", "student").prompt_embeds
+    teacher = own_bounds.encode(Pictures(make_picture(0, *size)), "a dog", "teacher").prompt_embeds
     assert len(teacher) == len(student) + tokens + 2  # + <|vision_start|> and <|vision_end|>
     assert not torch.allclose(teacher[-1], student[-1], atol=1e-4)
+
+
+def test_the_size_of_the_teachers_picture_can_be_chosen(tiny_config, tiny_z_image):
+    picture = Pictures(make_picture(0, 512, 512))
+    student = tiny_z_image.encode(NO_PICTURES, "a dog", "student").prompt_embeds
+    teacher = tiny_z_image.encode(picture, "a dog", "teacher").prompt_embeds
+    assert len(teacher) == len(student) + 2 * 2 + 2  # 64 x 64 pixels, as `tiny_config` says
+    large = load_base_model(replace(tiny_config, teacher_picture_maximum=1024, teacher_picture_minimum=1024))
+    large.load_encoders()
+    # More than the 1,024 tokens of the released code, and the caption is whole all the same.
+    assert len(large.encode(picture, "a dog", "teacher").prompt_embeds) == len(student) + 1024 + 2
+    assert large.conditioning_version != tiny_z_image.conditioning_version  # no cache holds one for the other
+    for bounds in ({"teacher_picture_maximum": 16}, {"teacher_picture_minimum": 1025}):
+        config = replace(
+            tiny_config, **({"teacher_picture_minimum": 0, "teacher_picture_maximum": 0} | bounds)
+        )
+        with pytest.raises(BaseModelError, match="must be in this order and between 32 and 1024"):
+            load_base_model(config)
 
 
 def test_teacher_depends_on_the_picture(tiny_z_image):
@@ -119,15 +145,15 @@ def test_teacher_depends_on_the_picture(tiny_z_image):
     assert not torch.allclose(first[-1], second[-1], atol=1e-4)
 
 
-def test_teacher_message_is_picture_then_caption_templated_once(tiny_z_image, monkeypatch):
+def test_teacher_message_is_picture_then_caption_templated_once(own_bounds, monkeypatch):
     seen = []
-    tokenizer = tiny_z_image.tokenizer
+    tokenizer = own_bounds.tokenizer
     monkeypatch.setattr(
         type(tokenizer),
         "__call__",
         lambda self, text, **kw: seen.append(text) or self._encode_plus(text, **kw),
     )
-    tiny_z_image.encode(Pictures(make_picture(0)), "a dog", "teacher")
+    own_bounds.encode(Pictures(make_picture(0)), "a dog", "teacher")
     assert seen == [
         "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 256 + "<|vision_end|>a dog<|im_end|>\n"
         "<|im_start|>assistant\n",
@@ -136,15 +162,15 @@ def test_teacher_message_is_picture_then_caption_templated_once(tiny_z_image, mo
 
 
 @pytest.mark.parametrize(("side", "letters"), [(32, 493), (1024, 427)])
-def test_a_caption_that_would_be_cut_off_is_refused_before_training(tiny_z_image, side, letters):
+def test_a_caption_that_would_be_cut_off_is_refused_before_training(own_bounds, side, letters):
     # A letter is a token. The student reads 512, of which the template takes 19; the teacher 1024, of which
     # picture and template take 256 + 2 + 19 or 576 + 2 + 19.
     picture = make_picture(0, side, side)
-    tiny_z_image.encode(Pictures(picture), "x" * letters, "teacher")
+    own_bounds.encode(Pictures(picture), "x" * letters, "teacher")
     with pytest.raises(
         BaseModelError, match=r"“xxx.* is too long: it takes .* and .* can be read. Shorten it."
     ):
-        tiny_z_image.encode(Pictures(picture), "x" * (letters + 1), "teacher")
+        own_bounds.encode(Pictures(picture), "x" * (letters + 1), "teacher")
 
 
 def test_missing_or_unexpected_vision_weights_are_named(z_image_folder, tiny_config, tmp_path):

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+from dopsd_app.config import TrainConfig
 from dopsd_app.errors import KnownFailure
 
 Role = Literal["student", "teacher"]
@@ -56,6 +57,21 @@ class Stored:
     stored_bytes: int  # of all that it is loaded from, the eyes included
 
 
+def change_area(own: tuple[int, int], least: int, most: int, *, possible: tuple[int, int]) -> tuple[int, int]:
+    """Bounds of an area in pixels: those of `own`, but for the sides of squares that are not 0.
+
+    `possible` are the sides between which each of them may be; `BaseModelError` for any other.
+    """
+    area = least**2 or own[0], most**2 or own[1]
+    if not possible[0] ** 2 <= area[0] <= area[1] <= possible[1] ** 2:
+        sides = " and ".join(f"{bound**0.5:.0f}" for bound in area)
+        raise BaseModelError(
+            "`teacher_picture_minimum` and `teacher_picture_maximum` must be in this order and between"
+            f" {possible[0]} and {possible[1]} for this base model, got {sides}."
+        )
+    return area
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sizes(ABC):
     """How large one base model is: what memory, time and disk of a run are reckoned from.
@@ -77,6 +93,13 @@ class Sizes(ABC):
     def as_known(self, known: Self) -> Self:
         """With all that no file tells taken from the same model in the catalog."""
         return self
+
+    @abstractmethod
+    def with_teacher_picture(self, context: str, least: int, most: int) -> Self:
+        """With other bounds of the picture that the teacher sees: sides of squares in pixels, 0 for no other.
+
+        Raises `BaseModelError` for bounds between which there is nothing.
+        """
 
     def to_fields(self) -> dict:
         """For JSON."""
@@ -185,6 +208,15 @@ class BaseModelFacts:
     neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
     comfyui: bool = False  # whether ComfyUI can load it
     judge: bool = False  # whether there is a judge that knows all that it can draw
+
+    def sizes_for(self, config: TrainConfig) -> Sizes:
+        """Its sizes in a run: the teacher's picture is as the run wants it.
+
+        Raises `BaseModelError` for a teacher context that it does not have, and for impossible bounds.
+        """
+        context = self.architecture.choose_context(config.teacher_context)
+        bounds = config.teacher_picture_minimum, config.teacher_picture_maximum
+        return self.sizes.with_teacher_picture(context, *bounds)
 
     @property
     def scoring(self) -> str:

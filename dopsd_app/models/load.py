@@ -37,7 +37,7 @@ def load_base_model(config: TrainConfig) -> BaseModel:
         place,
         torch.device(device),
         getattr(torch, precision),
-        sizes=facts.sizes,
+        sizes=facts.sizes_for(config),
         quantization=config.quantization,
         teacher_context=facts.architecture.choose_context(config.teacher_context),
     )

@@ -140,4 +140,6 @@ def _base_of(config: TrainConfig) -> tuple:
         config.quantization,
         config.device,
         config.teacher_context,
+        config.teacher_picture_minimum,
+        config.teacher_picture_maximum,
     )

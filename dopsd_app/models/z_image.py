@@ -31,7 +31,8 @@ from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
 
 STUDENT_TOKENS = 512  # the pipeline's max_sequence_length
-TEACHER_TOKENS = 1024  # the picture takes up to 576 of them
+TEACHER_TOKENS = 1024  # as in the released code, whose pictures take up to 578 of them
+CAPTION_ROOM = TEACHER_TOKENS - 578  # that a larger picture leaves as well
 
 
 class ZImage:
@@ -154,7 +155,7 @@ class ZImage:
         placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
         token_ids = self._token_ids(placeholder + caption)
         taken = token_ids.shape[1] - self._token_ids(caption).shape[1]  # by the picture
-        room = min(STUDENT_TOKENS, TEACHER_TOKENS - taken)
+        room = min(STUDENT_TOKENS, max(TEACHER_TOKENS - taken, CAPTION_ROOM))
         if token_ids.shape[1] - taken > room:
             raise BaseModelError(
                 f"The caption “{caption[:60]} ...” is too long: it takes {token_ids.shape[1] - taken} tokens,"

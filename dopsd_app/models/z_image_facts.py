@@ -13,11 +13,14 @@ from dopsd_app.models.architecture import (
     PassTokens,
     Sizes,
     Stored,
+    change_area,
 )
 
 # Of the teacher's picture, in pixels, as in the method's released code: whatever the folder of the eyes says.
 # Qwen3-VL's own bounds let a picture fill the message, or be so small that nothing is seen.
 CONTEXT_AREA = (512**2, 768**2)
+# The transformer knows the places of 1,536 tokens: 1,024 of such a picture leave enough for every caption.
+CONTEXT_SIDE_LIMIT = 1024
 QWEN3_VL_4B = Eyes(  # made for the text encoder Qwen3-4B
     "Qwen/Qwen3-VL-4B-Instruct", parameters=415_347_712, configuration={"patch_size": 16, "merge_size": 2}
 )
@@ -67,6 +70,10 @@ class ZImageSizes(Sizes):
 
     def as_known(self, known: Self) -> Self:
         return replace(self, context_area=known.context_area)
+
+    def with_teacher_picture(self, context: str, least: int, most: int) -> Self:
+        possible = self.context_side, CONTEXT_SIDE_LIMIT
+        return replace(self, context_area=change_area(self.context_area, least, most, possible=possible))
 
     @property
     def side_multiple(self) -> int:

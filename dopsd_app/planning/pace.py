@@ -179,6 +179,8 @@ def _alike(earlier: TrainConfig, config: TrainConfig) -> bool:
         "resolution",
         "rollout_steps",
         "teacher_context",
+        "teacher_picture_minimum",
+        "teacher_picture_maximum",
         "quantization",
         "precision",
         "gradient_checkpointing",

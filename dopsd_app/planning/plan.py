@@ -72,9 +72,9 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     problems += _base_problems(config)
     try:
         facts = find_facts(config.base_model, config.revision)
+        sizes = facts.sizes_for(config)
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
-    sizes = facts.sizes
     pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu)
     promise = _promise(config, sizes, pace, len(facts.neutral_prompts))
     plan = replace(
@@ -108,8 +108,8 @@ def check_base(config: TrainConfig) -> None:
     if not problems:
         check_fetch(config)
         machine, facts = read_machine(), find_facts(config.base_model, config.revision)
-        facts.architecture.choose_context(config.teacher_context)  # now that the Hub has told of it
-        problems += _device_problems(config, facts.sizes, machine, _on_gpu(config, machine))
+        sizes = facts.sizes_for(config)  # which also looks at its settings, now that the Hub has told of it
+        problems += _device_problems(config, sizes, machine, _on_gpu(config, machine))
     if problems:
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
 

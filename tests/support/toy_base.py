@@ -54,6 +54,11 @@ class ToySizes(Sizes):
 
     side_multiple = SIDE
 
+    def with_teacher_picture(self, context, least, most):
+        if least or most:
+            raise BaseModelError("The toy's teacher sees the picture as it is.")
+        return self
+
     @property
     def linear_parameters(self):
         return 2 * self.dim**2
