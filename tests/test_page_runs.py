@@ -277,6 +277,29 @@ def test_a_look_that_arrives_late_is_put_right_by_the_next(page, working):
     wait_for(lambda: shown_step(page) == working.status.step, "its last step on the page")
 
 
+def test_a_late_look_at_one_run_does_not_keep_what_another_shows(page, server, working):
+    draft = make_draft(server)
+    waiting = create_run(server.runs, draft_config(draft), draft_dataset(draft))
+    enqueue(waiting)
+    expect(page.locator(f"#runs input[value='{waiting.id}']")).to_be_visible()
+    looks = []
+    page.route("**/run/predict*", lambda route: looks.append((route, route.fetch())))
+    while not looks:
+        page.wait_for_timeout(50)
+    choose(page, waiting)
+    expect(page.locator("#run-status")).to_contain_text("Waiting in the queue")
+    late, answer = looks[0]
+    with page.expect_response("**/run/predict*"):
+        late.fulfill(response=answer)  # tells of the run before; no other look comes through
+    page.wait_for_timeout(200)
+    choose(page, working)
+    expect(page.locator("#run-status")).to_contain_text("Training")
+    page.unroute("**/run/predict*")
+    for route, answer in looks[1:]:
+        route.fulfill(response=answer)
+    send_command(waiting, "stop")
+
+
 def test_a_run_of_another_base_than_the_chosen_one_can_be_used_again(visit, server, idle):
     draft = make_draft(server)
     run = finish(create_run(server.runs, draft_config(draft), draft_dataset(draft)))
@@ -302,7 +325,7 @@ def test_delete_takes_the_run_that_was_asked_about(server):
     asked, other = (create_run(server.runs, draft_config(draft), draft_dataset(draft)) for _ in range(2))
     asking = server.numbers("delete")[0]
     subject = server.event(asking, [asked.id])["data"][2]
-    server.event(server.numbers("really-run")[0], [subject, other.id, {}])
+    server.event(server.numbers("really-run")[0], [subject, other.id])
     assert not asked.path.exists()
     assert other.path.exists()
 

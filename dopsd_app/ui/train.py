@@ -87,10 +87,10 @@ class TrainStep:
         listen(self.go_on.click, self.train_further, [*at, self.more], self.watched)
         listen(self.preview.click, self.preview_now, at, self.watched)
         listen(self.save.click, self.save_now, at, self.watched)
-        listen(self.runs.input, self.show, [self.runs, self.digests], self.outputs)
+        listen(self.runs.input, self.show, self.runs, self.outputs)
         listen(self.log.expand, self.read_log, self.run_id, self.log_text)
         listen(self.delete.click, self.ask_to_delete, self.run_id, self.deletion.outputs)
-        self.deletion.connect(self.delete_run, at, self.outputs)
+        self.deletion.connect(self.delete_run, [self.run_id], self.outputs)
         self.when_finished.connect(self.run_id)
         steps = [*page.navigation.outputs, *page.plan.outputs]
         listen(
@@ -111,15 +111,17 @@ class TrainStep:
 
     # --- what the step shows
 
-    def show(self, run_id: str, sent: object = None) -> dict:
-        """Another run than before: nothing that was open for the last one is left beside it."""
+    def show(self, run_id: str) -> dict:
+        """Another run than before, all of it: nothing that was open for the last one is left beside it."""
         run = next((run for run in list_runs(default_runs_dir()) if run.id == run_id), None)
         return {
             self.run_id: run_id,
             self.log_text: read_log(run_id) if run else "",
             **self.when_finished.show(run),
             **self.deletion.close(),
-            **self.show_new(run_id, sent),
+            # Whatever the tab has been sent: a late look at the run before may tell of parts as sent that
+            # show another one by now.
+            **self.show_new(run_id, None),
         }
 
     def show_new(self, run_id: str, sent: object) -> dict:
@@ -216,10 +218,10 @@ class TrainStep:
         """Asks whether the run is to be deleted."""
         return self.deletion.ask(run_id, f"Delete {run_name(the_run(run_id))} for good")
 
-    def delete_run(self, subject: str, run_id: str, sent: object) -> dict:
+    def delete_run(self, subject: str, run_id: str) -> dict:
         """Deletes the run that was asked about, with its pictures, for good."""
         gr.Info(run_actions.remove_run(subject), duration=4)
-        return self.show(_newest_run() if run_id == subject else run_id, sent)
+        return self.show(_newest_run() if run_id == subject else run_id)
 
     def use_again(self, run_id: str) -> dict:
         """A new draft with the run's pictures and settings, at the third step."""
@@ -331,6 +333,7 @@ def _view(run_id: str, runs: list[Run]) -> tuple[Run | None, RunView | None]:
 def _label(run: Run, status: Status) -> str:
     made = datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
     state = words.STATES[status.state]
-    if status.state in ("training", "stopping", "stopped", "interrupted", "failed") and status.steps:
+    # Of one at work, it would be another label every second, and a click on a list that is made anew is lost.
+    if status.state in ("stopped", "interrupted", "failed") and status.steps:
         state += f", {status.step} / {status.steps}"
     return f"{run_name(run)} · {state} · {made:%d %b %H:%M}"

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +58,7 @@ class PageServer:
         self.clients: list[Client] = []
         self.http = httpx.Client(timeout=PATIENCE, verify=False, trust_env=False)
         self._config: dict = {}
+        self._sessions: dict = defaultdict(lambda: secrets.token_hex(5))
         self._modules = folder / "modules.json"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)},
@@ -187,7 +189,8 @@ class PageServer:
 
         `error` in it is what the person is told. A session is a tab: what it has open lives in the server.
         """
-        session = session or secrets.token_hex(5)
+        # One for each who asks, if nothing else is said: Gradio takes a tenth of a second to make another.
+        session = session or self._sessions[token, cookie]
         body = {"data": data, "fn_index": number, "session_hash": session, "oauth_token": token}
         # The answer is fetched without a body: on a Space, the header says there who asks.
         headers = (headers or {}) | ({"Cookie": f"session={cookie}"} if cookie else {})
