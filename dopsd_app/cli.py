@@ -294,7 +294,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
-    if needs_fetching(run.config.base_model, run.config.revision):
+    if needs_fetching(run.config.base_model, run.config.revision, run.config.teacher_context):
         find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
         _fetch(run.config.base_model, run.config.revision)
     with _card(options.runs):

@@ -119,7 +119,7 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
     run = known_run(job.runs_dir, request.run_id)
     config = run.config
     yield PhaseProgress("loading", 0, 3)
-    yield from fetch_base_model(config.base_model, config.revision)
+    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
         conditioning = model.encode([request.prompt])[0]
@@ -142,7 +142,8 @@ def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
     """A job's check of what the teacher sees; its pictures and CHECK_FILE appear in the job's folder."""
     request = Drawing(job.path).asked_for(CheckRequest)
     yield PhaseProgress("loading", 0, 3)
-    yield from fetch_base_model(request.config.base_model, request.config.revision)
+    config = request.config
+    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
         yield from teacher_check(drawing_cache.model_for(request.config), request.config, examples, job.path)

@@ -44,9 +44,9 @@ from dopsd_app.progress import PhaseProgress
 def train(run: Run) -> Iterator[Event]:
     """Trains the run's LoRA by its objective, from its newest checkpoint if there is one."""
     config = run.config
-    yield from fetch_base_model(config.base_model, config.revision)
+    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
-    pin_revision(run, find_base_model(config.base_model, config.revision).commit)
+    pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)
     config = run.config
     base_model = load_base_model(config)
     examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples

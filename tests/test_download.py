@@ -351,7 +351,10 @@ def test_progress_has_bytes_total_and_speed(hub, call):
     [
         ("Ann/nothing", "The Hub does not know Ann/nothing"),
         (QWEN, f"{QWEN} is no pipeline of diffusers: it has no model_index.json."),
-        ("Ann/other", "`Ann/other` is a StableDiffusionPipeline. Supported: ZImagePipeline."),
+        (
+            "Ann/other",
+            "`Ann/other` is a StableDiffusionPipeline. Supported: ZImagePipeline, Flux2KleinPipeline.",
+        ),
         ("Ann/pickles", "Ann/pickles has no safetensors file for its vae. Only that format is read."),
     ],
 )

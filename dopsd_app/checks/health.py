@@ -161,7 +161,7 @@ class HealthMeter:
         `pairs` are the base's and the student's pictures. Nothing comes of a base model without a measure.
         """
         config = self.run.config
-        scoring = find_facts(config.base_model, config.revision).scoring
+        scoring = find_facts(config.base_model, config.revision).scoring(config)
         if scoring == "none":
             return
         judged = scoring == "judge"

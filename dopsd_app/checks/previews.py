@@ -45,7 +45,7 @@ def draw_pairs(
     prompts say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
     The base's never change: they are drawn once, and kept as `<kind>_<index>.png`.
     """
-    pairs, by_eyes = [], find_facts(config.base_model, config.revision).scoring == "eyes"
+    pairs, by_eyes = [], _by_eyes(config)
     for index, prompt in enumerate(prompts):
         noise = 0 if by_eyes else index
         base = run.previews / f"{kind}_{index}.png"
@@ -55,6 +55,10 @@ def draw_pairs(
         with Image.open(base) as picture:
             pairs.append((picture.convert("RGB"), draw(base_model, config, prompt, noise, size)))
     return pairs
+
+
+def _by_eyes(config: TrainConfig) -> bool:
+    return find_facts(config.base_model, config.revision).scoring(config) == "eyes"
 
 
 def save_samples(run: Run, step: int, pairs: list[Pair]) -> PreviewSaved:

@@ -15,6 +15,7 @@ from dopsd_app.checks.verdict import CHECKED, CheckRow, judge_rows, rows_drawn, 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import Example
 from dopsd_app.method.encode import read_pictures
+from dopsd_app.models.architecture import BY_EYES
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import BaseModel
 from dopsd_app.progress import PhaseProgress
@@ -78,7 +79,7 @@ def features_of(base_model: BaseModel, pictures: list[Image.Image]) -> tuple[Ten
     The eyes alone would be judge in their own cause: what they are blind to, they would not miss.
     """
     colours = torch.stack([colours_of(picture) for picture in pictures]).to(base_model.device)
-    if base_model.architecture.eyes is None:
+    if base_model.teacher_context != BY_EYES:
         return (colours,)
     vision = torch.stack([base_model.picture_features(picture).mean(0) for picture in pictures])
     return vision, colours.to(vision)

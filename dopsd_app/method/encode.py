@@ -125,7 +125,7 @@ class _Encoder:
     def __init__(self, base_model: BaseModel, config: TrainConfig, cache: Path):
         self.base_model, self.cache, self.loaded = base_model, cache, False
         self.identity = [
-            _fingerprint(find_base_model(config.base_model, config.revision)),
+            _fingerprint(find_base_model(config.base_model, config.revision, config.teacher_context)),
             str(base_model.dtype),
             base_model.conditioning_version,
             version("transformers"),

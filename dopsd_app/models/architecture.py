@@ -12,6 +12,7 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.errors import KnownFailure
 
 Role = Literal["student", "teacher"]
+BY_EYES = "vision_language"  # the teacher context that a vision tower is needed for
 CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
 
 
@@ -34,6 +35,7 @@ class Eyes:
 
     repository: str  # on the Hub, of the vision-language model that it is cut out of
     parameters: int  # of vision tower and mergers, in bfloat16 on the Hub
+    width: int  # of the text encoders that it was made for: the numbers that stand for one token
     configuration: dict  # what its preprocessor_config.json says, as far as sizes are read from it
 
 
@@ -162,7 +164,7 @@ class Architecture:
     base_model: str  # "module:Class" of its BaseModel, which is imported when one is loaded
     sizes: type[Sizes]
     teacher_contexts: tuple[str, ...]  # what its teacher can see besides the caption; the first is its own
-    eyes: Eyes | None  # None: no vision tower belongs to it
+    eyes: tuple[Eyes, ...]  # that its teacher can see with, one for each width of its text encoders
     guidance: float  # of its pipeline's call, where a few-step model draws as it was made to
     edits: bool = False  # whether it starts from pictures: `Example.source_images`
     parts: tuple[str, ...] = ("transformer", "text_encoder", "vae")  # of its pipeline, those with weights
@@ -183,6 +185,15 @@ class Architecture:
                 f" {offered}."
             )
         return context
+
+    def eyes_for(self, context: str, width: int) -> Eyes | None:
+        """The eyes that a teacher context needs beside a text encoder of this width; None for no eyes at all.
+
+        For an odd width, they are the first: that they do not fit is told when they are loaded.
+        """
+        if self.choose_context(context) != BY_EYES:
+            return None
+        return next((eyes for eyes in self.eyes if eyes.width == width), self.eyes[0])
 
 
 NEUTRAL_PROMPTS = (
@@ -218,9 +229,9 @@ class BaseModelFacts:
         bounds = config.teacher_picture_minimum, config.teacher_picture_maximum
         return self.sizes.with_teacher_picture(context, *bounds)
 
-    @property
-    def scoring(self) -> str:
-        """What the health of its LoRAs is measured with: "judge", "eyes" (its vision tower), or "none"."""
+    def scoring(self, config: TrainConfig) -> str:
+        """What the health of its LoRAs is measured with: "judge", "eyes" (a vision tower), or "none"."""
         if self.judge:
             return "judge"
-        return "eyes" if self.architecture.eyes else "none"
+        by_eyes = self.architecture.choose_context(config.teacher_context) == BY_EYES
+        return "eyes" if by_eyes else "none"

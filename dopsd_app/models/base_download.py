@@ -43,25 +43,25 @@ class Offer:
     folder: Path  # whose disk takes most of them
 
 
-def fetch_base_model(name: str, revision: str = "") -> Generator[DownloadProgress]:
-    """Fetches what a base model still lacks on this computer; nothing happens where all is there.
+def fetch_base_model(name: str, revision: str = "", context: str = "auto") -> Generator[DownloadProgress]:
+    """Fetches what a base model still lacks here for a teacher context; nothing happens where all is there.
 
     Raises `HubError` or `BaseModelError` with one sentence; what came is kept, and the next call goes on.
     """
-    if not needs_fetching(name, revision):
+    if not needs_fetching(name, revision, context):
         return
     with _disk_errors():
-        yield from fetch(lambda: order_base_model(name, revision), _about(name))
-    find_base_model(name, revision)
+        yield from fetch(lambda: order_base_model(name, revision, context), _about(name))
+    find_base_model(name, revision, context)
 
 
-def needs_fetching(name: str, revision: str = "") -> bool:
+def needs_fetching(name: str, revision: str = "", context: str = "auto") -> bool:
     """Whether something has to come from the Hub; `BaseModelError` for a folder that is no base model."""
     check_base_model(name)
-    return not is_fetched(name, revision)
+    return not is_fetched(name, revision, context)
 
 
-def order_base_model(name: str, revision: str = "") -> list[Order]:
+def order_base_model(name: str, revision: str = "", context: str = "auto") -> list[Order]:
     """What is to be fetched of a base model, as the Hub has it now; raises `HubError` or `BaseModelError`."""
     check_base_model(name)
     orders = []
@@ -72,18 +72,18 @@ def order_base_model(name: str, revision: str = "") -> list[Order]:
         files = _needed(listing, pipeline)
         _remember(listing, pipeline, files)
         orders.append(whole_files(listing, revision, files))
-    if eyes := missing_eyes(folder):
+    if eyes := missing_eyes(folder, context):
         orders.append(order_eyes(list_files(eyes)))
     return orders
 
 
-def ask_hub(name: str, revision: str = "") -> Offer:
+def ask_hub(name: str, revision: str = "", context: str = "auto") -> Offer:
     """What the Hub has of a base model, after a look whether it can be used and fits on the disk.
 
     Raises `HubError` or `BaseModelError`. What it tells of the model is remembered: `find_facts` finds it.
     """
     with _disk_errors():
-        targets = [target for order in order_base_model(name, revision) for target in order.targets]
+        targets = [target for order in order_base_model(name, revision, context) for target in order.targets]
         check_disk(targets, _about(name))
         missing = missing_bytes(targets)
         folder = max(missing, key=missing.__getitem__, default=Path())

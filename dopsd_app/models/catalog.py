@@ -4,13 +4,22 @@ A base model is given by its name in the catalog, by a repository on the Hub (`o
 that diffusers saved.
 """
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dopsd_app.models.architecture import Architecture, BaseModelError, BaseModelFacts, Licence, Sizes
+from dopsd_app.models.architecture import (
+    Architecture,
+    BaseModelError,
+    BaseModelFacts,
+    Eyes,
+    Licence,
+    Sizes,
+)
 from dopsd_app.models.eyes import find_eyes
 from dopsd_app.models.hub_record import recall
+from dopsd_app.models.klein_facts import KLEIN_4B, KLEIN_9B
 from dopsd_app.models.pipeline_folder import INDEX, check_pipeline, read_licence, read_pipeline
 from dopsd_app.models.pocket_facts import POCKET_TURBO
 from dopsd_app.models.repository import find_snapshot, find_snapshots, is_repository
@@ -19,7 +28,12 @@ from dopsd_app.models.z_image_facts import Z_IMAGE_TURBO
 
 ASSETS = Path(__file__).parents[2] / "assets"
 LONGEST_NAME = 1000  # characters; no system finds longer paths
-CATALOG = {"pocket-turbo": POCKET_TURBO, "z-image-turbo": Z_IMAGE_TURBO}
+CATALOG = {
+    "pocket-turbo": POCKET_TURBO,
+    "z-image-turbo": Z_IMAGE_TURBO,
+    "flux2-klein-4b": KLEIN_4B,
+    "flux2-klein-9b": KLEIN_9B,
+}
 
 
 @dataclass(frozen=True)
@@ -64,16 +78,18 @@ def find_repository(name: str) -> str:
 # --- on this computer
 
 
-def find_base_model(name: str, revision: str = "") -> BaseModelPaths:
-    """Where a base model lies, all of it; `revision` is a repository's branch, tag or commit.
+def find_base_model(name: str, revision: str = "", context: str = "auto") -> BaseModelPaths:
+    """Where a base model lies, with all that it takes for a teacher context.
+
+    `revision` is a repository's branch, tag or commit.
 
     Raises `BaseModelError` for one that has still to be fetched (`is_fetched` asks for that), for a folder
     that is none, and for another kind of model.
     """
     folder = _find_pipeline(name, revision)
     architecture = _architecture_of(folder, name)
-    eyes = _find_eyes(folder, architecture)
-    if architecture.eyes and eyes is None:
+    eyes = _find_eyes(folder, architecture, context)
+    if eyes is None and _eyes_of(folder, architecture, context):
         raise BaseModelError(f"The teacher's eyes for {name} are not on this computer yet: fetch them.")
     return BaseModelPaths(folder, eyes, folder.name if find_repository(name) else "")
 
@@ -82,11 +98,22 @@ def _architecture_of(folder: Path, name: str) -> Architecture:
     return read_pipeline(folder / INDEX, name).architecture
 
 
-def _find_eyes(folder: Path, architecture: Architecture) -> Path | None:
-    if architecture.eyes is None:
+def _eyes_of(folder: Path, architecture: Architecture, context: str) -> Eyes | None:
+    """The eyes that a pipeline's folder needs for a teacher context; None where it needs none."""
+    try:
+        fields = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+        width = fields.get("hidden_size", 0)
+    except (OSError, ValueError, AttributeError):  # whoever loads it says what is wrong
+        width = 0
+    return architecture.eyes_for(context, width)
+
+
+def _find_eyes(folder: Path, architecture: Architecture, context: str) -> Path | None:
+    eyes = _eyes_of(folder, architecture, context)
+    if eyes is None:
         return None
     own = folder / "vision_tower"  # the built-in one has it, and a person's own folder may
-    return own if own.is_dir() else find_eyes(architecture.eyes.repository)
+    return own if own.is_dir() else find_eyes(eyes.repository)
 
 
 def _find_pipeline(name: str, revision: str) -> Path:
@@ -123,12 +150,11 @@ def find_pipeline(name: str, revision: str = "") -> Path | None:
         return None
 
 
-def missing_eyes(folder: Path) -> str:
+def missing_eyes(folder: Path, context: str) -> str:
     """The repository from which a pipeline's folder still needs the teacher's eyes; "" where it has all."""
     architecture = _architecture_of(folder, folder.name)
-    if architecture.eyes is None or _find_eyes(folder, architecture):
-        return ""
-    return architecture.eyes.repository
+    eyes = _eyes_of(folder, architecture, context)
+    return "" if eyes is None or _find_eyes(folder, architecture, context) else eyes.repository
 
 
 def check_base_model(name: str) -> None:
@@ -137,10 +163,10 @@ def check_base_model(name: str) -> None:
         _own_folder(name)
 
 
-def is_fetched(name: str, revision: str = "") -> bool:
-    """Whether all of a base model is on this computer."""
+def is_fetched(name: str, revision: str = "", context: str = "auto") -> bool:
+    """Whether all of a base model is on this computer that it takes for a teacher context."""
     try:
-        find_base_model(name, revision)
+        find_base_model(name, revision, context)
     except BaseModelError:
         return False
     return True
@@ -219,7 +245,7 @@ def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
         return (record.architecture, record.sizes) if record else None
     folder = _find_pipeline(name, revision)
     architecture = _architecture_of(folder, name)
-    eyes = _find_eyes(folder, architecture)
+    eyes = _find_eyes(folder, architecture, "auto")
     try:
         sizes = read_sizes(architecture, folder, eyes)
     except DAMAGED as error:

@@ -22,7 +22,7 @@ def load_base_model(config: TrainConfig) -> BaseModel:
     Raises `BaseModelError` for a folder that is not there or holds another kind of model, for no card, and
     for a teacher context that the model does not have.
     """
-    place = find_base_model(config.base_model, config.revision)
+    place = find_base_model(config.base_model, config.revision, config.teacher_context)
     facts = find_facts(config.base_model, config.revision)
     device = config.device
     if device == "auto":

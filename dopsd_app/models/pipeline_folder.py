@@ -38,6 +38,11 @@ def read_pipeline(index: Path, name: str) -> Pipeline:
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise BaseModelError(f"`{name}` is a {kind}. Supported: {', '.join(ARCHITECTURES)}.")
     architecture = ARCHITECTURES[kind]
+    if content.get("is_distilled") is False:
+        raise BaseModelError(
+            f"`{name}` was not made to draw in a few steps: it takes dozens, and the training here is that of"
+            " the few. Take its step-distilled sister."
+        )
     parts = tuple(part for part, value in content.items() if isinstance(value, list))
     if odd := [part for part in parts if not re.fullmatch("[A-Za-z0-9_]+", part)]:
         raise BaseModelError(f"`{name}` has a part {odd[0][:50]!r}, which is no name of one.")

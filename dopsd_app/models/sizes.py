@@ -15,14 +15,16 @@ def read_sizes(architecture: Architecture, folder: Path, vision_tower: Path | No
 
     Raises one of `DAMAGED` for what is not as it should be.
     """
+    configurations = read_configurations(architecture, folder)
+    eyes = _own_eyes(architecture, configurations)
     parts = [part for part in folder.iterdir() if part.is_dir()] + ([vision_tower] if vision_tower else [])
     stored = {path for part in parts for path in part.iterdir() if path.is_file()}
     return architecture.sizes.of(
         Stored(
-            configurations=read_configurations(architecture, folder),
+            configurations=configurations,
             parameters={part: count_parameters(folder / part) for part in architecture.parts},
-            eyes=_eyes_configuration(architecture.eyes, vision_tower),
-            eyes_parameters=_eyes_parameters(architecture.eyes, vision_tower),
+            eyes=_eyes_configuration(eyes, vision_tower),
+            eyes_parameters=_eyes_parameters(eyes, vision_tower),
             stored_bytes=sum(path.stat().st_size for path in stored),
         )
     )
@@ -38,16 +40,22 @@ def sizes_on_hub(
     architecture: Architecture, configurations: dict[str, dict], parameters: dict[str, int], stored: int
 ) -> Sizes:
     """Sizes of a pipeline of which only the configurations are here; `stored` is its bytes on the Hub."""
-    seeing = _eyes_parameters(architecture.eyes, None)
+    eyes = _own_eyes(architecture, configurations)
+    seeing = _eyes_parameters(eyes, None)
     return architecture.sizes.of(
         Stored(
             configurations=configurations,
             parameters=parameters,
-            eyes=_eyes_configuration(architecture.eyes, None),
+            eyes=_eyes_configuration(eyes, None),
             eyes_parameters=seeing,
             stored_bytes=stored + 2 * seeing,
         )
     )
+
+
+def _own_eyes(architecture: Architecture, configurations: dict[str, dict]) -> Eyes | None:
+    """The eyes of the context that the teacher has by itself."""
+    return architecture.eyes_for("auto", configurations["text_encoder"].get("hidden_size", 0))
 
 
 def _eyes_configuration(eyes: Eyes | None, vision_tower: Path | None) -> dict:

@@ -112,19 +112,28 @@ def picture_text(image_processor: Qwen2VLImageProcessorPil, grid: Tensor) -> str
 
 
 @torch.no_grad()
-def features_of(encoder: Qwen3VLModel, inputs: BatchFeature, token_ids: Tensor) -> Tensor:
-    """Features (L, D), `hidden_states[-2]`, of a message (1, L) that holds the picture's `picture_text`.
+def hidden_states_of(
+    encoder: Qwen3VLModel, inputs: BatchFeature, token_ids: Tensor, attention_mask: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """All hidden states (1, L, D) of a message (1, L) that holds the picture's `picture_text`.
 
-    `inputs` is what the image processor made of the picture.
+    `inputs` is what the image processor made of the picture; the mask is 0 where a message is padded.
     """
     input_ids = token_ids.to(encoder.device)
+    grid = inputs.image_grid_thw.to(encoder.device)
+    kinds = (input_ids == encoder.config.image_token_id).int()
+    # Made without the mask: a text encoder counts its padding as it counts words, and this one would not.
+    # Its annotations ask for classes that nobody makes.
+    position_ids, _ = cast(Any, encoder).get_rope_index(input_ids, kinds, image_grid_thw=grid)
     return encoder(
         input_ids=input_ids,
+        attention_mask=None if attention_mask is None else attention_mask.to(encoder.device),
+        position_ids=position_ids,
         pixel_values=inputs.pixel_values.to(encoder.device, encoder.dtype),
-        image_grid_thw=inputs.image_grid_thw.to(encoder.device),
-        mm_token_type_ids=(input_ids == encoder.config.image_token_id).int(),
+        image_grid_thw=grid,
+        mm_token_type_ids=kinds,
         output_hidden_states=True,
-    ).hidden_states[-2][0]
+    ).hidden_states
 
 
 @torch.no_grad()
@@ -135,3 +144,12 @@ def run_vision_tower(
     inputs = image_processor(picture, return_tensors="pt")
     pixels = inputs.pixel_values.to(vision_tower.device, vision_tower.dtype)
     return vision_tower(pixels, inputs.image_grid_thw.to(vision_tower.device))
+
+
+def picture_features(
+    vision_tower: Qwen3VLVisionModel, image_processor: Qwen2VLImageProcessorPil, picture: Image.Image
+) -> Tensor:
+    """A picture's tokens (tokens, D), in float32."""
+    features = run_vision_tower(vision_tower, image_processor, picture).pooler_output
+    assert features is not None  # what this model gives to its language model
+    return features.float()

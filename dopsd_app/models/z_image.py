@@ -15,15 +15,13 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerBase,
-    Qwen3Config,
     Qwen3Model,
     Qwen3VLModel,
     Qwen3VLVisionModel,
 )
 
-from dopsd_app.models import vision_language
+from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BaseModelError, Role
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
@@ -81,25 +79,12 @@ class ZImage:
 
     def load_encoders(self) -> None:
         """Loads the tokenizer, the text encoder and the vision tower onto the device."""
-        self.tokenizer = self._load_tokenizer()
-        folder = self.folder / "text_encoder"
-        # Given here: a configuration from anywhere could name code on the Hub in its place.
-        config = Qwen3Config.from_pretrained(folder, attn_implementation="sdpa")
-        self.text_encoder = load_frozen(
-            lambda: Qwen3Model(config), folder, self.dtype, self.device, prefix="model."
-        )
+        self.tokenizer = qwen.load_tokenizer(self.folder)
+        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
         self._load_vision_tower()
         self.teacher_encoder = vision_language.join_encoders(
             self.text_encoder, loaded(self.vision_tower), self.tokenizer
         )
-
-    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise BaseModelError(f"The tokenizer of {self.folder.name} cannot be used: {error}") from error
-        # Its annotation counts a class that is None where a library is missing.
-        return cast(PreTrainedTokenizerBase, tokenizer)
 
     def _load_vision_tower(self) -> None:
         self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
@@ -161,18 +146,12 @@ class ZImage:
                 f"The caption “{caption[:60]} ...” is too long: it takes {token_ids.shape[1] - taken} tokens,"
                 f" and {room} can be read. Shorten it."
             )
-        return Conditioning(vision_language.features_of(loaded(self.teacher_encoder), inputs, token_ids))
+        encoder = loaded(self.teacher_encoder)
+        return Conditioning(vision_language.hidden_states_of(encoder, inputs, token_ids)[-2][0])
 
     def _token_ids(self, content: str) -> Tensor:
-        # Templated here, from a fresh list: encode_prompt writes its template into the list that it is given.
         tokenizer = loaded(self.tokenizer)
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        return tokenizer(text, return_tensors="pt").input_ids
+        return qwen.token_ids(tokenizer, qwen.message(tokenizer, content, thinking=True))
 
     @torch.no_grad()
     def encode_picture(self, picture: Image.Image) -> Tensor:
@@ -187,10 +166,7 @@ class ZImage:
         """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
         if self.vision_tower is None:
             self._load_vision_tower()
-        tower = loaded(self.vision_tower)
-        output = vision_language.run_vision_tower(tower, self.image_processor, picture)
-        assert output.pooler_output is not None  # what this model gives to its language model
-        return output.pooler_output.float()
+        return vision_language.picture_features(loaded(self.vision_tower), self.image_processor, picture)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""

@@ -22,7 +22,10 @@ CONTEXT_AREA = (512**2, 768**2)
 # The transformer knows the places of 1,536 tokens: 1,024 of such a picture leave enough for every caption.
 CONTEXT_SIDE_LIMIT = 1024
 QWEN3_VL_4B = Eyes(  # made for the text encoder Qwen3-4B
-    "Qwen/Qwen3-VL-4B-Instruct", parameters=415_347_712, configuration={"patch_size": 16, "merge_size": 2}
+    "Qwen/Qwen3-VL-4B-Instruct",
+    parameters=415_347_712,
+    width=2560,
+    configuration={"patch_size": 16, "merge_size": 2},
 )
 APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 
@@ -137,7 +140,7 @@ Z_IMAGE = Architecture(
     base_model="dopsd_app.models.z_image:ZImage",
     sizes=ZImageSizes,
     teacher_contexts=("vision_language",),
-    eyes=QWEN3_VL_4B,
+    eyes=(QWEN3_VL_4B,),
     guidance=0.0,
 )
 

@@ -83,7 +83,9 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         source=pace.source,
         seconds=promise.seconds(config.steps),
         promise=promise,
-        download=0 if is_fetched(config.base_model, config.revision) else sizes.stored_bytes or None,
+        download=0
+        if is_fetched(config.base_model, config.revision, config.teacher_context)
+        else sizes.stored_bytes or None,
         memory=memory(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures),
     )
@@ -116,8 +118,8 @@ def check_base(config: TrainConfig) -> None:
 
 def check_fetch(config: TrainConfig) -> None:
     """Raises `KnownFailure` where a base model is not here and cannot be fetched, as far as the Hub tells."""
-    if needs_fetching(config.base_model, config.revision):
-        ask_hub(config.base_model, config.revision)
+    if needs_fetching(config.base_model, config.revision, config.teacher_context):
+        ask_hub(config.base_model, config.revision, config.teacher_context)
 
 
 def _on_gpu(config: TrainConfig, machine: Machine) -> bool:

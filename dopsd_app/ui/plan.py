@@ -239,7 +239,7 @@ def _learn(draft: Draft) -> None:
     with suppress(KnownFailure):
         config = draft_config(draft)
         if not is_known(config.base_model, config.revision):
-            ask_hub(config.base_model, config.revision)
+            ask_hub(config.base_model, config.revision, config.teacher_context)
 
 
 def plainly(message: str) -> str:

@@ -223,7 +223,7 @@ def _fetched_first(draft: Draft) -> str:
     """That a check begins with a download, where it does."""
     try:
         config = draft_config(draft)
-        if not needs_fetching(config.base_model, config.revision):
+        if not needs_fetching(config.base_model, config.revision, config.teacher_context):
             return ""
         facts = find_facts(config.base_model, config.revision)
     except KnownFailure:  # reported where the settings and the base model are

@@ -1,11 +1,25 @@
-"""Tiny real parts: a random Z-Image folder of the same classes as the real one, made in code."""
+"""Tiny real parts: random base models of the same classes as the real ones, made in code."""
 
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil, Qwen3Config, Qwen3Model
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
@@ -83,6 +97,11 @@ def save_z_image(folder: Path) -> None:
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     ZImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer).save_pretrained(folder)
+    save_vision_tower(folder, width=32)
+
+
+def save_vision_tower(folder: Path, width: int) -> None:
+    """A tiny random vision tower for a text encoder of this width: 32 x 32 pixels are a token."""
     vision_tower = Qwen3VLVisionModel(
         Qwen3VLVisionConfig(
             depth=3,
@@ -90,7 +109,7 @@ def save_z_image(folder: Path) -> None:
             intermediate_size=32,
             num_heads=2,
             patch_size=16,
-            out_hidden_size=32,
+            out_hidden_size=width,
             num_position_embeddings=64,
             deepstack_visual_indexes=[0, 1],
         )
@@ -100,3 +119,42 @@ def save_z_image(folder: Path) -> None:
     Qwen2VLImageProcessorPil(patch_size=16, min_pixels=256**2, max_pixels=4096**2).save_pretrained(
         folder / "vision_tower"
     )
+
+
+def save_klein(folder: Path) -> None:
+    """A tiny random FLUX.2 klein: sides of multiples of 16 pixels, tokens of 16 channels."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    text_encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=28,  # features are taken after 9, 18 and 27
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        )
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4)
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    Flux2KleinPipeline(
+        scheduler, vae, text_encoder, tokenizer, transformer, is_distilled=True
+    ).save_pretrained(folder)
+    save_vision_tower(folder, width=16)

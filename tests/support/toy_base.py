@@ -94,7 +94,7 @@ TOY = Architecture(
     base_model=f"{__name__}:Toy",
     sizes=ToySizes,
     teacher_contexts=("reference",),
-    eyes=None,
+    eyes=(),
     guidance=1.0,
     parts=("transformer", "text_encoder", "autoencoder"),
 )

@@ -1,0 +1,295 @@
+"""FLUX.2 klein, and every model of its architecture.
+
+What is known of them without loading stands in `klein_facts`, which needs no torch.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models import AutoencoderKLFlux2, Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import free_memory
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    BatchEncoding,
+    PreTrainedTokenizerBase,
+    Qwen3Model,
+    Qwen3VLModel,
+    Qwen3VLVisionModel,
+)
+
+from dopsd_app.models import qwen, vision_language
+from dopsd_app.models.architecture import BY_EYES, BaseModelError, Role
+from dopsd_app.models.catalog import BaseModelPaths
+from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, KleinSizes
+from dopsd_app.models.protocol import Conditioning, Pictures, loaded
+
+AFTER = (9, 18, 27)  # layers of the text encoder: their outputs side by side are the features
+# Follows the caption where the teacher sees the training picture as a reference, as in the released code.
+LIKE_THE_REFERENCE = (
+    "Keep the details of the subject, the background and the composition as they are in the reference."
+)
+
+
+class Klein:
+    """FLUX.2 klein's pipeline; its teacher sees the picture as a reference, or by Qwen3-VL's vision tower."""
+
+    architecture = KLEIN
+    # Not the layers that read the time: no other program finds them in a LoRA.
+    lora_targets = (
+        r"transformer_blocks\.\d+\."
+        r"(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+        r"|(ff|ff_context)\.(linear_in|linear_out))"
+        r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
+    )
+
+    def __init__(
+        self,
+        place: BaseModelPaths,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        sizes: KleinSizes,
+        quantization: str,
+        teacher_context: str,
+    ):
+        self.folder, self.eyes = place.folder, place.vision_tower
+        self.reference_area, self.context_area = sizes.reference_area, sizes.context_area
+        self.device, self.dtype, self.quantization = device, dtype, quantization
+        self.teacher_context = teacher_context
+        self.conditioning_version = (
+            f"klein 1: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE};"
+            f" a reference of {self.reference_area}, a picture of {self.context_area} pixels"
+        )
+        # Here and in `sigmas`, diffusers would add what it did not use only where it is asked to.
+        self.scheduler = cast(
+            FlowMatchEulerDiscreteScheduler,
+            FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler"),
+        )
+        self.vae_config = cast(dict[str, Any], AutoencoderKLFlux2.load_config(self.folder, subfolder="vae"))
+        # Each is there once it is loaded.
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.text_encoder: Qwen3Model | None = None
+        self.vision_tower: Qwen3VLVisionModel | None = None
+        self.teacher_encoder: Qwen3VLModel | None = None
+        self.transformer: Flux2Transformer2DModel | None = None
+        self.vae: AutoencoderKLFlux2 | None = None
+        self.picture_multiple = sizes.side_multiple
+
+    def load_encoders(self) -> None:
+        """Loads the tokenizer, the text encoder and the autoencoder onto the device."""
+        self.tokenizer = qwen.load_tokenizer(self.folder)
+        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
+        if self.teacher_context == BY_EYES:
+            self._load_vision_tower()
+            self.teacher_encoder = vision_language.join_encoders(
+                self.text_encoder, loaded(self.vision_tower), self.tokenizer
+            )
+        else:
+            self.load_autoencoder()
+
+    def _load_vision_tower(self) -> None:
+        assert self.eyes is not None  # as of each teacher that sees by eyes
+        self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
+        self.image_processor = vision_language.load_image_processor(self.eyes, self.context_area)
+
+    def free_encoders(self) -> None:
+        """Gives the encoders' memory back, the vision tower's too."""
+        self.text_encoder = self.teacher_encoder = self.vision_tower = None
+        free_memory()
+
+    def load_transformer(self) -> None:
+        """Loads the transformer and the autoencoder, frozen, onto the device."""
+        nf4_targets = self.lora_targets if self.quantization == "nf4" else None
+        self.transformer = self._load(Flux2Transformer2DModel, "transformer", self.dtype, nf4_targets)
+        self.load_autoencoder()
+
+    def load_autoencoder(self) -> None:
+        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
+        if self.vae is None:
+            # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
+            self.vae = self._load(AutoencoderKLFlux2, "vae", torch.float32)
+
+    def free_transformer(self) -> None:
+        """Gives the memory of the transformer and the autoencoder back."""
+        self.transformer = self.vae = None
+        free_memory()
+
+    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
+        folder = self.folder / part
+        config = model_class.load_config(folder)
+        return load_frozen(
+            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
+        )
+
+    @torch.no_grad()
+    def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
+        """Features (512, D) of one user message as `encode_prompt` gives them, padding and all.
+
+        The teacher's message holds the picture before the caption, and is as much longer; or it says that the
+        teacher is to keep to the reference, and the picture's latents are one. Raises `BaseModelError` for a
+        caption of which something would be cut off.
+        """
+        if role == "student":
+            return Conditioning(self._text_features(caption))
+        if self.teacher_context == BY_EYES:
+            return Conditioning(self._features_by_eyes(pictures.training_picture, caption))
+        reference = self._reference(pictures.training_picture)
+        return Conditioning(self._text_features(f"{caption} {LIKE_THE_REFERENCE}"), (reference,))
+
+    def _text_features(self, content: str) -> Tensor:
+        message = self._message(content)
+        states = loaded(self.text_encoder)(
+            input_ids=message.input_ids.to(self.device),
+            attention_mask=message.attention_mask.to(self.device),
+            output_hidden_states=True,
+        ).hidden_states
+        return _side_by_side(states)
+
+    def _features_by_eyes(self, picture: Image.Image, caption: str) -> Tensor:
+        inputs = self.image_processor(picture, return_tensors="pt")
+        placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
+        message = self._message(caption, placeholder)
+        encoder = loaded(self.teacher_encoder)
+        states = vision_language.hidden_states_of(encoder, inputs, message.input_ids, message.attention_mask)
+        return _side_by_side(states)
+
+    def _message(self, caption: str, placeholder: str = "") -> BatchEncoding:
+        """One message, padded to 512 tokens and as many more as a picture's placeholder takes."""
+        tokenizer = loaded(self.tokenizer)
+        text = qwen.message(tokenizer, placeholder + caption, thinking=False)
+        before = qwen.token_ids(tokenizer, placeholder).shape[1] if placeholder else 0
+        taken = qwen.token_ids(tokenizer, text).shape[1] - before
+        if taken > CAPTION_TOKENS:
+            raise BaseModelError(
+                f"The caption “{caption[:60]} ...” is too long: with all that is said around it, it takes"
+                f" {taken} tokens, and {CAPTION_TOKENS} can be read. Shorten it."
+            )
+        length = CAPTION_TOKENS + before
+        return tokenizer(text, return_tensors="pt", padding="max_length", max_length=length)
+
+    def _reference(self, picture: Image.Image) -> Tensor:
+        """Latents (C, h, w) of a picture as the pipeline would take it, within the bounds that are set."""
+        least, most = self.reference_area
+        area = picture.width * picture.height
+        if not least <= area <= most:
+            scale = (min(max(area, least), most) / area) ** 0.5
+            # Rounded to a multiple before it is cut to one: scaled down to the bound, a square stays whole.
+            multiple = self.picture_multiple
+            width, height = (max(1, round(side * scale / multiple)) * multiple for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        return self.encode_picture(picture)
+
+    @torch.no_grad()
+    def encode_picture(self, picture: Image.Image) -> Tensor:
+        """Latents (C, h, w) of an RGB picture, in float32: the mean of the autoencoder's posterior."""
+        pixels = VaeImageProcessor().pil_to_numpy(picture)  # (1, H, W, 3), 0..1
+        pixels = torch.from_numpy(2 * pixels - 1).permute(0, 3, 1, 2).to(self.device, torch.float32)
+        latents = torch.nn.functional.pixel_unshuffle(loaded(self.vae).encode(pixels).latent_dist.mode(), 2)
+        mean, deviation = self._statistics()
+        return ((latents - mean) / deviation)[0]
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (1, C, 1, 1) of latents, as the autoencoder's batch norm has learned them."""
+        vae = loaded(self.vae)
+        mean, variance = vae.bn.running_mean, vae.bn.running_var
+        assert mean is not None and variance is not None  # this class tracks them
+        deviation = (variance + vae.config["batch_norm_eps"]).sqrt()
+        return mean.view(1, -1, 1, 1), deviation.view(1, -1, 1, 1)
+
+    def picture_features(self, picture: Image.Image) -> Tensor:
+        """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
+        if self.vision_tower is None:
+            self._load_vision_tower()
+        return vision_language.picture_features(loaded(self.vision_tower), self.image_processor, picture)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of height x width pixels."""
+        channels = 4 * self.vae_config["latent_channels"]  # of 2 x 2 of the autoencoder's own
+        return channels, height // self.picture_multiple, width // self.picture_multiple
+
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
+        """The scheduler's sigmas for the pipeline's grid, which is shifted by the number of tokens."""
+        _, rows, columns = self.latent_shape(height, width)
+        made = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        scheduler = cast(FlowMatchEulerDiscreteScheduler, made)
+        scheduler.set_timesteps(
+            sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist(),
+            mu=compute_empirical_mu(rows * columns, num_inference_steps),
+        )
+        # Its annotation counts what they were before.
+        return cast(Tensor, scheduler.sigmas)
+
+    def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
+        """What the transformer predicts, which is noise - picture; the tokens of references are cut off."""
+        shapes = {
+            (each.prompt_embeds.shape, tuple(reference.shape for reference in each.reference_latents))
+            for each in conditionings
+        }
+        sigma = sigma.to(self.device).expand(len(latents))
+        if len(shapes) > 1:
+            # Its attention knows no padding, and one place for the tokens of all.
+            each = zip(latents, sigma, conditionings, strict=True)
+            return torch.cat([self.predict_velocity(x[None], s[None], [c]) for x, s, c in each])
+        texts = torch.stack([conditioning.prompt_embeds for conditioning in conditionings])  # (B, L, D)
+        references = [
+            torch.stack(group) for group in zip(*(c.reference_latents for c in conditionings), strict=True)
+        ]
+        tokens = torch.cat([x.to(self.device).flatten(2).mT for x in (latents, *references)], dim=1)
+        ids = [_places(10 * number, x) for number, x in enumerate((latents, *references))]
+        text_ids = torch.cartesian_prod(*(torch.arange(n) for n in (1, 1, 1, texts.shape[1])))
+        velocities = loaded(self.transformer)(
+            hidden_states=tokens.to(self.dtype),
+            encoder_hidden_states=texts.to(self.dtype),
+            timestep=sigma,
+            img_ids=torch.cat(ids).to(self.device),
+            txt_ids=text_ids.to(self.device),
+            return_dict=False,
+        )[0]
+        own = velocities[:, : latents[0, 0].numel()]
+        return own.mT.unflatten(2, latents.shape[2:]).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (B, C, h, w)."""
+        mean, deviation = self._statistics()
+        latents = torch.nn.functional.pixel_shuffle(latents.to(self.device) * deviation + mean, 2)
+        pictures = VaeImageProcessor().postprocess(
+            loaded(self.vae).decode(latents, return_dict=False)[0], output_type="pil"
+        )
+        # Of the kinds that it can return, the one that was asked for.
+        return cast(list[Image.Image], pictures)
+
+    def make_pipeline(self) -> Flux2KleinPipeline:
+        """The official pipeline around the loaded parts; parts that are not loaded are None."""
+        # Its annotations do not tell that it takes None.
+        parts: dict[str, Any] = {
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "transformer": self.transformer,
+        }
+        return Flux2KleinPipeline(scheduler=self.scheduler, is_distilled=True, **parts)
+
+    def draw(self, pipeline: Flux2KleinPipeline, conditioning: Conditioning, **options) -> Image.Image:
+        """A picture by the official pipeline, of what the student sees."""
+        embeds = conditioning.prompt_embeds[None]
+        return pipeline(prompt_embeds=embeds, guidance_scale=KLEIN.guidance, **options).images[0]
+
+
+def _side_by_side(states: tuple[Tensor, ...]) -> Tensor:
+    """Features (L, D) of the hidden states (1, L, D / 3) of a text encoder."""
+    return torch.cat([states[layer] for layer in AFTER], dim=-1)[0]
+
+
+def _places(time: int, latents: Tensor) -> Tensor:
+    """Where the tokens of latents (B, C, h, w) stand: (h * w, 4), the time, the row, the column and 0."""
+    rows, columns = latents.shape[2:]
+    return torch.cartesian_prod(
+        torch.tensor([time]), torch.arange(rows), torch.arange(columns), torch.tensor([0])
+    )

@@ -1,0 +1,204 @@
+"""FLUX.2 klein, without loading it: what is known of its models, and of every model of its architecture."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from dopsd_app.models.architecture import (
+    BY_EYES,
+    Architecture,
+    BaseModelFacts,
+    Eyes,
+    Licence,
+    PassTokens,
+    Sizes,
+    Stored,
+    change_area,
+)
+from dopsd_app.models.z_image_facts import APACHE, CONTEXT_AREA, CONTEXT_SIDE_LIMIT, QWEN3_VL_4B
+
+LAYERS = 3  # of the text encoder, whose outputs side by side are a caption's features
+CAPTION_TOKENS = 512  # as its pipeline pads every caption
+# Of a reference, in pixels: what its pipeline takes, and what it scales larger ones to.
+REFERENCE_AREA = (64**2, 1024**2)
+REFERENCE_SIDES = (64, 1024)
+CONTEXT_SIDE = 32  # pixels of the side of a square that is one token of the eyes
+QWEN3_VL_8B = Eyes(
+    "Qwen/Qwen3-VL-8B-Instruct",
+    parameters=576_388_336,
+    width=4096,
+    configuration={"patch_size": 16, "merge_size": 2},
+)
+NON_COMMERCIAL = Licence(
+    "other",
+    "flux-non-commercial-license",
+    "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/blob/main/LICENSE.md",
+)
+
+# Bytes for each token and each number of its features that autograd saves in one block of the real classes,
+# of dim 512, in bfloat16 with float32 adapters (71.6 and 60.6; in float32 89.6 and 84.6).
+SAVED_DOUBLE = 72.0
+SAVED_SINGLE = 61.0
+# Besides, while a single block is at work: what its fused projection gives is nine times as wide as the
+# features, and the adapter's part of it is there twice in float32 and once in bfloat16.
+WORKING = 90.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KleinSizes(Sizes):
+    """Of a FLUX.2 transformer (feed-forward 3 x dim, gated) and the parts beside it."""
+
+    dim: int
+    double_blocks: int  # in which picture and caption have weights of their own
+    single_blocks: int  # in which they have the same
+    caption_features: int  # of one caption token
+    latent_channels: int  # of the square that is one token
+    decoder_channels: int  # of its largest feature maps, which have the picture's size
+    token_side: int  # pixels of the side of a square that is one token
+    reference_area: tuple[int, int]  # pixels between which the teacher's reference is scaled ...
+    context_area: tuple[int, int]  # ... and the picture that it sees by eyes
+
+    @classmethod
+    def of(cls, stored: Stored) -> "KleinSizes":
+        transformer, decoder = stored.configurations["transformer"], stored.configurations["vae"]
+        return cls(
+            parameters=stored.parameters["transformer"],
+            dim=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+            double_blocks=transformer["num_layers"],
+            single_blocks=transformer["num_single_layers"],
+            caption_features=transformer["joint_attention_dim"],
+            latent_channels=transformer["in_channels"],
+            encoder_parameters=stored.parameters["text_encoder"] + stored.eyes_parameters,
+            decoder_parameters=stored.parameters["vae"],
+            decoder_channels=decoder["block_out_channels"][0],
+            token_side=2 ** len(decoder["block_out_channels"]),  # halved between blocks, then 2 x 2 latents
+            reference_area=REFERENCE_AREA,
+            context_area=CONTEXT_AREA,
+            stored_bytes=stored.stored_bytes,
+        )
+
+    def with_teacher_picture(self, context: str, least: int, most: int) -> Self:
+        if context != BY_EYES:
+            area = change_area(self.reference_area, least, most, possible=REFERENCE_SIDES)
+            return replace(self, reference_area=area)
+        possible = CONTEXT_SIDE, CONTEXT_SIDE_LIMIT
+        eyes = KLEIN.eyes_for(context, self.caption_features // LAYERS)
+        assert eyes is not None  # of this context
+        return replace(
+            self,
+            context_area=change_area(self.context_area, least, most, possible=possible),
+            encoder_parameters=self.encoder_parameters + eyes.parameters,
+            stored_bytes=self.stored_bytes + 2 * eyes.parameters if self.stored_bytes else 0,
+        )
+
+    @property
+    def side_multiple(self) -> int:
+        return self.token_side
+
+    @property
+    def linear_parameters(self) -> int:
+        """Attention 4 dim^2 and feed-forward 9 dim^2: twice in a double block, once in a single one."""
+        return 13 * self.dim**2 * (2 * self.double_blocks + self.single_blocks)
+
+    def lora_parameters(self, rank: int) -> int:
+        """rank x (in + out): 19 dim for picture and caption each; in a single block's two matrices 15 dim."""
+        return rank * self.dim * (2 * 19 * self.double_blocks + 15 * self.single_blocks)
+
+    def student_tokens(self, resolution: int) -> PassTokens:
+        return PassTokens(round((resolution / self.token_side) ** 2), CAPTION_TOKENS)
+
+    def teacher_tokens(self, resolution: int, context: str) -> PassTokens:
+        student, by_eyes = self.student_tokens(resolution), context == BY_EYES
+        least, most = self.context_area if by_eyes else self.reference_area
+        area = min(max(resolution**2, least), most)
+        if by_eyes:
+            return replace(student, caption=round(CAPTION_TOKENS + area / CONTEXT_SIDE**2))
+        return replace(student, reference=round(area / self.token_side**2))
+
+    def work(self, tokens: PassTokens) -> tuple[float, float]:
+        """2 for each weight and token; in attention 4 x dim for each pair of tokens."""
+        together = tokens.picture + tokens.caption + tokens.reference
+        blocks = self.double_blocks + self.single_blocks
+        return 26.0 * self.dim**2 * blocks * together, 4.0 * self.dim * blocks * together**2
+
+    def activation_bytes(self, tokens: PassTokens, number: int, checkpointing: bool) -> float:
+        together = tokens.picture + tokens.caption + tokens.reference
+        blocks = self.double_blocks + self.single_blocks
+        saved = SAVED_DOUBLE * self.double_blocks + SAVED_SINGLE * self.single_blocks
+        kept = blocks * number + max(SAVED_DOUBLE, SAVED_SINGLE) if checkpointing else saved
+        return together * self.dim * (kept + WORKING)
+
+    def conditioning_bytes(self, resolution: int, context: str) -> int:
+        """Features and latents in float32."""
+        teacher = self.teacher_tokens(resolution, context)
+        captions = CAPTION_TOKENS + teacher.caption
+        return 4 * (captions * self.caption_features + teacher.reference * self.latent_channels)
+
+    def decoding_work(self, resolution: int) -> float:
+        # Its decoder is built as Z-Image's: counted there.
+        return 5e12 * (resolution / 512) ** 2 * (self.decoder_channels / 128) ** 2
+
+    def decoding_bytes(self, resolution: int) -> int:
+        """Six feature maps of the picture's size in float32, as counted; cuDNN's work space is on top."""
+        return 6 * 4 * self.decoder_channels * resolution**2
+
+
+KLEIN = Architecture(
+    pipeline_class="Flux2KleinPipeline",
+    base_model="dopsd_app.models.klein:Klein",
+    sizes=KleinSizes,
+    teacher_contexts=("reference", BY_EYES),
+    eyes=(QWEN3_VL_4B, QWEN3_VL_8B),
+    guidance=1.0,
+)
+
+KLEIN_4B = BaseModelFacts(
+    label="FLUX.2 klein 4B",
+    description="Photographs, people, products and styles, in 4 steps; the smallest of its kind.",
+    repository="black-forest-labs/FLUX.2-klein-4B",
+    licence=APACHE,
+    resolutions=(256, 1536),
+    architecture=KLEIN,
+    native_steps=4,
+    comfyui=True,
+    sizes=KleinSizes(  # where its folder is not there to be read
+        parameters=3_875_544_576,
+        dim=3072,
+        double_blocks=5,
+        single_blocks=20,
+        caption_features=7680,
+        latent_channels=128,
+        encoder_parameters=4_022_468_096,
+        decoder_parameters=84_046_115,
+        decoder_channels=128,
+        token_side=16,
+        reference_area=REFERENCE_AREA,
+        context_area=CONTEXT_AREA,
+        stored_bytes=0,
+    ),
+)
+
+KLEIN_9B = BaseModelFacts(
+    label="FLUX.2 klein 9B",
+    description="As the 4B, and better at people and lettering. Not for commercial use.",
+    repository="black-forest-labs/FLUX.2-klein-9B",
+    licence=NON_COMMERCIAL,
+    resolutions=(256, 1536),
+    architecture=KLEIN,
+    native_steps=4,
+    comfyui=True,
+    sizes=KleinSizes(
+        parameters=9_078_581_248,
+        dim=4096,
+        double_blocks=8,
+        single_blocks=24,
+        caption_features=12288,
+        latent_channels=128,
+        encoder_parameters=8_190_735_360,
+        decoder_parameters=84_046_115,
+        decoder_channels=128,
+        token_side=16,
+        reference_area=REFERENCE_AREA,
+        context_area=CONTEXT_AREA,
+        stored_bytes=0,
+    ),
+)
