@@ -9,6 +9,8 @@ from dopsd_app.ui.server.preload import STYLES_PATH
 from tests.support.browser import Visit
 from tests.support.page_server import PageServer, leave_run
 
+pytestmark = pytest.mark.browser
+
 ZIPPED, PLAIN = {"Accept-Encoding": "gzip"}, {"Accept-Encoding": "identity"}
 # Above all from the moment when the page is opened: what a screen reader gets to read, each text once.
 LISTEN = """
