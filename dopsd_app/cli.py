@@ -269,7 +269,7 @@ def _preview(options: argparse.Namespace) -> int:
 
     config, dataset = _read_settings(options)
     check_base(config)
-    _fetch(config.base_model, config.revision)
+    _fetch(config.base_model, config.revision, config.teacher_context)
     with _card(options.runs), tempfile.TemporaryDirectory() as folder:
         from dopsd_app.checks.teacher_check import save_sheet, teacher_check
         from dopsd_app.models.loaded_model import LoadedModel
@@ -296,7 +296,7 @@ def _generate(options: argparse.Namespace) -> int:
     seeds = list(range(options.seed, options.seed + options.count))
     if needs_fetching(run.config.base_model, run.config.revision, run.config.teacher_context):
         find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
-        _fetch(run.config.base_model, run.config.revision)
+        _fetch(run.config.base_model, run.config.revision, run.config.teacher_context)
     with _card(options.runs):
         from dopsd_app.generate import generate
 
@@ -330,14 +330,17 @@ def _download(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fetch(name: str, revision: str) -> None:
-    """Fetches what a base model lacks here, with a bar."""
+def _fetch(name: str, revision: str, context: str = "auto") -> None:
+    """Fetches what a base model lacks here for a teacher context, with a bar."""
     from dopsd_app.progress import words_for_download  # brings Pillow
 
-    if not needs_fetching(name, revision):
+    if not needs_fetching(name, revision, context):
         return
     try:
-        with closing(fetch_base_model(name, revision)) as progress, tqdm(**BYTES, disable=None) as bar:
+        with (
+            closing(fetch_base_model(name, revision, context)) as progress,
+            tqdm(**BYTES, disable=None) as bar,
+        ):
             reported = time.monotonic()
             for step in progress:
                 show_bytes(bar, step)

@@ -948,10 +948,12 @@ def codes(text):
 
 def prompt_of(programme):
     """The prompt that the programme gives the pipeline."""
-    calls = [node for node in ast.walk(ast.parse(programme)) if isinstance(node, ast.Call) and node.args]
-    return next(
-        call.args[0].value for call in calls if isinstance(call.func, ast.Name) and call.func.id == "pipeline"
+    calls = [node for node in ast.walk(ast.parse(programme)) if isinstance(node, ast.Call)]
+    given = next(
+        call.keywords for call in calls if isinstance(call.func, ast.Name) and call.func.id == "pipeline"
     )
+    # By its name: the first place is another input's in a pipeline that edits.
+    return next(keyword.value.value for keyword in given if keyword.arg == "prompt")
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

@@ -158,13 +158,18 @@ def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
         assert told.stdout.strip() == name, told.stderr
 
 
-def test_the_threads_of_a_worker_wait_without_keeping_a_core_busy(tmp_path, monkeypatch):
+def test_the_threads_of_a_worker_keep_a_core_busy_for_a_short_time_only(tmp_path, monkeypatch):
     """On two cores with twenty other threads that made a step thirty times as fast; what is set stays."""
     process = LocalProcess()
-    process.command = (sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        if given:
-            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    process.command = (sys.executable, "-c", "import os; print(os.environ.get('GOMP_SPINCOUNT'))")
+    for name, given, expected in (
+        ("", "", "3000"),
+        ("GOMP_SPINCOUNT", "7", "7"),
+        ("OMP_WAIT_POLICY", "ACTIVE", "None"),
+    ):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if name:
+            monkeypatch.setenv(name, given)
         (folder := tmp_path / expected).mkdir()
         process.start(folder)
         wait_for(lambda folder=folder: (folder / LOG).read_text().endswith("\n"))

@@ -312,3 +312,16 @@ def test_its_sizes_are_those_of_the_real_classes(facts):
     assert sum(module.weight.numel() for module in adapted) == sizes.linear_parameters
     both = sum(module.in_features + module.out_features for module in adapted)
     assert sizes.lora_parameters(32) == 32 * both
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_it_draws_by_its_pipeline_in_bfloat16_too(config, quantization):
+    config = replace(config, precision="bfloat16", quantization=quantization)
+    klein = load_base_model(config)
+    klein.load_encoders()
+    klein.load_transformer()
+    conditioning = klein.encode(NO_PICTURES, "a dog", "student")
+    pipeline = klein.make_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    picture = klein.draw(pipeline, conditioning, height=64, width=96, num_inference_steps=4)
+    assert picture.size == (96, 64)

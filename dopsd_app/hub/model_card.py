@@ -150,7 +150,7 @@ dtype = torch.bfloat16 if device == "cuda" else torch.float32
 pipeline = DiffusionPipeline.from_pretrained(base{revision}, dtype=dtype).to(device)
 pipeline.load_lora_weights({lora!r}, weight_name={LORA_FILE!r})
 picture = pipeline(
-    {prompt!r},
+    prompt={prompt!r},
     height={side},
     width={side},
     num_inference_steps={config.num_inference_steps},{guidance}

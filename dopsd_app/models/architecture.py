@@ -147,6 +147,10 @@ class Sizes(ABC):
     def conditioning_bytes(self, resolution: int, context: str) -> int:
         """On disk, of the student's and the teacher's conditioning of one caption."""
 
+    def encoding_bytes(self, resolution: int, context: str) -> int:
+        """In memory beside the encoders' weights, while what the teacher sees is encoded."""
+        return 0
+
     @abstractmethod
     def decoding_work(self, resolution: int) -> float:
         """Floating-point operations of the autoencoder for one picture."""

@@ -258,10 +258,13 @@ class Klein:
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w)."""
         mean, deviation = self._statistics()
-        latents = torch.nn.functional.pixel_shuffle(latents.to(self.device) * deviation + mean, 2)
-        pictures = VaeImageProcessor().postprocess(
-            loaded(self.vae).decode(latents, return_dict=False)[0], output_type="pil"
-        )
+        return self._decode(torch.nn.functional.pixel_shuffle(latents.to(self.device) * deviation + mean, 2))
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of the autoencoder's own latents."""
+        decoded = loaded(self.vae).decode(latents.float(), return_dict=False)[0]
+        pictures = VaeImageProcessor().postprocess(decoded, output_type="pil")
         # Of the kinds that it can return, the one that was asked for.
         return cast(list[Image.Image], pictures)
 
@@ -279,7 +282,11 @@ class Klein:
     def draw(self, pipeline: Flux2KleinPipeline, conditioning: Conditioning, **options) -> Image.Image:
         """A picture by the official pipeline, of what the student sees."""
         embeds = conditioning.prompt_embeds[None]
-        return pipeline(prompt_embeds=embeds, guidance_scale=KLEIN.guidance, **options).images[0]
+        # Decoded here: it would give its own autoencoder, which stays in float32, latents in bfloat16.
+        latents = pipeline(
+            prompt_embeds=embeds, guidance_scale=KLEIN.guidance, output_type="latent", **options
+        ).images
+        return self._decode(latents)[0]
 
 
 def _side_by_side(states: tuple[Tensor, ...]) -> Tensor:

@@ -133,6 +133,13 @@ class KleinSizes(Sizes):
         captions = CAPTION_TOKENS + teacher.caption
         return 4 * (captions * self.caption_features + teacher.reference * self.latent_channels)
 
+    def encoding_bytes(self, resolution: int, context: str) -> int:
+        """The autoencoder in float32, and its activations for a reference, as for a decoded picture."""
+        if context == BY_EYES:
+            return 0
+        side = min(resolution, round(self.reference_area[1] ** 0.5))
+        return 4 * self.decoder_parameters + self.decoding_bytes(side)
+
     def decoding_work(self, resolution: int) -> float:
         # Its decoder is built as Z-Image's: counted there.
         return 5e12 * (resolution / 512) ** 2 * (self.decoder_channels / 128) ** 2

@@ -67,8 +67,9 @@ def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
     number = 2 if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu) else 4
     program = PROGRAM_ON_GPU if on_gpu else PROGRAM_ON_CPU
     resting = program + _weights(config, sizes, number) + _adapters(config, sizes)
+    encoders = int(ENCODING * number * sizes.encoder_parameters)
     return Memory(
-        encoding=int(program + ENCODING * number * sizes.encoder_parameters),
+        encoding=program + encoders + sizes.encoding_bytes(config.resolution, config.teacher_context),
         training=resting + _activations(config, sizes, number),
         drawing=resting + sizes.decoding_bytes(config.resolution),
     )

@@ -35,7 +35,7 @@ def build_app() -> gr.Blocks:
         add_page(app)
     # Gradio looks a thousand times a second whether there is anything to do (on Windows 20 times): a twelfth
     # of a core, taken from whoever trains on it.
-    app._queue.sleep_when_free = BETWEEN_LOOKS
+    app._queue.sleep_when_free = max(app._queue.sleep_when_free, BETWEEN_LOOKS)
     start_background_threads()
     return app
 

@@ -201,7 +201,8 @@ def _asked(draft: Draft) -> AskedCheck | None:
 def _digest(draft: Draft) -> str:
     settings = load_preset(draft.preset).settings | draft.settings  # which may not be whole just now
     pictures = [(item.key, item.caption) for item in draft.items[:CHECKED]]
-    checked = [pictures, settings.get("base_model"), settings.get("resolution")]
+    seen = ("teacher_context", "teacher_picture_minimum", "teacher_picture_maximum")
+    checked = [pictures, *(settings.get(name) for name in ("base_model", "resolution", *seen))]
     return hashlib.sha256(json.dumps(checked).encode()).hexdigest()
 
 
