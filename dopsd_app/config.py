@@ -149,7 +149,9 @@ def _setting(default, label: str, info: str = "", page: str | None = None, **fac
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of one run; the defaults are the paper's for Z-Image-Turbo, a preset holds what differs.
+    """Settings of one run; a preset holds what differs from the defaults.
+
+    These are near the released code's for Z-Image-Turbo: docs/method.md says where they deviate, and why.
 
     The page shows them in this order, and levers are advised in it: first what changes only the time.
     Raises `ConfigError` when made with values that cannot work.

@@ -91,6 +91,11 @@ def _reading_sentence(answer: "httpx2.Response", repository: str, quoted: str) -
     """What a refusal to show a repository means; None for what other requests are answered with too."""
     code = answer.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
+        if os.environ.get("SYSTEM") == "spaces":
+            return (
+                f"{repository} is gated, and a Space reads with nobody's token: take another base model, or"
+                " train with this one on a computer of your own."
+            )
         page = f"https://huggingface.co/{repository}"
         sign_in = "" if answer.status_code == 403 else " and sign in here with `hf auth login`"
         return f"{repository} is gated: accept its terms at {page}{sign_in}, then try again."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dopsd_app.checks.health import HealthMeter
-from dopsd_app.checks.health_rules import PROMPTS, best_step
+from dopsd_app.checks.health_rules import PROMPTS, SHOWN, best_step
 from dopsd_app.checks.lora_check import check_lora
 from dopsd_app.checks.previews import Pair, draw_pairs, save_rollout, save_samples
 from dopsd_app.config import OBJECTIVES, TrainConfig
@@ -50,11 +50,11 @@ def train(run: Run) -> Iterator[Event]:
     config = run.config
     base_model = load_base_model(config)
     examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
-    prompts, shown = _prompts(config, examples)
-    neutral = find_facts(config.base_model, config.revision).neutral_prompts
+    facts = find_facts(config.base_model, config.revision)
+    prompts, shown = _prompts(config, examples, facts.scoring(config) != "none")
     yield PhaseProgress("loading", 0, 2)
     encoded = yield from encode_examples(
-        base_model, config, examples, prompts, neutral, run.path.parent / ".cache"
+        base_model, config, examples, prompts, facts.neutral_prompts, run.path.parent / ".cache"
     )
     yield PhaseProgress("loading", 1, 2)
     base_model.load_transformer()
@@ -95,11 +95,13 @@ def _previews_at(config: TrainConfig, step: int) -> bool:
     return bool(config.preview_every) and (step % config.preview_every == 0 or step == config.steps)
 
 
-def _prompts(config: TrainConfig, examples: Sequence[Example]) -> tuple[tuple[str, ...], int]:
+def _prompts(config: TrainConfig, examples: Sequence[Example], scored: bool) -> tuple[tuple[str, ...], int]:
     """What is drawn at a preview, and how many of them are shown: the others are for the health alone."""
     captions = tuple(example.captions[0] for example in examples)
-    shown = tuple(dict.fromkeys(config.preview_prompts or captions[:2]))  # the same twice would tell nothing
-    more = [caption for caption in dict.fromkeys(captions) if caption not in shown]
+    shown = tuple(
+        dict.fromkeys(config.preview_prompts or captions[:SHOWN])
+    )  # the same twice would tell nothing
+    more = [caption for caption in dict.fromkeys(captions) if caption not in shown and scored]
     return (*shown, *more[: max(0, PROMPTS - len(shown))]), len(shown)
 
 

@@ -451,6 +451,10 @@ def test_a_gate_says_what_to_do(hub, call, hub_and_process, repositories, tmp_pa
     hub.add_model(FINE_TUNE, repositories / "comic", gated=True)
     told = call("fetch", FINE_TUNE)
     assert f"accept its terms at https://huggingface.co/{FINE_TUNE}" in told and "hf auth login" in told
+    folder = tmp_path_factory.mktemp("space")
+    with Process(hub, folder, SYSTEM="spaces") as process:  # which has nobody who could sign in
+        told = process(folder, "fetch", FINE_TUNE)
+        assert "a Space reads with nobody's token" in told and "hf auth login" not in told
     hub.add_account(TOKEN, "Bob")
     folder = tmp_path_factory.mktemp("bob")
     with Process(hub, folder, HF_TOKEN=TOKEN) as process:

@@ -16,7 +16,7 @@ from dopsd_app.data.pictures import read_examples
 from dopsd_app.jobs.events import CheckpointSaved, HealthMeasured, LoraChecked, PreviewSaved
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method.adapters import add_adapters, as_base
-from dopsd_app.method.rollout import rollout, sample
+from dopsd_app.method.rollout import rollout, sample, training_sigmas
 from dopsd_app.models.architecture import BY_EYES, BaseModelError
 from dopsd_app.models.klein import Klein
 from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, KLEIN_4B, KLEIN_9B
@@ -133,8 +133,12 @@ def test_sigmas_equal_those_the_pipeline_leaves_in_its_scheduler(klein, size, si
         torch.testing.assert_close(own, klein.scheduler.sigmas)
 
 
-def test_four_states_of_a_rollout_are_the_pipelines_own_four(klein):
-    assert torch.equal(klein.sigmas(4, 64, 64)[:: 4 // 4], klein.sigmas(4, 64, 64))
+@pytest.mark.parametrize("states", [1, 2, 4])
+def test_a_rollout_visits_only_sigmas_of_the_pipelines_own_few(klein, config, states):
+    sigmas = training_sigmas(klein, replace(config, rollout_steps=states), (512, 512))
+    assert torch.equal(sigmas, klein.sigmas(4, 512, 512)[:: 4 // states])
+    # Its shift depends on the number of steps: a grid of as many as are visited would be another one.
+    assert torch.equal(sigmas, klein.sigmas(states, 512, 512)) == (states != 2)
     assert KLEIN_4B.native_steps == KLEIN_9B.native_steps == 4
 
 

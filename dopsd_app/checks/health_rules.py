@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from dopsd_app.jobs.events import HealthMeasured
 
+SHOWN = 2  # captions that previews show where nobody has written prompts for them
 PROMPTS = 4  # with the concept in them; two are the least that following can be measured in
 LEAST_QUALITY = 0.8  # by the vision tower, which sees complete ruin only
 LEAST_JUDGED_QUALITY = 0.9  # the built-in base's judge sees less: no good look of health_fit is below

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dopsd_app.config import TrainConfig
 from dopsd_app.method.adapters import as_teacher
 from dopsd_app.models.protocol import BaseModel, Conditioning
 
@@ -33,6 +34,15 @@ class RolloutStep:
     def first(self) -> tuple[Tensor, Tensor]:
         """What student and teacher see of the first example: denoised latents (1, C, h, w), no gradient."""
         return self.student_denoised[:1].detach(), self.teacher_denoised[:1]
+
+
+def training_sigmas(base_model: BaseModel, config: TrainConfig, size: tuple[int, int]) -> Tensor:
+    """The sigmas (K + 1,) of a roll-out at this height and width: of the model's own few, evenly chosen ones.
+
+    Not the scheduler's own grid of K: where its shift depends on the number of steps, that is another one.
+    """
+    every = config.num_inference_steps // config.rollout_steps  # which divides them
+    return base_model.sigmas(config.num_inference_steps, *size)[::every]
 
 
 def rollout(

@@ -145,11 +145,12 @@ def _needed(listing: Listing, pipeline: Pipeline) -> list[RemoteFile]:
 
 def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> None:
     """Keeps which files belong to the model, and how large its parts are by the headers of the weights."""
-    if recall(listing.repository, listing.commit):
-        return
     architecture = pipeline.architecture
     configurations = [f"{part}/config.json" for part in architecture.parts]
+    # Also for a model that is known: the text encoder's says which eyes fit it.
     folder = link_files(listing.repository, listing.commit, configurations)
+    if recall(listing.repository, listing.commit):
+        return
     weights = [file.path for file in files if WEIGHTS.fullmatch(file.path.rpartition("/")[2])]
     counts = dict(zip(weights, in_threads(lambda path: _count(listing, path), weights), strict=True))
     parameters = {

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dopsd_app.checks.health_rules import PROMPTS
+from dopsd_app.checks.health_rules import PROMPTS, SHOWN
 from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
 from dopsd_app.jobs.promise import Promise
-from dopsd_app.models.architecture import BaseModelError, Sizes
+from dopsd_app.models.architecture import BaseModelError, BaseModelFacts, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
 from dopsd_app.models.catalog import (
     check_base_model,
@@ -76,7 +76,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
     pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu)
-    promise = _promise(config, sizes, pace, len(facts.neutral_prompts))
+    promise = _promise(config, facts, sizes, pace)
     plan = replace(
         plan,
         seconds_per_step=pace.seconds,
@@ -126,14 +126,16 @@ def _on_gpu(config: TrainConfig, machine: Machine) -> bool:
     return config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
 
 
-def _promise(config: TrainConfig, sizes: Sizes, pace: Pace, neutral: int) -> Promise:
+def _promise(config: TrainConfig, facts: BaseModelFacts, sizes: Sizes, pace: Pace) -> Promise:
     """The time of the whole run; drawing is reckoned in the time of a step, by its work.
 
-    A preview draws its prompts, or more of the captions for the health, and `neutral` other prompts.
+    A preview draws its prompts; for the health, where it is measured, more of the captions and neutral ones.
     """
     previews = config.steps // config.preview_every if config.preview_every else 0
     drawn = previews + 1 if previews else 0  # the base's pictures once more, for the first preview
-    prompts = max(len(config.preview_prompts), PROMPTS) + neutral
+    prompts = len(config.preview_prompts) or SHOWN
+    if facts.scoring(config) != "none":
+        prompts = max(prompts, PROMPTS) + len(facts.neutral_prompts)
     drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes)
     loading = START + sizes.stored_bytes / READING
     return Promise(loading, pace.seconds, drawing / config.steps, pace.slowness)

@@ -7,7 +7,7 @@ from torch import Tensor
 from dopsd_app.method.losses import distillation_loss
 from dopsd_app.method.objectives.protocol import Batch, Objective
 from dopsd_app.method.randomness import draw_noises
-from dopsd_app.method.rollout import rollout
+from dopsd_app.method.rollout import rollout, training_sigmas
 
 
 class OffPolicy(Objective):
@@ -17,6 +17,6 @@ class OffPolicy(Objective):
         base_model, config = self.base_model, self.config
         shape = base_model.latent_shape(*batch.size)
         noise = draw_noises(shape, config.seed, step, batch.positions).to(base_model.device)
-        sigmas = base_model.sigmas(config.rollout_steps, *batch.size)
+        sigmas = training_sigmas(base_model, config, batch.size)
         for visited in rollout(base_model, batch.student, batch.teacher, noise, sigmas, on_policy=False):
             yield distillation_loss(visited, config.loss).sum() / (config.batch_size * config.rollout_steps)

@@ -10,6 +10,7 @@ from dopsd_app.method.losses import flow_matching_loss, preference_loss
 from dopsd_app.method.objectives.made import draw_samples
 from dopsd_app.method.objectives.protocol import Batch, Material, Objective
 from dopsd_app.method.randomness import CHOICE, SIGMA, STATE, draw_noises, draw_uniform
+from dopsd_app.method.rollout import training_sigmas
 from dopsd_app.models.protocol import BaseModel
 
 
@@ -36,7 +37,7 @@ class Pso(Objective):
         both = torch.stack(pictures)
         noise = draw_noises(both.shape[1:], config.seed, step, batch.positions, STATE).to(both)
         noise = noise.repeat(2, 1, 1, 1)
-        sigmas = base_model.sigmas(config.rollout_steps, *batch.size).to(both)
+        sigmas = training_sigmas(base_model, config, batch.size).to(both)
         sigma = sigmas[(place * config.rollout_steps).long()].repeat(2)
         level = sigma[:, None, None, None]
         prompts = [picture.prompt for picture in own] * 2
