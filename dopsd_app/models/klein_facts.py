@@ -186,7 +186,10 @@ KLEIN_4B = BaseModelFacts(
 
 KLEIN_9B = BaseModelFacts(
     label="FLUX.2 klein 9B",
-    description="As the 4B, and better at people and lettering. Not for commercial use.",
+    description=(
+        "As the 4B, and better at people and lettering. Not for commercial use, nor are its LoRAs:"
+        " you accept its terms on the Hub before it can be fetched."
+    ),
     repository="black-forest-labs/FLUX.2-klein-9B",
     licence=NON_COMMERCIAL,
     resolutions=(256, 1536),
