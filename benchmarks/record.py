@@ -14,7 +14,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def save_result(name: str, result: dict) -> Path:
     """Writes benchmarks/results/<name>.json and returns its path."""
-    command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    # Another version's folder by its name, wherever it lay: the file tells nothing of a computer's own paths.
+    given = [f"../{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *given])
     facts = {
         "command": command,
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft", "bitsandbytes")},

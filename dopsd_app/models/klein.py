@@ -11,22 +11,17 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 from transformers import (
     BatchEncoding,
-    PreTrainedTokenizerBase,
-    Qwen3Model,
-    Qwen3VLModel,
-    Qwen3VLVisionModel,
 )
 
 from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BY_EYES, BaseModelError, Role
 from dopsd_app.models.catalog import BaseModelPaths
-from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, KleinSizes
+from dopsd_app.models.phases import LoadedInPhases
 from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 
 AFTER = (9, 18, 27)  # layers of the text encoder: their outputs side by side are the features
@@ -36,10 +31,11 @@ LIKE_THE_REFERENCE = (
 )
 
 
-class Klein:
+class Klein(LoadedInPhases):
     """FLUX.2 klein's pipeline; its teacher sees the picture as a reference, or by Qwen3-VL's vision tower."""
 
     architecture = KLEIN
+    transformer_class, autoencoder_class = Flux2Transformer2DModel, AutoencoderKLFlux2
     # Not the layers that read the time: no other program finds them in a LoRA.
     lora_targets = (
         r"transformer_blocks\.\d+\."
@@ -58,74 +54,20 @@ class Klein:
         quantization: str,
         teacher_context: str,
     ):
-        self.folder, self.eyes = place.folder, place.vision_tower
-        self.reference_area, self.context_area = sizes.reference_area, sizes.context_area
-        self.device, self.dtype, self.quantization = device, dtype, quantization
-        self.teacher_context = teacher_context
+        super().__init__(
+            place,
+            device,
+            dtype,
+            quantization=quantization,
+            teacher_context=teacher_context,
+            context_area=sizes.context_area,
+        )
+        self.reference_area = sizes.reference_area
         self.conditioning_version = (
             f"klein 1: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE};"
             f" a reference of {self.reference_area}, a picture of {self.context_area} pixels"
         )
-        # Here and in `sigmas`, diffusers would add what it did not use only where it is asked to.
-        self.scheduler = cast(
-            FlowMatchEulerDiscreteScheduler,
-            FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler"),
-        )
-        self.vae_config = cast(dict[str, Any], AutoencoderKLFlux2.load_config(self.folder, subfolder="vae"))
-        # Each is there once it is loaded.
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.text_encoder: Qwen3Model | None = None
-        self.vision_tower: Qwen3VLVisionModel | None = None
-        self.teacher_encoder: Qwen3VLModel | None = None
-        self.transformer: Flux2Transformer2DModel | None = None
-        self.vae: AutoencoderKLFlux2 | None = None
         self.picture_multiple = sizes.side_multiple
-
-    def load_encoders(self) -> None:
-        """Loads the tokenizer, the text encoder and the autoencoder onto the device."""
-        self.tokenizer = qwen.load_tokenizer(self.folder)
-        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
-        if self.teacher_context == BY_EYES:
-            self._load_vision_tower()
-            self.teacher_encoder = vision_language.join_encoders(
-                self.text_encoder, loaded(self.vision_tower), self.tokenizer
-            )
-        else:
-            self.load_autoencoder()
-
-    def _load_vision_tower(self) -> None:
-        assert self.eyes is not None  # as of each teacher that sees by eyes
-        self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
-        self.image_processor = vision_language.load_image_processor(self.eyes, self.context_area)
-
-    def free_encoders(self) -> None:
-        """Gives the encoders' memory back, the vision tower's too."""
-        self.text_encoder = self.teacher_encoder = self.vision_tower = None
-        free_memory()
-
-    def load_transformer(self) -> None:
-        """Loads the transformer and the autoencoder, frozen, onto the device."""
-        nf4_targets = self.lora_targets if self.quantization == "nf4" else None
-        self.transformer = self._load(Flux2Transformer2DModel, "transformer", self.dtype, nf4_targets)
-        self.load_autoencoder()
-
-    def load_autoencoder(self) -> None:
-        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
-        if self.vae is None:
-            # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
-            self.vae = self._load(AutoencoderKLFlux2, "vae", torch.float32)
-
-    def free_transformer(self) -> None:
-        """Gives the memory of the transformer and the autoencoder back."""
-        self.transformer = self.vae = None
-        free_memory()
-
-    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
-        folder = self.folder / part
-        config = model_class.load_config(folder)
-        return load_frozen(
-            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
-        )
 
     @torch.no_grad()
     def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
@@ -201,12 +143,6 @@ class Klein:
         assert mean is not None and variance is not None  # this class tracks them
         deviation = (variance + vae.config["batch_norm_eps"]).sqrt()
         return mean.view(1, -1, 1, 1), deviation.view(1, -1, 1, 1)
-
-    def picture_features(self, picture: Image.Image) -> Tensor:
-        """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
-        if self.vision_tower is None:
-            self._load_vision_tower()
-        return vision_language.picture_features(loaded(self.vision_tower), self.image_processor, picture)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""

@@ -11,20 +11,13 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKL, ZImageTransformer2DModel
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    PreTrainedTokenizerBase,
-    Qwen3Model,
-    Qwen3VLModel,
-    Qwen3VLVisionModel,
-)
 
 from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BaseModelError, Role
 from dopsd_app.models.catalog import BaseModelPaths
-from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.phases import LoadedInPhases
 from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
 
@@ -33,10 +26,11 @@ TEACHER_TOKENS = 1024  # as in the released code, whose pictures take up to 578 
 CAPTION_ROOM = TEACHER_TOKENS - 578  # that a larger picture leaves as well
 
 
-class ZImage:
+class ZImage(LoadedInPhases):
     """Z-Image-Turbo's pipeline with the teacher's eyes, Qwen3-VL's vision tower."""
 
     architecture = Z_IMAGE
+    transformer_class, autoencoder_class = ZImageTransformer2DModel, AutoencoderKL
     lora_targets = (
         r"(layers|noise_refiner|context_refiner)\.\d+\."
         r"(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.(w1|w2|w3))"
@@ -52,72 +46,20 @@ class ZImage:
         quantization: str,
         teacher_context: str,
     ):
-        assert place.vision_tower is not None  # as of each architecture that has eyes
-        folder, context_area = place.folder, sizes.context_area
-        self.folder, self.eyes, self.context_area = folder, place.vision_tower, context_area
-        self.device, self.dtype, self.quantization = device, dtype, quantization
-        self.teacher_context = teacher_context
+        super().__init__(
+            place,
+            device,
+            dtype,
+            quantization=quantization,
+            teacher_context=teacher_context,
+            context_area=sizes.context_area,
+        )
         self.conditioning_version = (
             "z-image 2: picture, caption; hidden_states[-2]; the text encoder's rotary base;"
-            f" a picture of {context_area} pixels"
+            f" a picture of {self.context_area} pixels"
         )
-        # Here and in `sigmas`, diffusers would add what it did not use only where it is asked to.
-        self.scheduler = cast(
-            FlowMatchEulerDiscreteScheduler,
-            FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
-        )
-        self.vae_config = cast(dict[str, Any], AutoencoderKL.load_config(folder, subfolder="vae"))
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-        # Each is there once it is loaded.
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.text_encoder: Qwen3Model | None = None
-        self.vision_tower: Qwen3VLVisionModel | None = None
-        self.teacher_encoder: Qwen3VLModel | None = None
-        self.transformer: ZImageTransformer2DModel | None = None
-        self.vae: AutoencoderKL | None = None
         self.picture_multiple = sizes.side_multiple
-
-    def load_encoders(self) -> None:
-        """Loads the tokenizer, the text encoder and the vision tower onto the device."""
-        self.tokenizer = qwen.load_tokenizer(self.folder)
-        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
-        self._load_vision_tower()
-        self.teacher_encoder = vision_language.join_encoders(
-            self.text_encoder, loaded(self.vision_tower), self.tokenizer
-        )
-
-    def _load_vision_tower(self) -> None:
-        self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
-        self.image_processor = vision_language.load_image_processor(self.eyes, self.context_area)
-
-    def free_encoders(self) -> None:
-        """Gives the encoders' memory back, the vision tower's too."""
-        self.text_encoder = self.teacher_encoder = self.vision_tower = None
-        free_memory()
-
-    def load_transformer(self) -> None:
-        """Loads the transformer and the autoencoder, frozen, onto the device."""
-        nf4_targets = self.lora_targets if self.quantization == "nf4" else None
-        self.transformer = self._load(ZImageTransformer2DModel, "transformer", self.dtype, nf4_targets)
-        self.load_autoencoder()
-
-    def load_autoencoder(self) -> None:
-        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
-        if self.vae is None:
-            # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
-            self.vae = self._load(AutoencoderKL, "vae", torch.float32)
-
-    def free_transformer(self) -> None:
-        """Gives the memory of the transformer and the autoencoder back."""
-        self.transformer = self.vae = None
-        free_memory()
-
-    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
-        folder = self.folder / part
-        config = model_class.load_config(folder)
-        return load_frozen(
-            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
-        )
 
     def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
         """Features (L, D), `hidden_states[-2]`, of one user message: for the teacher, its picture is in it.
@@ -161,12 +103,6 @@ class ZImage:
         vae = loaded(self.vae)
         latents = vae.encode(pixels).latent_dist.mode()[0]
         return (latents - vae.config["shift_factor"]) * vae.config["scaling_factor"]
-
-    def picture_features(self, picture: Image.Image) -> Tensor:
-        """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
-        if self.vision_tower is None:
-            self._load_vision_tower()
-        return vision_language.picture_features(loaded(self.vision_tower), self.image_processor, picture)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""

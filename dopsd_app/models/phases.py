@@ -1,0 +1,103 @@
+"""The parts of a base model whose text encoder is a Qwen3, loaded and freed phase by phase."""
+
+from typing import Any, ClassVar, cast
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import free_memory
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen3Model, Qwen3VLModel, Qwen3VLVisionModel
+
+from dopsd_app.models import qwen, vision_language
+from dopsd_app.models.architecture import BY_EYES
+from dopsd_app.models.catalog import BaseModelPaths
+from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.protocol import loaded
+
+
+class LoadedInPhases:
+    """What `BaseModel` asks for of loading; a teacher that sees by eyes has them in front of the Qwen3."""
+
+    lora_targets: str
+    transformer_class: ClassVar[Any]  # of diffusers, as is the autoencoder's
+    autoencoder_class: ClassVar[Any]
+
+    def __init__(
+        self,
+        place: BaseModelPaths,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        quantization: str,
+        teacher_context: str,
+        context_area: tuple[int, int],
+    ):
+        self.folder, self.eyes, self.context_area = place.folder, place.vision_tower, context_area
+        self.device, self.dtype, self.quantization = device, dtype, quantization
+        self.teacher_context = teacher_context
+        # diffusers would add what it did not use only where it is asked to.
+        self.scheduler = cast(
+            FlowMatchEulerDiscreteScheduler,
+            FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler"),
+        )
+        self.vae_config: dict[str, Any] = self.autoencoder_class.load_config(self.folder, subfolder="vae")
+        # Each is there once it is loaded.
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.text_encoder: Qwen3Model | None = None
+        self.vision_tower: Qwen3VLVisionModel | None = None
+        self.teacher_encoder: Qwen3VLModel | None = None
+        self.transformer: Any = None
+        self.vae: Any = None
+
+    def load_encoders(self) -> None:
+        """Loads onto the device what `encode` needs: the eyes too, or the autoencoder for a reference."""
+        self.tokenizer = qwen.load_tokenizer(self.folder)
+        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
+        if self.teacher_context == BY_EYES:
+            self._load_vision_tower()
+            self.teacher_encoder = vision_language.join_encoders(
+                self.text_encoder, loaded(self.vision_tower), self.tokenizer
+            )
+        else:
+            self.load_autoencoder()
+
+    def _load_vision_tower(self) -> None:
+        assert self.eyes is not None  # as of each teacher that sees by eyes
+        self.vision_tower = vision_language.load_vision_tower(self.eyes, self.dtype, self.device)
+        self.image_processor = vision_language.load_image_processor(self.eyes, self.context_area)
+
+    def free_encoders(self) -> None:
+        """Gives the encoders' memory back, the vision tower's too."""
+        self.text_encoder = self.teacher_encoder = self.vision_tower = None
+        free_memory()
+
+    def load_transformer(self) -> None:
+        """Loads the transformer and the autoencoder, frozen, onto the device."""
+        nf4_targets = self.lora_targets if self.quantization == "nf4" else None
+        self.transformer = self._load(self.transformer_class, "transformer", self.dtype, nf4_targets)
+        self.load_autoencoder()
+
+    def load_autoencoder(self) -> None:
+        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
+        if self.vae is None:
+            # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
+            self.vae = self._load(self.autoencoder_class, "vae", torch.float32)
+
+    def free_transformer(self) -> None:
+        """Gives the memory of the transformer and the autoencoder back."""
+        self.transformer = self.vae = None
+        free_memory()
+
+    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
+        folder = self.folder / part
+        config = model_class.load_config(folder)
+        return load_frozen(
+            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
+        )
+
+    def picture_features(self, picture: Image.Image) -> Tensor:
+        """The picture's tokens (T, D); where the encoders are gone, the vision tower comes alone."""
+        if self.vision_tower is None:
+            self._load_vision_tower()
+        return vision_language.picture_features(loaded(self.vision_tower), self.image_processor, picture)
