@@ -424,9 +424,13 @@ def list_presets() -> list[Preset]:
 
 
 def presets_for(base_model: str) -> list[Preset]:
-    """The presets that were made for a base model, the one for a subject first: what most people come for."""
+    """The presets that were made for a base model: first for a subject, which most people come for.
+
+    The released code's settings are the last: they are for comparison.
+    """
     own = [preset for preset in list_presets() if preset.settings.get("base_model") == base_model]
-    return sorted(own, key=lambda preset: not preset.name.endswith("subject"))
+    order = ("subject", "style", "reference")  # the last words of their names
+    return sorted(own, key=lambda preset: [not preset.name.endswith(word) for word in order])
 
 
 def load_preset(name: str) -> Preset:
