@@ -314,6 +314,15 @@ def test_a_warm_worker_gives_way_to_another_folder_and_tells_its_own_drawings(to
     assert ended(there).state == "finished"
 
 
+def test_a_training_that_comes_while_a_warm_worker_looks_is_named_as_one(toy, runs_dir, monkeypatch):
+    def asked_for():  # the training gets into the queue and asks for the card, between two readings
+        queue.put_in_queue(runs.create_run(runs_dir, TrainConfig(), Dataset((), ())))
+        return True
+
+    monkeypatch.setattr(queue, "is_card_wanted", asked_for)
+    assert queue.reason_to_leave(runs_dir) == queue.CUT_OFF
+
+
 def test_a_worker_without_the_card_leaves_the_holder_alone(toy, runs_dir):
     runs_dir.mkdir()
     lock = card.CardLock()
