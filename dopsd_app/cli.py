@@ -27,11 +27,11 @@ from dopsd_app.config import (
     parse_setting,
     presets_for,
 )
-from dopsd_app.download import ask_for_download
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.hub.access import find_token
 from dopsd_app.hub.publication import BEST, Publication, suggest_name
 from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, wait_for_push
+from dopsd_app.jobs.base_jobs import ask_for_download
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
 from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
@@ -43,6 +43,7 @@ from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, sta
 from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
+from dopsd_app.models.base_report import Finding
 from dopsd_app.models.catalog import (
     CATALOG,
     catalog_name,
@@ -54,7 +55,7 @@ from dopsd_app.models.catalog import (
     read_name,
 )
 from dopsd_app.planning.machine import read_machine
-from dopsd_app.progress import words_for_time
+from dopsd_app.progress import PhaseProgress, words_for_time
 
 if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
@@ -138,6 +139,13 @@ def _parser() -> argparse.ArgumentParser:
             "Fetch a base model from the Hub into its cache (HF_HOME), as a run that needs it would.",
         )
     )
+    _add_check_base(
+        add(
+            "check-base",
+            _check_base,
+            "Prove a base model on this computer: its files, its steps, one picture, one training step.",
+        )
+    )
     add("runs", _runs, "List all runs, newest first.")
     add("stop", _stop, "Ask a run to save a checkpoint and stop, or take it out of the queue.").add_argument(
         "run"
@@ -210,8 +218,31 @@ def _add_download(command: argparse.ArgumentParser) -> None:
     names = ", ".join(name for name, facts in CATALOG.items() if facts.repository)
     help_text = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
     command.add_argument("base_model", help=help_text)
-    command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
+    _add_base(command)
     command.add_argument("--detach", action="store_true", help="return at once; fetching goes on")
+
+
+def _add_check_base(command: argparse.ArgumentParser) -> None:
+    command.add_argument("base_model", help="its name, a repository (owner/name), or a folder")
+    _add_base(command)
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of the training step, as of `train`; default: those of the base model's first preset",
+    )
+
+
+def _add_base(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
+    command.add_argument(
+        "--teacher-context",
+        default="auto",
+        metavar="CONTEXT",
+        help="what its teacher is to see a picture with; default: the base model's own",
+    )
 
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -319,15 +350,68 @@ def _download(options: argparse.Namespace) -> int:
     name, revision = read_name(options.base_model), options.revision
     if name in CATALOG and not find_repository(name):
         raise KnownFailure(f"{name} comes with the program: there is nothing to fetch.")
+    config = _base_config(name, options)
     if options.detach:
-        ask_for_download(options.runs, name, revision)
+        ask_for_download(options.runs, config)
         print(f"{name} is being fetched. See how far it is: the same command without --detach.")
         return 0
-    _fetch(name, revision)
-    place = find_base_model(name, revision)
+    was_here = not needs_fetching(name, revision, config.teacher_context)
+    _fetch(name, revision, config.teacher_context)
+    place = find_base_model(name, revision, config.teacher_context)
     eyes = f"\nThe teacher's eyes: {place.vision_tower}" if place.vision_tower else ""
     print(f"{name} is here: {place.folder}{eyes}")
-    return 0
+    if was_here:
+        return 0
+    from dopsd_app.planning.plan import check_device  # brings Pillow
+
+    try:
+        check_device(config)
+    except KnownFailure as error:
+        print(f"It was not checked here. {error}")
+        return 0
+    return _check(config, options.runs)
+
+
+def _check_base(options: argparse.Namespace) -> int:
+    from dopsd_app.planning.plan import check_device  # brings Pillow
+
+    name = read_name(options.base_model)
+    config = _base_config(name, options, *options.set)
+    _fetch(name, options.revision, config.teacher_context)
+    check_device(config)
+    return _check(config, options.runs)
+
+
+def _base_config(name: str, options: argparse.Namespace, *changes: str) -> TrainConfig:
+    """The configuration that a base model's first preset makes, with these changes."""
+    preset = next(iter(presets_for(_model_family(name, options.revision))), None)
+    settings = dict(preset.settings) if preset else {}
+    settings |= {"base_model": name, "revision": options.revision}
+    if options.teacher_context != "auto":
+        settings["teacher_context"] = options.teacher_context
+    return make_config(settings | dict(parse_setting(change) for change in changes))
+
+
+def _check(config: TrainConfig, runs_dir: Path) -> int:
+    """Checks a base model, which is here, and tells what is found as it is found."""
+    with _card(runs_dir), tqdm(disable=None, leave=False, unit="look") as bar:
+        from dopsd_app.check_base import check
+
+        looks = check(config, runs_dir)
+        while True:
+            try:
+                event = next(looks)
+            except StopIteration as ended:
+                report, folder = ended.value
+                break
+            if isinstance(event, Finding):
+                bar.write(f"[{'passed' if event.passed else 'FAILED'}] {event.name}: {event.sentence}")
+            elif isinstance(event, PhaseProgress):
+                bar.set_description(event.phase, refresh=False)
+                bar.total, bar.n = event.total, event.done
+                bar.refresh()
+    print(f"The report, as you can send it, and the pictures: {folder}")
+    return 0 if report.passed else 1
 
 
 def _fetch(name: str, revision: str, context: str = "auto") -> None:

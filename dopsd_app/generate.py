@@ -8,6 +8,7 @@ from pathlib import Path
 from diffusers.training_utils import free_memory
 from PIL import Image
 
+from dopsd_app.check_base import fetch_and_check
 from dopsd_app.checks.previews import save_picture
 from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.checks.verdict import CHECK_FILE
@@ -15,10 +16,10 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest
+from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
-from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Conditioning
 from dopsd_app.progress import PhaseProgress
@@ -112,14 +113,14 @@ def _nothing_half_loaded() -> Generator[None]:
         raise
 
 
-def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
+def draw(job: Job) -> Generator[Event, None, dict]:
     """A job's two pictures of one prompt from the same noise: base.png, and lora.png with a run's LoRA."""
     drawing = Drawing(job.path)
     request = drawing.asked_for(PictureRequest)
     run = known_run(job.runs_dir, request.run_id)
     config = run.config
     yield PhaseProgress("loading", 0, 3)
-    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
+    yield from fetch_and_check(config, job.runs_dir)
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
         conditioning = model.encode([request.prompt])[0]
@@ -138,12 +139,12 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
     return {"base": drawing.base.name, "lora": drawing.lora.name}
 
 
-def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
+def check_teacher(job: Job) -> Generator[Event, None, dict]:
     """A job's check of what the teacher sees; its pictures and CHECK_FILE appear in the job's folder."""
     request = Drawing(job.path).asked_for(CheckRequest)
     yield PhaseProgress("loading", 0, 3)
     config = request.config
-    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
+    yield from fetch_and_check(config, job.runs_dir)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
         yield from teacher_check(drawing_cache.model_for(request.config), request.config, examples, job.path)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dopsd_app.check_base import fetch_and_check
 from dopsd_app.checks.health import HealthMeter
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN, best_step
 from dopsd_app.checks.lora_check import check_lora
@@ -34,7 +35,6 @@ from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.objectives import make_objective
 from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.step import optimizer_step, prepare
-from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import BaseModel
@@ -44,7 +44,7 @@ from dopsd_app.progress import PhaseProgress
 def train(run: Run) -> Iterator[Event]:
     """Trains the run's LoRA by its objective, from its newest checkpoint if there is one."""
     config = run.config
-    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
+    yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
     pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)
     config = run.config

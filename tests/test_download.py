@@ -1,7 +1,6 @@
 """Base models from an imitation of the Hub, laid out as the real ones are: fetched by the real client."""
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -20,6 +19,7 @@ from dopsd_app.jobs.events import read_events
 from dopsd_app.jobs.job import list_jobs
 from dopsd_app.models.pipeline_folder import read_licence
 from dopsd_app.progress import DownloadProgress
+from tests.support.downloader import Downloader
 from tests.support.imitation_hub import ImitationHub
 from tests.support.real_layout import save_qwen_vl_repository, save_z_image_repository
 from tests.support.small_disk import on_a_small_disk
@@ -35,36 +35,6 @@ SHARD = r"transformer/diffusion_pytorch_model-00001"
 HEADER = 100_001  # bytes that are read of each file of weights, to know how large the model is
 
 
-class Process:
-    """A process with the real client; each test has a cache of its own."""
-
-    def __init__(self, hub, folder, **environment):
-        ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SPACE"))}
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/support/download_process.py")],
-            env=ours | hub.environment(folder) | {"PYTHONPATH": str(ROOT)} | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
-
-    def __call__(self, home, name, *arguments, **keywords):
-        named = dict(zip(("name", "revision"), arguments, strict=False)) | keywords
-        line = {"home": str(home), "name": name, "arguments": named}
-        self.process.stdin.write(json.dumps(line) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        return answer["error"] if "error" in answer else answer["result"]
-
-
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repositories")
@@ -77,7 +47,7 @@ def repositories(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub_and_process(tmp_path_factory):
-    with ImitationHub() as hub, Process(hub, tmp_path_factory.mktemp("process")) as process:
+    with ImitationHub() as hub, Downloader(hub, tmp_path_factory.mktemp("process")) as process:
         yield hub, process
 
 
@@ -452,12 +422,12 @@ def test_a_gate_says_what_to_do(hub, call, hub_and_process, repositories, tmp_pa
     told = call("fetch", FINE_TUNE)
     assert f"accept its terms at https://huggingface.co/{FINE_TUNE}" in told and "hf auth login" in told
     folder = tmp_path_factory.mktemp("space")
-    with Process(hub, folder, SYSTEM="spaces") as process:  # which has nobody who could sign in
+    with Downloader(hub, folder, SYSTEM="spaces") as process:  # which has nobody who could sign in
         told = process(folder, "fetch", FINE_TUNE)
         assert "a Space reads with nobody's token" in told and "hf auth login" not in told
     hub.add_account(TOKEN, "Bob")
     folder = tmp_path_factory.mktemp("bob")
-    with Process(hub, folder, HF_TOKEN=TOKEN) as process:
+    with Downloader(hub, folder, HF_TOKEN=TOKEN) as process:
         told = process(folder, "fetch", FINE_TUNE)
         assert "accept its terms at" in told and "hf auth login" not in told
         assert TOKEN not in told

@@ -176,7 +176,7 @@ def _waiting_warm(runs_dir: Path) -> list[Job]:
 
 def reason_to_leave(runs_dir: Path) -> str:
     """Why a warm worker must give its card back, as the sentence for drawings that this cuts off; or ""."""
-    # Read first: a training is in the queue before it asks for the card, so that it is never taken for another.
+    # Read first: a training is in the queue before it asks for the card, and is not to be taken for another.
     wanted = is_card_wanted()
     if any(not job.kind.warm for job in waiting_jobs(runs_dir)):
         return CUT_OFF

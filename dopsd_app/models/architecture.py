@@ -220,6 +220,7 @@ class BaseModelFacts:
     architecture: Architecture
     sizes: Sizes
     native_steps: int | None = None  # that it was made to draw in, where known
+    native_sigmas: tuple[float, ...] = ()  # of these steps at 1024 x 1024 pixels, where known
     neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
     comfyui: bool = False  # whether ComfyUI can load it
     judge: bool = False  # whether there is a judge that knows all that it can draw

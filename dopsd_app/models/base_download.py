@@ -90,6 +90,21 @@ def ask_hub(name: str, revision: str = "", context: str = "auto") -> Offer:
         return Offer(sum(target.size for target in targets), sum(missing.values()), folder)
 
 
+def ask_for_record(repository: str, commit: str) -> HubRecord:
+    """What the Hub says of a repository's files at a commit: as it is remembered, or asked now.
+
+    Raises `HubError` or `BaseModelError`.
+    """
+    if known := recall(repository, commit):
+        return known
+    listing = list_files(repository, commit)
+    _, pipeline = _read_index(listing)
+    _remember(listing, pipeline, _needed(listing, pipeline))
+    record = recall(repository, commit)
+    assert record is not None  # it was just kept
+    return record
+
+
 def _about(name: str) -> str:
     return find_repository(name) or "The teacher's eyes"
 
@@ -165,7 +180,12 @@ def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> 
             f"The configuration of {listing.repository} cannot be read, {type(error).__name__}: {error}."
         )
         raise BaseModelError(message) from error
-    record = HubRecord({file.path: file.size for file in files}, architecture, sizes)
+    record = HubRecord(
+        {file.path: file.size for file in files},
+        {file.path: file.digest for file in files},
+        architecture,
+        sizes,
+    )
     remember(listing.repository, listing.commit, record)
 
 

@@ -158,6 +158,7 @@ KLEIN = Architecture(
     guidance=1.0,
 )
 
+NATIVE_SIGMAS = (1.0, 0.967, 0.908, 0.767, 0.0)
 KLEIN_4B = BaseModelFacts(
     label="FLUX.2 klein 4B",
     description="Photographs, people, products and styles, in 4 steps; the smallest of its kind.",
@@ -166,6 +167,7 @@ KLEIN_4B = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=KLEIN,
     native_steps=4,
+    native_sigmas=NATIVE_SIGMAS,
     comfyui=True,
     sizes=KleinSizes(  # where its folder is not there to be read
         parameters=3_875_544_576,
@@ -195,6 +197,7 @@ KLEIN_9B = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=KLEIN,
     native_steps=4,
+    native_sigmas=NATIVE_SIGMAS,
     comfyui=True,
     sizes=KleinSizes(
         parameters=9_078_581_248,

@@ -152,6 +152,7 @@ Z_IMAGE_TURBO = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=Z_IMAGE,
     native_steps=8,
+    native_sigmas=(1.0, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0.0),
     comfyui=True,
     sizes=ZImageSizes(  # where its folder is not there to be read
         parameters=6_154_908_736,

@@ -13,6 +13,7 @@ from dopsd_app.files import free_disk
 from dopsd_app.jobs.promise import Promise
 from dopsd_app.models.architecture import BaseModelError, BaseModelFacts, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
+from dopsd_app.models.base_report import find_measured, refuse_failed
 from dopsd_app.models.catalog import (
     check_base_model,
     check_context,
@@ -86,7 +87,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         download=0
         if is_fetched(config.base_model, config.revision, config.teacher_context)
         else sizes.stored_bytes or None,
-        memory=memory(config, sizes, on_gpu).peak,
+        memory=round(memory(config, sizes, on_gpu).peak * _measured_share(config, on_gpu)),
         disk=disk(config, sizes, pictures),
     )
     too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
@@ -101,18 +102,29 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     return replace(plan, problems=tuple(problems), warnings=tuple(warnings))
 
 
+def _measured_share(config: TrainConfig, on_gpu: bool) -> float:
+    """How many times the planned memory a training step took when the base model was checked here."""
+    checked = find_measured(config.base_model, config.revision, config.teacher_context, on_gpu)
+    return checked.memory / checked.planned_memory if checked and checked.memory else 1.0
+
+
 def check_base(config: TrainConfig) -> None:
     """Raises `KnownFailure` where a base model cannot be trained on here, or cannot be fetched.
 
     For what is to begin at once: the Hub is asked, which takes seconds.
     """
     problems = [*_base_problems(config)]
-    if not problems:
-        check_fetch(config)
-        machine, facts = read_machine(), find_facts(config.base_model, config.revision)
-        sizes = facts.sizes_for(config)  # which also looks at its settings, now that the Hub has told of it
-        problems += _device_problems(config, sizes, machine, _on_gpu(config, machine))
     if problems:
+        raise KnownFailure("\n".join(dict.fromkeys(problems)))
+    check_fetch(config)
+    check_device(config)
+
+
+def check_device(config: TrainConfig) -> None:
+    """Raises `KnownFailure` where a base model of which something is known cannot be computed here."""
+    machine, facts = read_machine(), find_facts(config.base_model, config.revision)
+    sizes = facts.sizes_for(config)  # which also looks at its settings
+    if problems := list(_device_problems(config, sizes, machine, _on_gpu(config, machine))):
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
 
 
@@ -153,6 +165,7 @@ def _base_problems(config: TrainConfig) -> Iterator[str]:
         yield f"`revision` is of a repository on the Hub, and {config.base_model} is none: leave it out."
     yield from problem(check_resolution, config.resolution)
     yield from problem(check_context, config.revision, config.teacher_context)
+    yield from problem(refuse_failed, config.revision, config.teacher_context)
 
 
 def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
