@@ -366,10 +366,10 @@ def _download(options: argparse.Namespace) -> int:
 
     try:
         check_device(config)
-    except KnownFailure as error:
-        print(f"It was not checked here. {error}")
+        return _check(config, options.runs)
+    except KnownFailure as error:  # no card for it, or another job has that
+        print(f"It was not checked here. {error}\nLater: {hint('check-base')} {name}")
         return 0
-    return _check(config, options.runs)
 
 
 def _check_base(options: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ from dopsd_app.models.base_report import (
     report_folder,
     save_report,
 )
-from dopsd_app.models.catalog import ASSETS, find_base_model, find_facts, model_family
+from dopsd_app.models.catalog import ASSETS, BaseModelPaths, find_base_model, find_facts, model_family
 from dopsd_app.models.file_check import check_files
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
@@ -116,7 +116,8 @@ def check_base_model(
     started = time.perf_counter()
 
     def note(look: str, passed: bool, sentence: str) -> Finding:
-        findings.append(Finding(look, passed, sentence, time.perf_counter() - started))
+        told = _without_paths(sentence, place)
+        findings.append(Finding(look, passed, told, time.perf_counter() - started))
         return findings[-1]
 
     try:
@@ -158,6 +159,14 @@ def _load(config: TrainConfig, facts: BaseModelFacts, folder: Path) -> _Subject:
     pictures = read_pictures(example, config, base_model)
     folder.mkdir(parents=True, exist_ok=True)
     return _Subject(config, facts, base_model, pictures, example.captions[0], folder)
+
+
+def _without_paths(sentence: str, place: BaseModelPaths) -> str:
+    """A sentence for a report that may be sent: where the model lies may tell who the person is."""
+    for folder in filter(None, (place.folder, place.vision_tower)):
+        for named in (str(folder), "/".join(folder.parts[-2:]), folder.name):
+            sentence = sentence.replace(named, "the base model")
+    return sentence
 
 
 def _explain(error: Exception) -> str:
@@ -249,8 +258,8 @@ def _look_at_rollout(subject: _Subject) -> str:
             for conditioning in (subject.teacher, subject.control)
         ]
     change = _difference(*seen)
-    _require(
-        change >= SEEN,
+    _require(  # a reference goes into the steps that were just compared
+        change >= SEEN or base_model.teacher_context != BY_EYES,
         "The teacher does not see: another picture changes nothing of what it does. The weights of its eyes"
         " are not what they should be: fetch the model again.",
     )

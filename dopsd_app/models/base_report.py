@@ -68,11 +68,18 @@ class BaseReport:
             f" {finding.sentence}"
             for finding in self.findings
         ]
-        where = [f"{name}: {value}" for name, value in (self.machine | self.settings).items()]
         commit = f" at {self.commit}" if self.commit else ""
-        return "\n".join(
-            [f"Check of {self.base_model}{commit}, teacher {self.teacher_context}", *found, *where]
+        measured = f"Planned: {self.planned_seconds:.3g} s a step"
+        if self.seconds:
+            measured += f"; measured: {self.seconds:.3g} s"
+        if self.memory:
+            planned, taken = self.planned_memory / 2**30, self.memory / 2**30
+            measured += f". Memory planned: {planned:.2f} GiB; measured: {taken:.2f} GiB"
+        lists = (
+            ", ".join(f"{name} {value}" for name, value in x.items()) for x in (self.machine, self.settings)
         )
+        head = f"Check of {self.base_model}{commit}, teacher {self.teacher_context}"
+        return "\n".join([head, *found, measured, *lists])
 
 
 def describe_base(name: str, commit: str) -> tuple[str, str]:
