@@ -39,6 +39,7 @@ from dopsd_app.jobs.launcher import process_started
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
 from dopsd_app.ui import when_finished
@@ -280,7 +281,8 @@ def test_an_organisation_where_one_may_write_gets_it_under_its_own_spelling(hub,
 
 def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run, tmp_path):
     made = tmp_path / LORA_FILE
-    save_lora(made, {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}, run.config, 6)
+    weights = {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}
+    save_lora(made, weights, 2.0, describe_lora(run.config, catalog.CATALOG["pocket-turbo"], [], 6))
     leave_checkpoint(run, 6, made.read_bytes())
     process.push(run, checkpoint=6)
     sent = load(sent_files(hub)[LORA_FILE])
