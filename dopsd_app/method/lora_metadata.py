@@ -83,7 +83,7 @@ def _model_spec(
         "architecture": f"{facts.spec_name}/lora",
         "implementation": "diffusers",  # whose names the tensors have
         "title": _title(config, trigger),
-        "description": f"A LoRA for {public_name(config.base_model)}, trained with"
+        "description": f"A LoRA for {_base(config, facts)}, trained with"
         f" {OBJECTIVES[config.objective].method} in {words_for_count(steps, 'step')}.",
         "usage_hint": _usage(config, facts, trigger),
         "resolution": f"{config.resolution}x{config.resolution}",
@@ -92,6 +92,10 @@ def _model_spec(
         "thumbnail": _data_address(thumbnail),
     }
     return {f"modelspec.{key}": value for key, value in spec.items() if value}
+
+
+def _base(config: TrainConfig, facts: BaseModelFacts) -> str:
+    return facts.repository or public_name(config.base_model)
 
 
 def _title(config: TrainConfig, trigger: str) -> str:
@@ -118,7 +122,7 @@ def _data_address(jpeg: bytes) -> str:
 def _as_kohya(config: TrainConfig, facts: BaseModelFacts, pictures: int, steps: int) -> dict[str, str]:
     values = {
         "base_model_version": facts.kohya_name,
-        "sd_model_name": public_name(config.base_model),
+        "sd_model_name": _base(config, facts),
         "network_module": "networks.lora",  # which says: a plain LoRA, none of its relatives
         "network_dim": config.rank,
         "network_alpha": config.rank,
