@@ -69,10 +69,10 @@ def save_samples(run: Run, step: int, pairs: list[Pair]) -> PreviewSaved:
 
 
 def read_thumbnail(run: Run, step: int) -> bytes:
-    """A small JPEG that the LoRA of this step drew; empty where there was no preview at this step."""
+    """A small JPEG that the LoRA of this step drew; empty where there is none that can be read."""
     try:
         return _thumbnail_file(run, step).read_bytes()
-    except FileNotFoundError:
+    except OSError:  # most often: no preview at this step; the LoRA is worth more than its picture
         return b""
 
 
