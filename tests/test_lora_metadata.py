@@ -122,7 +122,8 @@ def test_of_a_size_that_nobody_has_a_name_for_only_the_kind_is_told(tiny_config,
 
 @pytest.mark.parametrize("trigger", ["", "  ", "grumbo", "zo"])
 def test_a_trigger_word_that_no_caption_has_was_not_trained(trigger):
-    made = describe_lora(pocket_config(trigger_word=trigger), POCKET, CAPTIONS, 7)
+    made = describe_lora(pocket_config(trigger_word=trigger, name=""), POCKET, CAPTIONS, 7)
+    assert made["modelspec.title"] == made["ss_output_name"] == "LoRA"
     assert made.keys().isdisjoint({"ss_tag_frequency", "trained_words", "modelspec.trigger_phrase"})
     assert made["modelspec.usage_hint"] == "4 steps at CFG 1, strength 1."
 
@@ -143,7 +144,7 @@ def test_odd_words_are_read_back_as_the_captions_have_them(tmp_path, text):
     made = metadata_of(file)
     assert json.loads(made["trained_words"]) == [expected]
     assert json.loads(made["ss_tag_frequency"]) == {f"1_{expected}": {expected: 1}}
-    assert made["modelspec.trigger_phrase"] == made["modelspec.title"] == expected
+    assert made["modelspec.trigger_phrase"] == made["modelspec.title"] == made["ss_output_name"] == expected
     assert read_facts(file)["trigger_word"] == text
 
 

@@ -39,7 +39,7 @@ def describe_lora(
         FORMAT
         | {"dopsd": json.dumps(_own_facts(config, steps))}
         | _model_spec(config, facts, trigger, steps, thumbnail)
-        | _as_kohya(config, facts, len(captions), steps)
+        | _as_kohya(config, facts, trigger, len(captions), steps)
         | (_trigger_words(trigger, shows_it) if trigger else {})
     )
 
@@ -119,14 +119,16 @@ def _data_address(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
 
 
-def _as_kohya(config: TrainConfig, facts: BaseModelFacts, pictures: int, steps: int) -> dict[str, str]:
+def _as_kohya(
+    config: TrainConfig, facts: BaseModelFacts, trigger: str, pictures: int, steps: int
+) -> dict[str, str]:
     values = {
         "base_model_version": facts.kohya_name,
         "sd_model_name": _base(config, facts),
         "network_module": "networks.lora",  # which says: a plain LoRA, none of its relatives
         "network_dim": config.rank,
         "network_alpha": config.rank,
-        "output_name": _title(config, ""),
+        "output_name": _title(config, trigger),
         "num_train_images": pictures,
         "resolution": f"({config.resolution}, {config.resolution})",
         "steps": steps,
