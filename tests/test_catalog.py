@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
+from dopsd_app.models import catalog
 from dopsd_app.models.catalog import (
     CATALOG,
     BaseModelError,
@@ -13,6 +14,7 @@ from dopsd_app.models.catalog import (
     check_resolution,
     find_base_model,
     find_facts,
+    find_licence,
     find_repository,
     full_name,
     is_fetched,
@@ -22,6 +24,7 @@ from dopsd_app.models.catalog import (
 from dopsd_app.models.sizes import read_sizes
 from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
 from dopsd_app.planning.cost import least_gpu_memory
+from dopsd_app.ui.base_facts import base_facts
 
 GIB = 1024**3
 Z_IMAGE_TURBO = CATALOG["z-image-turbo"].sizes
@@ -51,6 +54,32 @@ def test_every_base_model_says_its_licence():
         assert facts.licence.id
         assert facts.licence.name
         assert facts.licence.link.startswith("https://")
+
+
+def test_a_licence_that_lies_in_a_repository_is_linked_to_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "find_snapshot", lambda *_: tmp_path)
+    for link, expected in (
+        ("LICENSE.md", "https://huggingface.co/ann/tune/blob/main/LICENSE.md"),
+        ("https://example.org/licence", "https://example.org/licence"),
+        ("../../secret", ""),
+    ):
+        (tmp_path / "README.md").write_text(
+            f"---\nlicense: other\nlicense_name: x\nlicense_link: {link}\n---\n"
+        )
+        assert find_licence("ann/tune").address == expected
+
+
+def test_the_terms_of_a_gated_base_are_linked_to_before_it_is_fetched(monkeypatch):
+    page = "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B"
+    told = base_facts("flux2-klein-9b", "", "", ask=False)
+    assert "Not for commercial use, nor are its LoRAs" in told
+    assert f"href='{page}'" in told and f"href='{page}/blob/main/LICENSE.md'" in told
+    assert "hf auth login" in told
+    assert "Gated" not in base_facts("flux2-klein-4b", "", "", ask=False)
+    monkeypatch.setenv("SYSTEM", "spaces")
+    monkeypatch.setenv("SPACE_ID", "ann/trainer")
+    told = base_facts("flux2-klein-9b", "", "", ask=False)
+    assert "a Space cannot fetch it" in told and "hf auth login" not in told
 
 
 def test_z_image_turbo_is_told_of_before_it_is_there():

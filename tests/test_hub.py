@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from filelock import FileLock
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load, load_file, save
@@ -39,6 +40,7 @@ from dopsd_app.jobs.launcher import process_started
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
 from dopsd_app.ui import when_finished
@@ -280,7 +282,8 @@ def test_an_organisation_where_one_may_write_gets_it_under_its_own_spelling(hub,
 
 def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run, tmp_path):
     made = tmp_path / LORA_FILE
-    save_lora(made, {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}, run.config, 6)
+    weights = {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}
+    save_lora(made, weights, 2.0, describe_lora(run.config, catalog.CATALOG["pocket-turbo"], [], 6))
     leave_checkpoint(run, 6, made.read_bytes())
     process.push(run, checkpoint=6)
     sent = load(sent_files(hub)[LORA_FILE])
@@ -908,15 +911,16 @@ HOSTILE = [
     "&lt;b&gt; &#60;",
     "'); __import__('os').system('x') #",
     "a" * 2000,
+    "👩‍🚀 a | b: 'c' \"d\" # " * 100,
 ]
 
 
-def hostile_card_as_written(run, text):
+def hostile_card_as_written(run, text, pictures=("x.png", "y.png")):
     """The card of a run whose trigger word, prompts and captions are all this text."""
     settings = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps(settings | {"trigger_word": text, "name": text}))
     (run.dataset / "01.txt").write_text(text, encoding="utf-8", errors="replace", newline="")
-    pictures = [(Path("x.png"), text), (Path("y.png"), f"a {text}")]
+    pictures = [(Path(name), prompt) for name, prompt in zip(pictures, (text, f"a {text}"), strict=False)]
     return make_card(run, repo_id="Ann/zorp", pictures=pictures, with_captions=True)
 
 
@@ -965,8 +969,20 @@ def test_hostile_texts_stay_texts(run, text):
     assert card.data.license == "apache-2.0"
     if text.split() and any(c.isprintable() and c != " " for c in text):
         assert structure(card.text) == expected
-    assert prompt_of(codes(card.text)[0]["python"]) == text
+    programme = codes(card.text)[0]["python"]
+    assert compile(programme, "card", "exec") and prompt_of(programme) == text
     assert str(card).encode("utf-8")  # it can be written
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_without_pictures_a_card_of_hostile_texts_is_whole_too(run, text):
+    keys = {"library_name", "license", "pipeline_tag", "tags", "instance_prompt"}
+    written = str(hostile_card_as_written(run, text, pictures=()))
+    front = yaml.safe_load(written.split("---\n")[1])
+    assert front.keys() == keys and front["instance_prompt"] == text
+    assert ModelCard(written).data.to_dict() == front == ModelCardData(**front).to_dict()
+    programme = codes(ModelCard(written).text)[0]["python"]
+    assert compile(programme, "card", "exec") and "prompt='a picture" in programme.replace('"', "'")
 
 
 def test_random_hostile_texts_stay_texts(run):
@@ -1025,6 +1041,34 @@ def test_a_base_of_the_hub_is_named_with_its_revision(run, monkeypatch):
     facts = (card.data.base_model, card.data.base_model_relation, card.data.license)
     assert facts == ("maker/model", "adapter", "mit")
     assert "revision='abc'" in card.text
+
+
+def test_what_binds_a_lora_of_klein_9b_stands_in_its_card(new_run):
+    run = finish(new_run(pocket_config(base_model="flux2-klein-9b", resolution=512)))
+    card = ModelCard(str(make_card(run, repo_id="Ann/zorp")))
+    assert next(iter(card.data.to_dict())) == "base_model"
+    assert card.data.base_model == "black-forest-labs/FLUX.2-klein-9B"
+    assert (card.data.license, card.data.license_name) == ("other", "flux-non-commercial-license")
+    assert card.data.license_link.startswith("https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/")
+    assert "nor this LoRA may be used commercially" in card.text
+    assert "gated: accept its terms at https://huggingface.co/black-forest-labs/FLUX.2-klein-9B " in card.text
+    assert "# With diffusers 0.40 or newer" in codes(card.text)[0]["python"]
+    free = str(make_card(finish(new_run(pocket_config())), repo_id="Ann/zorp"))
+    assert "commercially" not in free and "gated" not in free
+
+
+@pytest.mark.parametrize(
+    ("id", "name", "forbidden"),
+    [
+        ("other", "flux-1-dev-non-commercial-license", True),
+        ("cc-by-nc-sa-4.0", "", True),
+        ("other", "My Noncommercial Licence", True),
+        ("apache-2.0", "Apache 2.0", False),
+        ("other", "ncsa-like", False),
+    ],
+)
+def test_a_licence_that_forbids_commerce_is_known_by_its_name(id, name, forbidden):
+    assert catalog.Licence(id, name).forbids_commerce is forbidden
 
 
 def test_the_card_says_what_the_base_does_and_nothing_of_one_that_is_gone(run):

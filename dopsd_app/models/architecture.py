@@ -4,6 +4,7 @@ A base model that is not built in is one file: it makes an `Architecture`, with 
 hands it to `architectures.register`.
 """
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -27,6 +28,16 @@ class Licence:
     id: str = ""
     name: str = ""
     link: str = ""
+
+    @property
+    def forbids_commerce(self) -> bool:
+        """Whether its name says that it is not for commercial use."""
+        return bool(re.search(r"non-?commercial|\bnc\b", f"{self.id} {self.name}".lower()))
+
+    @property
+    def address(self) -> str:
+        """Its link where that is one on the web; else empty."""
+        return self.link if re.fullmatch(r"https?://[^\s()<>]+", self.link) else ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +235,15 @@ class BaseModelFacts:
     neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
     comfyui: bool = False  # whether ComfyUI can load it
     judge: bool = False  # whether there is a judge that knows all that it can draw
+    gated: bool = False  # whether its terms have to be accepted on the Hub before it can be fetched
+    # How other programs tell LoRAs of this kind and size from others; "" where they have no name for it.
+    known_as: str = ""  # in ModelSpec's `architecture`
+    kohya_name: str = ""  # in `ss_base_model_version`
+
+    @property
+    def spec_name(self) -> str:
+        """What `modelspec.architecture` says: of what has no name there, the pipeline's of diffusers."""
+        return self.known_as or self.architecture.pipeline_class
 
     def sizes_for(self, config: TrainConfig) -> Sizes:
         """Its sizes in a run: the teacher's picture is as the run wants it.

@@ -75,6 +75,13 @@ def find_repository(name: str) -> str:
     return name if is_repository(name) else ""
 
 
+def public_name(name: str) -> str:
+    """A base model's name without the folders of this computer, also of one that is not here any more."""
+    if name in CATALOG or find_repository(name):
+        return name
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+
+
 # --- on this computer
 
 
@@ -215,6 +222,8 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         architecture=architecture,
         sizes=sizes,
         comfyui=bool(copied) and CATALOG[copied].comfyui,
+        known_as=CATALOG[copied].known_as if copied else "",
+        kohya_name=CATALOG[copied].kohya_name if copied else "",
     )
 
 
@@ -233,7 +242,10 @@ def find_licence(name: str, revision: str = "") -> Licence:
         return CATALOG[known].licence
     repository = find_repository(name)
     folder = find_snapshot(repository, INDEX, revision) if repository else Path(name)
-    return read_licence(folder) if folder else Licence()
+    licence = read_licence(folder) if folder else Licence()
+    if repository and re.fullmatch(r"[\w.-]+", licence.link):  # a file of that repository
+        return replace(licence, link=f"https://huggingface.co/{repository}/blob/main/{licence.link}")
+    return licence
 
 
 def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
+from dopsd_app.hub.access import this_space
 from dopsd_app.models.base_download import Offer, ask_hub, needs_fetching
 from dopsd_app.models.catalog import BaseModelFacts, find_facts, is_known
 from dopsd_app.planning.cost import ERROR, least_card, least_gpu_memory
@@ -32,7 +33,11 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
         if not problems:  # what is not known yet, since the Hub could not be asked, is a problem already
             problems.append(str(error))
         return _card("", [], problems)
-    cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if least_gpu_memory(facts.sizes) else ""]
+    cells = [
+        f"<b>Licence</b> {_licence(facts)}",
+        _gate(facts) if facts.gated and fetching else "",
+        _fit(facts) if least_gpu_memory(facts.sizes) else "",
+    ]
     if fetching:
         cells.append(_download(offer, facts))
     elif not problems:
@@ -51,6 +56,13 @@ def _card(description: str, cells: list[str], problems: list[str]) -> str:
 def _licence(facts: BaseModelFacts) -> str:
     known = facts.licence
     return words.link(known.link, known.name) if known.name else "not said: see where the model is from"
+
+
+def _gate(facts: BaseModelFacts) -> str:
+    page = words.link(f"https://huggingface.co/{facts.repository}", "on the Hub")
+    if this_space() is not None:  # which reads with nobody's token
+        return f"<b>Gated</b> by terms {page}: a Space cannot fetch it"
+    return f"<b>Gated</b> accept its terms {page} first, then sign in by <code>hf auth login</code>"
 
 
 def _download(offer: Offer | None, facts: BaseModelFacts) -> str:

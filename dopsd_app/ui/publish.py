@@ -173,7 +173,12 @@ def publish_step() -> PublishStep:
             name = gr.Textbox(
                 label="Name on the Hub", elem_id="repo-name", max_length=200, info="Or organisation/name"
             )
-            private = gr.Checkbox(True, label="Private: only you can see it", elem_id="private")
+            private = gr.Checkbox(
+                True,
+                label="Private: only you can see it",
+                elem_id="private",
+                info="The LoRA file shows the last preview as a small picture.",
+            )
             captions = gr.Checkbox(False, label="Show my captions on the card", elem_id="with-captions")
             token = gr.Textbox(
                 label="Access token",
