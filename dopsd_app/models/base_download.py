@@ -9,6 +9,7 @@ from dopsd_app.files import is_disk_full
 from dopsd_app.hub_errors import HubError, reading_errors, reading_token
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.catalog import (
+    CATALOG,
     check_base_model,
     find_base_model,
     find_pipeline,
@@ -30,6 +31,13 @@ from dopsd_app.models.pipeline_folder import (
     read_weight_map,
 )
 from dopsd_app.models.repository import Listing, RemoteFile, link_files, list_files
+from dopsd_app.models.single_file import (
+    SingleFile,
+    is_needed,
+    is_single_file,
+    put_together,
+    read_single_file,
+)
 from dopsd_app.models.sizes import DAMAGED, read_configurations, sizes_on_hub
 from dopsd_app.progress import DownloadProgress
 
@@ -66,6 +74,9 @@ def order_base_model(name: str, revision: str = "", context: str = "auto") -> li
     check_base_model(name)
     orders = []
     folder = find_pipeline(name, revision)
+    if folder is None and is_single_file(name):
+        folder, order = _order_the_rest(read_single_file(name))
+        orders.append(order)
     if folder is None:
         listing = list_files(find_repository(name), revision)
         folder, pipeline = _read_index(listing)
@@ -75,6 +86,24 @@ def order_base_model(name: str, revision: str = "", context: str = "auto") -> li
     if eyes := missing_eyes(folder, context):
         orders.append(order_eyes(list_files(eyes)))
     return orders
+
+
+def _order_the_rest(single: SingleFile) -> tuple[Path, Order]:
+    """Where its small files are, and the order for all that a file of weights lacks of its model."""
+    listing = list_files(CATALOG[single.original.model].repository)
+    folder, pipeline = _read_index(listing)
+    paths = {file.path for file in listing.files}
+    chosen = [path for path in choose_files(paths, pipeline.parts) if is_needed(single, path)]
+    files = [file for file in listing.files if file.path in chosen]
+    configurations = [path for path in chosen if path.endswith("config.json")]
+    link_files(listing.repository, listing.commit, configurations)  # they say which eyes fit
+    order = whole_files(listing, "", files)
+
+    def finish() -> None:
+        order.finish()
+        put_together(single, folder, chosen)
+
+    return folder, Order(order.targets, finish)
 
 
 def ask_hub(name: str, revision: str = "", context: str = "auto") -> Offer:
@@ -106,6 +135,8 @@ def ask_for_record(repository: str, commit: str) -> HubRecord:
 
 
 def _about(name: str) -> str:
+    if is_single_file(name):
+        return f"What {Path(name).name} lacks"
     return find_repository(name) or "The teacher's eyes"
 
 

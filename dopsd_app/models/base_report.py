@@ -16,6 +16,7 @@ from dopsd_app.models.catalog import (
     find_repository,
     full_name,
 )
+from dopsd_app.models.pipeline_folder import ELSEWHERE, read_elsewhere
 from dopsd_app.models.repository import assets_folder
 
 SCHEMA = 1
@@ -92,8 +93,9 @@ def describe_base(name: str, commit: str) -> tuple[str, str]:
 def fingerprint(place: BaseModelPaths) -> list:
     """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
     eyes = place.vision_tower.iterdir() if place.vision_tower else ()
-    files = sorted({*place.folder.glob("*/*"), *eyes})
-    files = [path for path in files if path.is_file()]
+    own = {*place.folder.glob("*/*"), *eyes}
+    elsewhere = {file for path in own if path.name == ELSEWHERE for file in read_elsewhere(path.parent)}
+    files = [path for path in sorted(own | elsewhere) if path.is_file()]
     return [
         (f"{path.parent.name}/{path.name}", path.stat().st_size, path.stat().st_mtime_ns) for path in files
     ]

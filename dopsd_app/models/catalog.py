@@ -23,6 +23,7 @@ from dopsd_app.models.klein_facts import KLEIN_4B, KLEIN_9B
 from dopsd_app.models.pipeline_folder import INDEX, check_pipeline, read_licence, read_pipeline
 from dopsd_app.models.pocket_facts import POCKET_TURBO
 from dopsd_app.models.repository import find_snapshot, find_snapshots, is_repository
+from dopsd_app.models.single_file import is_single_file, read_single_file
 from dopsd_app.models.sizes import DAMAGED, read_sizes
 from dopsd_app.models.z_image_facts import Z_IMAGE_TURBO
 
@@ -126,6 +127,8 @@ def _find_eyes(folder: Path, architecture: Architecture, context: str) -> Path |
 def _find_pipeline(name: str, revision: str) -> Path:
     if name in CATALOG and not CATALOG[name].repository:
         return ASSETS / name
+    if is_single_file(name):
+        return _single_folder(name)
     repository = find_repository(name)
     if not repository:
         return _own_folder(name)
@@ -137,6 +140,17 @@ def _find_pipeline(name: str, revision: str) -> Path:
         except BaseModelError as error:
             problem = problem if number else error
     raise problem
+
+
+def _single_folder(name: str) -> Path:
+    """The folder that was put together around a file of weights."""
+    folder = read_single_file(name).folder
+    if not (folder / INDEX).is_file():
+        raise BaseModelError(
+            f"{Path(name).name} needs small files from the Hub, which are not here: fetch them."
+        )
+    check_pipeline(folder, Path(name).name)
+    return folder
 
 
 def _check_snapshot(folder: Path, repository: str) -> None:
@@ -166,7 +180,9 @@ def missing_eyes(folder: Path, context: str) -> str:
 
 def check_base_model(name: str) -> None:
     """Raises `BaseModelError` for a folder that is no base model; what the Hub has is asked for elsewhere."""
-    if name not in CATALOG and not is_repository(name):
+    if is_single_file(name):
+        read_single_file(name)
+    elif name not in CATALOG and not is_repository(name):
         _own_folder(name)
 
 
@@ -205,6 +221,8 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         facts = CATALOG[known]
         measured = _measure(name, revision) if facts.repository else None
         return replace(facts, sizes=measured[1]) if measured else facts
+    if is_single_file(name):
+        return _single_facts(name)
     measured = _measure(name, revision)
     if measured is None:
         raise BaseModelError(f"Nothing is known of {name} here yet: the Hub has to be asked first.")
@@ -227,6 +245,21 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
     )
 
 
+def _single_facts(name: str) -> BaseModelFacts:
+    """Those of the model of the catalog whose transformer a file is, or is made from."""
+    single = read_single_file(name)
+    known = CATALOG[single.original.model]
+    measured = _measure(name, "") if (single.folder / INDEX).is_file() else None
+    used = ", ".join(file.name for file in single.parts.values())
+    return replace(
+        known,
+        label=Path(name).name,
+        description=f"{known.label} of your own files, used where they lie: {used}. The rest is the Hub's.",
+        repository="",
+        sizes=measured[1] if measured else known.sizes,
+    )
+
+
 def is_known(name: str, revision: str = "") -> bool:
     """Whether there is anything to tell of a base model without asking the Hub."""
     try:
@@ -240,6 +273,8 @@ def find_licence(name: str, revision: str = "") -> Licence:
     """The licence of a base model, by the catalog or by its own README; empty where nobody says it here."""
     if known := catalog_name(name):
         return CATALOG[known].licence
+    if is_single_file(name):
+        return CATALOG[read_single_file(name).original.model].licence
     repository = find_repository(name)
     folder = find_snapshot(repository, INDEX, revision) if repository else Path(name)
     licence = read_licence(folder) if folder else Licence()

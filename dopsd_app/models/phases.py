@@ -93,7 +93,12 @@ class LoadedInPhases:
         folder = self.folder / part
         config = model_class.load_config(folder)
         return load_frozen(
-            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
+            lambda: model_class.from_config(config),
+            folder,
+            dtype,
+            self.device,
+            nf4_targets=nf4_targets,
+            original=model_class.__name__,
         )
 
     def picture_features(self, picture: Image.Image) -> Tensor:

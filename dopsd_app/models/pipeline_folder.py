@@ -15,6 +15,7 @@ USUAL_PARTS = ("transformer", "text_encoder", "vae")  # named where nothing tell
 # The weights that a part is loaded from: never others of the same part, such as `model.fp16.safetensors`.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index\.json")
+ELSEWHERE = "elsewhere.json"  # in a part's folder: the files of its weights, where they lie in other ones
 EYES_PREFIX = "model.visual."  # of the tensors that see, in a vision-language model
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file: the format's own limit
 SMALL = (".json", ".txt", ".jinja")  # configurations and tokenizers
@@ -98,21 +99,32 @@ def _lacking(folder: Path, part: str, has_weights: bool) -> Iterator[str]:
         return
     if "config.json" not in files:
         yield f"{part}/config.json"
-    wanted = _shards(folder, files)
+    wanted = weight_files(folder)
     if not wanted:
         yield f"{part}/*.safetensors"
-    for file in sorted(wanted):
-        if file not in files:
-            yield f"{part}/{file}"
-        elif not is_whole(folder / file):
-            yield f"{part}/{file} (which is damaged)"
+    for file in wanted:
+        if not file.is_file():
+            yield f"{part}/{file.name}"
+        elif not is_whole(file):
+            yield f"{part}/{file.name} (which is damaged)"
 
 
-def _shards(folder: Path, files: Iterable[str]) -> set[str]:
-    """The files that hold a part's weights, whether they are there or not; `files` are those that are."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a part's weights, whether they are there or not."""
+    if (folder / ELSEWHERE).is_file():
+        return read_elsewhere(folder)
+    files = [path.name for path in folder.iterdir()]
     for index in filter(WEIGHTS_INDEX.fullmatch, files):
-        return set(read_weight_map(folder / index).values())
-    return set(filter(WEIGHTS.fullmatch, files))
+        return [folder / file for file in sorted(set(read_weight_map(folder / index).values()))]
+    return [folder / file for file in sorted(filter(WEIGHTS.fullmatch, files))]
+
+
+def read_elsewhere(folder: Path) -> list[Path]:
+    """The files of a part's weights that lie in other folders."""
+    try:
+        return [Path(file) for file in json.loads((folder / ELSEWHERE).read_bytes())]
+    except (OSError, ValueError, TypeError) as error:
+        raise BaseModelError(f"{folder.name}/{ELSEWHERE} is damaged: fetch the model again.") from error
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

@@ -63,7 +63,8 @@ def base_choice() -> BaseChoice:
         label="Another one of its kind",
         visible=False,
         elem_id="base-folder",
-        info="A repository on the Hub (owner/name), such as a fine-tune, or a folder that diffusers saved",
+        info="A repository on the Hub (owner/name), such as a fine-tune; a folder that diffusers saved; or"
+        " ComfyUI's .safetensors file, which is used where it lies",
     )
     return BaseChoice(base, folder, gr.HTML(elem_id="base-facts"), base_here())
 

@@ -123,7 +123,7 @@ def _look(draft: Draft) -> _Here | None:
         fetching = needs_fetching(config.base_model, config.revision, config.teacher_context)
     except KnownFailure:  # reported where the settings and the base model are
         return None
-    if not find_repository(config.base_model) and not Path(config.base_model).is_dir():
+    if not find_repository(config.base_model) and not Path(config.base_model).exists():
         return None
     jobs = [latest(default_runs_dir(), kind, config) for kind in (DOWNLOAD, CHECK_BASE)]
     job = max((job for job in jobs if job), key=lambda job: (job.status.busy, job.id), default=None)
