@@ -48,7 +48,7 @@ def klein_folder(tmp_path_factory):
 @pytest.fixture
 def base(z_image_folder, tmp_path):
     """A copy of the tiny Z-Image, for a fault to be planted in."""
-    return Path(shutil.copytree(z_image_folder, tmp_path / "base"))
+    return Path(shutil.copytree(z_image_folder, tmp_path / "of-ann"))
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def a_scheduler_that_goes_back(base):
 PLANTED = {
     numbers_of_eight_bits: ("few steps", "numbers of other kinds"),
     one_value_that_is_no_number: ("few steps", "not a number"),
-    eyes_of_zeros: ("few steps", "does not see"),
+    eyes_of_zeros: ("text and eyes", "does not see"),
     eyes_of_another_width: ("text and eyes", "do not belong together"),
     an_autoencoder_of_zeros: ("pictures", "one even colour"),
     a_text_encoder_for_fewer_words: ("text and eyes", "cannot be computed here"),
@@ -191,7 +191,7 @@ def test_a_planted_fault_is_found_and_the_base_is_not_trained_on(plant, config, 
     assert not report.passed
     assert report.findings[-1].name == look
     assert words in report.problem
-    assert str(tmp_path) not in report.text and base.name not in report.problem.split()
+    assert str(tmp_path) not in report.text and base.name not in report.text
     with pytest.raises(KnownFailure, match="did not pass its check"):
         check_base(config)
 

@@ -314,6 +314,18 @@ def test_a_warm_worker_gives_way_to_another_folder_and_tells_its_own_drawings(to
     assert ended(there).state == "finished"
 
 
+def test_a_job_keeps_the_computer_awake_and_goes_on_where_nothing_can(toy, runs_dir, monkeypatch):
+    monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "yes")
+    kept = ask(runs_dir, toy.ADD, 1)
+    assert ended(kept).state == "finished"
+    assert "the computer is kept awake (WakepyFakeSuccess)" in kept.log_file.read_text()
+    monkeypatch.delenv("WAKEPY_FAKE_SUCCESS")
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere")
+    not_kept = ask(runs_dir, toy.ADD, 1)
+    assert ended(not_kept).state == "finished"
+    assert "nothing keeps this computer awake" in not_kept.log_file.read_text()
+
+
 def test_a_training_that_comes_while_a_warm_worker_looks_is_named_as_one(toy, runs_dir, monkeypatch):
     def asked_for():  # the training gets into the queue and asks for the card, between two readings
         queue.put_in_queue(runs.create_run(runs_dir, TrainConfig(), Dataset((), ())))

@@ -21,6 +21,7 @@ from dopsd_app.config import memory_levers
 from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
 from dopsd_app.files import is_disk_full, replace_file
 from dopsd_app.hub_errors import keep_token
+from dopsd_app.jobs.awake import awake
 from dopsd_app.jobs.card import CardLock
 from dopsd_app.jobs.events import (
     Event,
@@ -159,7 +160,8 @@ def _record_all(job: Job, function: Function | None) -> Event:
         if job.kind == TRAIN:
             write_status(job, steps=Run(job.path).config.steps)
         function = function or find_function(job)
-        with closing(_events_of(job, function)) as events:
+        with awake() as kept, closing(_events_of(job, function)) as events:
+            _log(job, kept)
             for event in events:
                 step = getattr(event, "step", step)
                 _record(job, event)

@@ -1,6 +1,7 @@
 """Whether a base model's files hold what the Hub says they do: every byte is read."""
 
 import hashlib
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from dopsd_app.models.repository import cache_folder
 from dopsd_app.progress import PhaseProgress, words_for_count, words_for_disk
 
 PIECE = 1 << 24  # bytes that are read at once
+TOLD_SECONDS = 0.5  # between two progresses
 HASHING = "hashing"  # the phase; its progress is in bytes
 
 
@@ -44,6 +46,7 @@ def check_files(name: str, place: BaseModelPaths) -> Generator[PhaseProgress, No
     if not known:
         return "A folder of your own: its files are whole, and nobody tells what they should hold."
     total, done, damaged = sum(file.path.stat().st_size for file in known), 0, []
+    told = 0.0
     for file in known:
         digest = hashlib.sha256()
         if len(file.digest) == 40:
@@ -51,7 +54,9 @@ def check_files(name: str, place: BaseModelPaths) -> Generator[PhaseProgress, No
         for piece in file.pieces():
             digest.update(piece)
             done += len(piece)
-            yield PhaseProgress(HASHING, done, total)
+            if time.monotonic() - told > TOLD_SECONDS:
+                told = time.monotonic()
+                yield PhaseProgress(HASHING, done, total)
         if digest.hexdigest() != file.digest:
             damaged.append(file.path)
     if damaged:
