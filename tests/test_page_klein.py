@@ -110,7 +110,7 @@ def test_it_is_trained_tried_and_pushed(page, hub, server):
     page.reload()
     page.click("#to-plan")
     page.wait_for_selector("#needs dl")
-    expect(page.locator("#needs")).to_contain_text("the check of the base model")
+    expect(page.locator("#needs")).to_contain_text("measured when the base model was checked here")
     for name, value in {"steps": 2, "preview-every": 2, "checkpoint-every": 2}.items():
         if name == "preview-every":
             page.locator("#more").get_by_text("More").first.click()

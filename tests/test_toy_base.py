@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
+from dopsd_app.check_base import check
 from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.cli import main
@@ -29,6 +31,7 @@ from dopsd_app.jobs.runs import list_runs
 from dopsd_app.method.encode import encode_examples
 from dopsd_app.method.rollout import sample
 from dopsd_app.models.architectures import ARCHITECTURES, register
+from dopsd_app.models.base_report import Finding
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.loaded_model import LoadedModel
@@ -232,6 +235,12 @@ def test_the_teacher_check_asks_the_colours_where_there_are_no_eyes(config, pict
     (tmp_path / "check").mkdir()
     list(teacher_check(LoadedModel(config), config, examples, tmp_path / "check"))
     assert len(read_check(tmp_path / "check").rows) == 4
+
+
+def test_it_is_checked_as_any_other(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    findings = [event for event in check(config, tmp_path / "runs") if isinstance(event, Finding)]
+    assert len(findings) == 6 and all(finding.passed for finding in findings), findings
 
 
 def test_the_program_has_never_heard_of_it():
