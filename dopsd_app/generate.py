@@ -19,6 +19,7 @@ from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.load import choose_device
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Conditioning
 from dopsd_app.progress import PhaseProgress
@@ -119,6 +120,7 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
     run = known_run(job.runs_dir, request.run_id)
     config = run.config
     yield PhaseProgress("loading", 0, 3)
+    choose_device(config)
     yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
@@ -143,6 +145,7 @@ def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
     request = Drawing(job.path).asked_for(CheckRequest)
     yield PhaseProgress("loading", 0, 3)
     config = request.config
+    choose_device(config)
     yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples

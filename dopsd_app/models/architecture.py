@@ -14,6 +14,7 @@ from dopsd_app.errors import KnownFailure
 Role = Literal["student", "teacher"]
 BY_EYES = "vision_language"  # the teacher context that a vision tower is needed for
 CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
+REAL_SIZE = 1e9  # parameters of a transformer: on a processor, a larger one would train for weeks
 
 
 class BaseModelError(KnownFailure):
@@ -112,6 +113,11 @@ class Sizes(ABC):
         """What `to_fields` made, after a way through JSON; TypeError for another version's."""
         values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
         return cls(**values)
+
+    @property
+    def needs_card(self) -> bool:
+        """Whether it can be trained on a graphics card alone, in any sensible time."""
+        return self.parameters > REAL_SIZE
 
     @property
     @abstractmethod

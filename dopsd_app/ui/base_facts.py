@@ -32,7 +32,7 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
         if not problems:  # what is not known yet, since the Hub could not be asked, is a problem already
             problems.append(str(error))
         return _card("", [], problems)
-    cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if least_gpu_memory(facts.sizes) else ""]
+    cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if facts.sizes.needs_card else ""]
     if fetching:
         cells.append(_download(offer, facts))
     elif not problems:
@@ -70,9 +70,9 @@ def _offer(name: str, revision: str, moment: int) -> Offer:
 
 def _fit(facts: BaseModelFacts) -> str:
     machine, needed = read_machine(), f"{least_card(facts.sizes)} GB"
-    if not machine.gpus or not machine.torch_has_cuda:
+    card = machine.card()
+    if card is None:
         return f"<b>Memory</b> needs an NVIDIA card with {needed} or more"
-    card = machine.gpus[0]
     least = least_gpu_memory(facts.sizes)
     surely, perhaps = least * (1 + ERROR) <= card.memory, least <= card.memory
     fits = "fits" if surely else "may not fit" if perhaps else "does not fit"
@@ -82,10 +82,10 @@ def _fit(facts: BaseModelFacts) -> str:
 def _without_card(facts: BaseModelFacts) -> list[str]:
     """What a person needs who has no card that could train this model."""
     machine = read_machine()
-    if not least_gpu_memory(facts.sizes) or (machine.gpus and machine.torch_has_cuda):
+    if not facts.sizes.needs_card or machine.card():
         return []
     if machine.gpus:
-        return [f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."]
+        return [machine.why_no_card()]
     return [
         f"There is no NVIDIA card here. Use a computer with one of {least_card(facts.sizes)} GB or more,"
         " or duplicate this app on the Hub as a Space with a GPU."
