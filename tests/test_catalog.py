@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 
+from dopsd_app.models.base_download import needs_fetching
 from dopsd_app.models.catalog import (
     CATALOG,
     BaseModelError,
     catalog_name,
+    check_base_model,
     check_resolution,
     find_base_model,
     find_facts,
@@ -44,6 +46,31 @@ def test_where_nobody_knows_what_a_base_model_can_draw_every_resolution_may_be_t
         check_resolution("pocket-turbo", 65)
     monkeypatch.setitem(CATALOG, "pocket-turbo", replace(CATALOG["pocket-turbo"], resolutions=None))
     check_resolution("pocket-turbo", 65)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("Tongyi-MAI/Z-Image", "z-image-turbo"),
+        ("tongyi-mai/z-image-edit", "z-image-turbo"),
+        ("black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein-4b"),
+        ("black-forest-labs/FLUX.2-klein-base-9B", "flux2-klein-9b"),
+        ("black-forest-labs/FLUX.2-dev", "flux2-klein-4b"),
+    ],
+)
+def test_a_known_model_of_many_steps_is_refused_by_its_name_alone(name, instead):
+    """Nobody accepts the terms of a gated one, or asks the Hub, for what cannot be trained."""
+    with pytest.raises(BaseModelError, match=f"{name} was not made to draw .* Take {instead}"):
+        check_base_model(name)
+    with pytest.raises(BaseModelError, match="was not made to draw"):
+        needs_fetching(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["Tongyi-MAI/Z-Image-Turbo", "Ann/Z-Image", "black-forest-labs/FLUX.2-klein-4B"]
+)
+def test_other_names_are_not_taken_for_them(name):
+    check_base_model(name)
 
 
 def test_every_base_model_says_its_licence():

@@ -353,7 +353,8 @@ def test_progress_has_bytes_total_and_speed(hub, call):
         (QWEN, f"{QWEN} is no pipeline of diffusers: it has no model_index.json."),
         (
             "Ann/other",
-            "`Ann/other` is a StableDiffusionPipeline. Supported: ZImagePipeline, Flux2KleinPipeline.",
+            "`Ann/other` is a StableDiffusionPipeline, which cannot be trained here. Take Z-Image-Turbo,"
+            " FLUX.2 klein, or a model made from one of them.",
         ),
         ("Ann/pickles", "Ann/pickles has no safetensors file for its vae. Only that format is read."),
     ],
@@ -369,6 +370,27 @@ def test_what_is_no_base_model_is_told(hub, call, tmp_path, repositories, name, 
     weights.rename(weights.with_suffix(".bin"))
     hub.add_model("Ann/pickles", pickles)
     assert told in call("fetch", name)
+
+
+def test_what_takes_dozens_of_steps_is_told_before_its_weights(hub, call, tmp_path, repositories):
+    """Z-Image, known by the shift of its scheduler, and FLUX.2 klein base, whose index lacks one word."""
+    undistilled = tmp_path / "undistilled"
+    shutil.copytree(repositories / "comic", undistilled)
+    scheduler = undistilled / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"shift": 6.0}))
+    hub.add_model("Ann/undistilled", undistilled)
+    told = call("fetch", "Ann/undistilled")
+    assert "`Ann/undistilled` was not made to draw in a few steps" in told and "Z-Image-Turbo" in told
+    klein = tmp_path / "klein"
+    klein.mkdir()
+    (klein / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline"}))
+    hub.add_model("Ann/klein-base", klein)
+    told = call("fetch", "Ann/klein-base")
+    assert "`Ann/klein-base` was not made to draw in a few steps" in told and "FLUX.2 klein" in told
+    assert not any(hub.fetched(f"{name}.*safetensors$") for name in ("Ann/undistilled", "Ann/klein-base"))
+    # A fine-tune of Turbo keeps its scheduler.
+    hub.add_model("Ann/comic", repositories / "comic")
+    assert Path(call("fetch", "Ann/comic")["folder"]).is_dir()
 
 
 def odd_repository(folder: Path, what: str) -> None:

@@ -5,6 +5,7 @@ hands it to `architectures.register`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -171,6 +172,7 @@ class Architecture:
     """A kind of base model. `BaseModel` is what it offers once it is loaded."""
 
     pipeline_class: str  # of diffusers, as model_index.json names it
+    family: str  # of its few-step models, as a person knows it
     base_model: str  # "module:Class" of its BaseModel, which is imported when one is loaded
     sizes: type[Sizes]
     teacher_contexts: tuple[str, ...]  # what its teacher can see besides the caption; the first is its own
@@ -178,6 +180,9 @@ class Architecture:
     guidance: float  # of its pipeline's call, where a few-step model draws as it was made to
     edits: bool = False  # whether it starts from pictures: `Example.source_images`
     parts: tuple[str, ...] = ("transformer", "text_encoder", "vae")  # of its pipeline, those with weights
+    # What tells, of a model_index.json and its scheduler's configuration, that a model of this kind takes
+    # dozens of steps; "" where nothing does.
+    undistilled: Callable[[dict, dict], str] = lambda index, scheduler: ""
 
     @property
     def task(self) -> str:

@@ -22,6 +22,7 @@ from dopsd_app.models.hub_record import HubRecord, recall, remember
 from dopsd_app.models.pipeline_folder import (
     INDEX,
     README,
+    SCHEDULER,
     WEIGHTS,
     WEIGHTS_INDEX,
     Pipeline,
@@ -115,7 +116,7 @@ def _read_index(listing: Listing) -> tuple[Path, Pipeline]:
     paths = {file.path for file in listing.files}
     if INDEX not in paths:
         raise BaseModelError(f"{listing.repository} is no pipeline of diffusers: it has no {INDEX}.")
-    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README}))
+    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README, SCHEDULER}))
     return folder, read_pipeline(folder / INDEX, listing.repository)
 
 

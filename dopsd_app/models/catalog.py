@@ -34,6 +34,17 @@ CATALOG = {
     "flux2-klein-4b": KLEIN_4B,
     "flux2-klein-9b": KLEIN_9B,
 }
+# Known models that take dozens of steps, in lower case, and what of the catalog to take in their place. The
+# Hub would tell it of most, but some are gated: nobody is to accept their terms in vain.
+UNDISTILLED = {
+    "tongyi-mai/z-image": "z-image-turbo",
+    "tongyi-mai/z-image-base": "z-image-turbo",
+    "tongyi-mai/z-image-edit": "z-image-turbo",
+    "tongyi-mai/z-image-omni-base": "z-image-turbo",
+    "black-forest-labs/flux.2-klein-base-4b": "flux2-klein-4b",
+    "black-forest-labs/flux.2-klein-base-9b": "flux2-klein-9b",
+    "black-forest-labs/flux.2-dev": "flux2-klein-4b",
+}
 
 
 @dataclass(frozen=True)
@@ -158,9 +169,21 @@ def missing_eyes(folder: Path, context: str) -> str:
 
 
 def check_base_model(name: str) -> None:
-    """Raises `BaseModelError` for a folder that is no base model; what the Hub has is asked for elsewhere."""
+    """Raises `BaseModelError` for a folder that is no base model, and for a known model of many steps.
+
+    What else the Hub has is asked for elsewhere.
+    """
+    _check_distilled(name)
     if name not in CATALOG and not is_repository(name):
         _own_folder(name)
+
+
+def _check_distilled(name: str) -> None:
+    if instead := UNDISTILLED.get(name.lower()):
+        raise BaseModelError(
+            f"{name} was not made to draw in a few steps, and the training here is that of the few. Take"
+            f" {instead}."
+        )
 
 
 def is_fetched(name: str, revision: str = "", context: str = "auto") -> bool:
@@ -198,6 +221,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         facts = CATALOG[known]
         measured = _measure(name, revision) if facts.repository else None
         return replace(facts, sizes=measured[1]) if measured else facts
+    _check_distilled(name)
     measured = _measure(name, revision)
     if measured is None:
         raise BaseModelError(f"Nothing is known of {name} here yet: the Hub has to be asked first.")
@@ -241,7 +265,10 @@ def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
     repository = find_repository(name)
     if repository and find_pipeline(name, revision) is None:
         folder = find_snapshot(repository, INDEX, revision)
-        record = recall(repository, folder.name) if folder else None
+        if folder is None:
+            return None
+        _architecture_of(folder, repository)  # the Hub was asked, and its answer may have been refused
+        record = recall(repository, folder.name)
         return (record.architecture, record.sizes) if record else None
     folder = _find_pipeline(name, revision)
     architecture = _architecture_of(folder, name)

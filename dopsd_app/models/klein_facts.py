@@ -149,8 +149,17 @@ class KleinSizes(Sizes):
         return 6 * 4 * self.decoder_channels * resolution**2
 
 
+def _undistilled(index: dict, scheduler: dict) -> str:
+    # FLUX.2 klein base says nothing of it on the Hub, and diffusers saves a no.
+    return (
+        "" if index.get("is_distilled") is True else "its model_index.json does not say that it is distilled"
+    )
+
+
 KLEIN = Architecture(
     pipeline_class="Flux2KleinPipeline",
+    family="FLUX.2 klein",
+    undistilled=_undistilled,
     base_model="dopsd_app.models.klein:Klein",
     sizes=KleinSizes,
     teacher_contexts=("reference", BY_EYES),
