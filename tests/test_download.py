@@ -488,6 +488,25 @@ def test_a_gate_says_what_to_do(hub, call, hub_and_process, repositories, tmp_pa
     assert not any(request.token for request in hub.asked("GET /cdn"))
 
 
+def test_a_wrong_token_is_told_as_that(hub, hub_and_process, tmp_path):
+    with Process(hub, tmp_path, HF_TOKEN="hf_ofNobody") as process:
+        told = process(tmp_path, "fetch", Z_IMAGE)
+    assert f"The Hub does not let this computer read {Z_IMAGE}" in told and "HF_TOKEN" in told
+    assert "hf_ofNobody" not in told
+
+
+def test_a_token_without_the_right_to_gated_repositories_is_told_which_right(hub, call, repositories):
+    """Its owner may have accepted the terms: a fine-grained token still has no such right by itself."""
+    hub.add_model(FINE_TUNE, repositories / "comic", gated=True)
+    says = "Please enable access to public gated repositories in your fine-grained token settings"
+    hub.fail(
+        f".*{FINE_TUNE}/resolve/.*", 403, {"X-Error-Message": f"{says} to view this repository."}, times=100
+    )
+    told = call("fetch", FINE_TUNE)
+    assert f"This token may not read gated repositories such as {FINE_TUNE}" in told
+    assert "https://huggingface.co/settings/tokens" in told and "hf auth login" not in told
+
+
 def test_a_disk_without_room_is_told_before_the_first_byte(hub, call, hub_and_process):
     try:
         call("set_room", free=200_000_000)
