@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3Model
 
 from dopsd_app.models.base_download import needs_fetching
 from dopsd_app.models.catalog import (
@@ -136,6 +138,36 @@ def test_sizes_of_a_folder_are_read_from_its_files():
     assert sizes.context_side == 16
     assert sizes.context_area == (512**2, 768**2)  # whatever the folder's own preprocessor_config.json says
     assert ZImageSizes.from_fields(json.loads(json.dumps(sizes.to_fields()))) == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "wide", "eyes"), [("flux2-klein-4b", 2560, 9728, 0), ("flux2-klein-9b", 4096, 12288, 0),
+                                        ("z-image-turbo", 2560, 9728, 415_347_712)]
+)  # fmt: skip
+def test_the_encoder_that_is_planned_with_is_the_one_that_is_loaded(name, width, wide, eyes):
+    """Without the head that would write text, which Qwen3-8B holds apart: 151,936 x 4,096 numbers."""
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=width,
+        intermediate_size=wide,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
+    with torch.device("meta"):
+        encoder = Qwen3Model(config)
+    assert CATALOG[name].sizes.encoder_parameters == parameters(encoder) + eyes
+
+
+def test_a_head_that_is_never_loaded_is_not_counted(z_image_folder, tmp_path):
+    sizes = find_facts(str(z_image_folder)).sizes
+    folder = tmp_path / "untied"
+    shutil.copytree(z_image_folder, folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file({**weights, "lm_head.weight": torch.zeros(7, 5)}, file)
+    assert find_facts(str(folder)).sizes.encoder_parameters == sizes.encoder_parameters
 
 
 def test_a_folder_of_ones_own_is_known_by_its_files(z_image_folder):

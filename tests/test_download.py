@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dopsd_app.jobs.events import read_events
 from dopsd_app.jobs.job import list_jobs
@@ -217,6 +218,19 @@ def test_the_hub_tells_sizes_before_a_byte_of_weights_is_fetched(hub, call, repo
 
 
 # --- trouble on the way
+
+
+def test_a_head_that_is_never_loaded_is_not_counted(hub, call, repositories, tmp_path):
+    hub.add_model(FINE_TUNE, repositories / "comic")
+    sizes = call("ask", FINE_TUNE)["facts"]["sizes"]
+    folder = tmp_path / "untied"
+    shutil.copytree(repositories / "comic", folder)
+    file = folder / "text_encoder" / "model-00001-of-00003.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file({**weights, "lm_head.weight": next(iter(weights.values())).clone()}, file)
+    hub.add_model("Ann/untied", folder)
+    assert call("ask", "Ann/untied")["facts"]["sizes"]["encoder_parameters"] == sizes["encoder_parameters"]
 
 
 def test_a_broken_connection_goes_on_where_it_was(hub, call, repositories):

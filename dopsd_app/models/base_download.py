@@ -20,6 +20,7 @@ from dopsd_app.models.download import Order, check_disk, fetch, in_threads, miss
 from dopsd_app.models.eyes import order_eyes
 from dopsd_app.models.hub_record import HubRecord, recall, remember
 from dopsd_app.models.pipeline_folder import (
+    HEAD_PREFIX,
     INDEX,
     README,
     SCHEDULER,
@@ -171,7 +172,7 @@ def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> 
 
 
 def _count(listing: Listing, path: str) -> int:
-    """Numbers in a file of weights on the Hub, by its header."""
+    """Numbers in a file of weights on the Hub that are read, by its header."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
@@ -182,4 +183,5 @@ def _count(listing: Listing, path: str) -> int:
             )
         except SafetensorsParsingError as error:
             raise HubError(f"{path} of {listing.repository} is no safetensors file: {error}") from error
-    return sum(header.parameter_count.values())
+    read = (tensor for name, tensor in header.tensors.items() if not name.startswith(HEAD_PREFIX))
+    return sum(tensor.parameter_count for tensor in read)

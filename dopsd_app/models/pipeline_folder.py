@@ -17,6 +17,7 @@ USUAL_PARTS = ("transformer", "text_encoder", "vae")  # named where nothing tell
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index\.json")
 EYES_PREFIX = "model.visual."  # of the tensors that see, in a vision-language model
+HEAD_PREFIX = "lm_head."  # of those that write text, in a language model: a text encoder is read without
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file: the format's own limit
 SMALL = (".json", ".txt", ".jinja")  # configurations and tokenizers
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from dopsd_app.models.architecture import Architecture, Eyes, Sizes, Stored
-from dopsd_app.models.pipeline_folder import EYES_PREFIX, WEIGHTS, read_header
+from dopsd_app.models.pipeline_folder import EYES_PREFIX, HEAD_PREFIX, WEIGHTS, read_header
 
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what odd configurations raise
 
@@ -71,13 +71,16 @@ def _eyes_parameters(eyes: Eyes | None, vision_tower: Path | None) -> int:
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in a folder's weights, by their headers; of a whole vision-language model in its eyes alone."""
+    """Numbers in a folder's weights that are read, by their headers.
+
+    Of a whole vision-language model those are its eyes alone; of a language model, all but its head.
+    """
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         if WEIGHTS.fullmatch(path.name):
             shapes |= _read_shapes(path)
     seeing = {name for name in shapes if name.startswith(EYES_PREFIX)}
-    return sum(math.prod(shapes[name]) for name in seeing or shapes)
+    return sum(math.prod(shapes[name]) for name in seeing or shapes if not name.startswith(HEAD_PREFIX))
 
 
 def _read_shapes(path: Path) -> dict[str, list[int]]:
