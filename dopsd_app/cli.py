@@ -42,6 +42,7 @@ from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next, start_what_waits
 from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
+from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
 from dopsd_app.models.catalog import (
     CATALOG,
@@ -294,9 +295,9 @@ def _generate(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
-    if needs_fetching(run.config.base_model, run.config.revision, run.config.teacher_context):
+    if needs_fetching(run.config.base_model, run.config.revision, UNTAUGHT):
         find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
-        _fetch(run.config.base_model, run.config.revision, run.config.teacher_context)
+        _fetch(run.config.base_model, run.config.revision, UNTAUGHT)
     with _card(options.runs):
         from dopsd_app.generate import generate
 

@@ -18,6 +18,7 @@ from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.load import choose_device
 from dopsd_app.models.loaded_model import LoadedModel
@@ -44,7 +45,7 @@ def generate(
     config = run.config
     lora = find_lora(run, checkpoint)  # what is not there, or damaged, raises before anything is loaded
     check_intact(run, lora)
-    model = LoadedModel(config)
+    model = LoadedModel(config, teaches=False)
     conditionings = model.encode(prompts)
     model.load_transformer()
     model.load_lora(lora, strength)
@@ -74,11 +75,11 @@ class DrawingCache:
         self.model: LoadedModel | None = None
         self.base_picture: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
 
-    def model_for(self, config: TrainConfig) -> LoadedModel:
+    def model_for(self, config: TrainConfig, *, teaches: bool = False) -> LoadedModel:
         """The model of a configuration's base: the one that is loaded, where it matches."""
-        if self.model is None or not self.model.matches(config):
+        if self.model is None or not self.model.matches(config, teaches=teaches):
             self.clear()  # before the next one needs the memory
-            self.model = LoadedModel(config)
+            self.model = LoadedModel(config, teaches=teaches)
         return self.model
 
     def clear(self) -> None:
@@ -121,7 +122,7 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
     config = run.config
     yield PhaseProgress("loading", 0, 3)
     choose_device(config)
-    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
+    yield from fetch_base_model(config.base_model, config.revision, UNTAUGHT)
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
         conditioning = model.encode([request.prompt])[0]
@@ -149,5 +150,6 @@ def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
     yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
-        yield from teacher_check(drawing_cache.model_for(request.config), request.config, examples, job.path)
+        model = drawing_cache.model_for(config, teaches=True)
+        yield from teacher_check(model, config, examples, job.path)
     return {"check": CHECK_FILE}

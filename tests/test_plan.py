@@ -418,7 +418,9 @@ def test_a_card_without_bfloat16_gets_no_time_but_the_reason(name, capability):
 def check_base_here(config, machine):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dopsd_app.planning.plan.read_machine", lambda: machine)
-        patch.setattr("dopsd_app.planning.plan.check_fetch", lambda config: None)  # nobody asks the Hub here
+        patch.setattr(
+            "dopsd_app.planning.plan.check_fetch", lambda config, context: None
+        )  # nobody asks the Hub here
         check_base(config)
 
 

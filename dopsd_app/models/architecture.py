@@ -14,6 +14,7 @@ from dopsd_app.errors import KnownFailure
 
 Role = Literal["student", "teacher"]
 BY_EYES = "vision_language"  # the teacher context that a vision tower is needed for
+UNTAUGHT = "none"  # in place of a teacher context: for a base model that only draws, without any teacher
 CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
 REAL_SIZE = 1e9  # parameters of a transformer: on a processor, a larger one would train for weeks
 
@@ -206,7 +207,7 @@ class Architecture:
 
         For an odd width, they are the first: that they do not fit is told when they are loaded.
         """
-        if self.choose_context(context) != BY_EYES:
+        if context == UNTAUGHT or self.choose_context(context) != BY_EYES:
             return None
         return next((eyes for eyes in self.eyes if eyes.width == width), self.eyes[0])
 

@@ -8,7 +8,7 @@ import transformers.utils.logging
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.gpus import Gpu, list_gpus
-from dopsd_app.models.architecture import BaseModelError
+from dopsd_app.models.architecture import UNTAUGHT, BaseModelError
 from dopsd_app.models.catalog import find_base_model, find_facts, is_known
 from dopsd_app.models.protocol import BaseModel
 from dopsd_app.torch_build import TorchBuild, installed_torch, why_unusable
@@ -21,15 +21,18 @@ transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.disable_progress_bar()
 
 
-def load_base_model(config: TrainConfig) -> BaseModel:
+def load_base_model(config: TrainConfig, *, teaches: bool = True) -> BaseModel:
     """The base model of a configuration; the protocol's methods load its parts, phase by phase.
+
+    One that does not teach only draws, and needs nothing of what its teacher sees with.
 
     Raises `BaseModelError` for a folder that is not there or holds another kind of model, where no card can
     be used, and for a teacher context that the model does not have.
     """
     device = choose_device(config)
-    place = find_base_model(config.base_model, config.revision, config.teacher_context)
     facts = find_facts(config.base_model, config.revision)
+    context = facts.architecture.choose_context(config.teacher_context) if teaches else UNTAUGHT
+    place = find_base_model(config.base_model, config.revision, context)
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" else "float32"
@@ -40,7 +43,7 @@ def load_base_model(config: TrainConfig) -> BaseModel:
         getattr(torch, precision),
         sizes=facts.sizes_for(config),
         quantization=config.quantization,
-        teacher_context=facts.architecture.choose_context(config.teacher_context),
+        teacher_context=context,
     )
 
 

@@ -109,7 +109,7 @@ def check_base(config: TrainConfig) -> None:
     """
     problems = [*_base_problems(config)]
     if not problems:
-        check_fetch(config)
+        check_fetch(config, config.teacher_context)
         machine, facts = read_machine(), find_facts(config.base_model, config.revision)
         sizes = facts.sizes_for(config)  # which also looks at its settings, now that the Hub has told of it
         problems += _device_problems(config, sizes, machine)
@@ -117,10 +117,13 @@ def check_base(config: TrainConfig) -> None:
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
 
 
-def check_fetch(config: TrainConfig) -> None:
-    """Raises `KnownFailure` where a base model is not here and cannot be fetched, as far as the Hub tells."""
-    if needs_fetching(config.base_model, config.revision, config.teacher_context):
-        ask_hub(config.base_model, config.revision, config.teacher_context)
+def check_fetch(config: TrainConfig, context: str) -> None:
+    """Raises `KnownFailure` where a base model is not here and cannot be fetched, as far as the Hub tells.
+
+    `context` is the teacher's, or UNTAUGHT for one that only draws.
+    """
+    if needs_fetching(config.base_model, config.revision, context):
+        ask_hub(config.base_model, config.revision, context)
 
 
 def _card(config: TrainConfig, machine: Machine) -> Gpu | None:

@@ -17,6 +17,7 @@ from dopsd_app.hub.publication import healthier_checkpoint
 from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, last_drawing, unfinished_drawings
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
+from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.catalog import find_facts, is_known
 from dopsd_app.planning.plan import check_fetch
 from dopsd_app.ui import words
@@ -230,7 +231,7 @@ def draw_pair(
         raise KnownFailure("Write a prompt first.")
     if not (0 <= seed < 2**32 and 0 <= strength <= MAX_STRENGTH):
         raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
-    check_fetch(run.config)
+    check_fetch(run.config, UNTAUGHT)
     drawing = ask(run.runs_dir, PictureRequest(run.id, prompt.strip(), seed, strength, step))
     wait(drawing, progress)
     return drawing
