@@ -8,10 +8,12 @@ from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3Model
 
+from dopsd_app.config import TrainConfig
 from dopsd_app.models.base_download import needs_fetching
 from dopsd_app.models.catalog import (
     CATALOG,
     BaseModelError,
+    Lacking,
     catalog_name,
     check_base_model,
     check_resolution,
@@ -22,10 +24,18 @@ from dopsd_app.models.catalog import (
     is_fetched,
     model_family,
     read_name,
+    what_lacks,
 )
+from dopsd_app.models.eyes import VISION_TOWERS_FOLDER
+from dopsd_app.models.hub_record import HubRecord, remember
+from dopsd_app.models.repository import assets_folder, cache_folder
 from dopsd_app.models.sizes import read_sizes
-from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
+from dopsd_app.models.z_image_facts import QWEN3_VL_4B, Z_IMAGE, ZImageSizes
 from dopsd_app.planning.cost import least_gpu_memory
+from dopsd_app.planning.machine import Machine
+from dopsd_app.planning.plan import make_plan
+from dopsd_app.torch_build import TorchBuild
+from dopsd_app.ui.plan import _needs
 
 GIB = 1024**3
 Z_IMAGE_TURBO = CATALOG["z-image-turbo"].sizes
@@ -237,6 +247,46 @@ def test_a_folder_without_eyes_of_its_own_waits_for_those_of_the_hub(tmp_path):
     assert not is_fetched(str(folder))
     with pytest.raises(BaseModelError, match=r"The teacher's eyes for .* are not on this computer yet"):
         find_base_model(str(folder))
+
+
+EYES_BYTES = 2 * 415_347_712  # of Qwen3-VL-4B's, as they are cut out
+
+
+def lacks(name, context="auto"):
+    facts = find_facts(name)
+    return what_lacks(
+        name, "", context, facts, facts.sizes_for(TrainConfig(base_model=name, teacher_context=context))
+    )
+
+
+def test_where_only_the_eyes_lack_no_more_than_they_is_named(z_image_folder, tmp_path):
+    folder = tmp_path / "blind"
+    shutil.copytree(z_image_folder, folder, ignore=shutil.ignore_patterns("vision_tower"))
+    assert lacks(str(folder)) == Lacking("the teacher's eyes", EYES_BYTES)
+    assert lacks(str(z_image_folder)) is None
+    config = TrainConfig(base_model=str(folder), num_inference_steps=8, resolution=64)
+    machine = Machine((), TorchBuild(), 16 * GIB, 12 * GIB, 2)
+    plan = make_plan(config, pictures=6, runs_dir=tmp_path, machine=machine)
+    assert "831 MB<small>at most, the teacher&#x27;s eyes from the Hub" in _needs(plan)
+
+
+def test_what_the_hub_told_of_is_lacked_but_for_what_is_here(monkeypatch, tmp_path, z_image_folder):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    assert lacks("z-image-turbo") == Lacking("Z-Image-Turbo", None)  # nobody has asked the Hub yet
+    commit = "1" * 40
+    snapshot = cache_folder("Ann/mine") / "snapshots" / commit
+    for file in ("model_index.json", "text_encoder/config.json"):
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(z_image_folder / file, snapshot / file)
+    sizes = replace(Z_IMAGE_TURBO, stored_bytes=10**9 + EYES_BYTES)
+    remember("Ann/mine", commit, HubRecord({}, Z_IMAGE, sizes))
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    assert lacks("Ann/mine") == Lacking("Ann/mine", 10**9 + EYES_BYTES)
+    eyes = assets_folder(VISION_TOWERS_FOLDER, QWEN3_VL_4B.repository) / commit
+    shutil.copytree(z_image_folder / "vision_tower", eyes)
+    assert lacks("Ann/mine") == Lacking("Ann/mine", 10**9)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ class Eyes:
     width: int  # of the text encoders that it was made for: the numbers that stand for one token
     configuration: dict  # what its preprocessor_config.json says, as far as sizes are read from it
 
+    @property
+    def stored_bytes(self) -> int:
+        return 2 * self.parameters
+
 
 @dataclass(frozen=True)
 class PassTokens:

@@ -56,6 +56,14 @@ class BaseModelPaths:
     commit: str = ""  # of the repository on the Hub, where it is from there
 
 
+@dataclass(frozen=True)
+class Lacking:
+    """What of a base model is still to be fetched."""
+
+    what: str  # for the person
+    size: int | None  # bytes at the most, for some of it may be here; None where the Hub was not asked yet
+
+
 def catalog_name(name: str) -> str | None:
     """The name in the catalog of a base model, which may be given by its repository; None for others."""
     if name in CATALOG:
@@ -193,6 +201,23 @@ def is_fetched(name: str, revision: str = "", context: str = "auto") -> bool:
     except BaseModelError:
         return False
     return True
+
+
+def what_lacks(name: str, revision: str, context: str, facts: BaseModelFacts, sizes: Sizes) -> Lacking | None:
+    """What is still to be fetched of a base model for a teacher context; None where all of it is here.
+
+    `sizes` are those of this context.
+    """
+    if is_fetched(name, revision, context):
+        return None
+    pipeline = find_pipeline(name, revision)
+    repository = find_repository(name)
+    folder = pipeline or find_snapshot(repository, INDEX, revision)
+    eyes = _eyes_of(folder, facts.architecture, context) if folder else None
+    if pipeline:
+        return Lacking("the teacher's eyes", eyes.stored_bytes if eyes else None)
+    there = eyes.stored_bytes if eyes and find_eyes(eyes.repository) else 0
+    return Lacking(facts.label, sizes.stored_bytes - there if sizes.stored_bytes else None)
 
 
 def _own_folder(name: str) -> Path:

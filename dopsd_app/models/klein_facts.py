@@ -87,7 +87,7 @@ class KleinSizes(Sizes):
             self,
             context_area=change_area(self.context_area, least, most, possible=possible),
             encoder_parameters=self.encoder_parameters + eyes.parameters,
-            stored_bytes=self.stored_bytes + 2 * eyes.parameters if self.stored_bytes else 0,
+            stored_bytes=self.stored_bytes + eyes.stored_bytes if self.stored_bytes else 0,
         )
 
     @property

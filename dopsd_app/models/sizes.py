@@ -41,14 +41,13 @@ def sizes_on_hub(
 ) -> Sizes:
     """Sizes of a pipeline of which only the configurations are here; `stored` is its bytes on the Hub."""
     eyes = _own_eyes(architecture, configurations)
-    seeing = _eyes_parameters(eyes, None)
     return architecture.sizes.of(
         Stored(
             configurations=configurations,
             parameters=parameters,
             eyes=_eyes_configuration(eyes, None),
-            eyes_parameters=seeing,
-            stored_bytes=stored + 2 * seeing,
+            eyes_parameters=_eyes_parameters(eyes, None),
+            stored_bytes=stored + (eyes.stored_bytes if eyes else 0),
         )
     )
 

@@ -15,12 +15,13 @@ from dopsd_app.jobs.promise import Promise
 from dopsd_app.models.architecture import BaseModelError, BaseModelFacts, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
 from dopsd_app.models.catalog import (
+    Lacking,
     check_base_model,
     check_context,
     check_resolution,
     find_facts,
     find_repository,
-    is_fetched,
+    what_lacks,
 )
 from dopsd_app.planning.cost import ERROR, disk, least_card, memory, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
@@ -46,7 +47,7 @@ class Plan:
     disk_free: int
     # Nothing is known of these while the base model cannot be read; no time is where it cannot run here.
     seconds_per_step: float = 0.0
-    download: int | None = 0  # bytes that are fetched from the Hub first; None: the Hub was not asked yet
+    lacks: Lacking | None = None  # what is fetched from the Hub first
     source: str = ""  # of seconds_per_step, in a few words
     seconds: float = 0.0  # the whole run, with loading and previews
     promise: Promise | None = None  # the same in parts, for the run's folder
@@ -84,9 +85,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         source=pace.source,
         seconds=promise.seconds(config.steps),
         promise=promise,
-        download=0
-        if is_fetched(config.base_model, config.revision, config.teacher_context)
-        else sizes.stored_bytes or None,
+        lacks=what_lacks(config.base_model, config.revision, config.teacher_context, facts, sizes),
         memory=memory(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures),
     )

@@ -6,7 +6,7 @@ from functools import lru_cache
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
 from dopsd_app.models.base_download import Offer, ask_hub, needs_fetching
-from dopsd_app.models.catalog import BaseModelFacts, find_facts, is_known
+from dopsd_app.models.catalog import BaseModelFacts, Lacking, find_facts, is_known, what_lacks
 from dopsd_app.planning.cost import ERROR, least_card, least_gpu_memory
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
@@ -34,7 +34,7 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
         return _card("", [], problems)
     cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if facts.sizes.needs_card else ""]
     if fetching:
-        cells.append(_download(offer, facts))
+        cells.append(_download(offer, what_lacks(name, revision, "auto", facts, facts.sizes)))
     elif not problems:
         cells.append(f"<b>Ready</b>{'' if facts.repository or own else ' it comes with the program'}")
     problems += _without_card(facts)
@@ -53,10 +53,10 @@ def _licence(facts: BaseModelFacts) -> str:
     return words.link(known.link, known.name) if known.name else "not said: see where the model is from"
 
 
-def _download(offer: Offer | None, facts: BaseModelFacts) -> str:
+def _download(offer: Offer | None, lacks: Lacking | None) -> str:
     """What will be fetched, and what the disk has; sizes are the Hub's, or what it answered the last time."""
     if offer is None:
-        size = f": {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
+        size = f": {words.disk(lacks.size)}" if lacks and lacks.size else ""
         return f"<b>From the Hub</b> fetched when it is needed{size}"
     rest = f", {words.disk(offer.missing)} of it still to come" if offer.missing < offer.size else ""
     free = words.disk(free_disk(offer.folder))
