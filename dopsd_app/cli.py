@@ -30,7 +30,7 @@ from dopsd_app.config import (
 from dopsd_app.download import ask_for_download
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.hub.access import find_token
-from dopsd_app.hub.publication import BEST, Publication, suggest_name
+from dopsd_app.hub.publication import BEST, Publication, check_health, suggest_name
 from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, wait_for_push
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=_step_or_best,
         metavar="STEP",
-        help=f"or `{BEST}`: the last one in good health; default: the finished LoRA",
+        help=f"or `{BEST}`: the last one in good health, where that is measured; default: the finished LoRA",
     )
     add("presets", _presets, "List the presets and what they set.")
     return parser
@@ -387,8 +387,9 @@ def _stop(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     name = options.name or suggest_name(run.config)
-    token = find_token("", None)
     publication = Publication(name, private=not options.public, checkpoint=options.checkpoint)
+    check_health(run, publication)
+    token = find_token("", None)
     job = ask_for_push(run, publication, token)
     try:
         with tqdm(unit="step", desc="publishing", disable=None, leave=False) as bar:

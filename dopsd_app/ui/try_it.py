@@ -102,7 +102,7 @@ class TryStep:
             self.prompt: asked.prompt,
             self.seed: asked.seed,
             self.strength: asked.strength,
-            self.checkpoint: gr.Dropdown(choices=choices, value=chosen),
+            self.checkpoint: gr.Dropdown(choices=choices, value=chosen, info=_how_chosen(run)),
             self.download: _download_button(run, chosen),
             self.diffusers: make_snippet(run.config, ".", first),
             self.comfyui: _comfyui(run),
@@ -156,7 +156,6 @@ def try_step() -> TryStep:
                     [FINISHED],
                     value=FINISHED,
                     label="Step",
-                    info="The last one in good health is chosen",
                     elem_id="checkpoint",
                 )
             strength = gr.Slider(
@@ -217,6 +216,10 @@ def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     if best:
         labels[chosen] = f"{chosen} (in better health)"
     return [(labels.get(value, value), value) for value in values], chosen
+
+
+def _how_chosen(run: Run) -> str:
+    return "The last one in good health is chosen" if watcher.read(run).health else "The last one is chosen"
 
 
 def _reminder(word: str) -> str:
