@@ -64,8 +64,8 @@ def why_unusable(gpu: Gpu, torch: TorchBuild, precision: str) -> str:
         return (
             f"The {gpu.name} cannot compute in bfloat16, the numbers that base models are trained with: its"
             f" compute capability is {_dotted(gpu.capability)}, and {_dotted(BFLOAT16)} is needed. Use a card"
-            " of the RTX 30 series or a newer one, or a Space with a GPU; the built-in base model trains on"
-            " the processor."
+            " of the RTX 30 series or a newer one, or a Space with such a GPU (an L4, not a T4); the built-in"
+            " base model trains on the processor."
         )
     if not torch.cuda:
         return f"The installed torch cannot use the {gpu.name}: it was built without CUDA. {_install(gpu)}"
