@@ -29,7 +29,7 @@ from dopsd_app.config import (
 )
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.hub.access import find_token
-from dopsd_app.hub.publication import BEST, Publication, suggest_name
+from dopsd_app.hub.publication import BEST, Publication, check_health, suggest_name
 from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, wait_for_push
 from dopsd_app.jobs.base_jobs import ask_for_download
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
@@ -42,6 +42,7 @@ from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next, start_what_waits
 from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
+from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
 from dopsd_app.models.base_report import Finding
 from dopsd_app.models.catalog import (
@@ -172,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=_step_or_best,
         metavar="STEP",
-        help=f"or `{BEST}`: the last one in good health; default: the finished LoRA",
+        help=f"or `{BEST}`: the last one in good health, where that is measured; default: the finished LoRA",
     )
     add("presets", _presets, "List the presets and what they set.")
     return parser
@@ -325,9 +326,9 @@ def _generate(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     seeds = list(range(options.seed, options.seed + options.count))
-    if needs_fetching(run.config.base_model, run.config.revision, run.config.teacher_context):
+    if needs_fetching(run.config.base_model, run.config.revision, UNTAUGHT):
         find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
-        _fetch(run.config.base_model, run.config.revision, run.config.teacher_context)
+        _fetch(run.config.base_model, run.config.revision, UNTAUGHT)
     with _card(options.runs):
         from dopsd_app.generate import generate
 
@@ -470,8 +471,9 @@ def _stop(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     name = options.name or suggest_name(run.config)
-    token = find_token("", None)
     publication = Publication(name, private=not options.public, checkpoint=options.checkpoint)
+    check_health(run, publication)
+    token = find_token("", None)
     job = ask_for_push(run, publication, token)
     try:
         with tqdm(unit="step", desc="publishing", disable=None, leave=False) as bar:

@@ -20,6 +20,9 @@ from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.models.architecture import UNTAUGHT
+from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.load import choose_device
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Conditioning
 from dopsd_app.progress import PhaseProgress
@@ -44,7 +47,7 @@ def generate(
     config = run.config
     lora = find_lora(run, checkpoint)  # what is not there, or damaged, raises before anything is loaded
     check_intact(run, lora)
-    model = LoadedModel(config)
+    model = LoadedModel(config, teaches=False)
     conditionings = model.encode(prompts)
     model.load_transformer()
     model.load_lora(lora, strength)
@@ -74,11 +77,11 @@ class DrawingCache:
         self.model: LoadedModel | None = None
         self.base_picture: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
 
-    def model_for(self, config: TrainConfig) -> LoadedModel:
+    def model_for(self, config: TrainConfig, *, teaches: bool = False) -> LoadedModel:
         """The model of a configuration's base: the one that is loaded, where it matches."""
-        if self.model is None or not self.model.matches(config):
+        if self.model is None or not self.model.matches(config, teaches=teaches):
             self.clear()  # before the next one needs the memory
-            self.model = LoadedModel(config)
+            self.model = LoadedModel(config, teaches=teaches)
         return self.model
 
     def clear(self) -> None:
@@ -120,7 +123,8 @@ def draw(job: Job) -> Generator[Event, None, dict]:
     run = known_run(job.runs_dir, request.run_id)
     config = run.config
     yield PhaseProgress("loading", 0, 3)
-    yield from fetch_and_check(config, job.runs_dir)
+    choose_device(config)
+    yield from fetch_base_model(config.base_model, config.revision, UNTAUGHT)
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
         conditioning = model.encode([request.prompt])[0]
@@ -144,8 +148,10 @@ def check_teacher(job: Job) -> Generator[Event, None, dict]:
     request = Drawing(job.path).asked_for(CheckRequest)
     yield PhaseProgress("loading", 0, 3)
     config = request.config
+    choose_device(config)
     yield from fetch_and_check(config, job.runs_dir)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
-        yield from teacher_check(drawing_cache.model_for(request.config), request.config, examples, job.path)
+        model = drawing_cache.model_for(config, teaches=True)
+        yield from teacher_check(model, config, examples, job.path)
     return {"check": CHECK_FILE}

@@ -37,7 +37,7 @@ from dopsd_app.method.objectives import make_objective
 from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.step import optimizer_step, prepare
 from dopsd_app.models.catalog import find_base_model, find_facts
-from dopsd_app.models.load import load_base_model
+from dopsd_app.models.load import choose_device, load_base_model
 from dopsd_app.models.protocol import BaseModel
 from dopsd_app.progress import PhaseProgress
 
@@ -45,6 +45,7 @@ from dopsd_app.progress import PhaseProgress
 def train(run: Run) -> Iterator[Event]:
     """Trains the run's LoRA by its objective, from its newest checkpoint if there is one."""
     config = run.config
+    choose_device(config)  # what cannot compute here is told before gigabytes are fetched
     yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
     pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)

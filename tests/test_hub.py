@@ -23,12 +23,20 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load, load_file, save
 
-from dopsd_app.config import make_config
+from dopsd_app.cli import main
+from dopsd_app.config import make_config, save_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub import scheduled_push
 from dopsd_app.hub.account import Account
 from dopsd_app.hub.model_card import make_card
-from dopsd_app.hub.publication import BEST, Publication, check_name, checkpoint_to_publish, suggest_name
+from dopsd_app.hub.publication import (
+    BEST,
+    Publication,
+    check_name,
+    checkpoint_to_publish,
+    suggest_name,
+    why_no_health,
+)
 from dopsd_app.hub.push import Place, published
 from dopsd_app.hub.push_job import latest_push
 from dopsd_app.hub.scheduled_push import ScheduledPush, read_scheduled_push, waits_for_sign_in
@@ -654,6 +662,30 @@ def test_the_best_step_is_the_one_that_the_page_recommends(run):
     assert checkpoint_to_publish(run, Publication("zorp")) is None
 
 
+def offers_the_best_step(run):
+    part = lay_out(lambda _: when_finished.when_finished())
+    return part.show(run)[part.healthiest].visible
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"base_model": "flux2-klein-4b"}, "teacher's eyes"), ({"preview_every": 0}, "this run makes none")],
+)
+def test_where_no_health_is_measured_no_step_is_the_best(run, capsys, changes, told):
+    """The teacher of FLUX.2 klein sees a reference, and nobody could say how like a picture is."""
+    assert why_no_health(run) == "" and offers_the_best_step(run)
+    save_config(replace(run.config, **changes), run.path / "config.json")
+    assert told in why_no_health(run) and not offers_the_best_step(run)
+    with pytest.raises(KnownFailure, match=f"No step of {run.id} is in best health.*{told}"):
+        scheduled_push.schedule_push(run, Publication("zorp", checkpoint=BEST), TOKEN)
+    assert read_scheduled_push(run).publication is None
+    arguments = ["publish", run.id, "--runs", str(run.runs_dir), "--checkpoint", BEST]
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+    measure(run, s6=0.5)  # what was measured counts, whatever the settings say
+    assert why_no_health(run) == "" and offers_the_best_step(run)
+
+
 def test_a_scheduled_push_takes_the_step_that_is_best_when_the_run_has_finished(hub, process, run):
     process.call("schedule", run=run.path, token=AMBIENT, name="zorp", checkpoint=BEST)
     process.call("run_scheduled", run=run.path)
@@ -751,7 +783,8 @@ def test_the_page_keeps_and_tells_a_scheduled_push_and_that_it_waits(run, monkey
     best = "The LoRA, of its step in best health, will be published as zorp when the run has finished"
     assert best in message
     shown = part.show(run)
-    assert [shown[choice] for choice in part.choices] == [True, "zorp", True, False, True]
+    *values, healthiest = (shown[choice] for choice in part.choices)
+    assert [*values, healthiest.value] == [True, "zorp", True, False, True]
     write_status(run, state="finished")
     assert "will be published" in schedule(True, "zorp", True, False, False)
     monkeypatch.delenv("HF_TOKEN")

@@ -39,6 +39,7 @@ from dopsd_app.models.protocol import NO_PICTURES, Pictures
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.schema import STAMP_FILE
+from dopsd_app.torch_build import TorchBuild
 from tests.support.pictures import make_picture
 
 ROOT = Path(__file__).parents[1]
@@ -125,9 +126,9 @@ def test_its_files_alone_are_needed(config):
 
 
 def test_its_plan_is_reckoned_by_its_own_arithmetic(config, tmp_path):
-    machine = Machine((), False, 2**33, 2**33, 2)
+    machine = Machine((), TorchBuild(), 2**33, 2**33, 2)
     plan = make_plan(config, pictures=4, runs_dir=tmp_path, machine=machine)
-    assert plan.problems == () and plan.download == 0
+    assert plan.problems == () and plan.lacks is None
     sizes = find_facts(config.base_model).sizes
     # 8 x 8 latents; two layers of 16 x 16, 2 operations for each weight and token; the teacher sees 64 more
     assert sizes.work(sizes.teacher_tokens(64, "auto")) == (2 * 512 * 128, 0)

@@ -6,6 +6,7 @@ hands it to `architectures.register`.
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -14,7 +15,9 @@ from dopsd_app.errors import KnownFailure
 
 Role = Literal["student", "teacher"]
 BY_EYES = "vision_language"  # the teacher context that a vision tower is needed for
+UNTAUGHT = "none"  # in place of a teacher context: for a base model that only draws, without any teacher
 CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
+REAL_SIZE = 1e9  # parameters of a transformer: on a processor, a larger one would train for weeks
 
 
 class BaseModelError(KnownFailure):
@@ -48,6 +51,10 @@ class Eyes:
     parameters: int  # of vision tower and mergers, in bfloat16 on the Hub
     width: int  # of the text encoders that it was made for: the numbers that stand for one token
     configuration: dict  # what its preprocessor_config.json says, as far as sizes are read from it
+
+    @property
+    def stored_bytes(self) -> int:
+        return 2 * self.parameters
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,11 @@ class Sizes(ABC):
         return cls(**values)
 
     @property
+    def needs_card(self) -> bool:
+        """Whether it can be trained on a graphics card alone, in any sensible time."""
+        return self.parameters > REAL_SIZE
+
+    @property
     @abstractmethod
     def side_multiple(self) -> int:
         """Pixels: the sides of a picture must be multiples of this."""
@@ -176,6 +188,7 @@ class Architecture:
     """A kind of base model. `BaseModel` is what it offers once it is loaded."""
 
     pipeline_class: str  # of diffusers, as model_index.json names it
+    family: str  # of its few-step models, as a person knows it
     base_model: str  # "module:Class" of its BaseModel, which is imported when one is loaded
     sizes: type[Sizes]
     teacher_contexts: tuple[str, ...]  # what its teacher can see besides the caption; the first is its own
@@ -183,6 +196,9 @@ class Architecture:
     guidance: float  # of its pipeline's call, where a few-step model draws as it was made to
     edits: bool = False  # whether it starts from pictures: `Example.source_images`
     parts: tuple[str, ...] = ("transformer", "text_encoder", "vae")  # of its pipeline, those with weights
+    # What tells, of a model_index.json and its scheduler's configuration, that a model of this kind takes
+    # dozens of steps; "" where nothing does.
+    undistilled: Callable[[dict, dict], str] = lambda index, scheduler: ""
 
     @property
     def task(self) -> str:
@@ -206,7 +222,7 @@ class Architecture:
 
         For an odd width, they are the first: that they do not fit is told when they are loaded.
         """
-        if self.choose_context(context) != BY_EYES:
+        if context == UNTAUGHT or self.choose_context(context) != BY_EYES:
             return None
         return next((eyes for eyes in self.eyes if eyes.width == width), self.eyes[0])
 

@@ -21,8 +21,10 @@ from dopsd_app.models.download import Order, check_disk, fetch, in_threads, miss
 from dopsd_app.models.eyes import order_eyes
 from dopsd_app.models.hub_record import HubRecord, recall, remember
 from dopsd_app.models.pipeline_folder import (
+    HEAD_PREFIX,
     INDEX,
     README,
+    SCHEDULER,
     WEIGHTS,
     WEIGHTS_INDEX,
     Pipeline,
@@ -161,7 +163,7 @@ def _read_index(listing: Listing) -> tuple[Path, Pipeline]:
     paths = {file.path for file in listing.files}
     if INDEX not in paths:
         raise BaseModelError(f"{listing.repository} is no pipeline of diffusers: it has no {INDEX}.")
-    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README}))
+    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README, SCHEDULER}))
     return folder, read_pipeline(folder / INDEX, listing.repository)
 
 
@@ -221,7 +223,7 @@ def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> 
 
 
 def _count(listing: Listing, path: str) -> int:
-    """Numbers in a file of weights on the Hub, by its header."""
+    """Numbers in a file of weights on the Hub that are read, by its header."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
@@ -232,4 +234,5 @@ def _count(listing: Listing, path: str) -> int:
             )
         except SafetensorsParsingError as error:
             raise HubError(f"{path} of {listing.repository} is no safetensors file: {error}") from error
-    return sum(header.parameter_count.values())
+    read = (tensor for name, tensor in header.tensors.items() if not name.startswith(HEAD_PREFIX))
+    return sum(tensor.parameter_count for tensor in read)

@@ -35,6 +35,17 @@ CATALOG = {
     "flux2-klein-4b": KLEIN_4B,
     "flux2-klein-9b": KLEIN_9B,
 }
+# Known models that take dozens of steps, in lower case, and what of the catalog to take in their place. The
+# Hub would tell it of most, but some are gated: nobody is to accept their terms in vain.
+UNDISTILLED = {
+    "tongyi-mai/z-image": "z-image-turbo",
+    "tongyi-mai/z-image-base": "z-image-turbo",
+    "tongyi-mai/z-image-edit": "z-image-turbo",
+    "tongyi-mai/z-image-omni-base": "z-image-turbo",
+    "black-forest-labs/flux.2-klein-base-4b": "flux2-klein-4b",
+    "black-forest-labs/flux.2-klein-base-9b": "flux2-klein-9b",
+    "black-forest-labs/flux.2-dev": "flux2-klein-4b",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,14 @@ class BaseModelPaths:
     folder: Path  # the pipeline, as diffusers saves it
     vision_tower: Path | None  # the teacher's eyes: alone, or with more of their model; None: it has none
     commit: str = ""  # of the repository on the Hub, where it is from there
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What of a base model is still to be fetched."""
+
+    what: str  # for the person
+    size: int | None  # bytes at the most, for some of it may be here; None where the Hub was not asked yet
 
 
 def catalog_name(name: str) -> str | None:
@@ -179,11 +198,23 @@ def missing_eyes(folder: Path, context: str) -> str:
 
 
 def check_base_model(name: str) -> None:
-    """Raises `BaseModelError` for a folder that is no base model; what the Hub has is asked for elsewhere."""
+    """Raises `BaseModelError` for a folder that is no base model, and for a known model of many steps.
+
+    What else the Hub has is asked for elsewhere.
+    """
+    _check_distilled(name)
     if is_single_file(name):
         read_single_file(name)
     elif name not in CATALOG and not is_repository(name):
         _own_folder(name)
+
+
+def _check_distilled(name: str) -> None:
+    if instead := UNDISTILLED.get(name.lower()):
+        raise BaseModelError(
+            f"{name} was not made to draw in a few steps, and the training here is that of the few. Take"
+            f" {instead}."
+        )
 
 
 def is_fetched(name: str, revision: str = "", context: str = "auto") -> bool:
@@ -193,6 +224,23 @@ def is_fetched(name: str, revision: str = "", context: str = "auto") -> bool:
     except BaseModelError:
         return False
     return True
+
+
+def what_lacks(name: str, revision: str, context: str, facts: BaseModelFacts, sizes: Sizes) -> Lacking | None:
+    """What is still to be fetched of a base model for a teacher context; None where all of it is here.
+
+    `sizes` are those of this context.
+    """
+    if is_fetched(name, revision, context):
+        return None
+    pipeline = find_pipeline(name, revision)
+    repository = find_repository(name)
+    folder = pipeline or find_snapshot(repository, INDEX, revision)
+    eyes = _eyes_of(folder, facts.architecture, context) if folder else None
+    if pipeline:
+        return Lacking("the teacher's eyes", eyes.stored_bytes if eyes else None)
+    there = eyes.stored_bytes if eyes and find_eyes(eyes.repository) else 0
+    return Lacking(facts.label, sizes.stored_bytes - there if sizes.stored_bytes else None)
 
 
 def _own_folder(name: str) -> Path:
@@ -223,6 +271,7 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         return replace(facts, sizes=measured[1]) if measured else facts
     if is_single_file(name):
         return _single_facts(name)
+    _check_distilled(name)
     measured = _measure(name, revision)
     if measured is None:
         raise BaseModelError(f"Nothing is known of {name} here yet: the Hub has to be asked first.")
@@ -288,7 +337,10 @@ def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
     repository = find_repository(name)
     if repository and find_pipeline(name, revision) is None:
         folder = find_snapshot(repository, INDEX, revision)
-        record = recall(repository, folder.name) if folder else None
+        if folder is None:
+            return None
+        _architecture_of(folder, repository)  # the Hub was asked, and its answer may have been refused
+        record = recall(repository, folder.name)
         return (record.architecture, record.sizes) if record else None
     folder = _find_pipeline(name, revision)
     architecture = _architecture_of(folder, name)

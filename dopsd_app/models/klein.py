@@ -65,7 +65,7 @@ class Klein(LoadedInPhases):
         )
         self.reference_area = sizes.reference_area
         self.conditioning_version = (
-            f"klein 1: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE};"
+            f"klein 2: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE};"
             f" a reference of {self.reference_area}, a picture of {self.context_area} pixels"
         )
         self.picture_multiple = sizes.side_multiple
@@ -95,7 +95,7 @@ class Klein(LoadedInPhases):
         return _side_by_side(states)
 
     def _features_by_eyes(self, picture: Image.Image, caption: str) -> Tensor:
-        inputs = self.image_processor(picture, return_tensors="pt")
+        inputs = vision_language.read_picture(self.image_processor, picture)
         placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
         message = self._message(caption, placeholder)
         encoder = loaded(self.teacher_encoder)

@@ -87,7 +87,7 @@ class KleinSizes(Sizes):
             self,
             context_area=change_area(self.context_area, least, most, possible=possible),
             encoder_parameters=self.encoder_parameters + eyes.parameters,
-            stored_bytes=self.stored_bytes + 2 * eyes.parameters if self.stored_bytes else 0,
+            stored_bytes=self.stored_bytes + eyes.stored_bytes if self.stored_bytes else 0,
         )
 
     @property
@@ -149,8 +149,17 @@ class KleinSizes(Sizes):
         return 6 * 4 * self.decoder_channels * resolution**2
 
 
+def _undistilled(index: dict, scheduler: dict) -> str:
+    # FLUX.2 klein base says nothing of it on the Hub, and diffusers saves a no.
+    return (
+        "" if index.get("is_distilled") is True else "its model_index.json does not say that it is distilled"
+    )
+
+
 KLEIN = Architecture(
     pipeline_class="Flux2KleinPipeline",
+    family="FLUX.2 klein",
+    undistilled=_undistilled,
     base_model="dopsd_app.models.klein:Klein",
     sizes=KleinSizes,
     teacher_contexts=("reference", BY_EYES),
@@ -211,7 +220,7 @@ KLEIN_9B = BaseModelFacts(
         single_blocks=24,
         caption_features=12288,
         latent_channels=128,
-        encoder_parameters=8_190_735_360,
+        encoder_parameters=7_568_405_504,
         decoder_parameters=84_046_115,
         decoder_channels=128,
         token_side=16,

@@ -87,7 +87,7 @@ class BaseModel(Protocol):
     """A frozen few-step model; B pictures of one size make a batch, whose captions may differ in length."""
 
     architecture: Architecture
-    teacher_context: str  # what the teacher sees: one of the architecture's contexts
+    teacher_context: str  # what the teacher sees: one of the architecture's contexts, or UNTAUGHT
     transformer: Transformer  # there after load_transformer()
     lora_targets: str  # regular expression over module names: full match is adapted
     picture_multiple: int  # pixels: the sides of a picture must be multiples of this

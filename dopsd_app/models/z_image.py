@@ -56,7 +56,7 @@ class ZImage(LoadedInPhases):
             context_area=sizes.context_area,
         )
         self.conditioning_version = (
-            "z-image 2: picture, caption; hidden_states[-2]; the text encoder's rotary base;"
+            "z-image 3: picture, unstretched, caption; hidden_states[-2]; the text encoder's rotary base;"
             f" a picture of {self.context_area} pixels"
         )
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
@@ -79,7 +79,7 @@ class ZImage(LoadedInPhases):
 
     def _encode_teacher(self, pictures: Pictures, caption: str) -> Conditioning:
         """The picture first, then the caption; image tokens stay in."""
-        inputs = self.image_processor(pictures.training_picture, return_tensors="pt")
+        inputs = vision_language.read_picture(self.image_processor, pictures.training_picture)
         placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
         token_ids = self._token_ids(placeholder + caption)
         taken = token_ids.shape[1] - self._token_ids(caption).shape[1]  # by the picture

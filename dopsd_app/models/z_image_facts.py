@@ -135,8 +135,15 @@ def _padded(tokens: float) -> int:
     return math.ceil(tokens / 32) * 32  # as the transformer pads each sequence
 
 
+def _undistilled(index: dict, scheduler: dict) -> str:
+    # Nothing else in its files tells Z-Image from Z-Image-Turbo, whose scheduler shifts by 3.
+    return "its scheduler is Z-Image's, with a shift of 6" if scheduler.get("shift") == 6 else ""
+
+
 Z_IMAGE = Architecture(
     pipeline_class="ZImagePipeline",
+    family="Z-Image-Turbo",
+    undistilled=_undistilled,
     base_model="dopsd_app.models.z_image:ZImage",
     sizes=ZImageSizes,
     teacher_contexts=("vision_language",),

@@ -19,7 +19,6 @@ PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
 ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
 # GB of 2^30 bytes of cards that compute in bfloat16; their drivers tell up to a fiftieth less.
 CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
-REAL_SIZE = 1e9  # parameters of a transformer: on a CPU, a larger one would train for weeks
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
 
 def least_gpu_memory(sizes: Sizes) -> int:
     """Bytes that a card must have with all that saves memory; 0 where training needs no card."""
-    if sizes.parameters < REAL_SIZE:
+    if not sizes.needs_card:
         return 0
     config = TrainConfig(quantization="nf4", optimizer="adamw8bit", rank=16, resolution=512, micro_batch=1)
     return memory(config, sizes, on_gpu=True).peak

@@ -94,7 +94,7 @@ def base_here() -> BaseHere:
 def begin_fetching(draft: Draft) -> None:
     """Starts fetching the draft's base model; raises `KnownFailure` where that cannot be."""
     config = draft_config(draft)
-    check_fetch(config)
+    check_fetch(config, config.teacher_context)
     ask_for_download(default_runs_dir(), config)
 
 

@@ -91,6 +91,7 @@ class ToySizes(Sizes):
 
 TOY = Architecture(
     pipeline_class="ToyPipeline",
+    family="the toy",
     base_model=f"{__name__}:Toy",
     sizes=ToySizes,
     teacher_contexts=("reference",),
