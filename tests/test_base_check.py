@@ -22,6 +22,7 @@ from dopsd_app.models.z_image import ZImage
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.plan import check_base, make_plan
 from dopsd_app.progress import PhaseProgress
+from dopsd_app.torch_build import KERNELS, VERSION, TorchBuild
 from tests.support.downloader import Downloader
 from tests.support.imitation_hub import ImitationHub
 from tests.support.real_layout import save_qwen_vl_repository, save_z_image_repository
@@ -302,7 +303,7 @@ def another_tokenizer(config):
 
 def another_scheduler_shift(config):
     file = place_of(config).folder / "scheduler" / "scheduler_config.json"
-    file.write_text(file.read_text().replace('"shift": 3.0', '"shift": 6.0'))
+    file.write_text(file.read_text().replace('"shift": 3.0', '"shift": 5.0'))
 
 
 DAMAGED = {
@@ -374,8 +375,9 @@ def test_the_measured_step_replaces_the_reckoned_one_and_other_settings_follow_f
 
 def test_memory_that_a_step_took_on_the_card_corrects_the_plan(config, tmp_path):
     """Half as much again as planned when it was checked: of other settings, too."""
-    card = Gpu(name="NVIDIA GeForce RTX 4070", memory=12 * 2**30, free_memory=11 * 2**30)
-    machine = replace(read_machine(), gpus=(card,), torch_has_cuda=True)
+    card = Gpu("NVIDIA GeForce RTX 4070", 12 * 2**30, 11 * 2**30, capability=(8, 9))
+    torch_build = TorchBuild(VERSION, "13.0", KERNELS["x86_64"]["13.0"])
+    machine = replace(read_machine(), gpus=(card,), torch=torch_build)
     report, folder, _ = run(config, tmp_path)
 
     def planned(rank):

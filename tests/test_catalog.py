@@ -309,7 +309,7 @@ def test_what_the_hub_told_of_is_lacked_but_for_what_is_here(monkeypatch, tmp_pa
         (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(z_image_folder / file, snapshot / file)
     sizes = replace(Z_IMAGE_TURBO, stored_bytes=10**9 + EYES_BYTES)
-    remember("Ann/mine", commit, HubRecord({}, Z_IMAGE, sizes))
+    remember("Ann/mine", commit, HubRecord({}, {}, Z_IMAGE, sizes))
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(commit)
     assert lacks("Ann/mine") == Lacking("Ann/mine", 10**9 + EYES_BYTES)
