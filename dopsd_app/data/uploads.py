@@ -23,12 +23,11 @@ from dopsd_app.data.drafts import (
     read_draft,
     set_settings,
 )
-from dopsd_app.data.picture_file import PicturesError, decode, picture_format, shown
+from dopsd_app.data.picture_file import PicturesError, decode, fold_name, picture_format, shown
 from dopsd_app.data.pictures import (
     IGNORED,
     MAX_PICTURES,
     PICTURE_SUFFIXES,
-    fold_name,
     hash_pixels,
     natural_order,
 )
@@ -166,10 +165,11 @@ def _metadata_captions(path: Path, problems: list[str]) -> list[tuple[str, str]]
     captions = []
     for number, row in list(rows.items())[:MAX_FILES]:
         try:
-            file_name, texts = parse_row(row)
-            if not all(isinstance(text, str) for text in texts):
+            parsed = parse_row(row)
+            if not all(isinstance(text, str) for text in parsed.texts):
                 raise ValueError("has no caption that is text.")
-            captions.append((file_name, "\n".join(" ".join(text.split()) for text in texts)))
+            lines = "\n".join(" ".join(text.split()) for text in parsed.texts)
+            captions.append((parsed.file_name, lines))
         except ValueError as error:
             problems.append(f"Line {number} of metadata.jsonl {error}")
     return captions
