@@ -28,9 +28,10 @@ def teacher_check(
 ) -> Iterator[PhaseProgress]:
     """Draws up to 4 examples untrained, from one noise each, and scores what the teacher makes of them.
 
-    The pictures appear in `folder` one by one: `0_crop.webp`, `0_student.webp` (from the caption),
-    `0_teacher.webp` (from caption and picture), `0_control.webp` (from the caption and an even grey),
-    `1_...`; teacher_check.json is the last. See `verdict` for how they are read and what the score means.
+    The pictures appear in `folder` one by one: `0_source.webp` (what an edit starts from), `0_crop.webp`,
+    `0_student.webp` (from the caption), `0_teacher.webp` (from caption and picture), `0_control.webp` (from
+    the caption and an even grey), `1_...`; teacher_check.json is the last. See `verdict` for how they are
+    read and what the score means.
     """
     base_model, shown = model.base_model, tuple(examples[:CHECKED])
     sets = [read_pictures(example, config, base_model) for example in shown]
@@ -51,7 +52,10 @@ def teacher_check(
     model.load_transformer()
     model.unload_lora()
     drawn, total = [], len(DRAWN) * len(shown)
-    for index, (picture, conditionings) in enumerate(zip(crops, encoded, strict=True)):
+    for index, (pictures, conditionings) in enumerate(zip(sets, encoded, strict=True)):
+        picture = pictures.training_picture
+        for source in pictures.sources[:1]:
+            save_picture(source, folder / f"{index}_source.webp")
         save_picture(picture, folder / f"{index}_crop.webp")
         for who, conditioning in zip(DRAWN, conditionings, strict=True):
             yield PhaseProgress("drawing", len(drawn), total)
@@ -111,6 +115,6 @@ def compare(
 
 
 def save_sheet(folder: Path, path: Path) -> None:
-    """A sheet of a check's pictures: a row each of the picture, the student's view and the teacher's."""
+    """A sheet of a check's pictures: a row each of source, picture, the student's view and the teacher's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grid([[Image.open(file) for file in row] for row in rows_drawn(folder)]).save(path)

@@ -88,14 +88,17 @@ def read_check(folder: Path) -> TeacherCheck | None:
         return None
 
 
-def rows_drawn(folder: Path) -> list[tuple[Path, Path, Path]]:
-    """The rows that are whole so far: picture, what the student draws, what the teacher draws."""
+def rows_drawn(folder: Path) -> list[tuple[Path, ...]]:
+    """The rows that are whole so far: the picture, what the student draws, what the teacher draws.
+
+    Of an edit, the picture that it starts from stands before them.
+    """
     rows = []
     while (row := _row(folder, len(rows)))[-1].exists():
         rows.append(row)
     return rows
 
 
-def _row(folder: Path, index: int) -> tuple[Path, Path, Path]:
-    crop, student, teacher = (folder / f"{index}_{who}.webp" for who in ("crop", "student", "teacher"))
-    return crop, student, teacher
+def _row(folder: Path, index: int) -> tuple[Path, ...]:
+    source, *row = (folder / f"{index}_{who}.webp" for who in ("source", "crop", "student", "teacher"))
+    return (source, *row) if source.exists() else tuple(row)

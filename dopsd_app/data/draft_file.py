@@ -8,13 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dopsd_app.config import DEFAULT_PRESET, without_gone
+from dopsd_app.config import DEFAULT_PRESET, SUBJECT, without_gone
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value, replace_file, retry
 from dopsd_app.schema import check_schema, stamp, without_stamp
 
 SCHEMA = 1  # of draft.json
-KINDS = ("subject", "style")
 
 
 class DraftError(KnownFailure):
@@ -40,7 +39,7 @@ class DraftContent:
     """All that a draft's draft.json holds."""
 
     preset: str = DEFAULT_PRESET
-    kind: str = KINDS[0]
+    kind: str = SUBJECT  # of `config.KINDS`
     settings: dict = field(default_factory=dict)  # what differs from the preset, not checked yet
     items: tuple[Item, ...] = ()
     waiting: dict[str, tuple[str, str]] = field(default_factory=dict)  # by stem: file name, caption

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dopsd_app.config import ConfigError, TrainConfig, load_preset, make_config
+from dopsd_app.config import KINDS, ConfigError, TrainConfig, load_preset, make_config
 from dopsd_app.data.caption_file import MAX_CAPTION, clean_captions
 from dopsd_app.data.draft_file import (
-    KINDS,
     DraftContent,
     DraftError,
     Item,
@@ -52,7 +51,7 @@ class Draft:
 
     @property
     def kind(self) -> str:
-        """ "subject" or "style"."""
+        """ "subject", "style" or "edit"."""
         return self.content.kind
 
     @property

@@ -1,6 +1,7 @@
 """Pictures to start from, for a base model that edits: which picture each belongs to, and what is wrong."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,17 @@ def has_sources(folder: Path) -> bool:
     except (OSError, ValueError):  # whoever reads the folder says what is wrong
         return False
     return any(isinstance(row, dict) and row.keys() & set(SOURCE_COLUMNS) for row in rows.values())
+
+
+def find_copies(dataset: Path, number: int) -> list[Path]:
+    """The sources of the picture of this number, from 1, in a folder that `copy_examples` has written."""
+    return sorted((dataset / FOLDERS[1]).glob(f"{number:02}-*.png"))
+
+
+def count_copies(dataset: Path) -> int:
+    """The most sources that a picture has there."""
+    files = (dataset / FOLDERS[1]).glob("*-*.png")
+    return max(Counter(file.stem.partition("-")[0] for file in files).values(), default=0)
 
 
 def orphan_message(name: str) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from PIL import Image
 
-from dopsd_app.config import Preset, TrainConfig, list_presets
+from dopsd_app.config import KINDS, SUBJECT, Preset, TrainConfig, list_presets
 from dopsd_app.data.caption_file import parse_metadata, parse_row, read_text
 from dopsd_app.data.creatures import is_creature
-from dopsd_app.data.draft_file import KINDS, DraftContent, DraftError, Item, change_content
+from dopsd_app.data.draft_file import DraftContent, DraftError, Item, change_content
 from dopsd_app.data.drafts import (
     MAX_CAPTION_TEXT,
     Draft,
@@ -87,13 +87,13 @@ def clone_run(drafts_dir: Path, config: TrainConfig, dataset: Path) -> Draft:
 
     presets = [(preset, differences(preset)) for preset in list_presets()]
     preset, changes = min(presets, key=lambda pair: _likely(*pair))
-    kind = next((kind for kind in KINDS if preset.name.endswith(kind)), KINDS[0])
+    kind = next((kind for kind in KINDS if preset.name.endswith(kind)), SUBJECT)
     return _filled_draft(drafts_dir, dataset, {"preset": preset.name, "kind": kind, **changes})
 
 
 def _likely(preset: Preset, changes: dict) -> tuple:
     """The less, the likelier did a run with these changes come from the preset; most are of a subject."""
-    return "base_model" in changes, len(changes), not preset.name.endswith(KINDS[0])
+    return "base_model" in changes, len(changes), not preset.name.endswith(SUBJECT)
 
 
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:

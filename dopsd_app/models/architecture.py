@@ -113,6 +113,10 @@ class Sizes(ABC):
         values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
         return cls(**values)
 
+    def with_sources(self, sources: int) -> Self:
+        """With so many pictures to start from, of a base model that edits."""
+        return self
+
     @property
     @abstractmethod
     def side_multiple(self) -> int:
@@ -129,7 +133,7 @@ class Sizes(ABC):
 
     @abstractmethod
     def student_tokens(self, resolution: int) -> PassTokens:
-        """Of a picture of resolution x resolution pixels, and of its caption."""
+        """Of a picture of resolution x resolution pixels, of its caption and of its sources, as large."""
 
     @abstractmethod
     def teacher_tokens(self, resolution: int, context: str) -> PassTokens:
@@ -173,10 +177,13 @@ class Architecture:
     edits: bool = False  # whether it starts from pictures: `Example.source_images`
     parts: tuple[str, ...] = ("transformer", "text_encoder", "vae")  # of its pipeline, those with weights
 
-    @property
-    def task(self) -> str:
-        """As the Hub calls it."""
-        return "image-to-image" if self.edits else "text-to-image"
+    def check_sources(self, sources: int, name: str) -> None:
+        """Raises `BaseModelError` for pictures to start from where a base model of this name cannot edit."""
+        if sources and not self.edits:
+            raise BaseModelError(
+                f"There are source pictures to start from, and {name} cannot edit pictures. Remove them, or"
+                " choose a base model that edits, such as FLUX.2 klein."
+            )
 
     def choose_context(self, context: str) -> str:
         """The teacher context that a setting means; `BaseModelError` for one that is not offered."""
@@ -224,14 +231,14 @@ class BaseModelFacts:
     comfyui: bool = False  # whether ComfyUI can load it
     judge: bool = False  # whether there is a judge that knows all that it can draw
 
-    def sizes_for(self, config: TrainConfig) -> Sizes:
-        """Its sizes in a run: the teacher's picture is as the run wants it.
+    def sizes_for(self, config: TrainConfig, sources: int = 0) -> Sizes:
+        """Its sizes in a run: the teacher's picture is as the run wants it, beside so many to start from.
 
         Raises `BaseModelError` for a teacher context that it does not have, and for impossible bounds.
         """
         context = self.architecture.choose_context(config.teacher_context)
         bounds = config.teacher_picture_minimum, config.teacher_picture_maximum
-        return self.sizes.with_teacher_picture(context, *bounds)
+        return self.sizes.with_teacher_picture(context, *bounds).with_sources(sources)
 
     def scoring(self, config: TrainConfig) -> str:
         """What the health of its LoRAs is measured with: "judge", "eyes" (a vision tower), or "none"."""

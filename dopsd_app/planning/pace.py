@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.config import ConfigError, TrainConfig
+from dopsd_app.data.source_pictures import count_copies
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.drawing import CheckRequest, Drawing
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest
 from dopsd_app.jobs.events import StepDone, read_events, read_timed_events
 from dopsd_app.jobs.job import kind_or_none, list_jobs
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
@@ -72,8 +73,13 @@ class Pace:
     source: str
 
 
-def reckon_pace(config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool) -> Pace:
-    """How long a step takes: an earlier run here tells it best, then pictures that were drawn here."""
+def reckon_pace(
+    config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool, sources: int = 0
+) -> Pace:
+    """How long a step takes: an earlier run here tells it best, then pictures that were drawn here.
+
+    `sizes` are those of the run, with so many pictures to start from.
+    """
     now = slowness(machine, on_gpu, training=bool(computing(runs_dir)))
     scaled = None
     for run in list_runs(runs_dir)[:LOOKED_AT]:
@@ -82,11 +88,12 @@ def reckon_pace(config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Mach
             continue
         earlier, seconds = measured
         seconds *= now / _slowness_then(run)
-        if _alike(earlier, config):
+        if _alike(earlier, config) and run.sources == sources:
             seconds *= config.batch_size / earlier.batch_size
             return Pace(seconds, now, "measured in an earlier run here")
         if scaled is None:
-            scaled = seconds * step_work(config, sizes) / step_work(earlier, sizes)
+            before = sizes.with_sources(run.sources)
+            scaled = seconds * step_work(config, sizes) / step_work(earlier, before)
             scaled *= _by_weights(config) / _by_weights(earlier)
     if scaled is not None:
         return Pace(scaled, now, "reckoned from an earlier run here with other settings")
@@ -125,9 +132,7 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
             continue
         try:
             asked = Drawing(job.path).asked
-            drawn = (
-                asked.config if isinstance(asked, CheckRequest) else known_run(runs_dir, asked.run_id).config
-            )
+            drawn, sources = _asked_for(runs_dir, asked)
             written = job.events_file.stat()
             seconds = _seconds_per_picture(job.events_file, written.st_size, written.st_mtime_ns)
         except (OSError, KnownFailure):  # just being deleted, damaged, or of a run that is gone
@@ -136,9 +141,16 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
         if alike and seconds:
             # A fresh one has met whatever the computer does now; of an old one nobody knows what it met.
             fresh = abs(time.time() - written.st_mtime) < FRESH
-            work = picture_work(drawn, sizes) * _by_weights(drawn)
+            work = picture_work(drawn, sizes.with_sources(sources)) * _by_weights(drawn)
             return work / seconds / (1 if fresh else now)
     return None
+
+
+def _asked_for(runs_dir: Path, asked: PictureRequest | CheckRequest) -> tuple[TrainConfig, int]:
+    """The settings of a drawing, and how many pictures it starts from."""
+    if isinstance(asked, CheckRequest):
+        return asked.config, count_copies(asked.folder)
+    return known_run(runs_dir, asked.run_id).config, asked.sources
 
 
 @functools.lru_cache(maxsize=256)

@@ -55,8 +55,13 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
-def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Machine) -> Plan:
-    """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`."""
+def make_plan(
+    config: TrainConfig, *, pictures: int, sources: int = 0, runs_dir: Path, machine: Machine
+) -> Plan:
+    """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`.
+
+    `sources` is how many pictures to start from one of them has, at the most.
+    """
     on_gpu = _on_gpu(config, machine)
     gpu = machine.gpus[0] if on_gpu else None
     device = gpu or machine
@@ -72,10 +77,11 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     problems += _base_problems(config)
     try:
         facts = find_facts(config.base_model, config.revision)
-        sizes = facts.sizes_for(config)
+        sizes = facts.sizes_for(config, sources)
+        facts.architecture.check_sources(sources, facts.label)
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
-    pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu)
+    pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu, sources)
     promise = _promise(config, facts, sizes, pace)
     plan = replace(
         plan,
@@ -87,7 +93,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         if is_fetched(config.base_model, config.revision, config.teacher_context)
         else sizes.stored_bytes or None,
         memory=memory(config, sizes, on_gpu).peak,
-        disk=disk(config, sizes, pictures),
+        disk=disk(config, sizes, pictures, sources),
     )
     too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
     impossible = [*_device_problems(config, sizes, machine, on_gpu), *too_much]  # here, whatever else is done

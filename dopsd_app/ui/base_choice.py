@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import gradio as gr
 from gradio.blocks import Block
 
-from dopsd_app.config import TrainConfig, load_preset, presets_for
-from dopsd_app.data.draft_file import KINDS
+from dopsd_app.config import KINDS, TrainConfig, load_preset, preset_for
 from dopsd_app.data.drafts import Draft, set_settings
 from dopsd_app.models.catalog import CATALOG, find_repository, read_name
 from dopsd_app.ui.base_facts import base_facts
@@ -85,16 +84,10 @@ def take_own_base(draft: Draft, name: str) -> Draft:
     return set_settings(draft, base_model=name or None, revision=None)  # a pinned commit is of the last one
 
 
-def preset_for(base: str, kind: str) -> str:
-    """The preset of a base model for this kind: the one that names it, else the base's first."""
-    own = [preset.name for preset in presets_for(base)]
-    return next((name for name in own if name.endswith(kind)), own[0])
-
-
 def take_kind(draft: Draft, kind: str) -> Draft:
     """Takes a subject or a style as what is taught; the other kind's preset gives way."""
     suited = preset_for(base_of(draft), kind)
-    if draft.preset.endswith(KINDS) and suited.endswith(kind):
+    if draft.preset.endswith(KINDS) and suited and suited.endswith(kind):
         return set_settings(draft, kind=kind, preset=suited)
     return set_settings(draft, kind=kind)
 

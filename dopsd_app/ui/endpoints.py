@@ -155,7 +155,7 @@ def check_teacher(draft_id: str) -> dict:
     try_it.wait(drawing, _no_bar)
     drawn = [
         {"caption": _copy(from_caption), "teacher": _copy(by_teacher)}
-        for _, from_caption, by_teacher in rows_drawn(drawing.path)
+        for *_, from_caption, by_teacher in rows_drawn(drawing.path)
     ]
     return {**teacher.show_check(pictures.the_draft(draft.id)), "drawn": drawn}
 

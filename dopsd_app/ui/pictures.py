@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 import gradio as gr
 from gradio.blocks import Block
 
+from dopsd_app.config import STYLE, SUBJECT
 from dopsd_app.data.captions import advise
-from dopsd_app.data.draft_file import KINDS, DraftError, Item
+from dopsd_app.data.draft_file import DraftError, Item
 from dopsd_app.data.drafts import (
     Draft,
     check_draft,
@@ -341,7 +342,7 @@ def pictures_step() -> PicturesStep:
             info="A made-up word that stands for what is new. Write it into every caption.",
         )
         kind = gr.Radio(
-            [("A subject: a dog, a face, a product", KINDS[0]), ("A style", KINDS[1])],
+            [("A subject: a dog, a face, a product", SUBJECT), ("A style", STYLE)],
             label="What is new",
             elem_id="kind",
         )
