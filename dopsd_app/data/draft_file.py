@@ -13,11 +13,21 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value, replace_file, retry
 from dopsd_app.schema import check_schema, stamp, without_stamp
 
-SCHEMA = 1  # of draft.json
+SCHEMA = 2  # of draft.json; in form 1, pictures have no sources
 
 
 class DraftError(KnownFailure):
     """Something that cannot be done with a draft as it stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A picture to start from, of a picture of a draft."""
+
+    key: str  # ours: names its files
+    name: str  # the person's file name
+    size: tuple[int, int]  # width and height in pixels
+    remarks: tuple[str, ...] = ()  # what was repaired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +42,7 @@ class Item:
     remarks: tuple[str, ...] = ()  # what was repaired
     caption: str = ""  # one caption per line, as typed
     creature: bool = True  # whether the built-in base could learn it; earlier versions did not ask
+    sources: tuple[Source, ...] = ()  # of an edit: what it is made from
 
 
 @dataclass(frozen=True, kw_only=True)
