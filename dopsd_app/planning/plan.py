@@ -40,6 +40,7 @@ class Plan:
     device: str  # for the person: "NVIDIA GeForce RTX 4070", "CPU, 2 cores"
     steps: int  # optimizer steps
     pictures_per_step: int
+    sources: int  # pictures to start from, of one of them at the most
     memory_total: int  # bytes, of the device that trains
     memory_free: int
     disk_free: int
@@ -69,6 +70,7 @@ def make_plan(
         device=gpu.name if gpu else f"CPU, {words_for_count(machine.cores, 'core')}",
         steps=config.steps,
         pictures_per_step=config.batch_size,
+        sources=sources,
         memory_total=device.memory,
         memory_free=device.free_memory,
         disk_free=free_disk(runs_dir),

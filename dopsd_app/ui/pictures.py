@@ -1,9 +1,6 @@
 """The first step: the base model, the pictures and the advice on them."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import gradio as gr
@@ -52,6 +49,7 @@ from dopsd_app.ui.confirmation import Confirmation, confirmation
 from dopsd_app.ui.events import held, listen, source_of
 from dopsd_app.ui.kept_text import KeptText, kept_text
 from dopsd_app.ui.navigation import TEACHER
+from dopsd_app.ui.server.uploads import removed_afterwards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -64,6 +62,9 @@ KINDS = [
     ("A style", STYLE),
     ("An edit: from one picture to another", EDIT),
 ]
+ABOUT_EDITS = (
+    "Each picture needs what it is made from: drop cat_source.png in with cat.png, or add it on the card."
+)
 EMPTY = "<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>"
 
 
@@ -202,7 +203,8 @@ class PicturesStep:
         """What can be taught and is, and on the cards what an edit has besides."""
         edits = can_edit(draft)
         kinds = [(label, kind) for label, kind in KINDS if kind != EDIT or edits or draft.kind == EDIT]
-        values: dict = {self.kind: gr.Radio(choices=kinds, value=draft.kind)}
+        info = ABOUT_EDITS if draft.kind == EDIT else ""
+        values: dict = {self.kind: gr.Radio(choices=kinds, value=draft.kind, info=info)}
         for slot, item in zip(self.slots, draft.items, strict=False):
             values |= slot.show_edit(draft, item, edits)
         return values
@@ -312,7 +314,7 @@ class PicturesStep:
 
     def add_files(self, shown: object, files: list[str] | None) -> dict:
         """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
-        with _removed(files or []):
+        with removed_afterwards(files or []):
             added = add_pictures(draft_of(shown), files or [])
         return {**self._show_added(added), self.upload: None}
 
@@ -320,7 +322,7 @@ class PicturesStep:
         """Adds uploaded pictures to what the picture of a slot is made from."""
         number = int(source_of(event).removeprefix("add-source-")) - 1
         shown, files = values[self.draft], values[self.slots[number].add] or []
-        with _removed(files):
+        with removed_afterwards(files):
             added = add_sources(draft_of(shown), _key(shown, number), files)
         return {**self._show_added(added), self.slots[number].add: gr.UploadButton(value=None)}
 
@@ -461,14 +463,14 @@ def _slot(number: int) -> Slot:
         )
         with gr.Row(visible=False, elem_classes="buttons") as edit:
             add = gr.UploadButton(
-                f"Add a source to picture {place}",
+                f"Add source to picture {place}",
                 file_count="multiple",
                 file_types=["image"],
                 size="sm",
                 elem_id=f"add-source-{place}",
             )
             without = gr.Button(
-                f"Remove the sources of picture {place}", size="sm", elem_id=f"remove-sources-{place}"
+                f"Remove sources of picture {place}", size="sm", elem_id=f"remove-sources-{place}"
             )
         message = gr.HTML(elem_id=f"message-{place}", elem_classes="message")
         remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
@@ -487,16 +489,6 @@ def _pictures(draft: Draft, item: Item) -> str:
         "</figure>"
         f"<figure><figcaption>After</figcaption>{picture}</figure></div>"
     )
-
-
-@contextmanager
-def _removed(files: list[str]) -> Generator[None]:
-    """Removes the server's copies of uploads after use: they would stay where browsers can fetch them."""
-    try:
-        yield
-    finally:
-        for file in files:
-            Path(file).unlink(missing_ok=True)
 
 
 def _earlier(draft: Draft) -> gr.Dropdown:
