@@ -295,8 +295,9 @@ def _preview(options: argparse.Namespace) -> int:
         save_sheet(Path(folder), options.out)
         check = read_check(Path(folder))
         assert check is not None  # it was just written
-    print(f"{options.out}: each row is your picture, what the base draws from the caption, what the teacher")
-    print("draws from caption and picture. Training can teach what the last column shows.")
+    source = "what it is made from, " if dataset.sources else ""
+    print(f"{options.out}: each row is {source}your picture, what the base draws from the caption, what the")
+    print("teacher draws from caption and picture. Training can teach what the last column shows.")
     print(f"Score {check.score:.2f}. {check.sentence}")
     return 0
 

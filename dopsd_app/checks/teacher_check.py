@@ -64,7 +64,8 @@ def teacher_check(
     features = [features_of(base_model, pictures) for pictures in (crops, controls, *_by_drawer(drawn))]
     if not model.encoders:
         base_model.free_encoders()  # the vision tower came for the features
-    save_check(judge_rows(compare(*features), config.base_model), folder)
+    edits = any(pictures.sources for pictures in sets)
+    save_check(judge_rows(compare(*features), config.base_model, edits=edits), folder)
     yield PhaseProgress("drawing", total, total)
 
 

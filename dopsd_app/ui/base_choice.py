@@ -11,6 +11,7 @@ from dopsd_app.models.catalog import CATALOG, find_facts, find_repository, is_kn
 from dopsd_app.ui.base_facts import base_facts
 
 REAL_BASE = "z-image-turbo"  # for photographs
+EDIT_BASE = "flux2-klein-4b"  # for photographs to start from
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,12 @@ def unsuited_sources(draft: Draft) -> str:
     """Why the base model cannot start from the draft's source pictures, where it cannot; else empty."""
     if not draft.sources or can_edit(draft):
         return ""
-    return (
-        "This base model cannot start from source pictures. Choose one that edits, such as FLUX.2 klein, or"
-        " remove them."
-    )
+    return "This base model cannot start from source pictures. FLUX.2 klein can; or remove them."
+
+
+def suited_base(draft: Draft) -> str:
+    """The catalog's base model that can learn photographs such as the draft's."""
+    return EDIT_BASE if draft.sources else REAL_BASE
 
 
 def unsuited_pictures(draft: Draft) -> str:

@@ -32,14 +32,15 @@ from dopsd_app.data.pictures import MAX_PICTURES
 from dopsd_app.data.uploads import Added, add_pictures, add_sources, list_examples, load_example
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value
+from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import words
 from dopsd_app.ui.base_choice import (
-    REAL_BASE,
     BaseChoice,
     base_choice,
     base_of,
     can_edit,
     own_base,
+    suited_base,
     take_base,
     take_own_base,
     unsuited_pictures,
@@ -214,8 +215,9 @@ class PicturesStep:
         problems = check_draft(draft)
         advice, notes = (advise(draft), note_repairs(draft)) if draft.items else ({}, {})
         whole = problems.get("", ()) if draft.items else ()
-        unsuited, sourceless = unsuited_pictures(draft), unsuited_sources(draft)
-        above = words.lines([text for text in (unsuited, sourceless) if text], "problem")
+        impossible = unsuited_sources(draft)
+        unsuited = impossible or unsuited_pictures(draft)
+        above = words.lines([unsuited] if unsuited else [], "problem")
         waiting = [
             f"{name} belongs to no picture here. It is kept until its picture comes."
             for name in draft.waiting
@@ -229,12 +231,12 @@ class PicturesStep:
             )
         return {
             self.empty: above if draft.items else EMPTY,
-            self.real: gr.Button(visible=bool(unsuited)),
+            self.real: gr.Button(f"Use {CATALOG[suited_base(draft)].label}", visible=bool(unsuited)),
             self.message: words.lines(whole, "problem")
             + words.lines(waiting, "note")
             + words.lines(advice.get("", ()), "advice"),
             self.go: gr.Button(
-                interactive=bool(draft.items) and not problems and not sourceless,
+                interactive=bool(draft.items) and not problems and not impossible,
                 variant="secondary" if unsuited else "primary",
             ),
             **slots,
@@ -303,8 +305,8 @@ class PicturesStep:
         return self._show_choice(draft, self.choice.show_facts(draft))
 
     def choose_real_base(self, shown: object) -> dict:
-        """Takes the base model that draws photographs, for pictures that the built-in one cannot learn."""
-        return self.choose_base(shown, REAL_BASE)
+        """Takes the base model that draws photographs, for pictures that the chosen one cannot learn."""
+        return self.choose_base(shown, suited_base(draft_of(shown)))
 
     def _show_choice(self, draft: Draft, choice: dict) -> dict:
         """The choice, unless another one was made while the Hub was asked, which is answered by itself."""

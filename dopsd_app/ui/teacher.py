@@ -51,7 +51,7 @@ EDIT_COLUMNS = (
     ("Before", "The source"),
     ("After: your picture", "Your picture"),
     ("From source and instruction", "Drawn from source and instruction"),
-    ("And your picture: the teacher", "Drawn by the teacher"),
+    ("With your picture too: the teacher", "Drawn by the teacher"),
 )
 INTRODUCTION = (
     "<div class='empty'><p>Training can teach what the teacher draws, and no more.<br>Look at it before you"

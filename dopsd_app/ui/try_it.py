@@ -107,7 +107,7 @@ class TryStep:
         run = the_run(run_id)
         choices, chosen = what_to_try(run)
         word = run.config.trigger_word
-        first = run.config.preview_prompts[0] if run.config.preview_prompts else word
+        first = run.config.preview_prompts[0] if run.config.preview_prompts else _first_words(run)
         asked = PictureRequest(run.id, first, 0)
         if drawing := last_drawing(run):
             asked = drawing.asked_for(PictureRequest)
@@ -282,6 +282,12 @@ def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     if best:
         labels[chosen] = f"{chosen} (in better health)"
     return [(labels.get(value, value), value) for value in values], chosen
+
+
+def _first_words(run: Run) -> str:
+    """What a prompt begins as: of an edit, the first instruction; else the trigger word."""
+    captions = (run.dataset / "01.txt").read_text(encoding="utf-8").splitlines() if run.sources else ()
+    return next(iter(captions), run.config.trigger_word)
 
 
 def _shown_sources(run: Run, choice: str) -> str:
