@@ -30,6 +30,7 @@ from dopsd_app.planning.cost import memory, step_work
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.train import choose_prompts, train
+from dopsd_app.ui.try_sources import KEPT, NOTHING, find_sources, keep_sources, list_sources
 from tests.support.edits import save_pairs
 from tests.support.finished_run import finish
 from tests.support.pictures import make_picture
@@ -302,6 +303,23 @@ def test_a_lora_of_pictures_may_start_from_one_too(config, tmp_path):
         True
     ]
     assert "text-to-image" in str(make_card(run, repo_id="ann/blue"))
+
+
+def test_what_a_lora_is_tried_from_is_kept_with_the_run(config, tmp_path):
+    run = new_run(tmp_path, config)
+    assert list_sources(run)[0] == ("Source of training picture 1", "own-1") and len(list_sources(run)) == 4
+    make_picture(70, 80, 64).save(tmp_path / "mine.jpg")
+    kept = [keep_sources(run, [tmp_path / "mine.jpg"]) for _ in range(KEPT + 1)]
+    [file] = find_sources(run, kept[-1])
+    with Image.open(file) as picture:
+        assert (picture.format, picture.size) == ("PNG", (80, 64))
+    assert list_sources(run)[0] == ("Your upload", kept[-1])
+    for gone in (kept[0], "own-9", "own-x", "upload-../dataset", "drawing-x", "x"):
+        with pytest.raises(KnownFailure):
+            find_sources(run, gone)
+    assert find_sources(run, NOTHING) == []
+    with pytest.raises(KnownFailure, match="at most, not from 5"):
+        keep_sources(run, [tmp_path / "mine.jpg"] * 5)
 
 
 # --- what is told of it
