@@ -49,7 +49,7 @@ def generate(
     check_sources(run, len(sources))
     model = LoadedModel(config)
     pictures = read_sources(sources, config, model.base_model)
-    conditionings = model.encode(prompts, pictures)
+    conditionings = model.encode(prompts)
     model.load_transformer()
     model.load_lora(lora, strength)
     out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
         sources = read_sources(drawing.sources, config, model.base_model)
-        conditioning = model.encode([request.prompt], sources)[0]
+        conditioning = model.encode([request.prompt])[0]
         yield PhaseProgress("loading", 1, 3)
         model.load_transformer()
         yield PhaseProgress("loading", 2, 3)

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from dopsd_app.checks.previews import draw, grid, save_picture
 from dopsd_app.checks.verdict import CHECKED, CheckRow, judge_rows, rows_drawn, save_check
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.pictures import Example
+from dopsd_app.data.pictures import Example, most_sources
 from dopsd_app.method.encode import read_pictures
 from dopsd_app.models.architecture import BY_EYES
 from dopsd_app.models.loaded_model import LoadedModel
@@ -34,6 +34,7 @@ def teacher_check(
     read and what the score means.
     """
     base_model, shown = model.base_model, tuple(examples[:CHECKED])
+    base_model.architecture.check_sources(most_sources(shown), config.base_model)
     sets = [read_pictures(example, config, base_model) for example in shown]
     crops = [pictures.training_picture for pictures in sets]
     model.load_encoders()

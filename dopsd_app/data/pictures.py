@@ -69,7 +69,12 @@ class Dataset:
     @property
     def sources(self) -> int:
         """The most pictures to start from that one picture has; 0 where nothing is edited."""
-        return max((len(example.source_images) for example in self.examples), default=0)
+        return most_sources(self.examples)
+
+
+def most_sources(examples: Iterable[Example]) -> int:
+    """The most pictures to start from that one of these has."""
+    return max((len(example.source_images) for example in examples), default=0)
 
 
 def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:

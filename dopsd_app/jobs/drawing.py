@@ -27,7 +27,6 @@ class PictureRequest:
     seed: int
     strength: float = 1.0  # of the LoRA
     checkpoint: int | None = None  # its step; None: the finished LoRA, or the newest checkpoint
-    sources: int = 0  # pictures to start from, which lie in the job's folder
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequenc
         run = known_run(runs_dir, request.run_id)
         find_lora(run, request.checkpoint)
         check_sources(run, len(sources))
-        request, kind = replace(request, sources=len(sources)), DRAW
+        kind = DRAW
     pictures = [load_picture(source) for source in sources]
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture
+from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture, most_sources
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.models.architecture import Role
@@ -107,8 +107,7 @@ def encode_examples(
     Raises `KnownFailure` if the teacher were to see the same as the student, for nothing could be learned,
     and for pictures to start from where the base model cannot edit.
     """
-    most = max((len(example.source_images) for example in examples), default=0)
-    base_model.architecture.check_sources(most, config.base_model)
+    base_model.architecture.check_sources(most_sources(examples), config.base_model)
     encoder = _Encoder(base_model, config, cache)
     total, encoded = len(examples), []
     for done, example in enumerate(examples):

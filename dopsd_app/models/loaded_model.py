@@ -9,11 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.pictures import hash_pixels
 from dopsd_app.errors import KnownFailure
 from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.load import load_base_model
-from dopsd_app.models.protocol import BaseModel, Conditioning, Pictures, Pipeline, loaded
+from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pipeline, loaded
 
 MAX_ENCODED_PROMPTS = 64  # encoded prompts to keep: some megabytes each on a real base
 DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of them the autoencoder's
@@ -26,8 +25,7 @@ class LoadedModel:
         self.base = _base_of(config)
         self.base_model: BaseModel = load_base_model(config)
         self.on_card = self.base_model.device.type == "cuda"
-        # Of prompts, and the pixels of what they start from.
-        self.encoded: dict[tuple[str, tuple[str, ...]], Conditioning] = {}
+        self.encoded: dict[str, Conditioning] = {}
         self.encoders = False  # whether they are loaded
         self.encoder_bytes = 0  # on the card
         self.pipeline: Pipeline | None = None  # around the loaded transformer
@@ -78,20 +76,18 @@ class LoadedModel:
         free = torch.cuda.mem_get_info(self.base_model.device)[0]
         return free > self.encoder_bytes + DRAWING_ROOM
 
-    def encode(self, prompts: Sequence[str], sources: Sequence[Image.Image] = ()) -> list[Conditioning]:
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """The conditioning of each prompt; those that were encoded before are remembered.
 
-        `sources` are the pictures to start from, the same for all.
+        Without pictures to start from: those change no features, and `draw` hands them to the pipeline.
         """
-        pixels = tuple(hash_pixels(source) for source in sources)
-        if new := [prompt for prompt in prompts if (prompt, pixels) not in self.encoded]:
+        if new := [prompt for prompt in prompts if prompt not in self.encoded]:
             self.load_encoders()
-            pictures = Pictures(sources=tuple(sources))
             for prompt in new:
-                self.encoded[prompt, pixels] = self.base_model.encode(pictures, prompt, "student")
-        conditionings = [self.encoded[prompt, pixels] for prompt in prompts]
-        for known in list(self.encoded)[:-MAX_ENCODED_PROMPTS]:
-            del self.encoded[known]
+                self.encoded[prompt] = self.base_model.encode(NO_PICTURES, prompt, "student")
+        conditionings = [self.encoded[prompt] for prompt in prompts]
+        for prompt in list(self.encoded)[:-MAX_ENCODED_PROMPTS]:
+            del self.encoded[prompt]
         return conditionings
 
     def has_lora(self, lora: Path) -> bool:
@@ -128,7 +124,7 @@ class LoadedModel:
     ) -> Image.Image:
         """A picture by the official pipeline, at the native step count.
 
-        It is square, or as large as the first of the `sources`, which the conditioning was encoded with.
+        It is square, or as large as the first of the `sources`, the pictures to start from.
         """
         height, width = nearest_bucket(1, 1, config.resolution, self.base_model.picture_multiple)
         if sources:

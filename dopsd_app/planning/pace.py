@@ -11,7 +11,7 @@ from pathlib import Path
 from dopsd_app.config import ConfigError, TrainConfig
 from dopsd_app.data.source_pictures import count_copies
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest
+from dopsd_app.jobs.drawing import CheckRequest, Drawing
 from dopsd_app.jobs.events import StepDone, read_events, read_timed_events
 from dopsd_app.jobs.job import kind_or_none, list_jobs
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
@@ -131,8 +131,8 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
         if kind_or_none(job) not in (DRAW, CHECK_TEACHER):
             continue
         try:
-            asked = Drawing(job.path).asked
-            drawn, sources = _asked_for(runs_dir, asked)
+            drawing = Drawing(job.path)
+            drawn, sources = _asked_for(runs_dir, drawing)
             written = job.events_file.stat()
             seconds = _seconds_per_picture(job.events_file, written.st_size, written.st_mtime_ns)
         except (OSError, KnownFailure):  # just being deleted, damaged, or of a run that is gone
@@ -146,11 +146,12 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
     return None
 
 
-def _asked_for(runs_dir: Path, asked: PictureRequest | CheckRequest) -> tuple[TrainConfig, int]:
+def _asked_for(runs_dir: Path, drawing: Drawing) -> tuple[TrainConfig, int]:
     """The settings of a drawing, and how many pictures it starts from."""
+    asked = drawing.asked
     if isinstance(asked, CheckRequest):
         return asked.config, count_copies(asked.folder)
-    return known_run(runs_dir, asked.run_id).config, asked.sources
+    return known_run(runs_dir, asked.run_id).config, len(drawing.sources)
 
 
 @functools.lru_cache(maxsize=256)

@@ -88,8 +88,7 @@ class Slot:
     caption: KeptText
     message: gr.HTML
     remove: gr.Button
-    edit: gr.Row  # there while the draft is of an edit
-    add: gr.UploadButton
+    add: gr.UploadButton  # there while the draft is of an edit, as is the next
     without: gr.Button
 
     @property
@@ -100,7 +99,7 @@ class Slot:
     @property
     def of_edit(self) -> list[Block]:
         """What `show_edit` and `show_label` fill."""
-        return [self.edit, self.add, self.without, self.caption.box]
+        return [self.add, self.without, self.caption.box]
 
     def connect(self, step: "PicturesStep") -> None:
         """Connects the slot's events."""
@@ -120,7 +119,6 @@ class Slot:
         """What an edit has besides, where the base model `edits`; what it is not of is taken away too."""
         of_edit, sources = draft.kind == EDIT, len(item.sources)
         return {
-            self.edit: gr.Row(visible=sources > 0 or (of_edit and edits)),
             self.add: gr.UploadButton(visible=of_edit and edits),
             self.without: gr.Button(visible=sources > 0),
         }
@@ -381,7 +379,10 @@ class PicturesStep:
     def remove_sources(self, shown: object, event: gr.EventData) -> dict:
         """Removes all that the picture in a slot is made from."""
         number = int(source_of(event).removeprefix("remove-sources-")) - 1
-        return self.show(remove_sources(draft_of(shown), _key(shown, number)))
+        draft = remove_sources(draft_of(shown), _key(shown, number))
+        if draft.kind == EDIT and not draft.sources and not can_edit(draft):
+            draft = take_kind(draft, SUBJECT)  # they were dropped in for a base model that does not edit
+        return self.show(draft)
 
     def go_on(self, shown: object) -> dict:
         """Goes on to the second step."""
@@ -463,20 +464,23 @@ def _slot(number: int) -> Slot:
             placeholder="What is to be seen. One caption per line.",
             elem_id=f"caption-{place}",
         )
-        with gr.Row(visible=False, elem_classes="buttons") as edit:
-            add = gr.UploadButton(
-                f"Add source to picture {place}",
-                file_count="multiple",
-                file_types=["image"],
-                size="sm",
-                elem_id=f"add-source-{place}",
-            )
-            without = gr.Button(
-                f"Remove sources of picture {place}", size="sm", elem_id=f"remove-sources-{place}"
-            )
+        add = gr.UploadButton(
+            f"Add source to picture {place}",
+            visible=False,
+            file_count="multiple",
+            file_types=["image"],
+            size="sm",
+            elem_id=f"add-source-{place}",
+        )
+        without = gr.Button(
+            f"Remove sources of picture {place}",
+            visible=False,
+            size="sm",
+            elem_id=f"remove-sources-{place}",
+        )
         message = gr.HTML(elem_id=f"message-{place}", elem_classes="message")
         remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
-    return Slot(number, box, picture, caption, message, remove, edit, add, without)
+    return Slot(number, box, picture, caption, message, remove, add, without)
 
 
 def _pictures(draft: Draft, item: Item) -> str:

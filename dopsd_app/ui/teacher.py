@@ -23,7 +23,7 @@ from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_draw
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import default_runs_dir
 from dopsd_app.models.base_download import needs_fetching
-from dopsd_app.models.catalog import find_facts
+from dopsd_app.models.catalog import check_sources, find_facts
 from dopsd_app.ui import words
 from dopsd_app.ui.events import held, listen, on_tick
 from dopsd_app.ui.navigation import PLAN
@@ -164,7 +164,9 @@ def teacher_step() -> TeacherStep:
 
 def start_check(draft: Draft) -> Drawing:
     """Begins a teacher check of the draft as it is now; the draft remembers which check is its own."""
-    check_ready(draft_config(draft))  # it may ask the Hub: not while another tab waits for the lock
+    config = draft_config(draft)
+    check_ready(config)  # it may ask the Hub: not while another tab waits for the lock
+    check_sources(config.base_model, config.revision, draft.sources)
     with FileLock(draft.path / ".check.lock", timeout=60):
         if (earlier := draft_check(draft)) and earlier.status.busy:
             raise RunError("A check is under way. Wait for it, or cancel it first.")

@@ -296,7 +296,12 @@ def _shown_sources(run: Run, choice: str) -> str:
     except KnownFailure as error:
         return words.lines([str(error)], "problem")
     pictures = "".join(words.image(file, f"Source {number}") for number, file in enumerate(files, start=1))
-    return f"<figure class='starts'><figcaption>Source</figcaption>{pictures}</figure>" if pictures else ""
+    if not pictures:
+        return ""
+    hint = "What is drawn from it shows much of it: look before you put that on the card."
+    return (
+        f"<figure class='starts'><figcaption>Source</figcaption>{pictures}</figure><p class='hint'>{hint}</p>"
+    )
 
 
 def _reminder(word: str) -> str:
