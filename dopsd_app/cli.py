@@ -18,6 +18,7 @@ from dopsd_app import __version__
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
+    EDIT,
     ConfigError,
     TrainConfig,
     list_presets,
@@ -25,12 +26,14 @@ from dopsd_app.config import (
     load_preset,
     make_config,
     parse_setting,
+    preset_for,
     presets_for,
 )
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.hub.access import find_token
 from dopsd_app.hub.publication import BEST, Publication, check_health, suggest_name
 from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, wait_for_push
+from dopsd_app.jobs import drawing
 from dopsd_app.jobs.base_jobs import ask_for_download
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
@@ -50,6 +53,7 @@ from dopsd_app.models.catalog import (
     catalog_name,
     check_base_model,
     check_resolution,
+    check_sources,
     find_base_model,
     find_repository,
     model_family,
@@ -186,6 +190,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         required=True,
         metavar="DIR",
         help="4 to 20 pictures with a .txt of the same name beside each, one caption per line;"
+        " cat_source.png, if there, is what cat.png is made from, for a base model that edits;"
         " prompts.txt, if there, holds the prompts of the previews",
     )
     command.add_argument(
@@ -207,6 +212,15 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("run")
     command.add_argument("--prompt", action="append", required=True, help="can be given more than once")
+    command.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="pictures to start from, for a LoRA whose base model edits",
+    )
     command.add_argument("--seed", type=int, default=0, help="of the first picture; default: %(default)s")
     command.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt")
     _add_checkpoint(command)
@@ -264,8 +278,8 @@ def _train(options: argparse.Namespace) -> int:
 
     config, dataset = _read_settings(options)
     check_base(config)
-    pictures = len(dataset.examples)
-    plan = make_plan(config, pictures=pictures, runs_dir=options.runs, machine=read_machine())
+    counts = {"pictures": len(dataset.examples), "sources": dataset.sources}
+    plan = make_plan(config, **counts, runs_dir=options.runs, machine=read_machine())
     if plan.problems:
         raise KnownFailure("\n".join(plan.problems))
     print(*plan.warnings, sep="\n", end="\n" if plan.warnings else "")
@@ -314,8 +328,9 @@ def _preview(options: argparse.Namespace) -> int:
         save_sheet(Path(folder), options.out)
         check = read_check(Path(folder))
         assert check is not None  # it was just written
-    print(f"{options.out}: each row is your picture, what the base draws from the caption, what the teacher")
-    print("draws from caption and picture. Training can teach what the last column shows.")
+    source = "what it is made from, " if dataset.sources else ""
+    print(f"{options.out}: each row is {source}your picture, what the base draws from the caption, what the")
+    print("teacher draws from caption and picture. Training can teach what the last column shows.")
     print(f"Score {check.score:.2f}. {check.sentence}")
     return 0
 
@@ -325,6 +340,7 @@ def _generate(options: argparse.Namespace) -> int:
     out = options.out or run.path / "generated"
     if options.count < 1:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
+    drawing.check_sources(run, len(options.source))
     seeds = list(range(options.seed, options.seed + options.count))
     if needs_fetching(run.config.base_model, run.config.revision, UNTAUGHT):
         find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
@@ -340,6 +356,7 @@ def _generate(options: argparse.Namespace) -> int:
             strength=options.strength,
             checkpoint=options.checkpoint,
             base_too=options.base_too,
+            sources=options.source,
         )
         total = len(options.prompt) * options.count * (1 + options.base_too)
         for file in tqdm(pictures, total=total, desc="drawing", unit="picture", disable=None):
@@ -503,6 +520,7 @@ def _presets(options: argparse.Namespace) -> int:
 def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
     """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
     from dopsd_app.data.pictures import read_examples
+    from dopsd_app.data.source_pictures import has_sources
 
     problems: list[str] = []
 
@@ -519,7 +537,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
     base_model = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
     wanted = attempt(_model_family, base_model, changes.get("revision", ""))
-    name = options.preset or next((preset.name for preset in presets_for(wanted or base_model)), None)
+    name = options.preset or preset_for(wanted or base_model, EDIT if has_sources(options.images) else "")
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
     if prompts := attempt(_read_prompts, options.images / "prompts.txt"):
@@ -532,6 +550,8 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
         attempt(check_base_model, config.base_model)
         attempt(check_resolution, config.base_model, config.resolution)
     dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
+    if dataset and config:
+        attempt(check_sources, config.base_model, config.revision, dataset.sources)
     if problems or config is None or dataset is None:  # without one, there is a problem that says why
         raise KnownFailure("\n".join(problems))
     for note in dataset.notes:

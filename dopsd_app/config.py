@@ -16,6 +16,7 @@ from dopsd_app.schema import check_schema, stamp, without_stamp
 
 PRESETS = Path(__file__).parent.parent / "presets"
 SCHEMA = 1  # of a run's config.json, and with it of the run's whole folder
+SUBJECT, STYLE, EDIT = KINDS = ("subject", "style", "edit")  # what is taught: presets' names end with it
 DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
 MAIN, MORE = "main", "more"  # where the page shows a setting
 GONE = ("stop_early",)  # settings of earlier versions: runs and drafts of those still hold them
@@ -429,8 +430,14 @@ def presets_for(base_model: str) -> list[Preset]:
     The released code's settings are the last: they are for comparison.
     """
     own = [preset for preset in list_presets() if preset.settings.get("base_model") == base_model]
-    order = ("subject", "style", "reference")  # the last words of their names
+    order = (*KINDS, "reference")  # the last words of their names
     return sorted(own, key=lambda preset: [not preset.name.endswith(word) for word in order])
+
+
+def preset_for(base_model: str, kind: str) -> str | None:
+    """The preset of a base model for this kind: the one that names it, else the base's first, if any."""
+    own = [preset.name for preset in presets_for(base_model)]
+    return next((name for name in own if name.endswith(kind)), next(iter(own), None))
 
 
 def load_preset(name: str) -> Preset:

@@ -13,13 +13,14 @@ from dopsd_app.checks.previews import save_picture
 from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.checks.verdict import CHECK_FILE
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.pictures import read_examples
+from dopsd_app.data.pictures import hash_pixels, read_examples
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, check_sources
 from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.method.encode import read_sources
 from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.load import choose_device
@@ -37,29 +38,34 @@ def generate(
     strength: float = 1.0,
     checkpoint: int | None = None,
     base_too: bool = False,
+    sources: Sequence[Path] = (),
 ) -> Iterator[Path]:
     """Draws every prompt with every seed: the official pipeline, the run's LoRA, the native step count.
 
     `checkpoint` takes the LoRA of that step instead of the finished one (or of the newest checkpoint);
-    `base_too` draws the same noise without the LoRA as well. Yields each PNG file in `out`. Raises
-    `KnownFailure` where there is no LoRA.
+    `base_too` draws the same noise without the LoRA as well; `sources` are the pictures to start from, where
+    the base model edits. Yields each PNG file in `out`. Raises `KnownFailure` where there is no LoRA, and for
+    pictures that it cannot start from.
     """
     config = run.config
     lora = find_lora(run, checkpoint)  # what is not there, or damaged, raises before anything is loaded
     check_intact(run, lora)
+    check_sources(run, len(sources))
     model = LoadedModel(config, teaches=False)
+    pictures = read_sources(sources, config, model.base_model)
     conditionings = model.encode(prompts)
     model.load_transformer()
     model.load_lora(lora, strength)
     out.mkdir(parents=True, exist_ok=True)
     variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
     variant += f"_strength{strength:g}" if strength != 1 else ""
+    source = f"-from-{_file_name(sources[0].stem)}" if sources else ""
     for number, (prompt, conditioning) in enumerate(zip(prompts, conditionings, strict=True), start=1):
         for seed in seeds:
-            name = f"{number}-{_file_name(prompt)}_{seed}"
+            name = f"{number}-{_file_name(prompt)}{source}_{seed}"
             for suffix, with_lora in ((variant, True), ("_base", False))[: 1 + base_too]:
                 file = out / f"{name}{suffix}.png"
-                model.draw(conditioning, config, seed, with_lora).save(file)
+                model.draw(conditioning, config, seed, with_lora, pictures).save(file)
                 yield file
 
 
@@ -90,13 +96,18 @@ class DrawingCache:
         free_memory()
 
     def draw_base(
-        self, conditioning: Conditioning, config: TrainConfig, request: PictureRequest
+        self,
+        conditioning: Conditioning,
+        config: TrainConfig,
+        request: PictureRequest,
+        sources: Sequence[Image.Image],
     ) -> Image.Image:
         """The base's picture, remembered: another strength of the LoRA leaves it as it is."""
-        key = (request.prompt, request.seed, config.num_inference_steps, config.resolution)
+        pixels = tuple(hash_pixels(source) for source in sources)
+        key = (request.prompt, request.seed, config.num_inference_steps, config.resolution, pixels)
         if self.base_picture is None or self.base_picture[0] != key:
             model = self.model_for(config)
-            picture = model.draw(conditioning, config, request.seed, with_lora=False)
+            picture = model.draw(conditioning, config, request.seed, with_lora=False, sources=sources)
             self.base_picture = key, picture
         return self.base_picture[1]
 
@@ -127,6 +138,7 @@ def draw(job: Job) -> Generator[Event, None, dict]:
     yield from fetch_base_model(config.base_model, config.revision, UNTAUGHT)
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
+        sources = read_sources(drawing.sources, config, model.base_model)
         conditioning = model.encode([request.prompt])[0]
         yield PhaseProgress("loading", 1, 3)
         model.load_transformer()
@@ -136,9 +148,9 @@ def draw(job: Job) -> Generator[Event, None, dict]:
             check_intact(run, lora)
         model.load_lora(lora, request.strength)
         yield PhaseProgress("drawing", 0, 2)
-        save_picture(drawing_cache.draw_base(conditioning, config, request), drawing.base)
+        save_picture(drawing_cache.draw_base(conditioning, config, request, sources), drawing.base)
         yield PhaseProgress("drawing", 1, 2)
-        save_picture(model.draw(conditioning, config, request.seed), drawing.lora)
+        save_picture(model.draw(conditioning, config, request.seed, sources=sources), drawing.lora)
         yield PhaseProgress("drawing", 2, 2)
     return {"base": drawing.base.name, "lora": drawing.lora.name}
 

@@ -30,7 +30,7 @@ from dopsd_app.jobs.job import Job, take_commands
 from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision
 from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
-from dopsd_app.method.encode import EncodedExample, crop_example, encode_examples
+from dopsd_app.method.encode import EncodedExample, EncodedPrompt, Prompt, crop_example, encode_examples
 from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.method.objectives import make_objective
@@ -54,7 +54,7 @@ def train(run: Run) -> Iterator[Event]:
     examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
     facts = find_facts(config.base_model, config.revision)
     about = partial(describe_lora, config, facts, tuple(example.captions for example in examples))
-    prompts, shown = _prompts(config, examples, facts.scoring(config) != "none")
+    prompts, shown = choose_prompts(config, examples, facts.scoring(config) != "none")
     yield PhaseProgress("loading", 0, 2)
     encoded = yield from encode_examples(
         base_model, config, examples, prompts, facts.neutral_prompts, run.path.parent / ".cache"
@@ -74,7 +74,8 @@ def train(run: Run) -> Iterator[Event]:
     latents = tuple(base_model.encode_picture(picture) for picture in shown_pictures)
     material = Material(encoded.examples, latents, encoded.neutral)
     objective = make_objective(base_model, config, material)
-    meter = HealthMeter(run, base_model, crops, prompts, encoded.neutral, size, step)
+    texts = tuple(prompt.text for prompt in prompts)
+    meter = HealthMeter(run, base_model, crops, texts, encoded.neutral, size, step)
     yield Resumed(step)
     while step < config.steps:
         step += 1
@@ -82,8 +83,10 @@ def train(run: Run) -> Iterator[Event]:
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
         commands = take_commands(run)
         if "preview-now" in commands or _previews_at(config, step):
-            pairs = partial(draw_pairs, run, base_model, config, encoded.prompts, size)
-            yield from _save_previews(run, step, base_model, done.rollout_states, pairs, shown, meter)
+            draw = partial(draw_pairs, run, base_model, config, encoded.prompts)
+            yield from _save_previews(
+                run, step, base_model, done.rollout_states, draw, encoded.prompts[:shown], meter
+            )
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
             best = best_step(meter.measured, {int(folder.name) for folder in complete_checkpoints(run)})
             metadata = about(step, read_thumbnail(run, step))
@@ -99,12 +102,20 @@ def _previews_at(config: TrainConfig, step: int) -> bool:
     return bool(config.preview_every) and (step % config.preview_every == 0 or step == config.steps)
 
 
-def _prompts(config: TrainConfig, examples: Sequence[Example], scored: bool) -> tuple[tuple[str, ...], int]:
-    """What is drawn at a preview, and how many of them are shown: the others are for the health alone."""
-    captions = tuple(example.captions[0] for example in examples)
-    shown = tuple(
-        dict.fromkeys(config.preview_prompts or captions[:SHOWN])
-    )  # the same twice would tell nothing
+def choose_prompts(
+    config: TrainConfig, examples: Sequence[Example], scored: bool
+) -> tuple[tuple[Prompt, ...], int]:
+    """What is drawn at a preview, and how many of them are shown: the others are for the health alone.
+
+    Of an edit, each starts from the pictures of an example: a caption from its own, and what a person has
+    asked for from one example's after the other.
+    """
+    captions = [Prompt(example.captions[0], example.source_images) for example in examples]
+    asked = [
+        Prompt(text, examples[number % len(examples)].source_images)
+        for number, text in enumerate(config.preview_prompts)
+    ]
+    shown = tuple(dict.fromkeys(asked or captions[:SHOWN]))  # the same twice would tell nothing
     more = [caption for caption in dict.fromkeys(captions) if caption not in shown and scored]
     return (*shown, *more[: max(0, PROMPTS - len(shown))]), len(shown)
 
@@ -115,14 +126,14 @@ def _save_previews(
     base_model: BaseModel,
     rollout_states: Sequence[tuple[Tensor, Tensor]],
     draw_samples: Callable[[], list[Pair]],
-    shown: int,
+    shown: Sequence[EncodedPrompt],
     meter: HealthMeter,
 ) -> Iterator[PreviewSaved | HealthMeasured | Warned]:
     try:
         if rollout_states:
             yield save_rollout(run, step, base_model, rollout_states)
         pairs = draw_samples()
-        yield save_samples(run, step, pairs[:shown])
+        yield save_samples(run, step, shown, pairs)
         yield from meter.measure(step, pairs)
     except Exception as error:  # whatever it is, most of all out of memory: the training is worth more
         if base_model.device.type == "cuda":

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dopsd_app.config import ConfigError, load_preset, make_config
+from dopsd_app.data.captions import advise
 from dopsd_app.data.draft_file import DraftError
 from dopsd_app.data.drafts import (
     check_draft,
@@ -22,6 +23,7 @@ from dopsd_app.data.drafts import (
     note_repairs,
     read_draft,
     remove_picture,
+    remove_sources,
     set_caption,
     set_captions,
     set_settings,
@@ -32,11 +34,13 @@ from dopsd_app.data.uploads import (
     MAX_FILES,
     MAX_PICTURE_BYTES,
     add_pictures,
+    add_sources,
     clone_run,
     list_examples,
     load_example,
 )
 from dopsd_app.jobs.runs import create_run
+from tests.support.edits import save_pairs
 from tests.support.pictures import make_picture
 
 GPS = 0x8825  # the EXIF tag
@@ -260,7 +264,7 @@ def test_too_many_files_at_once_are_cut_off_with_a_word(draft, uploads):
     added = add_pictures(draft, files)
     draft = added.draft
     assert len(draft.waiting) == MAX_FILES
-    assert added.problems == ("t100.txt was left out: 100 files at once are the most.",)
+    assert added.problems == ("t120.txt was left out: 120 files at once are the most.",)
 
 
 def test_the_same_picture_twice_is_refused(draft, uploads):
@@ -329,13 +333,14 @@ def test_a_draft_of_an_earlier_version_is_read_and_of_a_later_one_refused(draft,
     draft = fill(draft, uploads)
     file = draft.path / "draft.json"
     plain = json.loads(file.read_text())
-    assert plain.pop("schema") == 1 and plain.pop("version")
+    assert plain.pop("schema") == 2 and plain.pop("version")
+    assert [item.pop("sources") for item in plain["items"]] == [[]] * 4
     for item in plain["items"]:
         del item["creature"]
     file.write_text(json.dumps(plain))
     items = tuple(replace(item, creature=True) for item in draft.items)
     assert read_draft(draft.path).content == replace(draft.content, items=items)
-    file.write_text(json.dumps(plain | {"schema": 2, "new": 1}))
+    file.write_text(json.dumps(plain | {"schema": 3, "new": 1}))
     with pytest.raises(DraftError, match="made by a later version of this program"):
         read_draft(draft.path)
     assert list_drafts(draft.path.parent) == []
@@ -529,3 +534,104 @@ def test_a_draft_of_an_earlier_version_with_a_setting_that_is_gone_can_be_used(t
     draft = read_draft(draft.path)
     assert draft_config(draft) == expected
     assert check_draft(draft) == {}
+
+
+# Pictures to start from
+
+
+@pytest.fixture
+def pairs(draft, tmp_path):
+    """A draft of an edit: four pictures, each with what it is made from, as they were dropped in together."""
+    folder = save_pairs(tmp_path / "pairs", sizes=((256, 256),) * 4)
+    return add_pictures(set_settings(draft, preset="klein-4b-subject"), folder.iterdir()).draft
+
+
+def names_of(draft):
+    return [[source.name for source in item.sources] for item in draft.items]
+
+
+def files_of(draft):
+    return {file.stem for place in (draft.pictures, draft.thumbnails) for file in place.iterdir()}
+
+
+def test_pairs_that_are_dropped_in_find_each_other_and_make_it_an_edit(pairs):
+    assert [item.name for item in pairs.items] == [f"{number}.png" for number in range(4)]
+    assert names_of(pairs) == [[f"{number}_source.png"] for number in range(4)]
+    assert (pairs.kind, pairs.preset) == ("edit", "klein-4b-edit")
+    assert check_draft(pairs) == {} and advise(pairs) == {}  # the same instruction for all is nothing odd
+    dataset = draft_dataset(pairs)
+    assert dataset.sources == 1
+    with Image.open(dataset.examples[2].source_images[0]) as kept:
+        assert kept.tobytes() == make_picture(12, 256, 256).tobytes()
+
+
+def test_a_source_may_come_later_and_again(pairs, tmp_path):
+    key, before = pairs.items[0].key, files_of(pairs)
+    (tmp_path / "more").mkdir()
+    for name in ("b10.png", "b2.png", "0_source.png"):
+        make_picture(30, 300, 256).save(tmp_path / "more" / name)
+    added = add_sources(pairs, key, (tmp_path / "more").iterdir())
+    assert added.problems == ()
+    # The one of the same name was replaced, and its file is gone.
+    assert names_of(added.draft)[0] == ["0_source.png", "b2.png", "b10.png"]
+    assert len(files_of(added.draft)) == len(before) + 2
+    make_picture(31, 300, 256).save(tmp_path / "c.png")
+    make_picture(32, 300, 256).save(tmp_path / "d.png")
+    added = add_sources(added.draft, key, [tmp_path / "c.png", tmp_path / "d.png"])
+    assert added.problems == ("d.png was left out: 4 source pictures are the most.",)
+    assert len(added.draft.items[0].sources) == added.draft.sources == 4
+    dropped = add_pictures(added.draft, [tmp_path / "more" / "b2.png"])
+    assert dropped.problems == ()  # without such a name, it is one more picture
+    with pytest.raises(DraftError, match="no longer in the draft"):
+        remove_sources(pairs, "../x")
+
+
+def test_what_is_wrong_with_sources_is_told_at_their_picture(pairs, tmp_path):
+    changed = remove_sources(pairs, pairs.items[1].key)
+    message = "1.png has no source picture. Add what it is made from."
+    assert check_draft(changed) == {changed.items[1].key: (message,)}
+    (problem,) = check_draft(set_settings(pairs, kind="style"))[""]
+    assert problem.startswith("There are source pictures, which only an edit starts from.")
+    make_picture(9).save(tmp_path / "9_source.png")
+    (tmp_path / "1_source.png").write_text("no picture")
+    added = add_pictures(changed, [tmp_path / "9_source.png", tmp_path / "1_source.png"])
+    assert added.problems[0].startswith("1_source.png cannot be read as a picture.")
+    assert added.problems[1].startswith("9_source.png is a source picture, and the picture that is made from")
+    assert names_of(added.draft)[1] == []
+
+
+def test_a_removed_picture_takes_its_sources_along(pairs):
+    left = remove_picture(pairs, pairs.items[0].key)
+    assert files_of(left) == {key for item in left.items for key in (item.key, item.sources[0].key)}
+
+
+def test_metadata_names_sources_of_an_upload(draft, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = []
+    for number in range(4):
+        make_picture(number, 256, 256).save(folder / f"after{number}.png")
+        rows.append({"file_name": f"after{number}.png", "text": "blue", "source": "before.png"})
+    rows.append({"file_name": "x.png", "text": "blue", "source": "before/x.png"})
+    make_picture(9, 256, 256).save(folder / "before.png")
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    added = add_pictures(draft, folder.iterdir())
+    assert names_of(added.draft) == [["before.png"]] * 4
+    assert added.problems == (
+        "Line 5 of metadata.jsonl names a source picture like its result. Give it another name.",
+    )
+
+
+def test_a_draft_of_an_edit_becomes_a_run_and_a_run_a_draft_again(pairs, tmp_path):
+    more = add_sources(pairs, pairs.items[2].key, [tmp_path / "pairs" / "0.png"]).draft
+    run = create_run(tmp_path / "runs", draft_config(more), draft_dataset(more))
+    assert (run.sources, len(run.sources_of(3)), len(run.sources_of(1))) == (2, 2, 1)
+    again = clone_run(tmp_path / "drafts", run.config, run.dataset)
+    assert (again.kind, again.preset, again.sources) == ("edit", "klein-4b-edit", 2)
+    assert [len(item.sources) for item in again.items] == [1, 1, 2, 1]
+    assert check_draft(again) == {}
+    once = create_run(tmp_path / "runs", draft_config(again), draft_dataset(again))
+    for number in range(1, 5):
+        for one, other in zip(run.sources_of(number), once.sources_of(number), strict=True):
+            with Image.open(one) as before, Image.open(other) as after:
+                assert before.tobytes() == after.tobytes()

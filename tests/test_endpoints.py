@@ -22,8 +22,10 @@ from dopsd_app.hub.scheduled_push import ScheduledPush
 from dopsd_app.jobs.job import JOBS_FOLDER
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.ui.endpoints import ENDPOINTS, typed
+from tests.support.edits import save_pairs
 from tests.support.imitation_hub import ImitationHub
 from tests.support.page_server import ROOT, PageServer, all_bytes, wait_for
+from tests.support.pictures import make_picture
 
 pytestmark = pytest.mark.process
 
@@ -244,6 +246,32 @@ def test_the_card_can_be_cleared(call, job):
     call("clear_card", job.run)
     assert "widget" not in call("preview_card", job.run, "my-zorp", True, False)
     call("keep_for_card", job.run, job.drawn["id"])
+
+
+def test_sources_come_and_go_by_the_key_of_their_picture(call, tmp_path):
+    draft = call("begin_draft")["id"]
+    call("change_settings", draft, {"preset": "klein-4b-edit", "kind": "edit"})
+    files = sorted(save_pairs(tmp_path / "pairs", sizes=((256, 256),) * 4).iterdir())
+    added = call("add_pictures", draft, [handle_file(file) for file in files])
+    assert [item["sources"] for item in added["pictures"]] == [[f"{n}_source.png"] for n in range(4)]
+    assert added["refused"] == added["problems"] == []
+    key = added["pictures"][2]["key"]
+    without = call("remove_sources", draft, key)
+    assert without["problems"] == ["2.png has no source picture. Add what it is made from."]
+    again = call("add_sources", draft, key, [handle_file(tmp_path / "pairs" / "2_source.png")])
+    assert again["refused"] == again["problems"] == []
+    assert again["pictures"][2]["sources"] == ["2_source.png"]
+    assert call("make_plan", draft)["sources"] == 1
+
+
+def test_a_lora_of_a_base_that_does_not_edit_takes_no_source(call, job, tmp_path):
+    make_picture(1, 64, 64).save(tmp_path / "mine.png")
+    mine = [handle_file(tmp_path / "mine.png")]
+    assert "pocket-turbo cannot edit pictures" in call.refused("keep_sources", job.run, mine)
+    assert "Choose a picture to start from." in call.refused("keep_sources", job.run, [])
+    for source in ("own-1", "upload-../../x", "drawing-../x", "x"):
+        assert "not" in call.refused("draw", job.run, "a zorp", 0, 1.0, 0, source)
+    assert not (job.folder / "tried").exists()
 
 
 # --- what goes wrong

@@ -163,32 +163,100 @@ def test_pictures_are_known_by_content_not_by_name(folder):
     assert names(read(folder))[4:] == ["5.jpg", "6"]
 
 
+def sources(dataset):
+    return [[path.name for path in example.source_images] for example in dataset.examples]
+
+
+def add_sources(folder, *names, size=(48, 32)):
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        add(folder, name, size=size)
+
+
+def test_pictures_to_start_from_are_found_by_their_names(folder, tmp_path):
+    add_sources(folder, "1_source.png", "2_SOURCE.jpg", "3_source_10.png", "3_source_2.png", "4_source_1.png")
+    found = read(folder)
+    assert sources(found)[:2] == [["1_source.png"], ["2_SOURCE.jpg"]]
+    assert sources(found)[2:] == [["3_source_2.png", "3_source_10.png"], ["4_source_1.png"]]
+    assert (found.sources, found.notes) == (2, ())
+
+
+def test_pictures_to_start_from_lie_in_a_folder_of_the_same_names(folder):
+    for name in ("1.png", "1.txt"):
+        (folder / name).rename(folder / name.replace("1", "dog_2"))
+    # What begins like a number of another picture is the picture of its own name.
+    add_sources(
+        folder, "source/dog_2.png", "source/2.png", "source/3_1.png", "source/3_2.png", "source/4.jpg"
+    )
+    assert sources(read(folder)) == [["2.png"], ["3_1.png", "3_2.png"], ["4.jpg"], ["dog_2.png"]]
+    inside = [path for path in folder.iterdir() if path.name != "source"]
+    (folder / "target").mkdir()
+    for path in inside:
+        path.rename(folder / "target" / path.name)
+    add(folder, "9.png")
+    found = read(folder)
+    assert sources(found) == [["2.png"], ["3_1.png", "3_2.png"], ["4.jpg"], ["dog_2.png"]]
+    assert [example.image.parent.name for example in found.examples] == ["target"] * 4
+    assert messages(found) == ["9.png is not in the folder target, and was left out."]
+
+
+@pytest.mark.parametrize("key", ["source", "sources", "source_file_name", "source_file_names"])
+def test_pictures_to_start_from_are_named_in_metadata(folder, key):
+    add_sources(folder, "before/a.png", "b.png")
+    rows = rows_of(folder)
+    for row in rows:
+        row[key] = "before/a.png" if key in ("source", "source_file_name") else ["before/a.png", "b.png"]
+    if key in ("source", "source_file_name"):
+        (folder / "b.png").unlink()
+    write_metadata(folder, *rows)
+    names = ["a.png"] if key in ("source", "source_file_name") else ["a.png", "b.png"]
+    assert sources(read(folder)) == [names] * 4
+
+
+def test_a_source_that_metadata_names_and_that_is_not_there_is_told(folder):
+    rows = rows_of(folder)
+    rows[2]["source"] = "gone.png"
+    rows[3]["source"] = 3
+    write_metadata(folder, *rows)
+    found = [problem.message for problem in problems_of(folder)]
+    assert (
+        "Line 3 of metadata.jsonl names gone.png, which is not there. Add the picture or remove the line."
+        in found
+    )
+    assert "Line 4 of metadata.jsonl names a source picture that is no text. Give file names." in found
+
+
 def test_pictures_to_start_from_survive_the_way_into_a_run(folder, tmp_path):
-    (folder / "sources").mkdir()
-    for name, colour in (("3-10.png", "pink"), ("3-2.png", "grey"), ("1-1.jpg", "black")):
-        add(folder / "sources", name, colour=colour, size=(48, 32))
+    for number in (1, 2, 4):
+        add(folder, f"{number}_source.jpg", colour="black", size=(48, 32))
+    for place, colour in ((10, "pink"), (2, "grey")):
+        add(folder, f"3_source_{place}.png", colour=colour, size=(48, 32))
     copy_examples(read(folder), tmp_path / "copy")
     copied = read(tmp_path / "copy")
-    found = [[path.name for path in example.source_images] for example in copied.examples]
-    assert found == [["01-1.png"], [], ["03-1.png", "03-2.png"], []]
+    assert sources(copied) == [["01-1.png"], ["02-1.png"], ["03-1.png", "03-2.png"], ["04-1.png"]]
     grey, pink = (load_picture(path) for path in copied.examples[2].source_images)
     assert (grey.getpixel((0, 0)), pink.getpixel((0, 0))) == ((128, 128, 128), (255, 192, 203))
     assert grey.size == (48, 32)  # they may be smaller than what is learned from them
     assert copied.notes == ()
 
 
-def test_pictures_to_start_from_that_are_none_or_belong_to_none_are_named(folder):
-    (folder / "sources").mkdir()
-    add(folder / "sources", "9-1.png")
-    add(folder / "sources", "1.png")
-    assert messages(read(folder)) == [
-        "sources/1.png belongs to no picture and was left out.",
-        "sources/9-1.png belongs to no picture and was left out.",
-    ]
-    (folder / "sources" / "2-1.png").write_text("no picture")
-    [problem] = problems_of(folder)
-    assert problem.picture == "2.png"
-    assert problem.message.startswith("sources/2-1.png cannot be read as a picture.")
+def test_all_that_is_wrong_with_pictures_to_start_from_is_told_at_once(folder):
+    add_sources(folder, "1_source.png", "9_source.png", "source/7.png")
+    (folder / "2_source.png").write_text("no picture")
+    for number in range(1, 6):
+        add_sources(folder, f"4_source_{number}.png")
+    found = [(problem.picture, problem.message) for problem in problems_of(folder)]
+    missing = "is a source picture, and the picture that is made from it is missing."
+    assert [name for name, message in found if missing in message] == ["", ""]
+    by_name = dict(found[2:])
+    assert by_name["2.png"].startswith("2_source.png cannot be read as a picture.")
+    assert by_name["3.png"].startswith("3.png has no source picture, and others have one.")
+    assert by_name["4.png"].startswith("4.png has 5 source pictures, and 4 are the most.")
+
+
+def test_a_picture_whose_name_only_sounds_like_a_source_is_a_picture(folder):
+    add(folder, "open_source.png", colour="black", caption="a poster")
+    assert names(read(folder)) == [*(f"{number}.png" for number in range(1, 5)), "open_source.png"]
 
 
 def test_files_of_the_system_and_preview_prompts_are_ignored(folder):

@@ -28,7 +28,7 @@ from dopsd_app.jobs.events import (
 )
 from dopsd_app.jobs.launcher import launcher
 from dopsd_app.jobs.runs import list_runs
-from dopsd_app.method.encode import encode_examples
+from dopsd_app.method.encode import Prompt, encode_examples
 from dopsd_app.method.rollout import sample
 from dopsd_app.models.architectures import ARCHITECTURES, register
 from dopsd_app.models.base_report import Finding
@@ -209,8 +209,8 @@ def test_another_context_is_encoded_anew(config, pictures, tmp_path):
 
 
 def test_pictures_to_start_from_are_refused_where_nothing_is_edited(config, pictures, tmp_path):
-    (pictures / "sources").mkdir()
-    make_picture(9, 64, 64).save(pictures / "sources" / "1-1.png")
+    for number in range(4):
+        make_picture(9, 64, 64).save(pictures / f"{number}_source.png")
     examples = read_examples(pictures, minimum_side=64).examples
     with pytest.raises(KnownFailure, match="cannot edit pictures"):
         list(encode_examples(load_base_model(config), config, examples, (), (), tmp_path / "cache"))
@@ -218,14 +218,16 @@ def test_pictures_to_start_from_are_refused_where_nothing_is_edited(config, pict
 
 def test_pictures_to_start_from_are_part_of_what_is_encoded(config, toy, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(toy.Toy, "architecture", replace(toy.TOY, edits=True))
-    (pictures / "sources").mkdir()
+    for number in range(4):
+        make_picture(number, 64, 64).save(pictures / f"{number}_source.png")
     given = []
     encode = toy.Toy.encode
     monkeypatch.setattr(toy.Toy, "encode", lambda self, *told: given.append(told) or encode(self, *told))
     for seed in (8, 9):  # another picture, another conditioning, for student and teacher
-        make_picture(seed, 96, 64).save(pictures / "sources" / "1-1.png")
+        make_picture(seed, 96, 64).save(pictures / "1_source.png")
         examples = read_examples(pictures, minimum_side=64).examples
-        list(encode_examples(load_base_model(config), config, examples, ("a thing",), (), tmp_path / "cache"))
+        prompts = (Prompt("a thing"),)
+        list(encode_examples(load_base_model(config), config, examples, prompts, (), tmp_path / "cache"))
     of_one = [(told[2], len(told[0].sources)) for told in given if told[1] == "thing number 1"]
     assert of_one == [("student", 1), ("teacher", 1)] * 2
     assert len(given) == 4 * 2 + 1 + 2  # the prompt and the other examples came from the cache

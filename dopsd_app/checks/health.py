@@ -13,6 +13,7 @@ from dopsd_app.checks.health_rules import complaint
 from dopsd_app.checks.previews import Pair, draw_pairs
 from dopsd_app.jobs.events import HealthMeasured, Warned, measured_in, read_events
 from dopsd_app.jobs.runs import Run
+from dopsd_app.method.encode import EncodedPrompt
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.protocol import BaseModel, Conditioning
 
@@ -165,7 +166,9 @@ class HealthMeter:
         if scoring == "none":
             return
         judged = scoring == "judge"
-        neutral = draw_pairs(self.run, self.base_model, config, self.neutral, self.size, "neutral")
+        # From no picture, of an edit too: what it draws from words alone should not change.
+        others = [EncodedPrompt(conditioning, self.size) for conditioning in self.neutral]
+        neutral = draw_pairs(self.run, self.base_model, config, others, "neutral")
         sides = [side for both in (pairs, neutral) for side in zip(*both, strict=True)]
         drawn = HealthPictures(self.prompts, self.training, *sides)
         score = judged_health if judged else partial(features_health, self.base_model)

@@ -13,6 +13,7 @@ from dopsd_app.jobs.events import PreviewSaved
 from dopsd_app.jobs.runs import Run
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import as_base
+from dopsd_app.method.encode import EncodedPrompt
 from dopsd_app.method.rollout import sample
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.protocol import BaseModel, Conditioning
@@ -36,8 +37,7 @@ def draw_pairs(
     run: Run,
     base_model: BaseModel,
     config: TrainConfig,
-    prompts: tuple[Conditioning, ...],
-    size: tuple[int, int],
+    prompts: Sequence[EncodedPrompt],
     kind: str = "base",
 ) -> list[Pair]:
     """For every prompt the base's picture and the student's, at the native steps.
@@ -52,9 +52,10 @@ def draw_pairs(
         base = run.previews / f"{kind}_{index}.png"
         if not base.exists():
             with as_base(base_model.transformer):
-                save_picture(draw(base_model, config, prompt, noise, size), base)
+                save_picture(draw(base_model, config, prompt.conditioning, noise, prompt.size), base)
+        drawn = draw(base_model, config, prompt.conditioning, noise, prompt.size)
         with Image.open(base) as picture:
-            pairs.append((picture.convert("RGB"), draw(base_model, config, prompt, noise, size)))
+            pairs.append((picture.convert("RGB"), drawn))
     return pairs
 
 
@@ -62,10 +63,19 @@ def _by_eyes(config: TrainConfig) -> bool:
     return find_facts(config.base_model, config.revision).scoring(config) == "eyes"
 
 
-def save_samples(run: Run, step: int, pairs: list[Pair]) -> PreviewSaved:
-    """A row for every prompt: the base's picture beside the student's, whose first is kept small too."""
+def save_samples(
+    run: Run, step: int, prompts: Sequence[EncodedPrompt], pairs: Sequence[Pair]
+) -> PreviewSaved:
+    """A row for every prompt: what it starts from, if from anything, the base's picture and the student's.
+
+    The student's first picture is kept small too.
+    """
     save_picture(_thumbnail(pairs[0][1], THUMBNAIL), _thumbnail_file(run, step))
-    return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", pairs),))
+    rows = [
+        (prompt.source, *pair) if prompt.source else pair
+        for prompt, pair in zip(prompts, pairs, strict=False)  # the other pairs are not shown
+    ]
+    return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", rows),))
 
 
 def read_thumbnail(run: Run, step: int) -> bytes:
@@ -93,16 +103,17 @@ def draw(
 
 
 def grid(rows: list[list[Image.Image]]) -> Image.Image:
-    """Rows of pictures with small gaps; a row is as high as its first picture."""
+    """Rows of pictures with small gaps."""
     width = max(sum(picture.width + GAP for picture in row) - GAP for row in rows)
-    sheet = Image.new("RGB", (width, sum(row[0].height + GAP for row in rows) - GAP), "white")
+    heights = [max(picture.height for picture in row) for row in rows]
+    sheet = Image.new("RGB", (width, sum(height + GAP for height in heights) - GAP), "white")
     top = 0
-    for row in rows:
+    for row, height in zip(rows, heights, strict=True):
         left = 0
         for picture in row:
             sheet.paste(picture, (left, top))
             left += picture.width + GAP
-        top += row[0].height + GAP
+        top += height + GAP
     return sheet
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from dopsd_app.checks.previews import draw, grid, save_picture
 from dopsd_app.checks.verdict import CHECKED, CheckRow, judge_rows, rows_drawn, save_check
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.pictures import Example
+from dopsd_app.data.pictures import Example, most_sources
 from dopsd_app.method.encode import read_pictures
 from dopsd_app.models.architecture import BY_EYES
 from dopsd_app.models.loaded_model import LoadedModel
@@ -28,11 +28,13 @@ def teacher_check(
 ) -> Iterator[PhaseProgress]:
     """Draws up to 4 examples untrained, from one noise each, and scores what the teacher makes of them.
 
-    The pictures appear in `folder` one by one: `0_crop.webp`, `0_student.webp` (from the caption),
-    `0_teacher.webp` (from caption and picture), `0_control.webp` (from the caption and an even grey),
-    `1_...`; teacher_check.json is the last. See `verdict` for how they are read and what the score means.
+    The pictures appear in `folder` one by one: `0_source.webp` (what an edit starts from), `0_crop.webp`,
+    `0_student.webp` (from the caption), `0_teacher.webp` (from caption and picture), `0_control.webp` (from
+    the caption and an even grey), `1_...`; teacher_check.json is the last. See `verdict` for how they are
+    read and what the score means.
     """
     base_model, shown = model.base_model, tuple(examples[:CHECKED])
+    base_model.architecture.check_sources(most_sources(shown), config.base_model)
     sets = [read_pictures(example, config, base_model) for example in shown]
     crops = [pictures.training_picture for pictures in sets]
     model.load_encoders()
@@ -51,7 +53,10 @@ def teacher_check(
     model.load_transformer()
     model.unload_lora()
     drawn, total = [], len(DRAWN) * len(shown)
-    for index, (picture, conditionings) in enumerate(zip(crops, encoded, strict=True)):
+    for index, (pictures, conditionings) in enumerate(zip(sets, encoded, strict=True)):
+        picture = pictures.training_picture
+        for source in pictures.sources[:1]:
+            save_picture(source, folder / f"{index}_source.webp")
         save_picture(picture, folder / f"{index}_crop.webp")
         for who, conditioning in zip(DRAWN, conditionings, strict=True):
             yield PhaseProgress("drawing", len(drawn), total)
@@ -60,7 +65,8 @@ def teacher_check(
     features = [features_of(base_model, pictures) for pictures in (crops, controls, *_by_drawer(drawn))]
     if not model.encoders:
         base_model.free_encoders()  # the vision tower came for the features
-    save_check(judge_rows(compare(*features), config.base_model), folder)
+    edits = any(pictures.sources for pictures in sets)
+    save_check(judge_rows(compare(*features), config.base_model, edits=edits), folder)
     yield PhaseProgress("drawing", total, total)
 
 
@@ -111,6 +117,6 @@ def compare(
 
 
 def save_sheet(folder: Path, path: Path) -> None:
-    """A sheet of a check's pictures: a row each of the picture, the student's view and the teacher's."""
+    """A sheet of a check's pictures: a row each of source, picture, the student's view and the teacher's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grid([[Image.open(file) for file in row] for row in rows_drawn(folder)]).save(path)

@@ -23,6 +23,16 @@ SENTENCES = {
     " to teach. Do not train yet. Try pictures that show the subject larger and more clearly, and captions"
     " that leave out what it looks like.",
 }
+# Of an edit: how to go on where the teacher does not see it.
+EDIT_SENTENCES = {
+    "sees": "The teacher sees it: with your result in view it draws much of what the source is to become."
+    " Training can teach what its pictures here show, and no more. If that is enough, go on and train.",
+    "partly": "The teacher sees it only partly. You can train, but expect less of a change than in your"
+    " results.",
+    "does not": "The teacher does not see it: your results change little of what it draws from source and"
+    " instruction, so it has nothing to teach. Do not train yet. Try instructions that say what changes, and"
+    " results that show it clearly. If it draws the edit well without them, it needs no training.",
+}
 GUIDE = " On this base model the score is a guide only: trust your eyes."
 
 
@@ -48,8 +58,8 @@ class TeacherCheck:
     calibrated: bool  # whether the score was compared with the truth on this base model
 
 
-def judge_rows(rows: tuple[CheckRow, ...], base_model: str) -> TeacherCheck:
-    """The verdict on a check's rows."""
+def judge_rows(rows: tuple[CheckRow, ...], base_model: str, *, edits: bool = False) -> TeacherCheck:
+    """The verdict on a check's rows; `edits` tells that they start from source pictures."""
     score = max(0.0, score_rows(rows))
     verdict = "sees" if score >= SEES else "partly" if score >= PARTLY else "does not"
     calibrated = base_model == CALIBRATED
@@ -59,7 +69,7 @@ def judge_rows(rows: tuple[CheckRow, ...], base_model: str) -> TeacherCheck:
         gain=sum(row.teacher - row.student for row in rows) / len(rows),
         control_gain=sum(row.control - row.student for row in rows) / len(rows),
         verdict=verdict,
-        sentence=SENTENCES[verdict] + ("" if calibrated else GUIDE),
+        sentence=(EDIT_SENTENCES if edits else SENTENCES)[verdict] + ("" if calibrated else GUIDE),
         calibrated=calibrated,
     )
 
@@ -88,14 +98,17 @@ def read_check(folder: Path) -> TeacherCheck | None:
         return None
 
 
-def rows_drawn(folder: Path) -> list[tuple[Path, Path, Path]]:
-    """The rows that are whole so far: picture, what the student draws, what the teacher draws."""
+def rows_drawn(folder: Path) -> list[tuple[Path, ...]]:
+    """The rows that are whole so far: the picture, what the student draws, what the teacher draws.
+
+    Of an edit, the picture that it starts from stands before them.
+    """
     rows = []
     while (row := _row(folder, len(rows)))[-1].exists():
         rows.append(row)
     return rows
 
 
-def _row(folder: Path, index: int) -> tuple[Path, Path, Path]:
-    crop, student, teacher = (folder / f"{index}_{who}.webp" for who in ("crop", "student", "teacher"))
-    return crop, student, teacher
+def _row(folder: Path, index: int) -> tuple[Path, ...]:
+    source, *row = (folder / f"{index}_{who}.webp" for who in ("source", "crop", "student", "teacher"))
+    return (source, *row) if source.exists() else tuple(row)

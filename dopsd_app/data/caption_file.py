@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.data.picture_file import shown
@@ -9,6 +10,17 @@ from dopsd_app.data.picture_file import shown
 MAX_CAPTION = 2_000  # characters; text encoders read some 500 tokens and cut off the rest unseen
 MAX_TEXT_BYTES = 1_000_000  # of a caption file, and of metadata.jsonl
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # of metadata.jsonl; the first one that is there counts
+# The pictures to start from; `datasets` reads the last two as columns of pictures. A name, or a list of them.
+SOURCE_COLUMNS = ("source", "sources", "source_file_name", "source_file_names")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of metadata.jsonl."""
+
+    file_name: str
+    texts: list  # captions, not checked yet
+    sources: list[str]  # file names of the pictures to start from
 
 
 def parse_metadata(path: Path) -> tuple[dict[int, object], list[int]]:
@@ -24,12 +36,16 @@ def parse_metadata(path: Path) -> tuple[dict[int, object], list[int]]:
     return rows, broken
 
 
-def parse_row(row: object) -> tuple[str, list]:
-    """The file name and the texts of one line, or a ValueError that completes "Line 3 of metadata.jsonl"."""
+def parse_row(row: object) -> Row:
+    """One line, read; or a ValueError that completes "Line 3 of metadata.jsonl"."""
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
         raise ValueError('names no picture. Give its file name as "file_name".')
     texts = next((row[column] for column in CAPTION_COLUMNS if column in row), None)
-    return row["file_name"], texts if isinstance(texts, list) else [texts]
+    sources = next((row[column] for column in SOURCE_COLUMNS if row.get(column) is not None), [])
+    sources = sources if isinstance(sources, list) else [sources]
+    if not all(isinstance(source, str) for source in sources):
+        raise ValueError("names a source picture that is no text. Give file names.")
+    return Row(row["file_name"], texts if isinstance(texts, list) else [texts], sources)
 
 
 def read_text(path: Path) -> str:

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from dopsd_app.config import EDIT
 from dopsd_app.data.drafts import Draft
 
 FEWEST, NEARLY_ALL = (
@@ -57,7 +58,12 @@ ORDINARY_WORDS = frozenset(
 
 
 def advise(draft: Draft) -> dict[str, tuple[str, ...]]:
-    """Advice on a draft by picture key; "" is the whole set. Empty captions are `check_draft`'s."""
+    """Advice on a draft by picture key; "" is the whole set. Empty captions are `check_draft`'s.
+
+    None on instructions of an edit: they need no trigger word, and may all be the same.
+    """
+    if draft.kind == EDIT:
+        return {}
     captions = {item.key: item.caption.splitlines() for item in draft.items}
     return lint_captions(captions, draft.trigger_word, draft.kind)
 

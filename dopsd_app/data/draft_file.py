@@ -8,17 +8,26 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dopsd_app.config import DEFAULT_PRESET, without_gone
+from dopsd_app.config import DEFAULT_PRESET, SUBJECT, without_gone
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value, replace_file, retry
 from dopsd_app.schema import check_schema, stamp, without_stamp
 
-SCHEMA = 1  # of draft.json
-KINDS = ("subject", "style")
+SCHEMA = 2  # of draft.json; in form 1, pictures have no sources
 
 
 class DraftError(KnownFailure):
     """Something that cannot be done with a draft as it stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A picture to start from, of a picture of a draft."""
+
+    key: str  # ours: names its files
+    name: str  # the person's file name
+    size: tuple[int, int]  # width and height in pixels
+    remarks: tuple[str, ...] = ()  # what was repaired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +42,7 @@ class Item:
     remarks: tuple[str, ...] = ()  # what was repaired
     caption: str = ""  # one caption per line, as typed
     creature: bool = True  # whether the built-in base could learn it; earlier versions did not ask
+    sources: tuple[Source, ...] = ()  # of an edit: what it is made from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +50,7 @@ class DraftContent:
     """All that a draft's draft.json holds."""
 
     preset: str = DEFAULT_PRESET
-    kind: str = KINDS[0]
+    kind: str = SUBJECT  # of `config.KINDS`
     settings: dict = field(default_factory=dict)  # what differs from the preset, not checked yet
     items: tuple[Item, ...] = ()
     waiting: dict[str, tuple[str, str]] = field(default_factory=dict)  # by stem: file name, caption

@@ -14,20 +14,30 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dopsd_app.config import ConfigError, TrainConfig, load_preset, make_config
+from dopsd_app.config import EDIT, KINDS, ConfigError, TrainConfig, load_preset, make_config, preset_for
 from dopsd_app.data.caption_file import MAX_CAPTION, clean_captions
 from dopsd_app.data.draft_file import (
-    KINDS,
     DraftContent,
     DraftError,
     Item,
+    Source,
     change_content,
     draft_lock,
     read_content,
     write_content,
 )
 from dopsd_app.data.picture_file import PicturesError
-from dopsd_app.data.pictures import Dataset, Example, Note, PictureFacts, Problem, check_count, check_set
+from dopsd_app.data.pictures import (
+    Dataset,
+    Example,
+    Note,
+    PictureFacts,
+    Problem,
+    check_count,
+    check_set,
+    remarks_on,
+)
+from dopsd_app.data.source_pictures import check_sources
 from dopsd_app.files import retry
 
 DRAFT_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")  # as `new_draft` makes it
@@ -52,7 +62,7 @@ class Draft:
 
     @property
     def kind(self) -> str:
-        """ "subject" or "style"."""
+        """ "subject", "style" or "edit"."""
         return self.content.kind
 
     @property
@@ -81,7 +91,12 @@ class Draft:
     def thumbnails(self) -> Path:
         return self.path / "thumbnails"
 
-    def thumbnail(self, item: Item) -> Path:
+    @property
+    def sources(self) -> int:
+        """The most pictures to start from that one picture has; 0 where nothing is edited."""
+        return max((len(item.sources) for item in self.items), default=0)
+
+    def thumbnail(self, item: Item | Source) -> Path:
         """The small copy of a picture that the page shows."""
         return self.thumbnails / f"{item.key}.webp"
 
@@ -192,9 +207,27 @@ def remove_picture(draft: Draft, key: str) -> Draft:
         _check_keys(content, [key])
         return replace(content, items=tuple(item for item in content.items if item.key != key))
 
-    changed = Draft(draft.path, change_content(draft.path, without))
-    delete_files(draft, key)
-    return changed
+    return _without_files(draft, Draft(draft.path, change_content(draft.path, without)))
+
+
+def remove_sources(draft: Draft, key: str) -> Draft:
+    """Takes away what a picture is made from, all of it."""
+
+    def without(content: DraftContent) -> DraftContent:
+        _check_keys(content, [key])
+        items = [replace(item, sources=()) if item.key == key else item for item in content.items]
+        return replace(content, items=tuple(items))
+
+    return _without_files(draft, Draft(draft.path, change_content(draft.path, without)))
+
+
+def _without_files(before: Draft, now: Draft) -> Draft:
+    """The draft as it is now, without the files of pictures that it had before."""
+    kept = {picture.key for item in now.items for picture in (item, *item.sources)}
+    for picture in (picture for item in before.items for picture in (item, *item.sources)):
+        if picture.key not in kept:
+            delete_files(now, picture.key)
+    return now
 
 
 def delete_files(draft: Draft, key: str) -> None:
@@ -222,6 +255,14 @@ def set_settings(draft: Draft, **changes) -> Draft:
         return replace(content, kind=kind, preset=preset, settings=settings)
 
     return Draft(draft.path, change_content(draft.path, write))
+
+
+def take_kind(draft: Draft, kind: str) -> Draft:
+    """Takes one of `config.KINDS` as what is taught; the preset of another kind gives way."""
+    suited = preset_for(load_preset(draft.preset).settings["base_model"], kind)
+    if draft.preset.endswith(KINDS) and suited and suited.endswith(kind):
+        return set_settings(draft, kind=kind, preset=suited)
+    return set_settings(draft, kind=kind)
 
 
 def _check_value(name: str, value: object) -> None:
@@ -287,13 +328,30 @@ def _findings(draft: Draft) -> tuple[list[Example], list[Problem | Note]]:
         name = item.name
         try:
             captions = clean_captions(item.caption.splitlines(), name)
-            examples.append(Example(draft.pictures / f"{item.key}.png", captions))
+            sources = tuple(draft.pictures / f"{source.key}.png" for source in item.sources)
+            examples.append(Example(draft.pictures / f"{item.key}.png", captions, sources))
         except ValueError as error:
             findings.append(Problem(name, str(error)))
         facts.append(PictureFacts(name, item.size, item.pixels))
         findings += [Note(name, f"{name} {remark}") for remark in item.remarks]
+        for source in item.sources:
+            remarks = [*source.remarks, *remarks_on(source.size)]
+            findings += [Note(name, f"{source.name} {remark}") for remark in remarks]
     findings += check_set(facts, _minimum_side(draft))
+    findings += _check_sources(draft)
     return examples, check_count(len(facts), "this draft") + findings
+
+
+def _check_sources(draft: Draft) -> Iterable[Problem]:
+    if draft.sources and draft.kind != EDIT:
+        yield Problem(
+            "",
+            "There are source pictures, which only an edit starts from. Say that what is new is an edit, or"
+            " remove them.",
+        )
+    else:
+        counts = [(item.name, len(item.sources)) for item in draft.items]
+        yield from check_sources(counts, needed=draft.kind == EDIT)
 
 
 def _minimum_side(draft: Draft) -> int:

@@ -1,6 +1,7 @@
 """One picture file: what it is, the repairs that it gets, and why it may be refused."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -173,3 +174,8 @@ def picture_format(path: Path) -> str:
 def shown(name: str) -> str:
     """A file name that fits into one line, whatever somebody called the file."""
     return "".join(character if character.isprintable() else "?" for character in name[:255])
+
+
+def fold_name(stem: str) -> str:
+    """A file's name without its ending, as it is compared: a Mac may write é as two characters."""
+    return unicodedata.normalize("NFC", stem).casefold()

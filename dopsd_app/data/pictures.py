@@ -1,19 +1,33 @@
 """A set of pictures with captions: every check it must pass, and the crop that teacher and training see."""
 
 import hashlib
-import itertools
 import os
 import re
 import shutil
-import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from dopsd_app.data.caption_file import clean_captions, parse_metadata, parse_row, read_text
-from dopsd_app.data.picture_file import PicturesError, Problem, decode, load_picture, picture_format, shown
+from dopsd_app.data.picture_file import (
+    PicturesError,
+    Problem,
+    decode,
+    fold_name,
+    load_picture,
+    picture_format,
+    shown,
+)
+from dopsd_app.data.source_pictures import (
+    FOLDERS,
+    Pairs,
+    check_sources,
+    find_place,
+    orphan_message,
+    pair,
+)
 
 MIN_PICTURES, MAX_PICTURES = 4, 20
 
@@ -31,7 +45,6 @@ PICTURE_SUFFIXES = (
     ".tiff",
 )
 IGNORED = ("prompts.txt", "thumbs.db", "desktop.ini")  # prompts.txt: the examples keep preview prompts there
-SOURCES = "sources"  # a folder beside the pictures: in it, cat-1.png and cat-2.png belong to cat.png
 
 
 @dataclass(frozen=True)
@@ -53,13 +66,25 @@ class Dataset:
     notes: tuple[Note, ...]
     clean: bool = False  # whether the pictures are already as `copy_examples` writes them
 
+    @property
+    def sources(self) -> int:
+        """The most pictures to start from that one picture has; 0 where nothing is edited."""
+        return most_sources(self.examples)
+
+
+def most_sources(examples: Iterable[Example]) -> int:
+    """The most pictures to start from that one of these has."""
+    return max((len(example.source_images) for example in examples), default=0)
+
 
 def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
     """Reads and checks the pictures and captions of a folder, or raises PicturesError with every problem.
 
     Captions: one per line in .txt files beside the pictures, or in metadata.jsonl as `datasets` writes it,
     which then counts alone. Pictures are in natural order: 2.png before 10.png. `minimum_side` is in pixels.
-    For editing, the folder `sources` holds what each picture is made from: cat-1.png, cat-2.png of cat.png.
+    For editing, `cat_source.png` (or `cat_source_1.png`, ...) is what `cat.png` is made from; or a folder
+    `source` holds it under the same name, beside the pictures or beside their folder `target`; or a line of
+    metadata.jsonl names it.
     """
     if not Path(folder).is_dir():
         raise PicturesError([Problem("", f"There is no folder {shown(str(folder))}. Check where it is.")])
@@ -70,16 +95,11 @@ def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
         key=lambda example: natural_order(_name(example.image, folder)),
     )
     findings += check_count(len(found), "the folder")
-    sources = _find_sources(folder)
-    examples = tuple(  # of a folder with thousands only so many are opened and spoken of
-        replace(example, source_images=sources.pop(_owner(example.image, folder), ()))
-        for example in found[:MAX_PICTURES]
-    )
-    findings += [
-        Note("", f"{_name(path, folder)} belongs to no picture and was left out.")
-        for path in itertools.chain(*sources.values())
-    ]
+    examples = tuple(found[:MAX_PICTURES])  # of a folder with thousands only so many are opened and spoken of
     findings += _inspect(examples, folder, minimum_side)
+    findings += check_sources(
+        [(_name(example.image, folder), len(example.source_images)) for example in examples]
+    )
     names = ["", *(_name(example.image, folder) for example in examples)]
     problems = [finding for finding in findings if isinstance(finding, Problem) and finding.picture in names]
     if problems:
@@ -110,6 +130,13 @@ def hash_pixels(picture: Image.Image) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
+def remarks_on(size: tuple[int, int]) -> list[str]:
+    """What becomes of a picture of this size: the rest of a sentence that begins with its name."""
+    if max(size) > 2 * min(size):
+        return ["is more than twice as long as it is wide: only its middle is used."]
+    return []
+
+
 def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[Problem | Note]:
     """Refuses small pictures and the second of two equal ones, and notes very long ones."""
     first: dict[tuple, str] = {}  # size and pixels: the first picture that has them
@@ -118,8 +145,7 @@ def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[P
         if min(width, height) < minimum_side:
             size = f"{width} x {height} pixels, and each side needs {minimum_side} or more"
             yield Problem(name, f"{name} has {size}. Use a larger picture.")
-        if max(width, height) > 2 * min(width, height):
-            yield Note(name, f"{name} is more than twice as long as it is wide: only its middle is used.")
+        yield from (Note(name, f"{name} {remark}") for remark in remarks_on(picture.size))
         same = first.setdefault((picture.size, picture.pixels), name)
         if same != name:
             yield Problem(name, f"{name} is the same picture as {same}. Remove one of them.")
@@ -140,8 +166,8 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
             # Level 1 writes photographs six times faster than the default; the files are a sixth larger.
             load_picture(example.image).save(destination / f"{number:02}.png", compress_level=1)
         for place, source in enumerate(example.source_images, start=1):
-            (destination / SOURCES).mkdir(exist_ok=True)
-            file = destination / SOURCES / f"{number:02}-{place}.png"
+            file = destination / FOLDERS[1] / f"{number:02}-{place}.png"
+            file.parent.mkdir(exist_ok=True)
             load_picture(source).save(file, compress_level=1)
         captions = "".join(f"{caption}\n" for caption in example.captions)
         (destination / f"{number:02}.txt").write_text(captions, encoding="utf-8", newline="\n")
@@ -154,10 +180,11 @@ def crop(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
     """An example for every picture, without captions where none can be used, and what there is to say."""
+    place = find_place(folder)
     pictures, texts, has_metadata = [], [], False
-    for path in sorted(folder.iterdir()):
+    for path in sorted({*folder.iterdir(), *place.iterdir()}):
         name = _name(path, folder)
-        if name.startswith(".") or name.casefold() in IGNORED:
+        if _is_ignored(path) or path == place:
             continue
         if not _real(path).is_relative_to(folder):
             yield Problem(
@@ -166,45 +193,44 @@ def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
         elif name == "metadata.jsonl":
             has_metadata = True
         elif path.is_dir():
-            if name != SOURCES:
+            if name not in FOLDERS:
                 yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
+        elif path.parent != place:
+            yield Note("", f"{name} is not in the folder {place.name}, and was left out.")
         elif path.suffix.lower() == ".txt":
             texts.append(path)
         elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or picture_format(path)):
             pictures.append(path)
         else:
             yield Note("", f"{name} is not a picture and was left out.")
+    pairs = pair(pictures, {fold_name(path.stem) for path in texts}, _files_of_sources(folder))
     if has_metadata:
-        yield from _read_metadata(folder, pictures)
+        yield from _read_metadata(folder, pairs)
         if texts:
             yield Note("", "The captions are those in metadata.jsonl: the .txt files were left out.")
     else:
-        yield from _read_caption_files(folder, pictures, texts)
+        yield from _read_caption_files(folder, pairs, texts)
+        yield from (Problem("", orphan_message(_name(path, folder))) for path in pairs.orphans)
 
 
-def _find_sources(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The files of the folder `sources` in natural order, by the name of the picture that they belong to."""
-    found: dict[str, tuple[Path, ...]] = {}
-    paths = (folder / SOURCES).iterdir() if (folder / SOURCES).is_dir() else ()
-    for path in sorted(paths, key=lambda path: natural_order(path.name)):
-        if path.is_file() and not path.name.startswith(".") and path.name.casefold() not in IGNORED:
-            owner, _, number = path.stem.rpartition("-")
-            owner = fold_name(owner) if number.isdecimal() else ""
-            found[owner] = (*found.get(owner, ()), path)
-    return found
+def _files_of_sources(folder: Path) -> list[Path]:
+    """What lies in the folder of sources, in natural order."""
+    found = [path for name in FOLDERS if (folder / name).is_dir() for path in (folder / name).iterdir()]
+    return sorted(
+        (path for path in found if path.is_file() and not _is_ignored(path)),
+        key=lambda path: natural_order(path.name),
+    )
 
 
-def _owner(picture: Path, folder: Path) -> str:
-    return fold_name(picture.relative_to(folder).with_suffix("").as_posix())
+def _is_ignored(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.casefold() in IGNORED
 
 
-def _read_caption_files(
-    folder: Path, pictures: list[Path], texts: list[Path]
-) -> Iterator[Example | Problem | Note]:
+def _read_caption_files(folder: Path, pairs: Pairs, texts: list[Path]) -> Iterator[Example | Problem | Note]:
     exactly = {path.stem: path for path in texts}
     loosely = {fold_name(path.stem): path for path in texts}
     owners: dict[Path, str] = {}  # caption file: the picture it describes
-    for picture in pictures:
+    for picture in pairs.targets:
         name, captions = _name(picture, folder), ()
         path = exactly.get(picture.stem) or loosely.get(fold_name(picture.stem))
         if path is None:
@@ -219,13 +245,13 @@ def _read_caption_files(
                 captions = clean_captions(read_text(path).splitlines(), name)
             except ValueError as error:
                 yield Problem(name, str(error))
-        yield Example(picture, captions)
+        yield Example(picture, captions, pairs.sources.get(picture, ()))
     for path in texts:
         if path not in owners:
             yield Note("", f"{_name(path, folder)} belongs to no picture and was left out.")
 
 
-def _read_metadata(folder: Path, pictures: list[Path]) -> Iterator[Example | Problem]:
+def _read_metadata(folder: Path, pairs: Pairs) -> Iterator[Example | Problem]:
     """Lines such as {"file_name": "1.png", "text": "a caption"}; a list of texts means several captions.
 
     A picture that no line lists is refused, as one without a .txt is: nobody put it there to be passed over.
@@ -234,33 +260,39 @@ def _read_metadata(folder: Path, pictures: list[Path]) -> Iterator[Example | Pro
         rows, broken = parse_metadata(folder / "metadata.jsonl")
     except ValueError as error:
         yield Problem("", str(error))
-        yield from (Example(picture, ()) for picture in pictures)
+        yield from (Example(picture, ()) for picture in pairs.targets)
         return
     if broken:
         numbers = ", ".join(map(str, broken[:MAX_PICTURES]))
         yield Problem(
             "", f"metadata.jsonl is not valid JSON in line {numbers}. Write one whole {{...}} per line."
         )
-    listed = set()
+    by_name = {_real(target): sources for target, sources in pairs.sources.items()}
+    listed, sources_listed = set(), set()
     for number, row in rows.items():
         try:
-            file_name, texts = parse_row(row)
-            path = _find_picture(file_name, folder)
+            parsed = parse_row(row)
+            path = _find_picture(parsed.file_name, folder)
+            sources = tuple(_find_picture(source, folder) for source in parsed.sources)
         except ValueError as error:
             yield Problem("", f"Line {number} of metadata.jsonl {error}")
             continue
         name, captions = _name(path, folder), ()
+        sources_listed |= set(sources)
         if path in listed:
             yield Problem(name, f"{name} is listed twice in metadata.jsonl. Remove one of the lines.")
             continue
         listed.add(path)
         try:
-            captions = clean_captions(texts, name)
+            captions = clean_captions(parsed.texts, name)
         except ValueError as error:
             yield Problem(name, str(error))
-        yield Example(path, captions)
-    for picture in pictures:
-        if _real(picture) not in listed:
+        yield Example(path, captions, sources or by_name.get(path, ()))
+    for orphan in pairs.orphans:
+        if _real(orphan) not in listed | sources_listed:
+            yield Problem("", orphan_message(_name(orphan, folder)))
+    for picture in pairs.targets:
+        if _real(picture) not in listed | sources_listed:
             name = _name(picture, folder)
             yield Problem(
                 name, f"{name} is not in metadata.jsonl. Add a line with its caption, or remove it."
@@ -300,8 +332,8 @@ def _inspect(examples: Iterable[Example], folder: Path, minimum_side: int) -> It
     yield from check_set(facts, minimum_side)
 
 
-def _inspect_sources(example: Example, folder: Path) -> Iterator[Problem]:
-    """What is wrong with the pictures that an example is made from, reported of the example."""
+def _inspect_sources(example: Example, folder: Path) -> Iterator[Problem | Note]:
+    """What there is to say of the pictures that an example is made from, reported of the example."""
     name = _name(example.image, folder)
     for path in example.source_images:
         shown_name = _name(path, folder)
@@ -310,9 +342,11 @@ def _inspect_sources(example: Example, folder: Path) -> Iterator[Problem]:
             yield Problem(name, message)
             continue
         try:
-            decode(path, shown_name)
+            picture, remarks = decode(path, shown_name)
         except PicturesError as error:
             yield from (Problem(name, problem.message) for problem in error.problems)
+            continue
+        yield from (Note(name, f"{shown_name} {remark}") for remark in [*remarks, *remarks_on(picture.size)])
 
 
 def _real(path: Path) -> Path:
@@ -321,10 +355,6 @@ def _real(path: Path) -> Path:
 
 def _name(path: Path, folder: Path) -> str:
     return shown(path.relative_to(folder).as_posix())
-
-
-def fold_name(stem: str) -> str:
-    return unicodedata.normalize("NFC", stem).casefold()  # a Mac may write é as two characters
 
 
 def natural_order(name: str) -> tuple:

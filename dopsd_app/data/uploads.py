@@ -10,10 +10,10 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from PIL import Image
 
-from dopsd_app.config import Preset, TrainConfig, list_presets
+from dopsd_app.config import EDIT, KINDS, SUBJECT, Preset, TrainConfig, list_presets
 from dopsd_app.data.caption_file import parse_metadata, parse_row, read_text
 from dopsd_app.data.creatures import is_creature
-from dopsd_app.data.draft_file import KINDS, DraftContent, DraftError, Item, change_content
+from dopsd_app.data.draft_file import DraftContent, DraftError, Item, Source, change_content
 from dopsd_app.data.drafts import (
     MAX_CAPTION_TEXT,
     Draft,
@@ -22,20 +22,22 @@ from dopsd_app.data.drafts import (
     new_draft,
     read_draft,
     set_settings,
+    take_kind,
 )
-from dopsd_app.data.picture_file import PicturesError, decode, picture_format, shown
+from dopsd_app.data.picture_file import PicturesError, decode, fold_name, picture_format, shown
 from dopsd_app.data.pictures import (
     IGNORED,
     MAX_PICTURES,
     PICTURE_SUFFIXES,
-    fold_name,
     hash_pixels,
     natural_order,
 )
+from dopsd_app.data.source_pictures import MAX_SOURCES, count_copies, find_copies, orphan_message, source_name
+from dopsd_app.errors import KnownFailure
 
 MAX_PICTURE_BYTES = 25_000_000
-MAX_FILES = 100  # in one upload
-MAX_WAITING = 100  # captions that are kept until their pictures come
+MAX_FILES = MAX_PICTURES * (2 + MAX_SOURCES)  # in one upload: each with its caption and its sources
+MAX_WAITING = MAX_FILES  # captions that are kept until their pictures come
 MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all
 THUMBNAIL_SIDE = 512  # pixels
 KEPT_SIDE = 2048  # pixels of the shorter side: the largest crop needs 1536, and a photograph saves in a third
@@ -86,34 +88,62 @@ def clone_run(drafts_dir: Path, config: TrainConfig, dataset: Path) -> Draft:
         usual = {**asdict(TrainConfig()), **preset.settings}
         return {name: value for name, value in settings.items() if value != usual[name]}
 
-    presets = [(preset, differences(preset)) for preset in list_presets()]
+    edits = count_copies(dataset) > 0
+    suited = [preset for preset in list_presets() if preset.name.endswith(EDIT) == edits]
+    presets = [(preset, differences(preset)) for preset in suited]
     preset, changes = min(presets, key=lambda pair: _likely(*pair))
-    kind = next((kind for kind in KINDS if preset.name.endswith(kind)), KINDS[0])
+    kind = next((kind for kind in KINDS if preset.name.endswith(kind)), SUBJECT)
     return _filled_draft(drafts_dir, dataset, {"preset": preset.name, "kind": kind, **changes})
 
 
 def _likely(preset: Preset, changes: dict) -> tuple:
     """The less, the likelier did a run with these changes come from the preset; most are of a subject."""
-    return "base_model" in changes, len(changes), not preset.name.endswith(KINDS[0])
+    return "base_model" in changes, len(changes), not preset.name.endswith(SUBJECT)
 
 
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:
     draft = new_draft(drafts_dir)
     try:
-        added = _add(set_settings(draft, **settings), sorted(folder.iterdir()))
-        if added.problems:
-            raise DraftError("\n".join(added.problems))
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        added = _add(set_settings(draft, **settings), files)
+        problems = [*added.problems]
+        for item in added.draft.items:
+            copies = find_copies(folder, int(item.stem)) if item.stem.isdecimal() else []
+            problems += [problem for path in copies for problem in _add_source(draft, item.key, path)]
+        if problems:
+            raise DraftError("\n".join(problems))
+        return read_draft(draft.path)
     except BaseException:
         delete_draft(draft)
         raise
-    return added.draft
 
 
 def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
     """Adds uploaded files: pictures, their captions (.txt of the same name, or metadata.jsonl), prompts.txt.
 
-    A caption may come before its picture: it waits in the draft. Whatever is refused is named.
+    A caption may come before its picture: it waits in the draft. `cat_source.png` is what `cat.png` is made
+    from, which is there or comes with it. Whatever is refused is named.
     """
+    small, problems = _usable(paths)
+    added = _add(draft, small)
+    return replace(added, problems=(*problems, *added.problems))
+
+
+def add_sources(draft: Draft, key: str, paths: Iterable[str | Path]) -> Added:
+    """Adds uploaded pictures to what the picture of this key is made from, in natural order."""
+    small, problems = _usable(paths)
+    for path in sorted(small, key=lambda path: natural_order(path.name)):
+        problems += _add_source(draft, key, path)
+    return Added(_as_edit(read_draft(draft.path)), (), tuple(problems), ())
+
+
+def _as_edit(draft: Draft) -> Draft:
+    """The draft as one of an edit, where it has pictures to start from."""
+    return take_kind(draft, EDIT) if draft.sources and draft.kind != EDIT else draft
+
+
+def _usable(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+    """The files of an upload that may be opened, and what is said of the others."""
     paths = [Path(path) for path in paths]
     problems = [
         f"{shown(path.name)} was left out: {MAX_FILES} files at once are the most."
@@ -128,12 +158,12 @@ def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
             problems.append(f"{shown(path.name)} is {limit}. Save it as JPEG, or scale it down.")
         else:
             small.append(path)
-    added = _add(draft, small)
-    return replace(added, problems=(*problems, *added.problems))
+    return small, problems
 
 
 def _add(draft: Draft, paths: list[Path]) -> Added:
     problems, notes, pictures = [], [], []
+    sources: dict[str, list[str]] = {}  # stem of a picture to start from: those of what is made from it
     captions: list[tuple[str, str]] = []  # file name, caption lines
     for path in sorted(paths, key=lambda path: natural_order(path.name)):
         name = shown(path.name)
@@ -147,29 +177,96 @@ def _add(draft: Draft, paths: list[Path]) -> Added:
                 set_settings(draft, preview_prompts=prompts[:MAX_PROMPTS])
                 notes.append(f"The previews use prompts.txt: its first {MAX_PROMPTS} lines at most.")
             elif name == "metadata.jsonl":
-                captions += _metadata_captions(path, problems)
+                captions += _read_metadata(path, sources, problems)
             elif path.suffix.lower() == ".txt":
                 captions.append((path.name, read_text(path).strip()))
             else:
                 problems.append(f"{name} is neither a picture nor a caption file (.txt). It was left out.")
         except ValueError as error:
             problems.append(str(error))
-    keys = _add_pictures(draft, pictures, problems)
+    owners = {path: _owners(path, draft, pictures, captions, sources) for path in pictures}
+    keys = _add_pictures(draft, [path for path in pictures if not owners[path]], problems)
     _add_captions(draft, captions, problems, notes)
-    return Added(read_draft(draft.path), tuple(keys), tuple(problems), tuple(notes))
+    items = {item.stem: item.key for item in read_draft(draft.path).items}
+    for path in pictures:
+        for owner in owners[path]:
+            missing = [orphan_message(path.name)]
+            problems += _add_source(draft, items[owner], path) if owner in items else missing
+    return Added(_as_edit(read_draft(draft.path)), tuple(keys), tuple(problems), tuple(notes))
 
 
-def _metadata_captions(path: Path, problems: list[str]) -> list[tuple[str, str]]:
+def _owners(
+    path: Path,
+    draft: Draft,
+    pictures: list[Path],
+    captions: list[tuple[str, str]],
+    sources: dict[str, list[str]],
+) -> list[str]:
+    """The stems of the pictures that are made from this one; none where it is itself one to draw.
+
+    By metadata.jsonl, or by its name: where there is no such picture, one with a caption is meant as it is.
+    """
+    stem, named = _stem(path.name), source_name(PureWindowsPath(path.name).stem)
+    if stem in sources or named is None:
+        return sources.get(stem, [])
+    stems = {item.stem for item in draft.items} | {_stem(picture.name) for picture in pictures}
+    captioned = {_stem(name) for name, _ in captions}
+    return [] if named.owner not in stems and stem in captioned else [named.owner]
+
+
+def _add_source(draft: Draft, key: str, path: Path) -> list[str]:
+    """Adds a picture to what that of this key is made from; returns why it was left out, where it was.
+
+    One of the same name takes the place of the earlier one.
+    """
+    name = shown(path.name)
+    try:
+        picture, remarks = decode(path, name)
+        kept = _keep(draft, picture, name, _stem(path.name), remarks)
+    except KnownFailure as error:
+        return [str(error)]
+    source = Source(key=kept.key, name=name, size=kept.size, remarks=kept.remarks)
+    replaced: list[str] = []
+
+    def add(content: DraftContent) -> DraftContent:
+        item = next((item for item in content.items if item.key == key), None)
+        if item is None:
+            raise DraftError("This picture is no longer in the draft. Reload the page.")
+        others = tuple(other for other in item.sources if other.name != name)
+        if len(others) >= MAX_SOURCES:
+            raise DraftError(f"{name} was left out: {MAX_SOURCES} source pictures are the most.")
+        replaced.extend(other.key for other in item.sources if other.name == name)
+        changed = replace(item, sources=(*others, source))
+        items = tuple(changed if other.key == key else other for other in content.items)
+        return replace(content, items=items)
+
+    try:
+        change_content(draft.path, add)
+    except DraftError as error:
+        delete_files(draft, source.key)
+        return [str(error)]
+    for old in replaced:
+        delete_files(draft, old)
+    return []
+
+
+def _read_metadata(path: Path, sources: dict[str, list[str]], problems: list[str]) -> list[tuple[str, str]]:
+    """File names and captions; what is made from which picture goes into `sources`."""
     rows, broken = parse_metadata(path)
     if broken:
         problems.append(f"metadata.jsonl is not valid JSON in line {broken[0]}. Its other lines were read.")
     captions = []
     for number, row in list(rows.items())[:MAX_FILES]:
         try:
-            file_name, texts = parse_row(row)
-            if not all(isinstance(text, str) for text in texts):
+            parsed = parse_row(row)
+            if not all(isinstance(text, str) for text in parsed.texts):
                 raise ValueError("has no caption that is text.")
-            captions.append((file_name, "\n".join(" ".join(text.split()) for text in texts)))
+            lines = "\n".join(" ".join(text.split()) for text in parsed.texts)
+            captions.append((parsed.file_name, lines))
+            for source in parsed.sources:
+                if _stem(source) == _stem(parsed.file_name):  # an upload has no folders
+                    raise ValueError("names a source picture like its result. Give it another name.")
+                sources.setdefault(_stem(source), []).append(_stem(parsed.file_name))
         except ValueError as error:
             problems.append(f"Line {number} of metadata.jsonl {error}")
     return captions

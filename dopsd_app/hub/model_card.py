@@ -42,25 +42,25 @@ def make_card(
         "<Gallery />" if pictures else "",
         f"# LoRA {_code(repo_id.rpartition('/')[2])}",
         *_introduction(config),
-        f"## Use with diffusers\n\n{_fenced('python', make_snippet(config, repo_id, prompt))}",
+        f"## Use with diffusers\n\n{_fenced('python', make_snippet(config, repo_id, prompt, run.sources))}",
         f"## How it was trained\n\n{_training_facts(run, config, lora_file or run.lora_file)}",
         _captions(run) if with_captions else "",
         f"## Licence\n\n{_licence_words(config)}",
     ]
     card = ModelCard("---\n\n---\n\n" + "\n\n".join(part for part in body if part) + "\n")
-    card.data = _card_data(config, pictures)
+    card.data = _card_data(config, pictures, bool(run.sources))
     return card
 
 
-def _card_data(config: TrainConfig, pictures: Sequence[CardPicture]) -> "ModelCardData":
+def _card_data(config: TrainConfig, pictures: Sequence[CardPicture], edits: bool) -> "ModelCardData":
     import yaml
     from huggingface_hub import ModelCardData
 
     yaml.add_representer(_Quoted, _represent_quoted)
     base = find_repository(config.base_model) or None
     licence = find_licence(config.base_model, config.revision)
-    facts = _known_facts(config)
-    task = facts.architecture.task if facts else None
+    known = "image-to-image" if edits else "text-to-image"
+    task = known if _known_facts(config) else None
     widget = [
         {"text": _Quoted(prompt), "output": {"url": picture_name(number)}}
         for number, (_, prompt) in enumerate(pictures, start=1)
@@ -132,8 +132,11 @@ def _licence_words(config: TrainConfig) -> str:
     return " ".join(sentences)
 
 
-def make_snippet(config: TrainConfig, lora: str, prompt: str | None) -> str:
-    """A program that draws with the LoRA, which lies in a repository on the Hub or in a folder."""
+def make_snippet(config: TrainConfig, lora: str, prompt: str | None, sources: int = 0) -> str:
+    """A program that draws with the LoRA, which lies in a repository on the Hub or in a folder.
+
+    One that starts from `sources` draws a picture of the same shape.
+    """
     trigger = _plain(config.trigger_word)
     prompt = prompt or (f"a picture of {trigger}" if trigger else "a picture")
     if repository := find_repository(config.base_model):
@@ -147,9 +150,15 @@ def make_snippet(config: TrainConfig, lora: str, prompt: str | None) -> str:
     multiple = facts.sizes.side_multiple if facts else 16
     side = max(config.resolution // multiple, 1) * multiple
     guidance = f"\n    guidance_scale={facts.architecture.guidance}," if facts else ""
+    drawn, loading = f"height={side},\n    width={side},", ""
+    if sources:
+        names = ["source.png"] if sources == 1 else [f"source_{number + 1}.png" for number in range(sources)]
+        opened = [f'load_image("{name}")' for name in names]
+        drawn = f"image={opened[0] if sources == 1 else '[' + ', '.join(opened) + ']'},"
+        loading = "\nfrom diffusers.utils import load_image"
     return f"""# With diffusers {LEAST_DIFFUSERS} or newer, transformers and peft.
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline{loading}
 
 base = {base!r}{comment}
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -158,8 +167,7 @@ pipeline = DiffusionPipeline.from_pretrained(base{revision}, dtype=dtype).to(dev
 pipeline.load_lora_weights({lora!r}, weight_name={LORA_FILE!r})
 picture = pipeline(
     prompt={prompt!r},
-    height={side},
-    width={side},
+    {drawn}
     num_inference_steps={config.num_inference_steps},{guidance}
 ).images[0]
 picture.save("picture.png")"""
@@ -175,6 +183,8 @@ def _training_facts(run: Run, config: TrainConfig, lora_file: Path) -> str:
         f" learning rate {config.learning_rate:g}",
         f"rank {config.rank}; the strength of {config.strength:g} is in the weights: load them at 1",
     ]
+    if run.sources:
+        facts.append(f"each picture made from {words_for_count(run.sources, 'source picture')} at the most")
     if OBJECTIVES[config.objective].walks:
         facts.append(
             f"{words_for_count(config.rollout_steps, 'state')} of the model's own"

@@ -1,5 +1,6 @@
 """Asking for pictures: a LoRA's, or the teacher's before any training. A warm worker draws them."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.queue import put_in_queue, refuse_beside_training, send_command, start_next, statuses
 from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.models import catalog
 from dopsd_app.models.catalog import full_name
 
 MAX_DRAWINGS = 30  # drawings of each kind; older ones are swept away when a new one is asked for
@@ -62,6 +64,11 @@ class Drawing(Job):
         return asked
 
     @property
+    def sources(self) -> list[Path]:
+        """The pictures that it starts from."""
+        return sorted(self.path.glob("source_*.png"))
+
+    @property
     def base(self) -> Path:
         return self.path / "base.png"
 
@@ -70,24 +77,45 @@ class Drawing(Job):
         return self.path / "lora.png"
 
 
-def ask(runs_dir: Path, request: PictureRequest | CheckRequest) -> Drawing:
+def check_sources(run: Run, sources: int) -> None:
+    """Raises `KnownFailure` where a run's LoRA cannot start from so many pictures, or has to from one."""
+    from dopsd_app.data.source_pictures import MAX_SOURCES  # brings Pillow
+
+    if not sources and run.sources:
+        raise RunError(
+            "This LoRA was trained to edit pictures: give it the source picture that it is to start from."
+        )
+    if sources > MAX_SOURCES:
+        raise RunError(f"It starts from {MAX_SOURCES} source pictures at most, not from {sources}.")
+    catalog.check_sources(run.config.base_model, run.config.revision, sources)
+
+
+def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequence[Path] = ()) -> Drawing:
     """Puts a request before the warm worker, and starts the worker where there is none.
 
-    Raises `RunError` while a run trains or waits to, and for a LoRA that is not there.
+    `sources` are the pictures to start from: the job gets copies of its own, of their pixels only. Raises
+    `RunError` while a run trains or waits to, and for a LoRA that is not there.
     """
+    from dopsd_app.data.picture_file import load_picture  # brings Pillow
+
     runs_dir = runs_dir.absolute()
     if isinstance(request, CheckRequest):
         # The worker has another current folder.
         config = replace(request.config, base_model=full_name(request.config.base_model))
         request, kind = replace(request, config=config, folder=request.folder.absolute()), CHECK_TEACHER
     else:
-        find_lora(known_run(runs_dir, request.run_id), request.checkpoint)
+        run = known_run(runs_dir, request.run_id)
+        find_lora(run, request.checkpoint)
+        check_sources(run, len(sources))
         kind = DRAW
+    pictures = [load_picture(source) for source in sources]
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):
         refuse_beside_training(runs_dir)
         sweep(runs_dir, kind, MAX_DRAWINGS - 1)
         job = create_job(runs_dir, kind, asdict(request))
+        for number, picture in enumerate(pictures, start=1):
+            picture.save(job.path / f"source_{number}.png", compress_level=1)
         put_in_queue(job)
     start_next(runs_dir)
     return Drawing(job.path)

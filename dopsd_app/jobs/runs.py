@@ -43,6 +43,19 @@ class Run(Job):
         return self.path / "dataset"
 
     @property
+    def sources(self) -> int:
+        """The most pictures to start from that one of its pictures has; 0 for a run that edits nothing."""
+        from dopsd_app.data.source_pictures import count_copies  # brings Pillow: not for those that only list
+
+        return count_copies(self.dataset)
+
+    def sources_of(self, number: int) -> list[Path]:
+        """What the picture of this number, from 1, is made from: copies that belong to the run."""
+        from dopsd_app.data.source_pictures import find_copies
+
+        return find_copies(self.dataset, number)
+
+    @property
     def previews(self) -> Path:
         return self.path / "previews"
 

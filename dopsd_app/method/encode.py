@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture
+from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture, most_sources
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.models.architecture import Role
@@ -43,11 +43,28 @@ class EncodedExample:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What is drawn in previews: a text, and the pictures that it starts from."""
+
+    text: str
+    sources: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the student sees it, and how its picture is to be drawn."""
+
+    conditioning: Conditioning
+    size: tuple[int, int]  # height and width in pixels: those of what it starts from, if of anything
+    source: Image.Image | None = None  # the first of the pictures to start from, as the student sees it
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Every conditioning that a run needs."""
 
     examples: tuple[EncodedExample, ...]
-    prompts: tuple[Conditioning, ...]  # of the preview prompts, as the student sees them
+    prompts: tuple[EncodedPrompt, ...]  # of the previews
     neutral: tuple[Conditioning, ...]  # of the base's neutral prompts, likewise
 
 
@@ -58,8 +75,19 @@ def crop_example(example: Example, config: TrainConfig, base_model: BaseModel) -
 
 def read_pictures(example: Example, config: TrainConfig, base_model: BaseModel) -> Pictures:
     """All pictures of an example, each cropped to a size that the base model can take."""
-    sources = tuple(_crop(path, config, base_model) for path in example.source_images)
+    sources = read_sources(example.source_images, config, base_model)
     return Pictures(crop_example(example, config, base_model), sources)
+
+
+def read_sources(
+    paths: Sequence[Path], config: TrainConfig, base_model: BaseModel
+) -> tuple[Image.Image, ...]:
+    """Pictures to start from, in training and when a finished LoRA draws.
+
+    They are cropped as training pictures are, each in its own shape: of a pair of equal sizes, all that did
+    not change then stands in the same place.
+    """
+    return tuple(_crop(path, config, base_model) for path in paths)
 
 
 def _crop(path: Path, config: TrainConfig, base_model: BaseModel) -> Image.Image:
@@ -71,7 +99,7 @@ def encode_examples(
     base_model: BaseModel,
     config: TrainConfig,
     examples: tuple[Example, ...],
-    prompts: tuple[str, ...],
+    prompts: tuple[Prompt, ...],
     neutral: tuple[str, ...],
     cache: Path,
 ) -> Generator[PhaseProgress, None, Encoded]:
@@ -80,11 +108,7 @@ def encode_examples(
     Raises `KnownFailure` if the teacher were to see the same as the student, for nothing could be learned,
     and for pictures to start from where the base model cannot edit.
     """
-    if not base_model.architecture.edits and any(example.source_images for example in examples):
-        raise KnownFailure(
-            f"There are pictures to start from, and {config.base_model} cannot edit pictures. Remove them, or"
-            " choose a base model that edits."
-        )
+    base_model.architecture.check_sources(most_sources(examples), config.base_model)
     encoder = _Encoder(base_model, config, cache)
     total, encoded = len(examples), []
     for done, example in enumerate(examples):
@@ -100,14 +124,21 @@ def encode_examples(
             )
         width, height = pictures.training_picture.size
         encoded.append(EncodedExample(student, teacher, height, width))
-    groups = (
-        tuple(encoder.encode(NO_PICTURES, prompt, "student") for prompt in group)
-        for group in (prompts, neutral)
-    )
-    result = Encoded(tuple(encoded), *groups)
+    drawn = tuple(_encode_prompt(encoder, prompt, encoded[0]) for prompt in prompts)
+    others = tuple(encoder.encode(NO_PICTURES, prompt, "student") for prompt in neutral)
+    result = Encoded(tuple(encoded), drawn, others)
     encoder.free()
     yield PhaseProgress("encoding", total, total)
     return result
+
+
+def _encode_prompt(encoder: "_Encoder", prompt: Prompt, like: EncodedExample) -> EncodedPrompt:
+    """One that starts from no picture is drawn as large as the example."""
+    sources = read_sources(prompt.sources, encoder.config, encoder.base_model)
+    conditioning = encoder.encode(Pictures(sources=sources), prompt.text, "student")
+    if not sources:
+        return EncodedPrompt(conditioning, (like.height, like.width))
+    return EncodedPrompt(conditioning, (sources[0].height, sources[0].width), sources[0])
 
 
 def _equal(student: Conditioning, teacher: Conditioning) -> bool:
@@ -124,7 +155,7 @@ class _Encoder:
     """The base model's encoders behind a cache on disk: loaded for the first thing that it does not hold."""
 
     def __init__(self, base_model: BaseModel, config: TrainConfig, cache: Path):
-        self.base_model, self.cache, self.loaded = base_model, cache, False
+        self.base_model, self.config, self.cache, self.loaded = base_model, config, cache, False
         self.identity = [
             fingerprint(find_base_model(config.base_model, config.revision, config.teacher_context)),
             str(base_model.dtype),

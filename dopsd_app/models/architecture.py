@@ -131,6 +131,10 @@ class Sizes(ABC):
         values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
         return cls(**values)
 
+    def with_sources(self, sources: int) -> Self:
+        """With so many pictures to start from, of a base model that edits."""
+        return self
+
     @property
     def needs_card(self) -> bool:
         """Whether it can be trained on a graphics card alone, in any sensible time."""
@@ -152,7 +156,7 @@ class Sizes(ABC):
 
     @abstractmethod
     def student_tokens(self, resolution: int) -> PassTokens:
-        """Of a picture of resolution x resolution pixels, and of its caption."""
+        """Of a picture of resolution x resolution pixels, of its caption and of its sources, as large."""
 
     @abstractmethod
     def teacher_tokens(self, resolution: int, context: str) -> PassTokens:
@@ -200,10 +204,13 @@ class Architecture:
     # dozens of steps; "" where nothing does.
     undistilled: Callable[[dict, dict], str] = lambda index, scheduler: ""
 
-    @property
-    def task(self) -> str:
-        """As the Hub calls it."""
-        return "image-to-image" if self.edits else "text-to-image"
+    def check_sources(self, sources: int, name: str) -> None:
+        """Raises `BaseModelError` for pictures to start from where a base model of this name cannot edit."""
+        if sources and not self.edits:
+            raise BaseModelError(
+                f"There are source pictures to start from, and {name} cannot edit pictures. Remove them, or"
+                " choose a base model that edits, such as FLUX.2 klein."
+            )
 
     def choose_context(self, context: str) -> str:
         """The teacher context that a setting means; `BaseModelError` for one that is not offered."""
@@ -261,14 +268,14 @@ class BaseModelFacts:
         """What `modelspec.architecture` says: of what has no name there, the pipeline's of diffusers."""
         return self.known_as or self.architecture.pipeline_class
 
-    def sizes_for(self, config: TrainConfig) -> Sizes:
-        """Its sizes in a run: the teacher's picture is as the run wants it.
+    def sizes_for(self, config: TrainConfig, sources: int = 0) -> Sizes:
+        """Its sizes in a run: the teacher's picture is as the run wants it, beside so many to start from.
 
         Raises `BaseModelError` for a teacher context that it does not have, and for impossible bounds.
         """
         context = self.architecture.choose_context(config.teacher_context)
         bounds = config.teacher_picture_minimum, config.teacher_picture_maximum
-        return self.sizes.with_teacher_picture(context, *bounds)
+        return self.sizes.with_teacher_picture(context, *bounds).with_sources(sources)
 
     def scoring(self, config: TrainConfig) -> str:
         """What the health of its LoRAs is measured with: "judge", "eyes" (a vision tower), or "none"."""

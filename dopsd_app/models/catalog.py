@@ -388,6 +388,12 @@ def check_resolution(name: str, resolution: int) -> None:
         raise BaseModelError(f"`resolution` must be {allowed} for {name}, got {resolution}.")
 
 
+def check_sources(name: str, revision: str, sources: int) -> None:
+    """Raises `BaseModelError` for pictures to start from where a base model is known not to edit."""
+    if sources and is_known(name, revision):
+        find_facts(name, revision).architecture.check_sources(sources, name)
+
+
 def check_context(name: str, revision: str, context: str) -> None:
     """Raises `BaseModelError` for a teacher context that a base model does not have, where it is known."""
     if is_known(name, revision):

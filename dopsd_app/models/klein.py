@@ -3,6 +3,7 @@
 What is known of them without loading stands in `klein_facts`, which needs no torch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from transformers import (
 from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BY_EYES, BaseModelError, Role
 from dopsd_app.models.catalog import BaseModelPaths
-from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, KleinSizes
+from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, SOURCE_AREA, KleinSizes
 from dopsd_app.models.phases import LoadedInPhases
 from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 
@@ -30,6 +31,10 @@ AFTER = (9, 18, 27)  # layers of the text encoder: their outputs side by side ar
 LIKE_THE_REFERENCE = (
     "Keep the details of the subject, the background and the composition as they are in the reference."
 )
+# The same of an edit: follows the instruction where the wanted result is the last of the references, or what
+# the eyes see, which would otherwise be taken for the picture that is to be changed.
+LIKE_THE_LAST = "The last reference is the result that is wanted: change the others into it."
+LIKE_THE_SEEN = "The picture is the result that is wanted."
 
 
 class Klein(LoadedInPhases):
@@ -65,7 +70,8 @@ class Klein(LoadedInPhases):
         )
         self.reference_area = sizes.reference_area
         self.conditioning_version = (
-            f"klein 2: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE};"
+            f"klein 3: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE} {LIKE_THE_LAST}"
+            f" {LIKE_THE_SEEN};"
             f" a reference of {self.reference_area}, a picture of {self.context_area} pixels"
         )
         self.picture_multiple = sizes.side_multiple
@@ -75,15 +81,20 @@ class Klein(LoadedInPhases):
         """Features (512, D) of one user message as `encode_prompt` gives them, padding and all.
 
         The teacher's message holds the picture before the caption, and is as much longer; or it says that the
-        teacher is to keep to the reference, and the picture's latents are one. Raises `BaseModelError` for a
-        caption of which something would be cut off.
+        teacher is to keep to the reference, and the picture's latents are one. Both have the latents of the
+        pictures to start from; the wanted result, which the teacher alone has, comes last.
+
+        Raises `BaseModelError` for a caption of which something would be cut off.
         """
+        sources = tuple(self._source(picture) for picture in pictures.sources)
         if role == "student":
-            return Conditioning(self._text_features(caption))
+            return Conditioning(self._text_features(caption), sources)
         if self.teacher_context == BY_EYES:
-            return Conditioning(self._features_by_eyes(pictures.training_picture, caption))
+            told = f"{caption} {LIKE_THE_SEEN}" if sources else caption
+            return Conditioning(self._features_by_eyes(pictures.training_picture, told), sources)
+        told = LIKE_THE_LAST if sources else LIKE_THE_REFERENCE
         reference = self._reference(pictures.training_picture)
-        return Conditioning(self._text_features(f"{caption} {LIKE_THE_REFERENCE}"), (reference,))
+        return Conditioning(self._text_features(f"{caption} {told}"), (*sources, reference))
 
     def _text_features(self, content: str) -> Tensor:
         message = self._message(content)
@@ -115,6 +126,21 @@ class Klein(LoadedInPhases):
             )
         length = CAPTION_TOKENS + before
         return tokenizer(text, return_tensors="pt", padding="max_length", max_length=length)
+
+    def _source(self, picture: Image.Image) -> Tensor:
+        """Latents (C, h, w) of a picture to start from, as the pipeline takes it: no larger, whole tokens.
+
+        Scaled down to its area, then cut to multiples about the middle, in whole pixels as it counts them.
+        """
+        self.load_autoencoder()  # it comes with the encoders only where the teacher sees a reference
+        area = picture.width * picture.height
+        if area > SOURCE_AREA:
+            scale = math.sqrt(SOURCE_AREA / area)
+            width, height = (int(side * scale) for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        width, height = (side // self.picture_multiple * self.picture_multiple for side in picture.size)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        return self.encode_picture(picture.crop((left, top, left + width, top + height)))
 
     def _reference(self, picture: Image.Image) -> Tensor:
         """Latents (C, h, w) of a picture as the pipeline would take it, within the bounds that are set."""
@@ -217,7 +243,7 @@ class Klein(LoadedInPhases):
         return Flux2KleinPipeline(scheduler=self.scheduler, is_distilled=True, **parts)
 
     def draw(self, pipeline: Flux2KleinPipeline, conditioning: Conditioning, **options) -> Image.Image:
-        """A picture by the official pipeline, of what the student sees."""
+        """A picture by the official pipeline, of what the student sees; it encodes `image`s itself."""
         embeds = conditioning.prompt_embeds[None]
         # Decoded here: it would give its own autoencoder, which stays in float32, latents in bfloat16.
         latents = pipeline(

@@ -21,6 +21,7 @@ CAPTION_TOKENS = 512  # as its pipeline pads every caption
 # Of a reference, in pixels: what its pipeline takes, and what it scales larger ones to.
 REFERENCE_AREA = (64**2, 1024**2)
 REFERENCE_SIDES = (64, 1024)
+SOURCE_AREA = 1024**2  # pixels that its pipeline scales larger pictures to, of those to start from
 CONTEXT_SIDE = 32  # pixels of the side of a square that is one token of the eyes
 QWEN3_VL_8B = Eyes(
     "Qwen/Qwen3-VL-8B-Instruct",
@@ -56,6 +57,7 @@ class KleinSizes(Sizes):
     token_side: int  # pixels of the side of a square that is one token
     reference_area: tuple[int, int]  # pixels between which the teacher's reference is scaled ...
     context_area: tuple[int, int]  # ... and the picture that it sees by eyes
+    sources: int = 0  # pictures to start from
 
     @classmethod
     def of(cls, stored: Stored) -> "KleinSizes":
@@ -90,6 +92,9 @@ class KleinSizes(Sizes):
             stored_bytes=self.stored_bytes + eyes.stored_bytes if self.stored_bytes else 0,
         )
 
+    def with_sources(self, sources: int) -> Self:
+        return replace(self, sources=sources)
+
     @property
     def side_multiple(self) -> int:
         return self.token_side
@@ -104,7 +109,9 @@ class KleinSizes(Sizes):
         return rank * self.dim * (2 * 19 * self.double_blocks + 15 * self.single_blocks)
 
     def student_tokens(self, resolution: int) -> PassTokens:
-        return PassTokens(round((resolution / self.token_side) ** 2), CAPTION_TOKENS)
+        picture = round((resolution / self.token_side) ** 2)
+        source = round(min(resolution**2, SOURCE_AREA) / self.token_side**2)
+        return PassTokens(picture, CAPTION_TOKENS, reference=self.sources * source)
 
     def teacher_tokens(self, resolution: int, context: str) -> PassTokens:
         student, by_eyes = self.student_tokens(resolution), context == BY_EYES
@@ -112,7 +119,7 @@ class KleinSizes(Sizes):
         area = min(max(resolution**2, least), most)
         if by_eyes:
             return replace(student, caption=round(CAPTION_TOKENS + area / CONTEXT_SIDE**2))
-        return replace(student, reference=round(area / self.token_side**2))
+        return replace(student, reference=student.reference + round(area / self.token_side**2))
 
     def work(self, tokens: PassTokens) -> tuple[float, float]:
         """2 for each weight and token; in attention 4 x dim for each pair of tokens."""
@@ -129,13 +136,13 @@ class KleinSizes(Sizes):
 
     def conditioning_bytes(self, resolution: int, context: str) -> int:
         """Features and latents in float32."""
-        teacher = self.teacher_tokens(resolution, context)
-        captions = CAPTION_TOKENS + teacher.caption
-        return 4 * (captions * self.caption_features + teacher.reference * self.latent_channels)
+        student, teacher = self.student_tokens(resolution), self.teacher_tokens(resolution, context)
+        references = (student.reference + teacher.reference) * self.latent_channels
+        return 4 * ((student.caption + teacher.caption) * self.caption_features + references)
 
     def encoding_bytes(self, resolution: int, context: str) -> int:
         """The autoencoder in float32, and its activations for a reference, as for a decoded picture."""
-        if context == BY_EYES:
+        if context == BY_EYES and not self.sources:
             return 0
         side = min(resolution, round(self.reference_area[1] ** 0.5))
         return 4 * self.decoder_parameters + self.decoding_bytes(side)
@@ -165,6 +172,7 @@ KLEIN = Architecture(
     teacher_contexts=("reference", BY_EYES),
     eyes=(QWEN3_VL_4B, QWEN3_VL_8B),
     guidance=1.0,
+    edits=True,
 )
 
 NATIVE_SIGMAS = (1.0, 0.967, 0.908, 0.767, 0.0)

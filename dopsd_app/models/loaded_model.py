@@ -80,7 +80,10 @@ class LoadedModel:
         return free > self.encoder_bytes + DRAWING_ROOM
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """The conditioning of each prompt; those that were encoded before are remembered."""
+        """The conditioning of each prompt; those that were encoded before are remembered.
+
+        Without pictures to start from: those change no features, and `draw` hands them to the pipeline.
+        """
         if new := [prompt for prompt in prompts if prompt not in self.encoded]:
             self.load_encoders()
             for prompt in new:
@@ -115,10 +118,20 @@ class LoadedModel:
             self.loaded_lora = None
 
     def draw(
-        self, conditioning: Conditioning, config: TrainConfig, seed: int, with_lora: bool = True
+        self,
+        conditioning: Conditioning,
+        config: TrainConfig,
+        seed: int,
+        with_lora: bool = True,
+        sources: Sequence[Image.Image] = (),
     ) -> Image.Image:
-        """A square picture by the official pipeline, at the native step count."""
+        """A picture by the official pipeline, at the native step count.
+
+        It is square, or as large as the first of the `sources`, the pictures to start from.
+        """
         height, width = nearest_bucket(1, 1, config.resolution, self.base_model.picture_multiple)
+        if sources:
+            width, height = sources[0].size
         if not with_lora:
             loaded(self.pipeline).disable_lora()
         try:
@@ -129,6 +142,7 @@ class LoadedModel:
                 width=width,
                 num_inference_steps=config.num_inference_steps,
                 generator=torch.Generator().manual_seed(seed),  # on the CPU: the same on every machine
+                **({"image": list(sources)} if sources else {}),
             )
         finally:
             if not with_lora:

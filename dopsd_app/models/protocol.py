@@ -155,7 +155,8 @@ class BaseModel(Protocol):
     def draw(self, pipeline: Any, conditioning: Conditioning, **options: Any) -> Image.Image:
         """A picture by the official pipeline, of what the student sees.
 
-        `options`: height and width in pixels, num_inference_steps, generator.
+        `options`: height and width in pixels, num_inference_steps, generator; and `image`, a list of the
+        pictures to start from, where there are any.
         """
 
     # What the check of a base model holds the rest against.

@@ -108,7 +108,7 @@ def _activations(config: TrainConfig, sizes: Sizes, number: int) -> int:
     return int(pictures * sizes.activation_bytes(tokens, number, config.gradient_checkpointing))
 
 
-def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:
+def disk(config: TrainConfig, sizes: Sizes, pictures: int, sources: int = 0) -> int:
     """Bytes of a whole run folder and its share of the cache, with one checkpoint more while it is saved."""
     student = 4 * sizes.lora_parameters(config.rank)
     optimizer = student // 2 if config.optimizer == "adamw8bit" else 2 * student
@@ -120,6 +120,6 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int) -> int:
         min(saved, MAX_CHECKPOINTS + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if best
         + min(saved, RESUMABLE + 1) * (student + teacher + optimizer)
         + student  # the LoRA file of the end
-        + pictures * (PICTURE_FILE + CAPTIONS * conditioning)
+        + pictures * ((1 + sources) * PICTURE_FILE + CAPTIONS * conditioning)
         + previews * PREVIEW_FILE
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.config import ConfigError, TrainConfig
+from dopsd_app.data.source_pictures import count_copies
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import CheckRequest, Drawing
 from dopsd_app.jobs.events import StepDone, read_events, read_timed_events
@@ -73,8 +74,13 @@ class Pace:
     source: str
 
 
-def reckon_pace(config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool) -> Pace:
-    """How long a step takes: an earlier run here tells it best, then pictures that were drawn here."""
+def reckon_pace(
+    config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool, sources: int = 0
+) -> Pace:
+    """How long a step takes: an earlier run here tells it best, then pictures that were drawn here.
+
+    `sizes` are those of the run, with so many pictures to start from.
+    """
     now = slowness(machine, on_gpu, training=bool(computing(runs_dir)))
     scaled = None
     for run in list_runs(runs_dir)[:LOOKED_AT]:
@@ -83,11 +89,12 @@ def reckon_pace(config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Mach
             continue
         earlier, seconds = measured
         seconds *= now / _slowness_then(run)
-        if _alike(earlier, config):
+        if _alike(earlier, config) and run.sources == sources:
             seconds *= config.batch_size / earlier.batch_size
             return Pace(seconds, now, "measured in an earlier run here")
         if scaled is None:
-            scaled = seconds * step_work(config, sizes) / step_work(earlier, sizes)
+            before = sizes.with_sources(run.sources)
+            scaled = seconds * step_work(config, sizes) / step_work(earlier, before)
             scaled *= _by_weights(config) / _by_weights(earlier)
     work = weighted_work(config, sizes)
     if checked := find_measured(config.base_model, config.revision, config.teacher_context, on_gpu):
@@ -135,10 +142,8 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
         if kind_or_none(job) not in (DRAW, CHECK_TEACHER):
             continue
         try:
-            asked = Drawing(job.path).asked
-            drawn = (
-                asked.config if isinstance(asked, CheckRequest) else known_run(runs_dir, asked.run_id).config
-            )
+            drawing = Drawing(job.path)
+            drawn, sources = _asked_for(runs_dir, drawing)
             written = job.events_file.stat()
             seconds = _seconds_per_picture(job.events_file, written.st_size, written.st_mtime_ns)
         except (OSError, KnownFailure):  # just being deleted, damaged, or of a run that is gone
@@ -147,9 +152,17 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
         if alike and seconds:
             # A fresh one has met whatever the computer does now; of an old one nobody knows what it met.
             fresh = abs(time.time() - written.st_mtime) < FRESH
-            work = picture_work(drawn, sizes) * _by_weights(drawn)
+            work = picture_work(drawn, sizes.with_sources(sources)) * _by_weights(drawn)
             return work / seconds / (1 if fresh else now)
     return None
+
+
+def _asked_for(runs_dir: Path, drawing: Drawing) -> tuple[TrainConfig, int]:
+    """The settings of a drawing, and how many pictures it starts from."""
+    asked = drawing.asked
+    if isinstance(asked, CheckRequest):
+        return asked.config, count_copies(asked.folder)
+    return known_run(runs_dir, asked.run_id).config, len(drawing.sources)
 
 
 @functools.lru_cache(maxsize=256)

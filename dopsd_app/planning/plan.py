@@ -43,6 +43,7 @@ class Plan:
     device: str  # for the person: "NVIDIA GeForce RTX 4070", "CPU, 2 cores"
     steps: int  # optimizer steps
     pictures_per_step: int
+    sources: int  # pictures to start from, of one of them at the most
     memory_total: int  # bytes, of the device that trains
     memory_free: int
     disk_free: int
@@ -58,8 +59,13 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
-def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Machine) -> Plan:
-    """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`."""
+def make_plan(
+    config: TrainConfig, *, pictures: int, sources: int = 0, runs_dir: Path, machine: Machine
+) -> Plan:
+    """What a run with these settings and so many pictures will need, and why it cannot start; see `Plan`.
+
+    `sources` is how many pictures to start from one of them has, at the most.
+    """
     gpu = _card(config, machine)
     on_gpu = gpu is not None
     device = gpu or machine
@@ -67,6 +73,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         device=_device_name(gpu, machine),
         steps=config.steps,
         pictures_per_step=config.batch_size,
+        sources=sources,
         memory_total=device.memory,
         memory_free=device.free_memory,
         disk_free=free_disk(runs_dir),
@@ -75,10 +82,11 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
     problems += _base_problems(config)
     try:
         facts = find_facts(config.base_model, config.revision)
-        sizes = facts.sizes_for(config)
+        sizes = facts.sizes_for(config, sources)
+        facts.architecture.check_sources(sources, facts.label)
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
-    pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu)
+    pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu, sources)
     promise = _promise(config, facts, sizes, pace)
     plan = replace(
         plan,
@@ -88,7 +96,7 @@ def make_plan(config: TrainConfig, *, pictures: int, runs_dir: Path, machine: Ma
         promise=promise,
         lacks=what_lacks(config.base_model, config.revision, config.teacher_context, facts, sizes),
         memory=round(memory(config, sizes, on_gpu).peak * _measured_share(config, on_gpu)),
-        disk=disk(config, sizes, pictures),
+        disk=disk(config, sizes, pictures, sources),
     )
     too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
     impossible = [*_device_problems(config, sizes, machine), *too_much]  # here, whatever else is done

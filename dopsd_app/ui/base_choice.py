@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import gradio as gr
 from gradio.blocks import Block
 
-from dopsd_app.config import TrainConfig, load_preset, presets_for
-from dopsd_app.data.draft_file import KINDS
+from dopsd_app.config import EDIT, SUBJECT, TrainConfig, load_preset, preset_for
 from dopsd_app.data.drafts import Draft, set_settings
-from dopsd_app.models.catalog import CATALOG, find_repository, read_name
+from dopsd_app.models.catalog import CATALOG, find_facts, find_repository, is_known, read_name
 from dopsd_app.ui.base_facts import base_facts
 from dopsd_app.ui.base_here import BaseHere, base_here
 
 REAL_BASE = "z-image-turbo"  # for photographs
+EDIT_BASE = "flux2-klein-4b"  # for photographs to start from
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ def take_base(draft: Draft, base: str) -> Draft:
     """Takes another base model of the catalog, with the preset that was made for it."""
     if base == base_of(draft):
         return draft
-    return set_settings(draft, preset=preset_for(base, draft.kind), base_model=None, revision=None)
+    kind = draft.kind
+    if kind == EDIT and not draft.sources and not CATALOG[base].architecture.edits:
+        kind = SUBJECT
+    return set_settings(draft, kind=kind, preset=preset_for(base, kind), base_model=None, revision=None)
 
 
 def take_own_base(draft: Draft, name: str) -> Draft:
@@ -96,18 +99,24 @@ def take_own_base(draft: Draft, name: str) -> Draft:
     return set_settings(draft, base_model=name or None, revision=None)  # a pinned commit is of the last one
 
 
-def preset_for(base: str, kind: str) -> str:
-    """The preset of a base model for this kind: the one that names it, else the base's first."""
-    own = [preset.name for preset in presets_for(base)]
-    return next((name for name in own if name.endswith(kind)), own[0])
+def can_edit(draft: Draft) -> bool:
+    """Whether the draft's base model starts from pictures; of an unknown one, what it is a kind of."""
+    name, revision = own_base(draft) or base_of(draft), draft.settings.get("revision", "")
+    if not is_known(name, revision):
+        name, revision = base_of(draft), ""
+    return find_facts(name, revision).architecture.edits
 
 
-def take_kind(draft: Draft, kind: str) -> Draft:
-    """Takes a subject or a style as what is taught; the other kind's preset gives way."""
-    suited = preset_for(base_of(draft), kind)
-    if draft.preset.endswith(KINDS) and suited.endswith(kind):
-        return set_settings(draft, kind=kind, preset=suited)
-    return set_settings(draft, kind=kind)
+def unsuited_sources(draft: Draft) -> str:
+    """Why the base model cannot start from the draft's source pictures, where it cannot; else empty."""
+    if not draft.sources or can_edit(draft):
+        return ""
+    return "This base model cannot start from source pictures. FLUX.2 klein can; or remove them."
+
+
+def suited_base(draft: Draft) -> str:
+    """The catalog's base model that can learn photographs such as the draft's."""
+    return EDIT_BASE if draft.sources else REAL_BASE
 
 
 def unsuited_pictures(draft: Draft) -> str:

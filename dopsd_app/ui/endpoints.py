@@ -24,7 +24,9 @@ from dopsd_app.data.drafts import (
     set_caption,
     set_settings,
 )
+from dopsd_app.data.drafts import remove_sources as remove_from_picture
 from dopsd_app.data.uploads import add_pictures as add_to_draft
+from dopsd_app.data.uploads import add_sources as add_to_picture
 from dopsd_app.data.uploads import clone_run as clone_to_draft
 from dopsd_app.data.uploads import list_examples
 from dopsd_app.data.uploads import load_example as load_as_draft
@@ -36,9 +38,10 @@ from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
-from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it
+from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it, try_sources
 from dopsd_app.ui.server.guard import Handler, guarded
 from dopsd_app.ui.server.lora_copies import lora_copy
+from dopsd_app.ui.server.uploads import removed_afterwards
 
 TYPES = {
     str: "text",
@@ -116,23 +119,37 @@ def clone_run(run_id: str) -> dict:
 
 def add_pictures(draft_id: str, files: list[dict]) -> dict:
     """Adds pictures and .txt captions of the same names: `[handle_file("1.png"), handle_file("1.txt")]`."""
+    paths = _uploaded(files)
+    with removed_afterwards(paths):
+        added = add_to_draft(pictures.the_draft(draft_id), paths)
+    return {**_describe(added.draft), "refused": list(added.problems), "notes": list(added.notes)}
+
+
+def _uploaded(files: list[dict]) -> list[Path]:
     for file in files:
         # Only what carries this mark was checked by Gradio to be an upload; another path is not ours to read.
         marked = isinstance(file, dict) and file.get("meta") == {"_type": "gradio.FileData"}
         if not marked or not isinstance(file.get("path"), str):
             raise KnownFailure("Give files as `handle_file(...)` of gradio_client makes them.")
-    paths = [Path(file["path"]) for file in files]
-    try:
-        added = add_to_draft(pictures.the_draft(draft_id), paths)
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)  # the upload itself would stay where browsers can fetch it
-    return {**_describe(added.draft), "refused": list(added.problems), "notes": list(added.notes)}
+    return [Path(file["path"]) for file in files]
 
 
 def caption_picture(draft_id: str, picture: str, captions: str) -> dict:
     """Writes the captions of a picture, given by its key: one per line."""
     return _describe(set_caption(pictures.the_draft(draft_id), picture, captions))
+
+
+def add_sources(draft_id: str, picture: str, files: list[dict]) -> dict:
+    """Adds pictures to start from to a picture, given by its key: `[handle_file("1_source.png")]`."""
+    paths = _uploaded(files)
+    with removed_afterwards(paths):
+        added = add_to_picture(pictures.the_draft(draft_id), picture, paths)
+    return {**_describe(added.draft), "refused": list(added.problems)}
+
+
+def remove_sources(draft_id: str, picture: str) -> dict:
+    """Removes all pictures to start from of a picture, given by its key."""
+    return _describe(remove_from_picture(pictures.the_draft(draft_id), picture))
 
 
 def remove_from_draft(draft_id: str, picture: str) -> dict:
@@ -141,7 +158,7 @@ def remove_from_draft(draft_id: str, picture: str) -> dict:
 
 
 def change_settings(draft_id: str, settings: dict) -> dict:
-    """Changes settings of a draft by name, "preset" and "kind" ("subject" or "style") among them."""
+    """Changes settings of a draft by name, "preset" and "kind" ("subject", "style", "edit") among them."""
     chosen = set_settings(pictures.the_draft(draft_id), **settings)
     draft_config(chosen)  # raises for what cannot work
     return _describe(chosen)
@@ -155,7 +172,7 @@ def check_teacher(draft_id: str) -> dict:
     try_it.wait(drawing, _no_bar)
     drawn = [
         {"caption": _copy(from_caption), "teacher": _copy(by_teacher)}
-        for _, from_caption, by_teacher in rows_drawn(drawing.path)
+        for *_, from_caption, by_teacher in rows_drawn(drawing.path)
     ]
     return {**teacher.show_check(pictures.the_draft(draft.id)), "drawn": drawn}
 
@@ -200,12 +217,26 @@ def show_scheduled_push(run_id: str) -> dict:
     }
 
 
-def draw(run_id: str, prompt: str, seed: int = 0, strength: float = 1.0, step: int = 0) -> dict:
+def keep_sources(run_id: str, files: list[dict]) -> str:
+    """Keeps pictures for a run's LoRA to start from; returns the name that `draw` takes them by."""
+    paths = _uploaded(files)
+    with removed_afterwards(paths):
+        return try_sources.keep_sources(run_actions.the_run(run_id), paths)
+
+
+def draw(
+    run_id: str, prompt: str, seed: int = 0, strength: float = 1.0, step: int = 0, source: str = ""
+) -> dict:
     """Draws a prompt without the LoRA and with it, from the same noise; `step` 0 takes the finished LoRA.
 
-    Returns the drawing's id, for `keep_for_card`, and the two pictures.
+    A LoRA of edits starts from `source`: as `keep_sources` returns it, or "own-2" for what the second
+    training picture was made from, of which the first is taken where none is named. Returns the drawing's
+    id, for `keep_for_card`, and the two pictures.
     """
-    drawing = try_it.draw_pair(run_actions.the_run(run_id), prompt, seed, strength, step or None, _no_bar)
+    run = run_actions.the_run(run_id)
+    source = source or ("own-1" if run.sources else try_sources.NOTHING)
+    files = try_sources.find_sources(run, source)
+    drawing = try_it.draw_pair(run, prompt, seed, strength, step or None, _no_bar, files)
     return {"id": drawing.id, "base": _copy(drawing.base), "lora": _copy(drawing.lora)}
 
 
@@ -266,6 +297,7 @@ def _describe(draft: Draft) -> dict:
         "pictures": [
             {
                 **{name: getattr(item, name) for name in about},
+                "sources": [source.name for source in item.sources],
                 "problems": problems.get(item.key, ()),
                 "notes": notes.get(item.key, ()),
             }
@@ -284,6 +316,8 @@ ENDPOINTS: tuple[Handler, ...] = (
     clone_run,
     add_pictures,
     caption_picture,
+    add_sources,
+    remove_sources,
     remove_from_draft,
     change_settings,
     check_teacher,
@@ -301,6 +335,7 @@ ENDPOINTS: tuple[Handler, ...] = (
     run_actions.schedule_push,
     show_scheduled_push,
     show_pictures,
+    keep_sources,
     draw,
     try_it.cancel_drawing,
     download_lora,

@@ -1,14 +1,14 @@
 """The first step: the base model, the pictures and the advice on them."""
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import gradio as gr
 from gradio.blocks import Block
 
+from dopsd_app.config import EDIT, STYLE, SUBJECT
 from dopsd_app.data.captions import advise
-from dopsd_app.data.draft_file import KINDS, DraftError, Item
+from dopsd_app.data.draft_file import DraftError, Item
 from dopsd_app.data.drafts import (
     Draft,
     check_draft,
@@ -23,30 +23,35 @@ from dopsd_app.data.drafts import (
     note_repairs,
     read_draft,
     remove_picture,
+    remove_sources,
     set_caption,
     set_settings,
+    take_kind,
 )
 from dopsd_app.data.pictures import MAX_PICTURES
-from dopsd_app.data.uploads import add_pictures, list_examples, load_example
+from dopsd_app.data.uploads import Added, add_pictures, add_sources, list_examples, load_example
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value
+from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import words
 from dopsd_app.ui.base_choice import (
-    REAL_BASE,
     BaseChoice,
     base_choice,
     base_of,
+    can_edit,
     own_base,
+    suited_base,
     take_base,
-    take_kind,
     take_own_base,
     unsuited_pictures,
+    unsuited_sources,
 )
 from dopsd_app.ui.base_here import begin_checking, begin_fetching, cancel
 from dopsd_app.ui.confirmation import Confirmation, confirmation
 from dopsd_app.ui.events import held, listen, on_tick, source_of
 from dopsd_app.ui.kept_text import KeptText, kept_text
 from dopsd_app.ui.navigation import TEACHER
+from dopsd_app.ui.server.uploads import removed_afterwards
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -54,6 +59,14 @@ if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
 
 Shown = TypeVar("Shown", bound="DataclassInstance")
+KINDS = [
+    ("A subject: a dog, a face, a product", SUBJECT),
+    ("A style", STYLE),
+    ("An edit: from one picture to another", EDIT),
+]
+ABOUT_EDITS = (
+    "Each picture needs what it is made from: drop cat_source.png in with cat.png, or add it on the card."
+)
 EMPTY = "<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>"
 
 
@@ -76,11 +89,18 @@ class Slot:
     caption: KeptText
     message: gr.HTML
     remove: gr.Button
+    add: gr.UploadButton  # there while the draft is of an edit, as is the next
+    without: gr.Button
 
     @property
     def outputs(self) -> list[Block]:
         """What `show` and `hide` fill."""
         return [self.box, self.picture, *self.caption.outputs]
+
+    @property
+    def of_edit(self) -> list[Block]:
+        """What `show_edit` and `show_label` fill."""
+        return [self.add, self.without, self.caption.box]
 
     def connect(self, step: "PicturesStep") -> None:
         """Connects the slot's events."""
@@ -91,9 +111,25 @@ class Slot:
         """A picture of the draft."""
         return {
             self.box: gr.Column(visible=True),
-            self.picture: words.image(draft.thumbnail(item), item.name),
+            self.picture: _pictures(draft, item),
             **self.caption.fill(item.caption),
+            self.caption.box: gr.Textbox(item.caption, label=self._label(draft)),
         }
+
+    def show_edit(self, draft: Draft, item: Item, edits: bool) -> dict:
+        """What an edit has besides, where the base model `edits`; what it is not of is taken away too."""
+        of_edit, sources = draft.kind == EDIT, len(item.sources)
+        return {
+            self.add: gr.UploadButton(visible=of_edit and edits),
+            self.without: gr.Button(visible=sources > 0),
+        }
+
+    def show_label(self, draft: Draft) -> dict:
+        """What is asked for beside the picture; the words in the box are left alone."""
+        return {self.caption.box: gr.Textbox(label=self._label(draft))}
+
+    def _label(self, draft: Draft) -> str:
+        return f"{'Instruction for' if draft.kind == EDIT else 'Caption of'} picture {self.number + 1}"
 
     def hide(self) -> dict:
         """No picture."""
@@ -131,8 +167,14 @@ class PicturesStep:
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills; the draft first, for the boxes tell of their changes at once."""
-        around = [self.draft, *self.choice.outputs, self.earlier, *self.trigger.outputs, self.kind]
-        return [*around, *self.messages, *(part for slot in self.slots for part in slot.outputs)]
+        around = [self.draft, *self.choice.outputs, self.earlier, *self.trigger.outputs]
+        slots = (part for slot in self.slots for part in slot.outputs)
+        return list(dict.fromkeys([*around, *self.of_kind, *self.messages, *slots]))
+
+    @property
+    def of_kind(self) -> list[Block]:
+        """What `show_kind` fills."""
+        return [self.kind, *(part for slot in self.slots for part in slot.of_edit)]
 
     @property
     def messages(self) -> list[Block]:
@@ -152,17 +194,28 @@ class PicturesStep:
             **self.choice.show(draft),
             self.earlier: _earlier(draft),
             **self.trigger.fill(draft.trigger_word),
-            self.kind: draft.kind,
             **self.show_messages(draft),
             **slots,
+            **self.show_kind(draft),
         }
+
+    def show_kind(self, draft: Draft) -> dict:
+        """What can be taught and is, and on the cards what an edit has besides."""
+        edits = can_edit(draft)
+        kinds = [(label, kind) for label, kind in KINDS if kind != EDIT or edits or draft.kind == EDIT]
+        info = ABOUT_EDITS if draft.kind == EDIT else ""
+        values: dict = {self.kind: gr.Radio(choices=kinds, value=draft.kind, info=info)}
+        for slot, item in zip(self.slots, draft.items, strict=False):
+            values |= slot.show_edit(draft, item, edits)
+        return values
 
     def show_messages(self, draft: Draft) -> dict:
         """Problems, advice and notes, and whether one can go on; captions are left alone."""
         problems = check_draft(draft)
         advice, notes = (advise(draft), note_repairs(draft)) if draft.items else ({}, {})
         whole = problems.get("", ()) if draft.items else ()
-        unsuited = unsuited_pictures(draft)
+        impossible = unsuited_sources(draft)
+        unsuited = impossible or unsuited_pictures(draft)
         above = words.lines([unsuited] if unsuited else [], "problem")
         waiting = [
             f"{name} belongs to no picture here. It is kept until its picture comes."
@@ -177,16 +230,23 @@ class PicturesStep:
             )
         return {
             self.empty: above if draft.items else EMPTY,
-            self.real: gr.Button(visible=bool(unsuited)),
+            self.real: gr.Button(f"Use {CATALOG[suited_base(draft)].label}", visible=bool(unsuited)),
             self.message: words.lines(whole, "problem")
             + words.lines(waiting, "note")
             + words.lines(advice.get("", ()), "advice"),
             self.go: gr.Button(
-                interactive=bool(draft.items) and not problems,
+                interactive=bool(draft.items) and not problems and not impossible,
                 variant="secondary" if unsuited else "primary",
             ),
             **slots,
         }
+
+    def show_labels(self, draft: Draft) -> dict:
+        """What follows from another kind or base model: what is asked for on the cards, and the messages."""
+        labels: dict = {}
+        for slot, _ in zip(self.slots, draft.items, strict=False):
+            labels |= slot.show_label(draft)
+        return {**labels, **self.show_messages(draft)}
 
     # --- what its events do
 
@@ -194,7 +254,7 @@ class PicturesStep:
         """Connects the step's events."""
         self.page = page
         choice = self.choice
-        chosen = [*choice.outputs, *self.messages]
+        chosen = list(dict.fromkeys([*choice.outputs, *self.of_kind, *self.messages]))
         facts = {"progress_on": choice.facts}
         listen(choice.base.input, self.choose_base, [self.draft, choice.base], chosen, **facts)
         # The last name counts: an earlier one may still be asked for.
@@ -223,13 +283,19 @@ class PicturesStep:
         listen(self.delete.click, self.ask_to_delete, self.draft, self.deletion.outputs)
         self.deletion.connect(self.delete_draft, [self.draft], self.outputs, **progress)
 
-        listen(self.kind.input, self.choose_kind, [self.draft, self.kind], self.messages)
+        about = list(dict.fromkeys([*self.of_kind, *self.messages]))
+        listen(self.kind.input, self.choose_kind, [self.draft, self.kind], about)
         self.trigger.connect(self.draft, self.write_trigger, self.messages)
         for slot in self.slots:
             slot.connect(self)
         # One event for all slots: a page that describes twenty more opens more slowly.
         removals = [slot.remove.click for slot in self.slots]
         listen(removals, self.remove, self.draft, self.outputs, **progress)
+        uploads = [slot.add for slot in self.slots]
+        added = [slot.add.upload for slot in self.slots]
+        listen(added, self.add_sources, {self.draft, *uploads}, self.outputs, **progress)
+        without = [slot.without.click for slot in self.slots]
+        listen(without, self.remove_sources, self.draft, self.outputs, **progress)
         outputs = [*page.navigation.outputs, *page.teacher.outputs]
         listen(self.go.click, self.go_on, self.draft, outputs)
 
@@ -244,8 +310,8 @@ class PicturesStep:
         return self._show_choice(draft, self.choice.show_facts(draft))
 
     def choose_real_base(self, shown: object) -> dict:
-        """Takes the base model that draws photographs, for pictures that the built-in one cannot learn."""
-        return self.choose_base(shown, REAL_BASE)
+        """Takes the base model that draws photographs, for pictures that the chosen one cannot learn."""
+        return self.choose_base(shown, suited_base(draft_of(shown)))
 
     def fetch_base(self, shown: object, sent: object) -> dict:
         """Starts fetching the draft's base model."""
@@ -273,18 +339,26 @@ class PicturesStep:
         """The choice, unless another one was made while the Hub was asked, which is answered by itself."""
         now = read_draft(draft.path)
         same = (base_of(draft), own_base(draft)) == (base_of(now), own_base(now))
-        return {**(choice if same else {}), **self.show_messages(now)}
+        return {**(choice if same else {}), **self.show_kind(now), **self.show_labels(now)}
 
     def add_files(self, shown: object, files: list[str] | None) -> dict:
         """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
-        try:
+        with removed_afterwards(files or []):
             added = add_pictures(draft_of(shown), files or [])
-        finally:
-            for file in files or []:
-                Path(file).unlink(missing_ok=True)  # theirs would stay where browsers can fetch it
+        return {**self._show_added(added), self.upload: None}
+
+    def add_sources(self, values: dict, event: gr.EventData) -> dict:
+        """Adds uploaded pictures to what the picture of a slot is made from."""
+        number = int(source_of(event).removeprefix("add-source-")) - 1
+        shown, files = values[self.draft], values[self.slots[number].add] or []
+        with removed_afterwards(files):
+            added = add_sources(draft_of(shown), _key(shown, number), files)
+        return {**self._show_added(added), self.slots[number].add: gr.UploadButton(value=None)}
+
+    def _show_added(self, added: Added) -> dict:
         step = self.show(added.draft)
         about_files = words.lines(added.problems, "problem") + words.lines(added.notes, "note")
-        return {**step, self.upload: None, self.message: about_files + step[self.message]}
+        return {**step, self.message: about_files + step[self.message]}
 
     def load_example(self, event: gr.EventData) -> dict:
         """A new draft with an example's pictures; what was there before stays among the earlier drafts."""
@@ -319,7 +393,8 @@ class PicturesStep:
 
     def choose_kind(self, shown: object, kind: str) -> dict:
         """Says whether a subject or a style is taught."""
-        return self.show_messages(take_kind(draft_of(shown), kind))
+        draft = take_kind(draft_of(shown), kind)
+        return {**self.show_kind(draft), **self.show_labels(draft)}
 
     def write_trigger(self, shown: object, word: str) -> dict:
         """Keeps the trigger word."""
@@ -329,6 +404,14 @@ class PicturesStep:
         """Removes the picture in a slot."""
         number = int(source_of(event).removeprefix("remove-")) - 1
         return self.show(remove_picture(draft_of(shown), _key(shown, number)))
+
+    def remove_sources(self, shown: object, event: gr.EventData) -> dict:
+        """Removes all that the picture in a slot is made from."""
+        number = int(source_of(event).removeprefix("remove-sources-")) - 1
+        draft = remove_sources(draft_of(shown), _key(shown, number))
+        if draft.kind == EDIT and not draft.sources and not can_edit(draft):
+            draft = take_kind(draft, SUBJECT)  # they were dropped in for a base model that does not edit
+        return self.show(draft)
 
     def go_on(self, shown: object) -> dict:
         """Goes on to the second step."""
@@ -370,7 +453,7 @@ def pictures_step() -> PicturesStep:
             info="A made-up word that stands for what is new. Write it into every caption.",
         )
         kind = gr.Radio(
-            [("A subject: a dog, a face, a product", KINDS[0]), ("A style", KINDS[1])],
+            KINDS,
             label="What is new",
             elem_id="kind",
         )
@@ -410,9 +493,37 @@ def _slot(number: int) -> Slot:
             placeholder="What is to be seen. One caption per line.",
             elem_id=f"caption-{place}",
         )
+        add = gr.UploadButton(
+            f"Add source to picture {place}",
+            visible=False,
+            file_count="multiple",
+            file_types=["image"],
+            size="sm",
+            elem_id=f"add-source-{place}",
+        )
+        without = gr.Button(
+            f"Remove sources of picture {place}",
+            visible=False,
+            size="sm",
+            elem_id=f"remove-sources-{place}",
+        )
         message = gr.HTML(elem_id=f"message-{place}", elem_classes="message")
         remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
-    return Slot(number, box, picture, caption, message, remove)
+    return Slot(number, box, picture, caption, message, remove, add, without)
+
+
+def _pictures(draft: Draft, item: Item) -> str:
+    """A picture; of an edit, with what it is made from before it."""
+    picture = words.image(draft.thumbnail(item), item.name)
+    if not item.sources:
+        return picture
+    before = "".join(words.image(draft.thumbnail(source), source.name, 256) for source in item.sources)
+    kind = "before several" if len(item.sources) > 1 else "before"
+    return (
+        f"<div class='pair'><figure><figcaption>Before</figcaption><div class='{kind}'>{before}</div>"
+        "</figure>"
+        f"<figure><figcaption>After</figcaption>{picture}</figure></div>"
+    )
 
 
 def _earlier(draft: Draft) -> gr.Dropdown:

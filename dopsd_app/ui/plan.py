@@ -260,9 +260,10 @@ def _needs(plan: Plan) -> str:
         return _messages(plan)
     time, pace = words.in_time(plan.seconds), words.pace(plan.seconds_per_step)
     free, disk_free = words.memory(plan.memory_free), words.disk(plan.disk_free)
+    sources = f", with {words.count(plan.sources, 'source')}" if plan.sources else ""
     timed = f"{pace} a step, {plan.source}{'; without the download' if plan.lacks else ''}"
     cells = {
-        "Steps": (f"{plan.steps}", f"{words.count(plan.pictures_per_step, 'picture')} each"),
+        "Steps": (f"{plan.steps}", f"{words.count(plan.pictures_per_step, 'picture')} each{sources}"),
         **({"Time": (time, timed)} if plan.promise else {}),
         "Memory": (words.memory(plan.memory), f"of {free} free, {plan.device}"),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
@@ -297,7 +298,11 @@ def check_ready(config: TrainConfig) -> None:
 def plan_draft(draft: Draft) -> Plan:
     """What a run of this draft would need; `ConfigError` for settings that cannot work."""
     return make_plan(
-        draft_config(draft), pictures=len(draft.items), runs_dir=default_runs_dir(), machine=read_machine()
+        draft_config(draft),
+        pictures=len(draft.items),
+        sources=draft.sources,
+        runs_dir=default_runs_dir(),
+        machine=read_machine(),
     )
 
 

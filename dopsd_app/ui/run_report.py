@@ -85,11 +85,14 @@ def rollout(view: RunView) -> str:
     )
 
 
-def samples(samples: tuple[Preview, ...]) -> str:
-    """The samples of base and LoRA over time, the newest large."""
+def samples(samples: tuple[Preview, ...], edits: bool) -> str:
+    """The samples of base and LoRA over time, the newest large; of an edit, beside what they start from."""
     if not samples:
         return ""
     latest, *earlier = reversed(samples)
+    order = "Left: the base model. Right: with your LoRA."
+    if edits:
+        order = "Left: the source. In the middle: the base model. Right: with your LoRA."
     older = "".join(
         f"<figure><figcaption>Step {sample.step}</figcaption>{_sample(sample, 512)}</figure>"
         for sample in earlier
@@ -97,7 +100,7 @@ def samples(samples: tuple[Preview, ...]) -> str:
     strip = f"<div class='strip' tabindex='0' role='group' aria-label='Earlier samples'>{older}</div>"
     return (
         "<div class='over-time'><h2>The same prompts and seeds over time</h2>"
-        "<p class='hint'>Left: the base model. Right: with your LoRA.</p>"
+        f"<p class='hint'>{order}</p>"
         f"<figure class='latest'><figcaption><b>Step {latest.step}</b></figcaption>{_sample(latest, 2400)}"
         f"</figure>{strip if earlier else ''}</div>"
     )

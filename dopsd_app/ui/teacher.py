@@ -22,7 +22,7 @@ from dopsd_app.files import read_value, replace_file
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import default_runs_dir
-from dopsd_app.models.catalog import find_facts, what_lacks
+from dopsd_app.models.catalog import check_sources, find_facts, what_lacks
 from dopsd_app.ui import words
 from dopsd_app.ui.events import held, listen, on_tick
 from dopsd_app.ui.navigation import PLAN
@@ -40,6 +40,18 @@ WORDS = {
     "does not": "It does not see it",
 }
 MARKS = {"sees": "sees", "partly": "partly", "does not": "not"}
+# What stands above a column, and what its pictures are called.
+COLUMNS = (
+    ("Your picture", "Your picture"),
+    ("From the caption", "Drawn from the caption"),
+    ("Caption and picture: the teacher", "Drawn by the teacher"),
+)
+EDIT_COLUMNS = (
+    ("Before", "The source"),
+    ("After: your picture", "Your picture"),
+    ("From source and instruction", "Drawn from source and instruction"),
+    ("With your picture too: the teacher", "Drawn by the teacher"),
+)
 INTRODUCTION = (
     "<div class='empty'><p>Training can teach what the teacher draws, and no more.<br>Look at it before you"
     " spend an hour: up to four pictures are drawn, from your caption alone and with your picture in"
@@ -151,7 +163,9 @@ def teacher_step() -> TeacherStep:
 
 def start_check(draft: Draft) -> Drawing:
     """Begins a teacher check of the draft as it is now; the draft remembers which check is its own."""
-    check_ready(draft_config(draft))  # it may ask the Hub: not while another tab waits for the lock
+    config = draft_config(draft)
+    check_ready(config)  # it may ask the Hub: not while another tab waits for the lock
+    check_sources(config.base_model, config.revision, draft.sources)
     with FileLock(draft.path / ".check.lock", timeout=60):
         if (earlier := draft_check(draft)) and earlier.status.busy:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
@@ -199,7 +213,9 @@ def _asked(draft: Draft) -> AskedCheck | None:
 
 def _digest(draft: Draft) -> str:
     settings = load_preset(draft.preset).settings | draft.settings  # which may not be whole just now
-    pictures = [(item.key, item.caption) for item in draft.items[:CHECKED]]
+    pictures = [
+        (item.key, item.caption, *(source.key for source in item.sources)) for item in draft.items[:CHECKED]
+    ]
     seen = ("teacher_context", "teacher_picture_minimum", "teacher_picture_maximum")
     checked = [pictures, *(settings.get(name) for name in ("base_model", "resolution", *seen))]
     return hashlib.sha256(json.dumps(checked).encode()).hexdigest()
@@ -281,10 +297,11 @@ def _rows(drawing: Drawing | None, rows: list) -> str:
     if drawing is None or not rows:
         return INTRODUCTION
     captions = _captions(drawing)
-    parts = ["<div class='check'><div class='row head'><span>Your picture</span><span>From the caption"
-             "</span><span>Caption and picture: the teacher</span></div>"]  # fmt: skip
+    edits = len(rows[0]) == len(EDIT_COLUMNS)
+    heads, names = zip(*(EDIT_COLUMNS if edits else COLUMNS), strict=True)
+    head = "".join(f"<span>{text}</span>" for text in heads)
+    parts = [f"<div class='check{' edit' if edits else ''}'><div class='row head'>{head}</div>"]
     for number, row in enumerate(rows):
-        names = ("Your picture", "Drawn from the caption", "Drawn by the teacher")
         pictures = "".join(words.image(file, name) for file, name in zip(row, names, strict=True))
         caption = captions[number] if number < len(captions) else ""
         parts.append(f"<div class='row'>{pictures}<p class='cap'>{words.text(caption)}</p></div>")

@@ -133,14 +133,14 @@ class TrainStep:
         scheduled = describe_scheduled(run) if run and view else ""
         values = {
             self.runs: {"choices": choices, "value": run.id if run else None},
-            **self._pictures_of_run(view, run_report.NONE_CHOSEN if known else run_report.EMPTY),
+            **self._pictures_of_run(run, view, run_report.NONE_CHOSEN if known else run_report.EMPTY),
             **self._buttons(run, view),
             self.when_finished.message: (scheduled, lambda: scheduled),
             self.timer: (busy, lambda: gr.Timer(BUSY if busy else IDLE, active=True)),
         }
         return only_changed(values, self.digests, sent)
 
-    def _pictures_of_run(self, view: RunView | None, otherwise: str) -> dict:
+    def _pictures_of_run(self, run: Run | None, view: RunView | None, otherwise: str) -> dict:
         """What tells of a change, and a maker, for each part that shows the chosen run."""
         if view is None:
             texts, plots = (self.progress, self.rollout, self.samples), (self.curve, self.health)
@@ -160,7 +160,10 @@ class TrainStep:
                 lambda: run_report.progress(view),
             ),
             self.rollout: ((view.rollouts[-1:], not view.samples), lambda: run_report.rollout(view)),
-            self.samples: (view.samples, lambda: run_report.samples(view.samples)),
+            self.samples: (
+                view.samples,
+                lambda: run_report.samples(view.samples, edits=bool(run and run.sources)),
+            ),
             self.curve: (view.curve, lambda: run_report.curve(view.curve)),
             self.health: (view.health, lambda: run_report.health(view.health)),
         }

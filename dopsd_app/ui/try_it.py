@@ -1,7 +1,7 @@
 """The fifth step, its first half: pictures of a LoRA beside the base model's, and the file itself."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ from dopsd_app.ui import words
 from dopsd_app.ui.events import held, listen
 from dopsd_app.ui.run_actions import run_name, the_run, watcher
 from dopsd_app.ui.server.lora_copies import lora_copy
+from dopsd_app.ui.server.uploads import removed_afterwards
+from dopsd_app.ui.try_sources import NOTHING, can_start, find_sources, keep_sources, list_sources
 
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
@@ -42,6 +44,10 @@ class TryStep:
     page: "Page" = field(init=False)
     title: gr.HTML
     prompt: gr.Textbox
+    start: gr.Row  # there where the base model edits
+    source: gr.Dropdown
+    upload: gr.UploadButton
+    sources: gr.HTML  # the chosen ones
     seed: gr.Number
     strength: gr.Slider
     checkpoint: gr.Dropdown
@@ -57,7 +63,8 @@ class TryStep:
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills."""
-        asked = [self.prompt, self.seed, self.strength, self.checkpoint]
+        start = [self.start, self.source, self.sources]
+        asked = [self.prompt, *start, self.seed, self.strength, self.checkpoint]
         return [self.title, *asked, self.download, self.diffusers, self.comfyui, *self._drawing]
 
     @property
@@ -72,7 +79,7 @@ class TryStep:
         listen(
             self.draw.click,
             self.draw_pair,
-            [run_id, self.prompt, self.seed, self.strength, self.checkpoint],
+            [run_id, self.prompt, self.seed, self.strength, self.checkpoint, self.source],
             self._drawing,
             progress_on=self.slider,
             trigger_mode="once",
@@ -85,6 +92,15 @@ class TryStep:
             self.download,
             trigger_mode="always_last",
         )
+        chosen = [run_id, self.source]
+        listen(self.source.input, self.show_sources, chosen, self.sources, trigger_mode="always_last")
+        listen(
+            self.upload.upload,
+            self.add_sources,
+            [run_id, self.upload],
+            [self.upload, self.source, self.sources],
+            progress_on=self.sources,
+        )
         listen(self.keep.click, self.use_on_card, self.drawn, [card.pictures, card.clear])
 
     def show(self, run_id: str) -> dict:
@@ -92,19 +108,24 @@ class TryStep:
         run = the_run(run_id)
         choices, chosen = what_to_try(run)
         word = run.config.trigger_word
-        first = run.config.preview_prompts[0] if run.config.preview_prompts else word
+        first = run.config.preview_prompts[0] if run.config.preview_prompts else _first_words(run)
         asked = PictureRequest(run.id, first, 0)
         if drawing := last_drawing(run):
             asked = drawing.asked_for(PictureRequest)
             chosen = f"Step {asked.checkpoint}" if asked.checkpoint else FINISHED
+        sources = list_sources(run, drawing)
+        source = sources[0][1] if sources else NOTHING
         return {
             self.title: f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
             self.prompt: asked.prompt,
+            self.start: gr.Row(visible=can_start(run)),
+            self.source: gr.Dropdown(choices=sources, value=source),
+            self.sources: _shown_sources(run, source),
             self.seed: asked.seed,
             self.strength: asked.strength,
             self.checkpoint: gr.Dropdown(choices=choices, value=chosen, info=_how_chosen(run)),
             self.download: _download_button(run, chosen),
-            self.diffusers: make_snippet(run.config, ".", first),
+            self.diffusers: make_snippet(run.config, ".", first, run.sources),
             self.comfyui: _comfyui(run),
             **self._show_drawing(drawing),
         }
@@ -119,12 +140,35 @@ class TryStep:
         }
 
     def draw_pair(
-        self, run_id: str, prompt: str, seed: int, strength: float, checkpoint: str, progress=PROGRESS
+        self,
+        run_id: str,
+        prompt: str,
+        seed: int,
+        strength: float,
+        checkpoint: str,
+        source: str | None,
+        progress=PROGRESS,
     ) -> dict:
         """Draws a prompt twice from the same noise, at the model's own few steps: base, and with the LoRA."""
-        step = chosen_step(checkpoint)
-        drawing = draw_pair(the_run(run_id), prompt, int(seed or 0), float(strength), step, progress)
+        run, step = the_run(run_id), chosen_step(checkpoint)
+        sources = find_sources(run, source or NOTHING)
+        drawing = draw_pair(run, prompt, int(seed or 0), float(strength), step, progress, sources)
         return self._show_drawing(drawing)
+
+    def show_sources(self, run_id: str, source: str | None) -> dict:
+        """The pictures of another choice."""
+        return {self.sources: _shown_sources(the_run(run_id), source or NOTHING)}
+
+    def add_sources(self, run_id: str, files: list[str] | None) -> dict:
+        """Takes uploaded pictures to start from; the server's copies of the uploads are removed."""
+        run = the_run(run_id)
+        with removed_afterwards(files or []):
+            source = keep_sources(run, files or [])
+        return {
+            self.upload: gr.UploadButton(value=None),
+            self.source: gr.Dropdown(choices=list_sources(run, last_drawing(run)), value=source),
+            self.sources: _shown_sources(run, source),
+        }
 
     def cancel_drawing(self, run_id: str) -> None:
         """Stops all drawing for the run."""
@@ -150,6 +194,23 @@ def try_step() -> TryStep:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt", max_length=2000)
+            with gr.Row(visible=False, equal_height=False) as start:
+                # It may be shown with the choices of the run before: no error then.
+                source = gr.Dropdown(
+                    [("None", NOTHING)],
+                    value=NOTHING,
+                    label="Source",
+                    info="The picture to start from",
+                    allow_custom_value=True,
+                    elem_id="source",
+                )
+                upload = gr.UploadButton(
+                    "Use a picture of your own",
+                    file_count="multiple",
+                    file_types=["image"],
+                    size="sm",
+                    elem_id="add-source",
+                )
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
                 checkpoint = gr.Dropdown(
@@ -172,6 +233,7 @@ def try_step() -> TryStep:
                 cancel_button = gr.Button("Cancel", elem_id="cancel-draw")
                 keep = gr.Button("Use on the card", interactive=False, elem_id="keep")
         with gr.Column(scale=3, min_width=300):
+            sources = gr.HTML(elem_id="sources")
             slider = gr.ImageSlider(
                 type="pil",
                 label="Base | with your LoRA",
@@ -187,6 +249,10 @@ def try_step() -> TryStep:
     return TryStep(
         title=title,
         prompt=prompt,
+        start=start,
+        source=source,
+        upload=upload,
+        sources=sources,
         seed=seed,
         strength=strength,
         checkpoint=checkpoint,
@@ -222,20 +288,50 @@ def _how_chosen(run: Run) -> str:
     return "The last one in good health is chosen" if watcher.read(run).health else "The last one is chosen"
 
 
+def _first_words(run: Run) -> str:
+    """What a prompt begins as: of an edit, the first instruction; else the trigger word."""
+    captions = (run.dataset / "01.txt").read_text(encoding="utf-8").splitlines() if run.sources else ()
+    return next(iter(captions), run.config.trigger_word)
+
+
+def _shown_sources(run: Run, choice: str) -> str:
+    try:
+        files = find_sources(run, choice)
+    except KnownFailure as error:
+        return words.lines([str(error)], "problem")
+    pictures = "".join(words.image(file, f"Source {number}") for number, file in enumerate(files, start=1))
+    if not pictures:
+        return ""
+    hint = "What is drawn from it shows much of it: look before you put that on the card."
+    return (
+        f"<figure class='starts'><figcaption>Source</figcaption>{pictures}</figure><p class='hint'>{hint}</p>"
+    )
+
+
 def _reminder(word: str) -> str:
     return f"<p class='hint'>The trigger word is <b>{words.text(word)}</b>.</p>" if word else ""
 
 
 def draw_pair(
-    run: Run, prompt: str, seed: int, strength: float, step: int | None, progress: Callable
+    run: Run,
+    prompt: str,
+    seed: int,
+    strength: float,
+    step: int | None,
+    progress: Callable,
+    sources: Sequence[Path] = (),
 ) -> Drawing:
-    """Asks the warm worker for a pair of pictures, and comes back when they are there."""
+    """Asks the warm worker for a pair of pictures, and comes back when they are there.
+
+    `sources` are the pictures to start from.
+    """
     if not prompt.strip():
         raise KnownFailure("Write a prompt first.")
     if not (0 <= seed < 2**32 and 0 <= strength <= MAX_STRENGTH):
         raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
     check_fetch(run.config, UNTAUGHT)
-    drawing = ask(run.runs_dir, PictureRequest(run.id, prompt.strip(), seed, strength, step))
+    request = PictureRequest(run.id, prompt.strip(), seed, strength, step)
+    drawing = ask(run.runs_dir, request, sources)
     wait(drawing, progress)
     return drawing
 

@@ -1,5 +1,7 @@
 """An upload as it comes in: whole, and of nothing but files, or none of it stays on the disk."""
 
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,16 @@ def whole_files(receive: Receive, content_type: str) -> Receive:
         return message
 
     return checked
+
+
+@contextmanager
+def removed_afterwards(files: Iterable[str | Path]) -> Generator[None]:
+    """Removes the server's copies of uploads after use: they would stay where browsers can fetch them."""
+    try:
+        yield
+    finally:
+        for file in files:
+            Path(file).unlink(missing_ok=True)
 
 
 class _Parts:
