@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -18,9 +19,11 @@ from dopsd_app.checks.previews import read_thumbnail, save_samples
 from dopsd_app.jobs.lora_file import LORA_SCHEMA, read_facts
 from dopsd_app.jobs.manifest import find_damage, hash_file, read_manifest
 from dopsd_app.jobs.runs import LORA_FILE
+from dopsd_app.method.encode import EncodedPrompt
 from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.models.catalog import CATALOG, find_facts
+from dopsd_app.models.protocol import Conditioning
 from dopsd_app.train import train
 from tests.support.finished_run import pocket_config
 from tests.support.pictures import make_picture
@@ -182,7 +185,13 @@ def test_the_picture_is_the_first_that_the_lora_drew_small_and_nothing_else(new_
     blue.paste("blue", (0, 0, *blue.size))
     blue.info["exif"] = b"Exif\x00\x00made at home"
     red = Image.new("RGB", blue.size, "red")
-    save_samples(run, 4, [(red, blue), (red, red)])
+    size = (blue.height, blue.width)
+    alone = EncodedPrompt(Conditioning(torch.zeros(1, 1)), size)
+    edit = replace(alone, source=red)
+    # What starts from a person's own picture shows much of that: it stays at home.
+    save_samples(run, 4, [edit], [(red, blue)])
+    assert read_thumbnail(run, 4) == b""
+    save_samples(run, 4, [edit, alone, alone], [(red, red), (red, blue), (red, red)])
     picture, content = thumbnail_of(describe_lora(run.config, POCKET, [], 4, read_thumbnail(run, 4)))
     assert picture.size == (256, 128)
     assert np.abs(np.asarray(picture, int) - (0, 0, 255)).max() < 8

@@ -68,12 +68,15 @@ def save_samples(
 ) -> PreviewSaved:
     """A row for every prompt: what it starts from, if from anything, the base's picture and the student's.
 
-    The student's first picture is kept small too.
+    The student's first picture that starts from none is kept small too: it goes into the LoRA file, and what
+    is drawn from a person's own picture shows much of that.
     """
-    save_picture(_thumbnail(pairs[0][1], THUMBNAIL), _thumbnail_file(run, step))
+    drawn = zip(prompts, pairs, strict=False)  # the other pairs are not shown
+    if first := next((pair for prompt, pair in drawn if prompt.source is None), None):
+        save_picture(_thumbnail(first[1], THUMBNAIL), _thumbnail_file(run, step))
     rows = [
         (prompt.source, *pair) if prompt.source else pair
-        for prompt, pair in zip(prompts, pairs, strict=False)  # the other pairs are not shown
+        for prompt, pair in zip(prompts, pairs, strict=False)
     ]
     return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", rows),))
 
