@@ -36,7 +36,7 @@ def hub():
 @pytest.fixture(scope="module")
 def server(hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    with PageServer(folder, hub.environment(folder / "home"), fork_workers=False) as server:
+    with PageServer(folder, hub.environment(folder / "home"), forked=False) as server:
         yield server
 
 
