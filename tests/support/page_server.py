@@ -70,8 +70,6 @@ class PageServer:
             "TOLD_MODULES": str(self._modules),
             **(environment or {}),
         }
-        if not self.forked:
-            del self.environment[forks.PLACE]
         self.runs = Path(self.environment.get("DOPSD_RUNS", folder / "runs"))
         self.drafts = Path(self.environment.get("DOPSD_DRAFTS", folder / "drafts"))
 
@@ -100,7 +98,11 @@ class PageServer:
             self.process = (forks.Forked if self.forked else subprocess.Popen)(
                 [sys.executable, *script],
                 cwd=self.folder,
-                env=self.environment,
+                env={
+                    name: value
+                    for name, value in self.environment.items()
+                    if self.forked or name != forks.PLACE
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
