@@ -498,7 +498,7 @@ def test_a_disk_without_room_is_told_before_the_first_byte(hub, call, hub_and_pr
         told = call("fetch", Z_IMAGE)
     finally:
         call("set_room", free=10**15)
-    assert "needs 4 MB more on the disk of" in told and "200 MB are free" in told and "HF_HOME" in told
+    assert "needs 3 MB more on the disk of" in told and "200 MB are free" in told and "HF_HOME" in told
     assert hub.fetched("Tongyi") < 8 * HEADER
 
 

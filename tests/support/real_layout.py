@@ -38,7 +38,7 @@ TRANSFORMER = {
 }
 VAE = {
     "act_fn": "silu",
-    "block_out_channels": [32, 32, 32, 32],
+    "block_out_channels": [8, 8, 16, 32],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "force_upcast": True,
     "in_channels": 3,
@@ -47,7 +47,7 @@ VAE = {
     "latents_std": None,
     "layers_per_block": 2,
     "mid_block_add_attention": True,
-    "norm_num_groups": 32,
+    "norm_num_groups": 8,
     "out_channels": 3,
     "sample_size": 1024,
     "scaling_factor": 0.3611,
