@@ -203,6 +203,7 @@ def try_step() -> TryStep:
                     info="The picture to start from",
                     allow_custom_value=True,
                     elem_id="source",
+                    min_width=220,
                 )
                 upload = gr.UploadButton(
                     "Use a picture of your own",
