@@ -290,6 +290,13 @@ def test_a_base_that_cannot_edit_is_told_before_anything_is_loaded(tmp_path, cap
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_check_of_the_teacher_is_refused_where_the_base_cannot_edit(tmp_path):
+    examples = read_examples(save_pairs(tmp_path / "pairs"), minimum_side=64).examples
+    pocket = TrainConfig(resolution=64)
+    with pytest.raises(KnownFailure, match="pocket-turbo cannot edit pictures"):
+        list(teacher_check(LoadedModel(pocket), pocket, examples, tmp_path))
+
+
 def test_a_lora_of_pictures_may_start_from_one_too(config, tmp_path):
     pairs = save_pairs(tmp_path / "pairs")
     for file in pairs.glob("*_source.png"):
