@@ -290,6 +290,13 @@ def test_a_base_that_cannot_edit_is_told_before_anything_is_loaded(tmp_path, cap
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_check_of_the_teacher_is_refused_where_the_base_cannot_edit(tmp_path):
+    examples = read_examples(save_pairs(tmp_path / "pairs"), minimum_side=64).examples
+    pocket = TrainConfig(resolution=64)
+    with pytest.raises(KnownFailure, match="pocket-turbo cannot edit pictures"):
+        list(teacher_check(LoadedModel(pocket), pocket, examples, tmp_path))
+
+
 def test_a_lora_of_pictures_may_start_from_one_too(config, tmp_path):
     pairs = save_pairs(tmp_path / "pairs")
     for file in pairs.glob("*_source.png"):
@@ -373,3 +380,15 @@ def test_a_folder_of_pairs_gets_the_preset_for_edits(tmp_path, capsys, monkeypat
     assert main([*arguments, "--set", "base_model=flux2-klein-4b"]) == 2
     assert asked[0].steps == load_preset("klein-4b-edit").settings["steps"]
     assert '"sources": 1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_it_draws_from_a_source_in_bfloat16_too(config, quantization):
+    settings = {"precision": "bfloat16", "quantization": quantization}
+    model = LoadedModel(replace(config, **settings))
+    [conditioning] = model.encode(["make it blue"])
+    model.load_transformer()
+    sources = [make_picture(1, 128, 96), make_picture(2, 96, 96)]
+    first, other = (model.draw(conditioning, config, 0, sources=given) for given in (sources, sources[:1]))
+    assert first.size == other.size == (128, 96)
+    assert first.tobytes() != other.tobytes()

@@ -213,6 +213,23 @@ def test_pictures_to_start_from_are_named_in_metadata(folder, key):
     assert sources(read(folder)) == [names] * 4
 
 
+def test_metadata_may_name_pictures_and_sources_in_their_folders(folder):
+    for name in ("target", "source"):
+        (folder / name).mkdir()
+    rows = rows_of(folder)
+    for row in rows:
+        name = row["file_name"]
+        (folder / name).rename(folder / "target" / name)
+        add(folder, f"source/{name}", size=(48, 32))
+        row["file_name"], row["source"] = f"target/{name}", f"source/{name}"
+    write_metadata(folder, *rows)
+    found = read(folder).examples
+    assert [(example.image.parent.name, example.source_images[0].parent.name) for example in found] == [
+        ("target", "source")
+    ] * 4
+    assert all(example.image.name == example.source_images[0].name for example in found)
+
+
 def test_a_source_that_metadata_names_and_that_is_not_there_is_told(folder):
     rows = rows_of(folder)
     rows[2]["source"] = "gone.png"

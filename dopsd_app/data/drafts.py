@@ -193,7 +193,7 @@ def set_captions(draft: Draft, texts: dict[str, str]) -> Draft:
             raise DraftError(f"This caption has {len(text)} characters. Shorten it to {MAX_CAPTION} at most.")
 
     def write(content: DraftContent) -> DraftContent:
-        _check_keys(content, texts)
+        check_keys(content, texts)
         items = [replace(item, caption=texts.get(item.key, item.caption)) for item in content.items]
         return replace(content, items=tuple(items))
 
@@ -204,7 +204,7 @@ def remove_picture(draft: Draft, key: str) -> Draft:
     """Takes a picture and its caption out of the draft."""
 
     def without(content: DraftContent) -> DraftContent:
-        _check_keys(content, [key])
+        check_keys(content, [key])
         return replace(content, items=tuple(item for item in content.items if item.key != key))
 
     return _without_files(draft, Draft(draft.path, change_content(draft.path, without)))
@@ -214,7 +214,7 @@ def remove_sources(draft: Draft, key: str) -> Draft:
     """Takes away what a picture is made from, all of it."""
 
     def without(content: DraftContent) -> DraftContent:
-        _check_keys(content, [key])
+        check_keys(content, [key])
         items = [replace(item, sources=()) if item.key == key else item for item in content.items]
         return replace(content, items=tuple(items))
 
@@ -289,7 +289,8 @@ def _carried(content: DraftContent, preset: str) -> dict:
     return {name: value for name, value in content.settings.items() if name in kept}
 
 
-def _check_keys(content: DraftContent, keys: Iterable[str]) -> None:
+def check_keys(content: DraftContent, keys: Iterable[str]) -> None:
+    """Raises `DraftError` for keys that no picture has."""
     if set(keys) - {item.key for item in content.items}:
         raise DraftError("This picture is no longer in the draft. Reload the page.")
 

@@ -17,6 +17,7 @@ from dopsd_app.data.draft_file import DraftContent, DraftError, Item, Source, ch
 from dopsd_app.data.drafts import (
     MAX_CAPTION_TEXT,
     Draft,
+    check_keys,
     delete_draft,
     delete_files,
     new_draft,
@@ -131,6 +132,7 @@ def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
 
 def add_sources(draft: Draft, key: str, paths: Iterable[str | Path]) -> Added:
     """Adds uploaded pictures to what the picture of this key is made from, in natural order."""
+    check_keys(read_draft(draft.path).content, [key])
     small, problems = _usable(paths)
     for path in sorted(small, key=lambda path: natural_order(path.name)):
         problems += _add_source(draft, key, path)
@@ -229,9 +231,8 @@ def _add_source(draft: Draft, key: str, path: Path) -> list[str]:
     replaced: list[str] = []
 
     def add(content: DraftContent) -> DraftContent:
-        item = next((item for item in content.items if item.key == key), None)
-        if item is None:
-            raise DraftError("This picture is no longer in the draft. Reload the page.")
+        check_keys(content, [key])
+        item = next(item for item in content.items if item.key == key)
         others = tuple(other for other in item.sources if other.name != name)
         if len(others) >= MAX_SOURCES:
             raise DraftError(f"{name} was left out: {MAX_SOURCES} source pictures are the most.")
