@@ -10,8 +10,9 @@ from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.base_download import fetch_base_model, needs_fetching
-from dopsd_app.models.base_report import BaseReport
+from dopsd_app.models.base_report import BaseReport, refuse_failed
 from dopsd_app.models.catalog import find_facts
+from dopsd_app.planning.cost import memory, program_bytes
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.pace import weighted_work
 from dopsd_app.planning.plan import make_plan
@@ -24,18 +25,25 @@ def check(config: TrainConfig, runs_dir: Path) -> Generator[Event, None, tuple[B
 
     What comes of it is the report, and the folder in which it is kept.
     """
-    plan = make_plan(config, pictures=PICTURES, runs_dir=runs_dir, machine=read_machine())
+    machine = read_machine()
+    on_card = config.device != "cpu" and machine.card(config.precision) is not None
+    plan = make_plan(config, pictures=PICTURES, runs_dir=runs_dir, machine=machine)
     sizes = find_facts(config.base_model, config.revision).sizes_for(config)
-    planned = Planned(plan.seconds_per_step, plan.memory, weighted_work(config, sizes))
+    # What is held against the measured figures: not corrected by what was measured before.
+    training = memory(config, sizes, on_card).training - program_bytes(on_card)
+    slow = plan.promise.slowness if plan.promise else 1.0
+    planned = Planned(plan.seconds_per_step, training, weighted_work(config, sizes), slow)
     return (yield from check_base_model(config, planned))
 
 
 def fetch_and_check(config: TrainConfig, runs_dir: Path) -> Generator[Event]:
     """Fetches what a base model lacks here, and checks it before anything is done with it.
 
-    Nothing happens where all is here. Raises `BaseModelError` for a model that does not pass.
+    Where all is here, what an earlier check found counts. Raises `BaseModelError` for a model that does not
+    pass.
     """
     if not needs_fetching(config.base_model, config.revision, config.teacher_context):
+        refuse_failed(config.base_model, config.revision, config.teacher_context)
         return
     yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
     report, _ = yield from check(config, runs_dir)

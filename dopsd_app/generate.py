@@ -22,7 +22,7 @@ from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.method.encode import read_sources
 from dopsd_app.models.architecture import UNTAUGHT
-from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.base_download import fetch_base_model, needs_fetching
 from dopsd_app.models.load import choose_device
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Conditioning
@@ -161,6 +161,8 @@ def check_teacher(job: Job) -> Generator[Event, None, dict]:
     yield PhaseProgress("loading", 0, 3)
     config = request.config
     choose_device(config)
+    if needs_fetching(config.base_model, config.revision, config.teacher_context):
+        drawing_cache.clear()  # the check of what is fetched loads it beside what is loaded
     yield from fetch_and_check(config, job.runs_dir)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples

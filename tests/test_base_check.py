@@ -11,14 +11,17 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dopsd_app.check_base import check
+from dopsd_app.check_base import check, fetch_and_check
+from dopsd_app.checks import base_check
+from dopsd_app.checks.base_check import _without_paths
 from dopsd_app.errors import KnownFailure
 from dopsd_app.gpus import Gpu
 from dopsd_app.models import vision_language
 from dopsd_app.models.base_report import PICTURES, TEXT, BaseReport, Finding, find_report, save_report
-from dopsd_app.models.catalog import find_base_model, is_fetched
+from dopsd_app.models.catalog import BaseModelPaths, find_base_model, find_facts, is_fetched
 from dopsd_app.models.klein import Klein
 from dopsd_app.models.z_image import ZImage
+from dopsd_app.planning.cost import PROGRAM_ON_GPU, memory
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.plan import check_base, make_plan
 from dopsd_app.progress import PhaseProgress
@@ -373,17 +376,95 @@ def test_the_measured_step_replaces_the_reckoned_one_and_other_settings_follow_f
     assert more.seconds_per_step == pytest.approx(4 * report.seconds)
 
 
-def test_memory_that_a_step_took_on_the_card_corrects_the_plan(config, tmp_path):
-    """Half as much again as planned when it was checked: of other settings, too."""
+def test_memory_that_a_step_took_on_the_card_corrects_what_training_is_planned_with(config, tmp_path):
+    """Half as much again as planned when it was checked: of other settings, too, but of training alone."""
     card = Gpu("NVIDIA GeForce RTX 4070", 12 * 2**30, 11 * 2**30, capability=(8, 9))
     torch_build = TorchBuild(VERSION, "13.0", KERNELS["x86_64"]["13.0"])
     machine = replace(read_machine(), gpus=(card,), torch=torch_build)
     report, folder, _ = run(config, tmp_path)
-
-    def planned(rank):
-        settings = replace(config, rank=rank)
-        return make_plan(settings, pictures=4, runs_dir=tmp_path / "runs", machine=machine).memory
-
-    before = planned(2), planned(64)
     save_report(replace(report, planned_memory=2_000_000, memory=3_000_000), folder)
-    assert [planned(2), planned(64)] == [pytest.approx(1.5 * memory) for memory in before]
+    for rank in (2, 64):
+        settings = replace(config, rank=rank)
+        sizes = find_facts(config.base_model).sizes_for(settings)
+        reckoned = memory(settings, sizes, on_gpu=True)
+        training = PROGRAM_ON_GPU + round(1.5 * (reckoned.training - PROGRAM_ON_GPU))
+        plan = make_plan(settings, pictures=4, runs_dir=tmp_path / "runs", machine=machine)
+        assert plan.memory == max(reckoned.encoding, training, reckoned.drawing)
+        assert training > max(reckoned.encoding, reckoned.drawing) or rank == 2
+
+
+# --- what may be sent, and what is left alone
+
+
+@pytest.mark.parametrize(
+    ("told", "sent"),
+    [
+        ("cannot import name 'x' from 'y' (/home/ann.smith/app/lib/y.py)", "(.../y.py)"),
+        (
+            r"No such file: 'C:\\Users\\Ann Smith\\models\\vae.json'",
+            "'.../vae.json'",
+        ),  # as Windows doubles them
+        (r"C:\Users\Ann Smith\models\vae.json is damaged", ".../vae.json is damaged"),
+        ("about 1/2 of it, or 3 GB/s", "about 1/2 of it, or 3 GB/s"),
+    ],
+)
+def test_no_path_of_the_person_stays_in_a_report(told, sent, tmp_path):
+    kept = _without_paths(told, BaseModelPaths(tmp_path, None))
+    assert sent in kept and "nn" not in kept.replace("cannot", "")
+
+
+def test_a_persons_own_file_is_never_removed_whatever_lies_beside_it(config, base, tmp_path):
+    """As somebody would keep the hash of a file: with its name behind it."""
+    eyes = base / "vision_tower" / "model.safetensors"
+    eyes.with_name("model.safetensors.sha256").write_text("0" * 64 + "  model.safetensors\n")
+    report, _, _ = run(config, tmp_path)
+    assert report.passed and eyes.is_file()
+
+
+def test_a_link_of_the_cache_to_a_persons_own_file_leaves_that_alone(turbo, tmp_path):
+    own = tmp_path / "own.safetensors"
+    link = next((place_of(turbo).folder / "transformer").glob("*-00002-of-*.safetensors"))
+    own.write_bytes(link.read_bytes())
+    flip_a_bit(own)
+    link.unlink()
+    link.symlink_to(own)
+    report, _, _ = run(turbo, tmp_path)
+    assert "files of your own" in report.problem and own.is_file()
+
+
+def test_a_file_that_the_hub_lists_and_is_not_here_is_told(turbo, tmp_path):
+    """As where another program fetched the model, without all that the Hub lists."""
+    (place_of(turbo).folder / "text_encoder" / "generation_config.json").unlink()
+    with pytest.raises(KnownFailure, match=r"lacks text_encoder/generation_config\.json"):
+        run(turbo, tmp_path)
+
+
+def test_what_failed_is_not_trained_on_by_a_resumed_run_either(config, base, tmp_path):
+    eyes_of_zeros(base)
+    run(config, tmp_path)
+    with pytest.raises(KnownFailure, match="did not pass its check"):
+        list(fetch_and_check(config, tmp_path / "runs"))
+
+
+def test_no_memory_is_no_verdict_on_the_base(config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("dopsd_app.checks.base_check.prepare", fail)
+    with pytest.raises(KnownFailure, match="memory does not suffice"):
+        run(config, tmp_path)
+    assert find_report(config.base_model, "", "auto") is None
+    check_base(config)
+
+
+def test_nothing_of_it_stays_in_memory(config, tmp_path, monkeypatch):
+    kept = []
+    load = base_check.load_base_model
+
+    def load_and_keep(config):
+        kept.append(load(config))
+        return kept[-1]
+
+    monkeypatch.setattr(base_check, "load_base_model", load_and_keep)
+    run(config, tmp_path)
+    assert kept[0].transformer is None and kept[0].text_encoder is None

@@ -6,6 +6,8 @@ is made: what it takes replaces what was reckoned.
 """
 
 import platform
+import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -44,6 +46,12 @@ from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress, words_for_time
 
+NO_MEMORY = (
+    "The memory does not suffice to check the base model with these settings. Close other programs, or choose"
+    " settings that need less, then check it again."
+)
+# The folders of an absolute path, of either kind; a library's message may have doubled the backslashes.
+PATH = r"""(?<![\w.])(?:[A-Za-z]:(?:\\{1,2}[^\\'"<>|:*?\n]+)*\\{1,2}|(?:/[^\s'"/:,;()]+)+/)"""
 CHECKING = "checking"  # the phase
 EXAMPLE = ASSETS / "examples" / "zorp"  # whose first picture the teacher sees
 # Of two computations of the same with the same weights, the greatest difference relative to the greatest
@@ -59,8 +67,9 @@ class Planned:
     """What a training step was planned to take."""
 
     seconds: float
-    memory: int  # bytes at the most, on the device that trains
+    memory: int  # bytes at the most on the device that trains, without the program itself
     work: float  # operations
+    slowness: float = 1.0  # times the seconds of a computer that does nothing else
 
 
 @dataclass
@@ -128,15 +137,22 @@ def check_base_model(
     folder = report_folder(name, place, context)  # before it is loaded: loading changes no file
     subject: _Subject | None = None
     looks = iter(LOOKS.items())
-    while all(finding.passed for finding in findings) and (look := next(looks, None)):
-        yield PhaseProgress(CHECKING, len(findings) - 1, len(LOOKS))
-        started = time.perf_counter()
-        try:
-            subject = subject or _load(config, facts, folder)
-            yield note(look[0], True, look[1](subject))
-        except Exception as error:  # whatever it is: to find it is what this is for
-            traceback.print_exc()
-            yield note(look[0], False, _explain(error))
+    try:
+        while all(finding.passed for finding in findings) and (look := next(looks, None)):
+            yield PhaseProgress(CHECKING, len(findings) - 1, len(LOOKS))
+            started = time.perf_counter()
+            try:
+                subject = subject or _load(config, facts, folder)
+                yield note(look[0], True, look[1](subject))
+            except Exception as error:  # whatever it is: to find it is what this is for
+                if is_out_of_memory(error):  # says nothing of the base model: with other settings it may do
+                    raise KnownFailure(NO_MEMORY) from error
+                traceback.print_exc()
+                yield note(look[0], False, _explain(error))
+    finally:
+        if subject:  # what comes next needs the memory
+            subject.base_model.free_encoders()
+            subject.base_model.free_transformer()
     report = BaseReport(
         *describe_base(name, place.commit),
         teacher_context=context,
@@ -144,6 +160,7 @@ def check_base_model(
         machine=_machine(),
         settings=_settings(config),
         work=planned.work,
+        slowness=planned.slowness,
         planned_seconds=planned.seconds,
         planned_memory=planned.memory,
         seconds=subject.step_seconds if subject else 0.0,
@@ -162,19 +179,18 @@ def _load(config: TrainConfig, facts: BaseModelFacts, folder: Path) -> _Subject:
 
 
 def _without_paths(sentence: str, place: BaseModelPaths) -> str:
-    """A sentence for a report that may be sent: where the model lies may tell who the person is."""
+    """A sentence for a report that may be sent: where things lie may tell who the person is."""
     for folder in filter(None, (place.folder, place.vision_tower)):
         for named in (f"{folder}/", f"{'/'.join(folder.parts[-2:])}/", f"{folder.name}/"):
             sentence = sentence.replace(named, "the base model's ")
-        sentence = sentence.replace(str(folder), "its folder")
-    return sentence
+    for folder in (place.folder, Path.home(), Path(sys.prefix)):
+        sentence = sentence.replace(str(folder), "...").replace(repr(str(folder))[1:-1], "...")
+    return re.sub(PATH, ".../", sentence)
 
 
 def _explain(error: Exception) -> str:
     if isinstance(error, KnownFailure):
         return str(error)
-    if is_out_of_memory(error):
-        return "The memory does not suffice for it. Close other programs, then check it again."
     return f"It cannot be computed here. {type(error).__name__}: {error}"
 
 

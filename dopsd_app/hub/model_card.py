@@ -14,7 +14,7 @@ from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.lora_file import read_facts
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.models.architecture import BaseModelFacts
-from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_repository, is_known, public_name
+from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, is_known, public_name, published_as
 from dopsd_app.progress import words_for_count
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _card_data(config: TrainConfig, pictures: Sequence[CardPicture], edits: bool
     from huggingface_hub import ModelCardData
 
     yaml.add_representer(_Quoted, _represent_quoted)
-    base = find_repository(config.base_model) or None
+    base = published_as(config.base_model) or None
     licence = find_licence(config.base_model, config.revision)
     known = "image-to-image" if edits else "text-to-image"
     task = known if _known_facts(config) else None
@@ -93,7 +93,7 @@ def picture_name(number: int) -> str:
 
 
 def _introduction(config: TrainConfig) -> list[str]:
-    if repository := find_repository(config.base_model):
+    if repository := published_as(config.base_model):
         base = f"[{repository}](https://huggingface.co/{repository})"
     elif config.base_model in CATALOG:
         base = f"{_code(config.base_model)}, the small demonstration model that comes with the trainer"
@@ -139,7 +139,7 @@ def make_snippet(config: TrainConfig, lora: str, prompt: str | None, sources: in
     """
     trigger = _plain(config.trigger_word)
     prompt = prompt or (f"a picture of {trigger}" if trigger else "a picture")
-    if repository := find_repository(config.base_model):
+    if repository := published_as(config.base_model):
         base, comment = repository, ""
     elif config.base_model in CATALOG:
         base, comment = f"assets/{config.base_model}", "  # in the trainer's folder"

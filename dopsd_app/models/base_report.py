@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
+from dopsd_app.gpus import list_gpus
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.catalog import (
     BaseModelPaths,
@@ -46,9 +47,10 @@ class BaseReport:
     settings: dict[str, str]  # of the training step
     # Of one training step: what was planned, and what was measured; 0 where it did not come to that.
     work: float = 0.0  # operations, by which the time of other settings is reckoned
+    slowness: float = 1.0  # times the seconds of a computer that does nothing else, when it was measured
     planned_seconds: float = 0.0
     seconds: float = 0.0
-    planned_memory: int = 0  # bytes on the card at the most
+    planned_memory: int = 0  # bytes at the most on the device that trains, without the program itself
     memory: int = 0
     schema: int = SCHEMA
 
@@ -106,7 +108,8 @@ def report_folder(name: str, place: BaseModelPaths, context: str) -> Path:
 
     `context` is one of its teacher contexts.
     """
-    identity = [full_name(name), place.commit, context, fingerprint(place)]
+    card = [gpu.name for gpu in list_gpus()[:1]]  # with another one, what was found does not hold
+    identity = [full_name(name), place.commit, context, card, fingerprint(place)]
     return assets_folder("base_checks", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24])
 
 

@@ -95,6 +95,16 @@ def find_repository(name: str) -> str:
     return name if is_repository(name) else ""
 
 
+def published_as(name: str) -> str:
+    """The repository from which others load a base model; "" for the built-in one and for a folder.
+
+    Of a single file it is that of the model which it is, or is made from.
+    """
+    if is_single_file(name):
+        return CATALOG[read_single_file(name).original.model].repository
+    return find_repository(name)
+
+
 def public_name(name: str) -> str:
     """A base model's name without the folders of this computer, also of one that is not here any more."""
     if name in CATALOG or find_repository(name):
@@ -234,8 +244,9 @@ def what_lacks(name: str, revision: str, context: str, facts: BaseModelFacts, si
     if is_fetched(name, revision, context):
         return None
     pipeline = find_pipeline(name, revision)
-    repository = find_repository(name)
-    folder = pipeline or find_snapshot(repository, INDEX, revision)
+    if pipeline is None and is_single_file(name):
+        return Lacking(facts.label, None)  # most of it lies here: the Hub tells of the rest
+    folder = pipeline or find_snapshot(find_repository(name), INDEX, revision)
     eyes = _eyes_of(folder, facts.architecture, context) if folder else None
     if pipeline:
         return Lacking("the teacher's eyes", eyes.stored_bytes if eyes else None)
@@ -304,7 +315,6 @@ def _single_facts(name: str) -> BaseModelFacts:
         known,
         label=Path(name).name,
         description=f"{known.label} of your own files, used where they lie: {used}. The rest is the Hub's.",
-        repository="",
         sizes=measured[1] if measured else known.sizes,
     )
 

@@ -7,6 +7,7 @@ diffusers saves one, in which a part may say where its weights lie.
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ ORIGINALS = (
 )
 
 
+OTHERS = (2304, 6144)  # widths of models with the same tensors: Lumina 2, FLUX.2 dev
+# As the files of models are named whose transformers have the same shapes, but take dozens of steps.
+UNDISTILLED = re.compile(r"klein[-_]?base|z[-_]?image[-_]?(base|edit|omni|bf16|fp16)", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class SingleFile:
     """What a transformer's file tells, and what lies beside it."""
@@ -92,6 +98,11 @@ def read_single_file(name: str) -> SingleFile:
             f"{path.name} is no transformer of a model that is known here, as ComfyUI keeps it: of"
             f" {', '.join(known.model for known in ORIGINALS)}."
         )
+    if UNDISTILLED.search(path.name):
+        raise BaseModelError(
+            f"By its name, {path.name} was not made to draw in a few steps, and the training here is that of"
+            f" the few. Take the file of {original.model}."
+        )
     if odd := sorted({value["dtype"] for value in tensors.values()} - {*READ, "I64"}):
         raise BaseModelError(
             f"{path.name} holds {', '.join(odd)}: numbers of so few bits cannot be trained on. Take the file"
@@ -116,7 +127,7 @@ def _read_tensors(path: Path) -> dict[str, dict]:
 
 def _fits(known: Original, shapes: dict[str, list[int]]) -> bool:
     shape = shapes.get(known.tensor)
-    return shape is not None and known.width in (0, shape[-1])
+    return shape is not None and shape[-1] not in OTHERS and known.width in (0, shape[-1])
 
 
 def _beside(path: Path, file: str, folders: Iterable[str]) -> Path | None:

@@ -64,7 +64,7 @@ def preview_work(config: TrainConfig, sizes: Sizes, prompts: int) -> float:
 def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
     """Bytes at the most in each phase, the program included."""
     number = 2 if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu) else 4
-    program = PROGRAM_ON_GPU if on_gpu else PROGRAM_ON_CPU
+    program = program_bytes(on_gpu)
     resting = program + _weights(config, sizes, number) + _adapters(config, sizes)
     encoders = int(ENCODING * number * sizes.encoder_parameters)
     return Memory(
@@ -72,6 +72,11 @@ def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
         training=resting + _activations(config, sizes, number),
         drawing=resting + sizes.decoding_bytes(config.resolution),
     )
+
+
+def program_bytes(on_gpu: bool) -> int:
+    """What the program itself takes on the device that trains."""
+    return PROGRAM_ON_GPU if on_gpu else PROGRAM_ON_CPU
 
 
 def least_gpu_memory(sizes: Sizes) -> int:

@@ -96,14 +96,14 @@ def reckon_pace(
             before = sizes.with_sources(run.sources)
             scaled = seconds * step_work(config, sizes) / step_work(earlier, before)
             scaled *= _by_weights(config) / _by_weights(earlier)
+    if scaled is not None:
+        return Pace(scaled, now, "reckoned from an earlier run here with other settings")
     work = weighted_work(config, sizes)
     if checked := find_measured(config.base_model, config.revision, config.teacher_context, on_gpu):
         same = work == checked.work
         source = "measured when the base model was checked here"
         source = source if same else "reckoned from the check of the base model here"
-        return Pace(checked.seconds * work / checked.work, now, source)
-    if scaled is not None:
-        return Pace(scaled, now, "reckoned from an earlier run here with other settings")
+        return Pace(checked.seconds * now / checked.slowness * work / checked.work, now, source)
     if rate := _drawn_rate(config, sizes, runs_dir, now):
         return Pace(work / rate, now, "reckoned from the last pictures drawn here")
     if on_gpu:

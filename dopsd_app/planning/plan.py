@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN
@@ -24,7 +25,16 @@ from dopsd_app.models.catalog import (
     find_repository,
     what_lacks,
 )
-from dopsd_app.planning.cost import ERROR, disk, least_card, memory, preview_work, step_work
+from dopsd_app.planning.cost import (
+    ERROR,
+    Memory,
+    disk,
+    least_card,
+    memory,
+    preview_work,
+    program_bytes,
+    step_work,
+)
 from dopsd_app.planning.machine import Machine, read_machine
 from dopsd_app.planning.pace import Pace, reckon_pace
 from dopsd_app.progress import words_for_count, words_for_time
@@ -34,6 +44,8 @@ LONG = 12 * 3600  # seconds
 SLOW = 1.5  # times the time of a computer that does nothing else: from here on it is told
 START = 10  # seconds until torch and diffusers are imported
 READING = 5e8  # bytes of weights per second, from disk to where they are used
+
+Reckon = Callable[[TrainConfig, Sizes, bool], Memory]  # corrected by what was measured here
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ def make_plan(
         facts.architecture.check_sources(sources, facts.label)
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
+    reckon = partial(_memory, _measured_share(config, on_gpu))
     pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu, sources)
     promise = _promise(config, facts, sizes, pace)
     plan = replace(
@@ -95,17 +108,17 @@ def make_plan(
         seconds=promise.seconds(config.steps),
         promise=promise,
         lacks=what_lacks(config.base_model, config.revision, config.teacher_context, facts, sizes),
-        memory=round(memory(config, sizes, on_gpu).peak * _measured_share(config, on_gpu)),
+        memory=reckon(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures, sources),
     )
-    too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
+    too_much, warnings = _judge_memory(plan, config, sizes, on_gpu, reckon)
     impossible = [*_device_problems(config, sizes, machine), *too_much]  # here, whatever else is done
     problems += [*impossible, *_disk_problems(plan)]
     if impossible:
         plan = replace(plan, seconds_per_step=0.0, source="", seconds=0.0, promise=None)
     else:
         warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan, pace)]
-        warnings += [*_room_warnings(plan, config, sizes, on_gpu), *_card_warnings(config, machine)]
+        warnings += [*_room_warnings(plan, config, sizes, on_gpu, reckon), *_card_warnings(config, machine)]
     warnings += _steps_warnings(config, facts.native_steps)
     return replace(plan, problems=tuple(problems), warnings=tuple(warnings))
 
@@ -114,6 +127,13 @@ def _measured_share(config: TrainConfig, on_gpu: bool) -> float:
     """How many times the planned memory a training step took when the base model was checked here."""
     checked = find_measured(config.base_model, config.revision, config.teacher_context, on_gpu)
     return checked.memory / checked.planned_memory if checked and checked.memory else 1.0
+
+
+def _memory(share: float, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
+    """As reckoned, but for what a training step was measured to take: the program itself was not in it."""
+    reckoned = memory(config, sizes, on_gpu)
+    program = program_bytes(on_gpu)
+    return replace(reckoned, training=program + round((reckoned.training - program) * share))
 
 
 def check_base(config: TrainConfig) -> None:
@@ -210,18 +230,20 @@ def _disk_problems(plan: Plan) -> Iterator[str]:
         )
 
 
-def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> tuple[list[str], list[str]]:
+def _judge_memory(
+    plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon
+) -> tuple[list[str], list[str]]:
     """Problems and warnings."""
     holder = "the card" if on_gpu else "this computer"
-    encoders = memory(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
+    encoders = reckon(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
     if plan.memory * (1 - ERROR) > plan.memory_total or (on_gpu and encoders > plan.memory_total):
         needed, there = tell_apart(plan.memory, plan.memory_total, GIB)
-        advice = _advice(plan, config, sizes, on_gpu) or "No settings make it small enough."
+        advice = _advice(plan, config, sizes, on_gpu, reckon) or "No settings make it small enough."
         return [f"The run needs about {needed} of memory, and {holder} has {there}. {advice}"], []
     most = plan.memory * (1 + ERROR)
     if most > plan.memory_total:
         needed, there = tell_apart(most, plan.memory_total, GIB)
-        advice = _advice(plan, config, sizes, on_gpu) or "Close all other programs first."
+        advice = _advice(plan, config, sizes, on_gpu, reckon) or "Close all other programs first."
         may = f"The run may need up to {needed} of memory, and {holder} has {there}: it may fail"
         return [], [f"{may}. {advice}"]
     if most > plan.memory_free:
@@ -231,16 +253,16 @@ def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -
     return [], []
 
 
-def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> str:
+def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon) -> str:
     """The first settings, lever after lever, with which the run would fit; "" where there are none."""
     changed = []
     for name, value in memory_levers(config):
         smaller = replace(config, **{name: value})
-        if memory(smaller, sizes, on_gpu).peak >= memory(config, sizes, on_gpu).peak:
+        if reckon(smaller, sizes, on_gpu).peak >= reckon(config, sizes, on_gpu).peak:
             continue
         config = smaller
         changed.append(f"`{name}` {str(value).lower()}")
-        needed = memory(config, sizes, on_gpu).peak
+        needed = reckon(config, sizes, on_gpu).peak
         if needed * (1 + ERROR) <= plan.memory_total:
             return f"Set {' and '.join(changed)}: about {_gib(needed)}."
     return ""
@@ -257,10 +279,12 @@ def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[
         )
 
 
-def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Iterator[str]:
+def _room_warnings(
+    plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon
+) -> Iterator[str]:
     if config.quantization == "none" or not on_gpu:
         return
-    exact = memory(replace(config, quantization="none"), sizes, on_gpu).peak
+    exact = reckon(replace(config, quantization="none"), sizes, on_gpu).peak
     if exact * (1 + ERROR) <= plan.memory_free:
         yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
 

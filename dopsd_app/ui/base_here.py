@@ -16,7 +16,7 @@ from dopsd_app.jobs.kinds import CHECK_BASE, DOWNLOAD
 from dopsd_app.jobs.runs import default_runs_dir
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.base_download import needs_fetching
-from dopsd_app.models.base_report import PICTURES, BaseReport, find_report
+from dopsd_app.models.base_report import PICTURES, REPORT, BaseReport, find_report
 from dopsd_app.models.catalog import find_repository
 from dopsd_app.planning.plan import check_device, check_fetch
 from dopsd_app.ui import words
@@ -24,6 +24,7 @@ from dopsd_app.ui.events import held
 from dopsd_app.ui.updates import only_changed
 
 BUSY, IDLE = 1.0, 30.0  # seconds between two polls
+UNWELL = ("failed", "interrupted", "stopped")
 NAMES = ("What the teacher was shown", "Drawn from the caption", "Drawn by the teacher")
 
 
@@ -143,21 +144,29 @@ def _status(here: _Here | None) -> str:
     if here.busy:
         assert here.status is not None  # it is what is busy
         return _progress(here.status)
-    ended = here.status
-    failed = ended and ended.state in ("failed", "interrupted", "stopped")
-    if here.report and not here.fetching:
-        return _report(here.report, here.folder)
-    if failed and ended:
+    ended = _ending(here)
+    report = _report(here.report, here.folder) if here.report and not here.fetching else ""
+    if ended and not (here.report and ended.reason == here.report.problem):
         kind, sentence = ("problem", ended.reason) if ended.reason else ("note", _stopped(here))
-        return f"<p class='{kind}' role='status'>{words.message(sentence)}</p>"
-    if here.fetching:
-        return ""
+        return f"<p class='{kind}' role='status'>{words.message(sentence)}</p>{report}"
+    if report or here.fetching:
+        return report
     if here.can_check:
         return (
             "<p class='hint'>Not checked on this computer yet. The check reads its files, holds its steps"
             " against the official pipeline's, draws a picture and measures one training step.</p>"
         )
     return ""
+
+
+def _ending(here: _Here) -> Status | None:
+    """How the last job ended, where that went wrong and is news: of a download, while something lacks."""
+    if here.job is None or here.status is None or here.status.state not in UNWELL:
+        return None
+    if here.job.kind == DOWNLOAD:
+        return here.status if here.fetching else None
+    checked = (here.folder / REPORT).stat().st_mtime if here.report and here.folder else 0.0
+    return here.status if here.status.updated > checked else None
 
 
 def _stopped(here: _Here) -> str:
