@@ -36,9 +36,23 @@ class Gpu:
 
 
 def list_gpus() -> tuple[Gpu, ...]:
-    """The cards that a process started from here may use, in CUDA's order."""
+    """The cards that a process started from here may use, in the driver's order."""
     lent = os.environ.get("SPACES_ZERO_GPU", "").lower() == "true"  # for moments: nothing can train on it
     return () if lent else _visible(_gpus(round(time.monotonic() / ANSWER_SECONDS)))
+
+
+def settle_on_a_card() -> None:
+    """Leaves this process, and those that it starts, one card of several: plan and training mean the same.
+
+    CUDA would take the one that it holds for the fastest, which need not be the driver's first. Before torch
+    is imported. What the person has chosen by CUDA_VISIBLE_DEVICES stays, and counts in the driver's order.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    gpus = list_gpus()
+    if len(gpus) > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ and all(gpu.uuid for gpu in gpus):
+        # One that computes in bfloat16, and of those the largest.
+        best = max(gpus, key=lambda gpu: ((gpu.capability or (0, 0)) >= (8, 0), gpu.memory))
+        os.environ["CUDA_VISIBLE_DEVICES"] = best.uuid
 
 
 @functools.lru_cache(maxsize=1)

@@ -144,7 +144,9 @@ def test_two_folders_of_runs_share_the_card(toy, runs_dir, tmp_path):
 
 def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf 'A, 10, 9, GPU-1, 0\\nB, 10, 9, GPU-2, 0\\n'\n")
+    program.write_text(
+        "#!/bin/sh\nprintf 'A, 10, 9, GPU-1, 0, 580.1, 8.9\\nB, 10, 9, GPU-2, 0, 580.1, 8.9\\n'\n"
+    )
     program.chmod(0o755)
     code = "from dopsd_app.jobs.card import card_name; print(card_name())"
     for path, name in (

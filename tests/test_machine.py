@@ -132,6 +132,33 @@ def test_only_the_cards_that_cuda_may_use_count(nvidia_smi, monkeypatch, visible
     assert read_machine().gpus == tuple(cards[index] for index in expected)
 
 
+@pytest.mark.parametrize(
+    ("cards", "chosen"),
+    [
+        (
+            ("GTX 1060, 6144, 6000, GPU-1, 0, 580.1, 6.1", "RTX 3090, 24576, 24000, GPU-2, 0, 580.1, 8.6"),
+            "GPU-2",
+        ),
+        # The larger one computes no bfloat16.
+        (
+            ("RTX 3060, 12288, 12000, GPU-1, 0, 580.1, 8.6", "TITAN RTX, 24576, 24000, GPU-2, 0, 580.1, 7.5"),
+            "GPU-1",
+        ),
+        (("RTX 3060, 12288, 12000, GPU-1, 0, 580.1, 8.6",), None),
+    ],
+)
+def test_of_several_cards_a_process_and_its_workers_settle_on_one(nvidia_smi, monkeypatch, cards, chosen):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    nvidia_smi("printf '" + "\\n".join(cards) + "\\n'")
+    gpus.settle_on_a_card()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == chosen
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert [gpu.uuid for gpu in read_machine().gpus] == [chosen or "GPU-1"]
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # a person's own choice
+    gpus.settle_on_a_card()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
 def test_the_memory_is_the_computers_where_nothing_limits_it(limits):
     limits("max", 5 * GIB)
     assert read_machine().memory == psutil.virtual_memory().total
