@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,10 +18,11 @@ from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset
 from dopsd_app.hub.card_pictures import card_pictures
 from dopsd_app.jobs import card, job, launcher, queue, runs
+from dopsd_app.jobs.awake import awake
 from dopsd_app.jobs.drawing import unfinished_drawings
 from dopsd_app.jobs.events import StepDone, append_event, read_events
 from dopsd_app.jobs.job import RunError
-from dopsd_app.jobs.kinds import DRAW, KINDS
+from dopsd_app.jobs.kinds import CHECK_BASE, DRAW, KINDS
 from dopsd_app.jobs.launcher import LOG, LocalProcess
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.progress import PhaseProgress
@@ -326,6 +329,27 @@ def test_a_job_keeps_the_computer_awake_and_goes_on_where_nothing_can(toy, runs_
     not_kept = ask(runs_dir, toy.ADD, 1)
     assert ended(not_kept).state == "finished"
     assert "nothing keeps this computer awake" in not_kept.log_file.read_text()
+
+
+def test_who_can_not_let_the_computer_sleep_again_ends_no_job(monkeypatch):
+    """As after a logout, which takes the session's bus away."""
+
+    @contextmanager
+    def running(**_):
+        yield SimpleNamespace(active=True, method=SimpleNamespace(name="a bus"))
+        raise RuntimeError("The exit_mode was unsuccessful!")
+
+    monkeypatch.setattr("wakepy.keep.running", running)
+    with awake() as kept:
+        assert kept == "the computer is kept awake (a bus)"
+
+
+def test_the_check_of_a_base_is_named_as_one(toy, runs_dir):
+    config = asdict(TrainConfig())
+    check = job.create_job(runs_dir, CHECK_BASE, {"config": config})
+    assert queue.describe(check) == "The check of a base model"
+    queue.put_in_queue(check)
+    assert queue.reason_to_leave(runs_dir) == queue.ASKED_TO_LEAVE
 
 
 def test_a_training_that_comes_while_a_warm_worker_looks_is_named_as_one(toy, runs_dir, monkeypatch):

@@ -10,10 +10,14 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from dopsd_app.hub.model_card import make_snippet
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.catalog import find_base_model, find_facts, find_licence, is_fetched, model_family
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.single_file import read_single_file
+from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.plan import make_plan
+from dopsd_app.ui.base_facts import base_facts
 from tests.support.downloader import Downloader
 from tests.support.imitation_hub import ImitationHub
 from tests.support.original_names import klein_as_released, read_part, z_image_as_released
@@ -78,6 +82,10 @@ def test_the_file_of_z_image_and_the_encoder_beside_it_are_used_where_they_lie(
     assert single.original.model == model_family(file) == "z-image-turbo"
     assert set(single.parts) == {"transformer", "text_encoder"}  # the autoencoder is not there
     assert not is_fetched(file)
+    config = replace(tiny_config, base_model=file, resolution=256)
+    plan = make_plan(config, pictures=4, runs_dir=home / "runs", machine=read_machine())
+    assert plan.lacks and plan.lacks.size is None  # of what lies here nothing has to come
+    assert "used where they lie" in base_facts("z-image-turbo", file, "", ask=False)
     facts = find_facts(file)
     assert facts.licence == find_licence(file) and facts.licence.id == "apache-2.0"
     before = len(hub.requests)
@@ -86,6 +94,8 @@ def test_the_file_of_z_image_and_the_encoder_beside_it_are_used_where_they_lie(
     assert not [path for path in fetched if "/transformer/" in path or "/text_encoder/" in path]
     assert [path for path in fetched if "/vae/" in path]
     assert Path(told["folder"]) == single.folder and is_fetched(file)
+    # Others load its LoRAs on the model that it is.
+    assert "Tongyi-MAI/Z-Image-Turbo" in make_snippet(config, "Ann/lora", "a dog")
     # The very weights of the repository, under diffusers' names.
     base_model = load_base_model(replace(tiny_config, base_model=file, num_inference_steps=8))
     base_model.load_transformer()
@@ -150,6 +160,19 @@ def test_what_is_no_transformer_and_what_has_too_few_bits_is_told(comfyui, tmp_p
         read_single_file(str(torn))
 
 
+@pytest.mark.parametrize(
+    "name", ["flux-2-klein-base-4b", "z_image_bf16", "z_image_base", "Z-Image-Omni-Base_fp16"]
+)
+def test_the_files_of_models_of_many_steps_are_refused_by_their_names(comfyui, tmp_path, name):
+    """Their transformers have the same shapes."""
+    known = "flux-2-klein-4b" if "klein" in name else "z_image_turbo_bf16"
+    file = shutil.copy(
+        comfyui / "diffusion_models" / f"{known}.safetensors", tmp_path / f"{name}.safetensors"
+    )
+    with pytest.raises(BaseModelError, match="was not made to draw in a few steps"):
+        read_single_file(str(file))
+
+
 def test_klein_9b_is_told_from_4b_by_its_width(tmp_path):
     def header(width):
         shape = [3 * width, width]
@@ -160,3 +183,5 @@ def test_klein_9b_is_told_from_4b_by_its_width(tmp_path):
         return read_single_file(str(file)).original.model
 
     assert (header(4096), header(3072)) == ("flux2-klein-9b", "flux2-klein-4b")
+    with pytest.raises(BaseModelError, match="no transformer"):
+        header(6144)  # FLUX.2 dev's

@@ -146,7 +146,8 @@ def _status(here: _Here | None) -> str:
         return _progress(here.status)
     ended = _ending(here)
     report = _report(here.report, here.folder) if here.report and not here.fetching else ""
-    if ended and not (here.report and ended.reason == here.report.problem):
+    told = bool(here.report and not here.report.passed and ended and ended.reason == here.report.problem)
+    if ended and not told:
         kind, sentence = ("problem", ended.reason) if ended.reason else ("note", _stopped(here))
         return f"<p class='{kind}' role='status'>{words.message(sentence)}</p>{report}"
     if report or here.fetching:
