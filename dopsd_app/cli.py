@@ -7,14 +7,13 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from dopsd_app import __version__
+from dopsd_app import __version__, cli_bases
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
@@ -28,43 +27,34 @@ from dopsd_app.config import (
     parse_setting,
     preset_for,
 )
-from dopsd_app.download import ask_for_download
-from dopsd_app.errors import KnownFailure, is_out_of_memory
+from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.access import find_token
-from dopsd_app.hub.publication import BEST, Publication, suggest_name
+from dopsd_app.hub.publication import BEST, Publication, check_health, suggest_name
 from dopsd_app.hub.push_job import STOPPED, ask_for_push, cancel_push, wait_for_push
 from dopsd_app.jobs import drawing
-from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.events import EventReader
-from dopsd_app.jobs.follow import BYTES, follow, hint, show_bytes
-from dopsd_app.jobs.job import RunError
-from dopsd_app.jobs.kinds import TRAIN
+from dopsd_app.jobs.follow import follow, hint
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.promise import keep_promise
-from dopsd_app.jobs.queue import computing, describe, enqueue, send_command, start_next, start_what_waits
-from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, find_run, list_runs, resume
+from dopsd_app.jobs.queue import enqueue, send_command
+from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
-from dopsd_app.models.base_download import ask_hub, fetch_base_model, needs_fetching
+from dopsd_app.models.architecture import UNTAUGHT
+from dopsd_app.models.base_download import needs_fetching
 from dopsd_app.models.catalog import (
-    CATALOG,
-    catalog_name,
     check_base_model,
     check_resolution,
     check_sources,
-    find_base_model,
-    find_repository,
-    model_family,
     read_name,
 )
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.progress import words_for_time
+from dopsd_app.terminal import card, family_of, fetch, start
 
 if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
 
 T = TypeVar("T")
-ROOM = "The page's model makes room ..."
-REPORT_SECONDS = 30.0  # between two lines on a download, where there is no terminal for a bar
 
 EPILOG = """examples:
   python -m dopsd_app preview --images photos/my-cat
@@ -134,11 +124,18 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", default=Path("teacher-check.png"), help="default: %(default)s"
     )
     _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
-    _add_download(
+    cli_bases.add_download(
         add(
             "download",
-            _download,
+            cli_bases.download,
             "Fetch a base model from the Hub into its cache (HF_HOME), as a run that needs it would.",
+        )
+    )
+    cli_bases.add_check_base(
+        add(
+            "check-base",
+            cli_bases.check_base,
+            "Prove a base model on this computer: its files, its steps, one picture, one training step.",
         )
     )
     add("runs", _runs, "List all runs, newest first.")
@@ -167,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=_step_or_best,
         metavar="STEP",
-        help=f"or `{BEST}`: the last one in good health; default: the finished LoRA",
+        help=f"or `{BEST}`: the last one in good health, where that is measured; default: the finished LoRA",
     )
     add("presets", _presets, "List the presets and what they set.")
     return parser
@@ -219,14 +216,6 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="default: `generated` in the run's folder")
 
 
-def _add_download(command: argparse.ArgumentParser) -> None:
-    names = ", ".join(name for name, facts in CATALOG.items() if facts.repository)
-    help_text = f"{names}; a repository (owner/name); or a folder, for the teacher's eyes"
-    command.add_argument("base_model", help=help_text)
-    command.add_argument("--revision", default="", help="a branch, a tag or a commit; default: the newest")
-    command.add_argument("--detach", action="store_true", help="return at once; fetching goes on")
-
-
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint", type=int, metavar="STEP", help="default: the finished LoRA, or the newest checkpoint"
@@ -255,7 +244,7 @@ def _train(options: argparse.Namespace) -> int:
     assert plan.promise is not None  # it is left out only where there are problems
     keep_promise(run.path, plan.promise)
     enqueue(run)
-    _start(run.runs_dir)
+    start(run.runs_dir)
     print(f"Run {run.id}")
     if options.detach:
         waits = run.status.state == "queued"
@@ -269,9 +258,9 @@ def _resume(options: argparse.Namespace) -> int:
     reader = EventReader(run.events_file)
     reader.poll()  # what came before is not shown again
     checkpoint = resume(run, options.steps)
-    _start(run.runs_dir)
-    start = f"step {int(checkpoint.name)}" if checkpoint else "the beginning"
-    print(f"Run {run.id} goes on from {start}" + (f" to {run.config.steps}" if options.steps else ""))
+    start(run.runs_dir)
+    where = f"step {int(checkpoint.name)}" if checkpoint else "the beginning"
+    print(f"Run {run.id} goes on from {where}" + (f" to {run.config.steps}" if options.steps else ""))
     return follow(run, reader)
 
 
@@ -282,8 +271,8 @@ def _preview(options: argparse.Namespace) -> int:
 
     config, dataset = _read_settings(options)
     check_base(config)
-    _fetch(config.base_model, config.revision, config.teacher_context)
-    with _card(options.runs), tempfile.TemporaryDirectory() as folder:
+    fetch(config.base_model, config.revision, config.teacher_context)
+    with card(options.runs), tempfile.TemporaryDirectory() as folder:
         from dopsd_app.checks.teacher_check import save_sheet, teacher_check
         from dopsd_app.models.loaded_model import LoadedModel
 
@@ -309,10 +298,10 @@ def _generate(options: argparse.Namespace) -> int:
         raise KnownFailure(f"`--count` must be at least 1, got {options.count}.")
     drawing.check_sources(run, len(options.source))
     seeds = list(range(options.seed, options.seed + options.count))
-    if needs_fetching(run.config.base_model, run.config.revision, run.config.teacher_context):
+    if needs_fetching(run.config.base_model, run.config.revision, UNTAUGHT):
         find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
-        _fetch(run.config.base_model, run.config.revision, run.config.teacher_context)
-    with _card(options.runs):
+        fetch(run.config.base_model, run.config.revision, UNTAUGHT)
+    with card(options.runs):
         from dopsd_app.generate import generate
 
         pictures = generate(
@@ -329,44 +318,6 @@ def _generate(options: argparse.Namespace) -> int:
         for file in tqdm(pictures, total=total, desc="drawing", unit="picture", disable=None):
             tqdm.write(str(file))
     return 0
-
-
-def _download(options: argparse.Namespace) -> int:
-    name, revision = read_name(options.base_model), options.revision
-    if name in CATALOG and not find_repository(name):
-        raise KnownFailure(f"{name} comes with the program: there is nothing to fetch.")
-    if options.detach:
-        ask_for_download(options.runs, name, revision)
-        print(f"{name} is being fetched. See how far it is: the same command without --detach.")
-        return 0
-    _fetch(name, revision)
-    place = find_base_model(name, revision)
-    eyes = f"\nThe teacher's eyes: {place.vision_tower}" if place.vision_tower else ""
-    print(f"{name} is here: {place.folder}{eyes}")
-    return 0
-
-
-def _fetch(name: str, revision: str, context: str = "auto") -> None:
-    """Fetches what a base model lacks here for a teacher context, with a bar."""
-    from dopsd_app.progress import words_for_download  # brings Pillow
-
-    if not needs_fetching(name, revision, context):
-        return
-    try:
-        with (
-            closing(fetch_base_model(name, revision, context)) as progress,
-            tqdm(**BYTES, disable=None) as bar,
-        ):
-            reported = time.monotonic()
-            for step in progress:
-                show_bytes(bar, step)
-                # No terminal: a file, or a pipe.
-                if bar.disable and time.monotonic() - reported > REPORT_SECONDS:
-                    reported = time.monotonic()
-                    print(words_for_download(step), file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print("Stopped. What was fetched is kept: the next time goes on from there.", file=sys.stderr)
-        raise
 
 
 def _runs(options: argparse.Namespace) -> int:
@@ -402,8 +353,9 @@ def _stop(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     name = options.name or suggest_name(run.config)
-    token = find_token("", None)
     publication = Publication(name, private=not options.public, checkpoint=options.checkpoint)
+    check_health(run, publication)
+    token = find_token("", None)
     job = ask_for_push(run, publication, token)
     try:
         with tqdm(unit="step", desc="publishing", disable=None, leave=False) as bar:
@@ -449,7 +401,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
         changes["base_model"] = read_name(changes["base_model"])
     # A preset's settings belong to its base model: one without a preset gets the paper's, the defaults.
     base_model = changes.get("base_model", load_preset(DEFAULT_PRESET).settings["base_model"])
-    wanted = attempt(_model_family, base_model, changes.get("revision", ""))
+    wanted = attempt(family_of, base_model, changes.get("revision", ""))
     name = options.preset or preset_for(wanted or base_model, EDIT if has_sources(options.images) else "")
     preset = attempt(load_preset, name) if name else None
     settings = dict(preset.settings) if preset else {}
@@ -477,14 +429,6 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     return config, dataset
 
 
-def _model_family(base_model: str, revision: str) -> str:
-    """The catalog's model that this is or is made from; of a repository that is not here, the Hub says."""
-    known = catalog_name(base_model) is not None or not find_repository(base_model)
-    if not known and needs_fetching(base_model, revision):
-        ask_hub(base_model, revision)
-    return model_family(base_model, revision)
-
-
 def _read_prompts(path: Path) -> tuple[str, ...]:
     """Its lines that are not empty; none where there is no such file."""
     if not path.is_file():
@@ -494,45 +438,3 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise KnownFailure(f"{path.name} is not UTF-8 text. Save it again as UTF-8.") from error
     return tuple(line.strip() for line in lines if line.strip())
-
-
-def _start(runs_dir: Path) -> None:
-    """Starts what waits; the page's warm worker, where there is one, ends its picture and gives way."""
-    announced = False
-    while start_next(runs_dir) is None and (holder := read_holder()) and holder.warm:
-        if not announced:
-            print(ROOM)
-        announced = True
-        time.sleep(0.1)
-
-
-@contextmanager
-def _card(runs_dir: Path) -> Generator[None]:
-    """Holds the card, or is refused while another job has it; starts what was queued meanwhile."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    if (holder := read_holder()) and holder.warm:
-        print(ROOM)
-    lock = CardLock()
-    if not wait_for_card(lock, runs_dir, "A command", seconds=2):
-        raise RunError(f"{_at_work(runs_dir)} is at work, and one job runs at a time. {_wait(runs_dir)}")
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise KnownFailure("Out of memory. Close other programs that use memory, then try again.") from error
-    finally:
-        lock.give_back()
-        start_what_waits(runs_dir)
-
-
-def _at_work(runs_dir: Path) -> str:
-    live = computing(runs_dir)
-    holder = read_holder()
-    return describe(live[0]) if live else holder.what if holder else "Another job"
-
-
-def _wait(runs_dir: Path) -> str:
-    live = computing(runs_dir)
-    stop = f", or stop it: {hint('stop', Run(live[0].path))}" if live and live[0].kind == TRAIN else ""
-    return f"Wait for its end{stop}."

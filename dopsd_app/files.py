@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,12 +20,17 @@ T = TypeVar("T")
 Value = TypeVar("Value", bound="DataclassInstance")
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a whole file through a temporary name: a reader sees the old content or the new, never half."""
+def replace_file(path: Path, content: str | bytes | Iterable[bytes | memoryview]) -> None:
+    """Writes a whole file through a temporary name: a reader sees the old content or the new, never half.
+
+    What is large may come in parts, which are never put together in memory.
+    """
+    if isinstance(content, str | bytes):
+        content = [content.encode() if isinstance(content, str) else content]
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         retry(lambda: os.replace(temporary, path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from diffusers.training_utils import free_memory
 from PIL import Image
 
+from dopsd_app.check_base import fetch_and_check
 from dopsd_app.checks.previews import save_picture
 from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.checks.verdict import CHECK_FILE
@@ -15,11 +16,14 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import hash_pixels, read_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, check_sources
+from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.method.encode import read_sources
-from dopsd_app.models.base_download import fetch_base_model
+from dopsd_app.models.architecture import UNTAUGHT
+from dopsd_app.models.base_download import fetch_base_model, needs_fetching
+from dopsd_app.models.load import choose_device
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Conditioning
 from dopsd_app.progress import PhaseProgress
@@ -47,7 +51,7 @@ def generate(
     lora = find_lora(run, checkpoint)  # what is not there, or damaged, raises before anything is loaded
     check_intact(run, lora)
     check_sources(run, len(sources))
-    model = LoadedModel(config)
+    model = LoadedModel(config, teaches=False)
     pictures = read_sources(sources, config, model.base_model)
     conditionings = model.encode(prompts)
     model.load_transformer()
@@ -79,11 +83,11 @@ class DrawingCache:
         self.model: LoadedModel | None = None
         self.base_picture: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
 
-    def model_for(self, config: TrainConfig) -> LoadedModel:
+    def model_for(self, config: TrainConfig, *, teaches: bool = False) -> LoadedModel:
         """The model of a configuration's base: the one that is loaded, where it matches."""
-        if self.model is None or not self.model.matches(config):
+        if self.model is None or not self.model.matches(config, teaches=teaches):
             self.clear()  # before the next one needs the memory
-            self.model = LoadedModel(config)
+            self.model = LoadedModel(config, teaches=teaches)
         return self.model
 
     def clear(self) -> None:
@@ -123,14 +127,15 @@ def _nothing_half_loaded() -> Generator[None]:
         raise
 
 
-def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
+def draw(job: Job) -> Generator[Event, None, dict]:
     """A job's two pictures of one prompt from the same noise: base.png, and lora.png with a run's LoRA."""
     drawing = Drawing(job.path)
     request = drawing.asked_for(PictureRequest)
     run = known_run(job.runs_dir, request.run_id)
     config = run.config
     yield PhaseProgress("loading", 0, 3)
-    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
+    choose_device(config)
+    yield from fetch_base_model(config.base_model, config.revision, UNTAUGHT)
     with _nothing_half_loaded():
         model = drawing_cache.model_for(config)
         sources = read_sources(drawing.sources, config, model.base_model)
@@ -150,13 +155,17 @@ def draw(job: Job) -> Generator[PhaseProgress, None, dict]:
     return {"base": drawing.base.name, "lora": drawing.lora.name}
 
 
-def check_teacher(job: Job) -> Generator[PhaseProgress, None, dict]:
+def check_teacher(job: Job) -> Generator[Event, None, dict]:
     """A job's check of what the teacher sees; its pictures and CHECK_FILE appear in the job's folder."""
     request = Drawing(job.path).asked_for(CheckRequest)
     yield PhaseProgress("loading", 0, 3)
     config = request.config
-    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
+    choose_device(config)
+    if needs_fetching(config.base_model, config.revision, config.teacher_context):
+        drawing_cache.clear()  # the check of what is fetched loads it beside what is loaded
+    yield from fetch_and_check(config, job.runs_dir)
     with _nothing_half_loaded():
         examples = read_examples(request.folder, minimum_side=request.config.minimum_side).examples
-        yield from teacher_check(drawing_cache.model_for(request.config), request.config, examples, job.path)
+        model = drawing_cache.model_for(config, teaches=True)
+        yield from teacher_check(model, config, examples, job.path)
     return {"check": CHECK_FILE}

@@ -90,6 +90,12 @@ def reading_errors(repository: str) -> Generator[None]:
 def _reading_sentence(answer: "httpx2.Response", repository: str, quoted: str) -> str | None:
     """What a refusal to show a repository means; None for what other requests are answered with too."""
     code = answer.headers.get("X-Error-Code", "")
+    # Of a fine-grained token: whoever accepted the terms is refused too.
+    if "public gated repositories" in quoted:
+        return (
+            f"This token may not read gated repositories such as {repository}: in its settings, at"
+            " https://huggingface.co/settings/tokens, allow it to read public gated repositories."
+        )
     if code == "GatedRepo":
         if os.environ.get("SYSTEM") == "spaces":
             return (

@@ -1,16 +1,17 @@
 """The training run: a generator of events."""
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from dopsd_app.check_base import fetch_and_check
 from dopsd_app.checks.health import HealthMeter
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN, best_step
 from dopsd_app.checks.lora_check import check_lora
-from dopsd_app.checks.previews import Pair, draw_pairs, save_rollout, save_samples
+from dopsd_app.checks.previews import Pair, draw_pairs, read_thumbnail, save_rollout, save_samples
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
 from dopsd_app.jobs.events import (
@@ -31,12 +32,12 @@ from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.method.encode import EncodedExample, EncodedPrompt, Prompt, crop_example, encode_examples
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.method.objectives import make_objective
 from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.step import optimizer_step, prepare
-from dopsd_app.models.base_download import fetch_base_model
 from dopsd_app.models.catalog import find_base_model, find_facts
-from dopsd_app.models.load import load_base_model
+from dopsd_app.models.load import choose_device, load_base_model
 from dopsd_app.models.protocol import BaseModel
 from dopsd_app.progress import PhaseProgress
 
@@ -44,13 +45,15 @@ from dopsd_app.progress import PhaseProgress
 def train(run: Run) -> Iterator[Event]:
     """Trains the run's LoRA by its objective, from its newest checkpoint if there is one."""
     config = run.config
-    yield from fetch_base_model(config.base_model, config.revision, config.teacher_context)
+    choose_device(config)  # what cannot compute here is told before gigabytes are fetched
+    yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
     pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)
     config = run.config
     base_model = load_base_model(config)
     examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
     facts = find_facts(config.base_model, config.revision)
+    about = partial(describe_lora, config, facts, tuple(example.captions for example in examples))
     prompts, shown = choose_prompts(config, examples, facts.scoring(config) != "none")
     yield PhaseProgress("loading", 0, 2)
     encoded = yield from encode_examples(
@@ -86,12 +89,13 @@ def train(run: Run) -> Iterator[Event]:
             )
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
             best = best_step(meter.measured, {int(folder.name) for folder in complete_checkpoints(run)})
-            folder = save_checkpoint(run, step, base_model.transformer, optimizer, keep=best)
+            metadata = about(step, read_thumbnail(run, step))
+            folder = save_checkpoint(run, step, base_model.transformer, optimizer, metadata, keep=best)
             yield CheckpointSaved(step, folder.relative_to(run.path).as_posix())
         if "stop" in commands and step < config.steps:
             yield Stopped(step)
             return
-    yield from _finish(run, base_model, encoded.examples[0], step)
+    yield from _finish(run, base_model, encoded.examples[0], step, about(step, read_thumbnail(run, step)))
 
 
 def _previews_at(config: TrainConfig, step: int) -> bool:
@@ -137,10 +141,12 @@ def _save_previews(
         yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")
 
 
-def _finish(run: Run, base_model: BaseModel, example: EncodedExample, step: int) -> Iterator[Event]:
+def _finish(
+    run: Run, base_model: BaseModel, example: EncodedExample, step: int, metadata: Mapping[str, str]
+) -> Iterator[Event]:
     config = run.config
     run.check_file.unlink(missing_ok=True)  # of a shorter training: it must not vouch for this file
-    save_lora(run.lora_file, adapter_arrays(base_model.transformer, "student"), config, step)
+    save_lora(run.lora_file, adapter_arrays(base_model.transformer, "student"), config.strength, metadata)
     check = check_lora(run.lora_file, base_model, config, example.student[0], example.height, example.width)
     check.save(run.check_file)
     if check.problems:

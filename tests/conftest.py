@@ -15,8 +15,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-cache-")
 # Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
 # is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Of the whole session, whose processes inherit it.
-os.environ.setdefault("FORK_SERVER", f"{tempfile.mkdtemp(prefix='dopsd-tests-forks-')}/{os.getpid()}")
+if "FORK_SERVER" not in os.environ:  # of the whole session, whose processes inherit it
+    os.environ["FORK_SERVER"] = f"{tempfile.mkdtemp(prefix='dopsd-tests-forks-')}/{os.getpid()}"
 
 import pytest
 
@@ -26,8 +26,10 @@ from dopsd_app.jobs.runs import create_run
 from tests.support import forks
 from tests.support.browser import Visit, chromium
 from tests.support.changes import changed_since_main
+from tests.support.environment import follow_environment
 from tests.support.pictures import make_picture
 
+follow_environment()  # where this process was forked with the libraries imported
 forks.fork_workers()
 
 BENCHMARKS = (  # the folders that those tests are of, and they themselves
@@ -74,7 +76,13 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_configure(config):
+    if config.option.numprocesses and forks.can_fork():
+        forks.fork_testers()
+
+
 def pytest_unconfigure():
+    forks.end()
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         shutil.rmtree(os.environ[name], ignore_errors=True)
     fork_server = Path(os.environ["FORK_SERVER"])

@@ -5,23 +5,40 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3Model
 
+from dopsd_app.config import TrainConfig
+from dopsd_app.models import catalog
+from dopsd_app.models.base_download import needs_fetching
 from dopsd_app.models.catalog import (
     CATALOG,
     BaseModelError,
+    Lacking,
     catalog_name,
+    check_base_model,
     check_resolution,
     find_base_model,
     find_facts,
+    find_licence,
     find_repository,
     full_name,
     is_fetched,
     model_family,
     read_name,
+    what_lacks,
 )
+from dopsd_app.models.eyes import VISION_TOWERS_FOLDER
+from dopsd_app.models.hub_record import HubRecord, remember
+from dopsd_app.models.repository import assets_folder, cache_folder
 from dopsd_app.models.sizes import read_sizes
-from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
+from dopsd_app.models.z_image_facts import QWEN3_VL_4B, Z_IMAGE, ZImageSizes
 from dopsd_app.planning.cost import least_gpu_memory
+from dopsd_app.planning.machine import Machine
+from dopsd_app.planning.plan import make_plan
+from dopsd_app.torch_build import TorchBuild
+from dopsd_app.ui.base_facts import base_facts
+from dopsd_app.ui.plan import _needs
 
 GIB = 1024**3
 Z_IMAGE_TURBO = CATALOG["z-image-turbo"].sizes
@@ -46,11 +63,62 @@ def test_where_nobody_knows_what_a_base_model_can_draw_every_resolution_may_be_t
     check_resolution("pocket-turbo", 65)
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("Tongyi-MAI/Z-Image", "z-image-turbo"),
+        ("tongyi-mai/z-image-edit", "z-image-turbo"),
+        ("black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein-4b"),
+        ("black-forest-labs/FLUX.2-klein-base-9B", "flux2-klein-9b"),
+        ("black-forest-labs/FLUX.2-dev", "flux2-klein-4b"),
+    ],
+)
+def test_a_known_model_of_many_steps_is_refused_by_its_name_alone(name, instead):
+    """Nobody accepts the terms of a gated one, or asks the Hub, for what cannot be trained."""
+    with pytest.raises(BaseModelError, match=f"{name} was not made to draw .* Take {instead}"):
+        check_base_model(name)
+    with pytest.raises(BaseModelError, match="was not made to draw"):
+        needs_fetching(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["Tongyi-MAI/Z-Image-Turbo", "Ann/Z-Image", "black-forest-labs/FLUX.2-klein-4B"]
+)
+def test_other_names_are_not_taken_for_them(name):
+    check_base_model(name)
+
+
 def test_every_base_model_says_its_licence():
     for facts in CATALOG.values():
         assert facts.licence.id
         assert facts.licence.name
         assert facts.licence.link.startswith("https://")
+
+
+def test_a_licence_that_lies_in_a_repository_is_linked_to_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "find_snapshot", lambda *_: tmp_path)
+    for link, expected in (
+        ("LICENSE.md", "https://huggingface.co/ann/tune/blob/main/LICENSE.md"),
+        ("https://example.org/licence", "https://example.org/licence"),
+        ("../../secret", ""),
+    ):
+        (tmp_path / "README.md").write_text(
+            f"---\nlicense: other\nlicense_name: x\nlicense_link: {link}\n---\n"
+        )
+        assert find_licence("ann/tune").address == expected
+
+
+def test_the_terms_of_a_gated_base_are_linked_to_before_it_is_fetched(monkeypatch):
+    page = "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B"
+    told = base_facts("flux2-klein-9b", "", "", ask=False)
+    assert "Not for commercial use, nor are its LoRAs" in told
+    assert f"href='{page}'" in told and f"href='{page}/blob/main/LICENSE.md'" in told
+    assert "hf auth login" in told
+    assert "Gated" not in base_facts("flux2-klein-4b", "", "", ask=False)
+    monkeypatch.setenv("SYSTEM", "spaces")
+    monkeypatch.setenv("SPACE_ID", "ann/trainer")
+    told = base_facts("flux2-klein-9b", "", "", ask=False)
+    assert "a Space cannot fetch it" in told and "hf auth login" not in told
 
 
 def test_z_image_turbo_is_told_of_before_it_is_there():
@@ -109,6 +177,36 @@ def test_sizes_of_a_folder_are_read_from_its_files():
     assert sizes.context_side == 16
     assert sizes.context_area == (512**2, 768**2)  # whatever the folder's own preprocessor_config.json says
     assert ZImageSizes.from_fields(json.loads(json.dumps(sizes.to_fields()))) == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "wide", "eyes"), [("flux2-klein-4b", 2560, 9728, 0), ("flux2-klein-9b", 4096, 12288, 0),
+                                        ("z-image-turbo", 2560, 9728, 415_347_712)]
+)  # fmt: skip
+def test_the_encoder_that_is_planned_with_is_the_one_that_is_loaded(name, width, wide, eyes):
+    """Without the head that would write text, which Qwen3-8B holds apart: 151,936 x 4,096 numbers."""
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=width,
+        intermediate_size=wide,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
+    with torch.device("meta"):
+        encoder = Qwen3Model(config)
+    assert CATALOG[name].sizes.encoder_parameters == parameters(encoder) + eyes
+
+
+def test_a_head_that_is_never_loaded_is_not_counted(z_image_folder, tmp_path):
+    sizes = find_facts(str(z_image_folder)).sizes
+    folder = tmp_path / "untied"
+    shutil.copytree(z_image_folder, folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file({**weights, "lm_head.weight": torch.zeros(7, 5)}, file)
+    assert find_facts(str(folder)).sizes.encoder_parameters == sizes.encoder_parameters
 
 
 def test_a_folder_of_ones_own_is_known_by_its_files(z_image_folder):
@@ -178,6 +276,46 @@ def test_a_folder_without_eyes_of_its_own_waits_for_those_of_the_hub(tmp_path):
     assert not is_fetched(str(folder))
     with pytest.raises(BaseModelError, match=r"The teacher's eyes for .* are not on this computer yet"):
         find_base_model(str(folder))
+
+
+EYES_BYTES = 2 * 415_347_712  # of Qwen3-VL-4B's, as they are cut out
+
+
+def lacks(name, context="auto"):
+    facts = find_facts(name)
+    return what_lacks(
+        name, "", context, facts, facts.sizes_for(TrainConfig(base_model=name, teacher_context=context))
+    )
+
+
+def test_where_only_the_eyes_lack_no_more_than_they_is_named(z_image_folder, tmp_path):
+    folder = tmp_path / "blind"
+    shutil.copytree(z_image_folder, folder, ignore=shutil.ignore_patterns("vision_tower"))
+    assert lacks(str(folder)) == Lacking("the teacher's eyes", EYES_BYTES)
+    assert lacks(str(z_image_folder)) is None
+    config = TrainConfig(base_model=str(folder), num_inference_steps=8, resolution=64)
+    machine = Machine((), TorchBuild(), 16 * GIB, 12 * GIB, 2)
+    plan = make_plan(config, pictures=6, runs_dir=tmp_path, machine=machine)
+    assert "831 MB<small>at most, the teacher&#x27;s eyes from the Hub" in _needs(plan)
+
+
+def test_what_the_hub_told_of_is_lacked_but_for_what_is_here(monkeypatch, tmp_path, z_image_folder):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    assert lacks("z-image-turbo") == Lacking("Z-Image-Turbo", None)  # nobody has asked the Hub yet
+    commit = "1" * 40
+    snapshot = cache_folder("Ann/mine") / "snapshots" / commit
+    for file in ("model_index.json", "text_encoder/config.json"):
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(z_image_folder / file, snapshot / file)
+    sizes = replace(Z_IMAGE_TURBO, stored_bytes=10**9 + EYES_BYTES)
+    remember("Ann/mine", commit, HubRecord({}, {}, Z_IMAGE, sizes))
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    assert lacks("Ann/mine") == Lacking("Ann/mine", 10**9 + EYES_BYTES)
+    eyes = assets_folder(VISION_TOWERS_FOLDER, QWEN3_VL_4B.repository) / commit
+    shutil.copytree(z_image_folder / "vision_tower", eyes)
+    assert lacks("Ann/mine") == Lacking("Ann/mine", 10**9)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def kept(tmp_path, config, learner):
     states = {}
     for step in (2, 4):
         states[step] = learn(learner, step)
-        save_checkpoint(run, step, *learner)
+        save_checkpoint(run, step, *learner, {})
     learn(learner, 5)
     return run, states
 
@@ -160,8 +160,8 @@ def test_when_all_are_damaged_training_starts_afresh_and_says_so(kept, learner):
     assert "So training starts from the beginning." in warned.message
     assert same(state_of(learner), before)
     assert latest_checkpoint(run) is None
-    save_checkpoint(run, 1, *learner)  # the LoRAs of later steps do not push it out
-    save_checkpoint(run, 2, *learner)
+    save_checkpoint(run, 1, *learner, {})  # the LoRAs of later steps do not push it out
+    save_checkpoint(run, 2, *learner, {})
     assert latest_checkpoint(run).name == "000002"
     assert restored(run, learner) == (2, [])
 
@@ -181,7 +181,7 @@ def test_a_folder_of_checkpoints_that_is_gone_is_made_anew(kept, learner):
     run, _ = kept
     shutil.rmtree(run.checkpoints)
     assert restored(run, learner) == (0, [])
-    save_checkpoint(run, 1, *learner)
+    save_checkpoint(run, 1, *learner, {})
     assert restored(run, learner) == (1, [])
 
 
@@ -208,7 +208,7 @@ def test_of_an_old_checkpoint_only_the_lora_is_asked_for_and_its_hash_stays(kept
     run, _ = kept
     written = json.loads((run.checkpoints / "000002" / "manifest.json").read_text())["files"]
     flip_a_bit(run.checkpoints / "000002" / "lora.safetensors")
-    save_checkpoint(run, 6, *learner)
+    save_checkpoint(run, 6, *learner, {})
     thinned = json.loads((run.checkpoints / "000002" / "manifest.json").read_text())["files"]
     assert thinned == {"lora.safetensors": written["lora.safetensors"]}
     assert [folder.name for folder in complete_checkpoints(run)] == ["000002", "000004", "000006"]

@@ -66,7 +66,7 @@ def test_it_adds_to_each_weight_what_diffusers_fuses(tiny_config, folders, tmp_p
     add_adapters(base_model.transformer, base_model.lora_targets, config)
     trained(base_model)
     path = tmp_path / "pytorch_lora_weights.safetensors"
-    save_lora(path, adapter_arrays(base_model.transformer, "student"), config, steps=1)
+    save_lora(path, adapter_arrays(base_model.transformer, "student"), config.strength, {})
 
     fresh = load_base_model(config)
     fresh.load_transformer()

@@ -102,7 +102,8 @@ def test_a_browser_looks_for_no_file_that_the_page_does_not_name(server, visit):
     assert len(single) == 1, "All style sheets but Gradio's first are one file"
 
 
-def test_a_second_visit_fetches_none_of_the_pages_files(visit):
+def test_a_second_visit_fetches_none_of_the_pages_files(browser, server):
+    visit = Visit(browser, server.url, empty=True)
     page = visit.open()
     visit.wait_for_files(page)
     first = page.evaluate(SENT)
@@ -114,11 +115,18 @@ def test_a_second_visit_fetches_none_of_the_pages_files(visit):
     assert all(first[address] > 0 for address in files)
     assert not any(second[address] for address in files)
     assert second[page.url] < 1_000 < first[page.url]  # the page's own address: a 304
+    visit.close()
+
+
+@pytest.mark.parametrize("person", ["the first", "the next"])
+def test_of_what_another_person_left_in_the_browser_a_test_finds_nothing(visit, person):
+    page = visit.open()
+    assert page.evaluate("[localStorage.left, document.cookie]") == [None, ""], person
+    page.evaluate("localStorage.left = sessionStorage.left = 1, document.cookie = 'left=1'")
 
 
 def test_screen_readers_get_words_and_no_keys(visit):
-    visit.context.add_init_script(LISTEN)
-    page = visit.open()
+    page = visit.open(script=LISTEN)
     page.click("#example-zorp")
     page.wait_for_function("window.read.includes('Done')")
     keys = [text for text in page.evaluate("window.read") if re.fullmatch(r"\w+\.\w+", text)]

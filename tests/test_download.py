@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dopsd_app.jobs.events import read_events
 from dopsd_app.jobs.job import list_jobs
 from dopsd_app.models.pipeline_folder import read_licence
 from dopsd_app.progress import DownloadProgress
+from tests.support.downloader import Downloader
 from tests.support.imitation_hub import ImitationHub
 from tests.support.real_layout import save_qwen_vl_repository, save_z_image_repository
 from tests.support.small_disk import on_a_small_disk
@@ -35,36 +37,6 @@ SHARD = r"transformer/diffusion_pytorch_model-00001"
 HEADER = 100_001  # bytes that are read of each file of weights, to know how large the model is
 
 
-class Process:
-    """A process with the real client; each test has a cache of its own."""
-
-    def __init__(self, hub, folder, **environment):
-        ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SPACE"))}
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/support/download_process.py")],
-            env=ours | hub.environment(folder) | {"PYTHONPATH": str(ROOT)} | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
-
-    def __call__(self, home, name, *arguments, **keywords):
-        named = dict(zip(("name", "revision"), arguments, strict=False)) | keywords
-        line = {"home": str(home), "name": name, "arguments": named}
-        self.process.stdin.write(json.dumps(line) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        return answer["error"] if "error" in answer else answer["result"]
-
-
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repositories")
@@ -77,7 +49,7 @@ def repositories(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub_and_process(tmp_path_factory):
-    with ImitationHub() as hub, Process(hub, tmp_path_factory.mktemp("process")) as process:
+    with ImitationHub() as hub, Downloader(hub, tmp_path_factory.mktemp("process")) as process:
         yield hub, process
 
 
@@ -219,6 +191,19 @@ def test_the_hub_tells_sizes_before_a_byte_of_weights_is_fetched(hub, call, repo
 # --- trouble on the way
 
 
+def test_a_head_that_is_never_loaded_is_not_counted(hub, call, repositories, tmp_path):
+    hub.add_model(FINE_TUNE, repositories / "comic")
+    sizes = call("ask", FINE_TUNE)["facts"]["sizes"]
+    folder = tmp_path / "untied"
+    shutil.copytree(repositories / "comic", folder)
+    file = folder / "text_encoder" / "model-00001-of-00003.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file({**weights, "lm_head.weight": next(iter(weights.values())).clone()}, file)
+    hub.add_model("Ann/untied", folder)
+    assert call("ask", "Ann/untied")["facts"]["sizes"]["encoder_parameters"] == sizes["encoder_parameters"]
+
+
 def test_a_broken_connection_goes_on_where_it_was(hub, call, repositories):
     hub.cut(SHARD, 300_000, times=2)
     hub.stall("transformer/diffusion_pytorch_model-00002", 200_000)
@@ -353,7 +338,8 @@ def test_progress_has_bytes_total_and_speed(hub, call):
         (QWEN, f"{QWEN} is no pipeline of diffusers: it has no model_index.json."),
         (
             "Ann/other",
-            "`Ann/other` is a StableDiffusionPipeline. Supported: ZImagePipeline, Flux2KleinPipeline.",
+            "`Ann/other` is a StableDiffusionPipeline, which cannot be trained here. Take Z-Image-Turbo,"
+            " FLUX.2 klein, or a model made from one of them.",
         ),
         ("Ann/pickles", "Ann/pickles has no safetensors file for its vae. Only that format is read."),
     ],
@@ -369,6 +355,27 @@ def test_what_is_no_base_model_is_told(hub, call, tmp_path, repositories, name, 
     weights.rename(weights.with_suffix(".bin"))
     hub.add_model("Ann/pickles", pickles)
     assert told in call("fetch", name)
+
+
+def test_what_takes_dozens_of_steps_is_told_before_its_weights(hub, call, tmp_path, repositories):
+    """Z-Image, known by the shift of its scheduler, and FLUX.2 klein base, whose index lacks one word."""
+    undistilled = tmp_path / "undistilled"
+    shutil.copytree(repositories / "comic", undistilled)
+    scheduler = undistilled / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"shift": 6.0}))
+    hub.add_model("Ann/undistilled", undistilled)
+    told = call("fetch", "Ann/undistilled")
+    assert "`Ann/undistilled` was not made to draw in a few steps" in told and "Z-Image-Turbo" in told
+    klein = tmp_path / "klein"
+    klein.mkdir()
+    (klein / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline"}))
+    hub.add_model("Ann/klein-base", klein)
+    told = call("fetch", "Ann/klein-base")
+    assert "`Ann/klein-base` was not made to draw in a few steps" in told and "FLUX.2 klein" in told
+    assert not any(hub.fetched(f"{name}.*safetensors$") for name in ("Ann/undistilled", "Ann/klein-base"))
+    # A fine-tune of Turbo keeps its scheduler.
+    hub.add_model("Ann/comic", repositories / "comic")
+    assert Path(call("fetch", "Ann/comic")["folder"]).is_dir()
 
 
 def odd_repository(folder: Path, what: str) -> None:
@@ -452,12 +459,12 @@ def test_a_gate_says_what_to_do(hub, call, hub_and_process, repositories, tmp_pa
     told = call("fetch", FINE_TUNE)
     assert f"accept its terms at https://huggingface.co/{FINE_TUNE}" in told and "hf auth login" in told
     folder = tmp_path_factory.mktemp("space")
-    with Process(hub, folder, SYSTEM="spaces") as process:  # which has nobody who could sign in
+    with Downloader(hub, folder, SYSTEM="spaces") as process:  # which has nobody who could sign in
         told = process(folder, "fetch", FINE_TUNE)
         assert "a Space reads with nobody's token" in told and "hf auth login" not in told
     hub.add_account(TOKEN, "Bob")
     folder = tmp_path_factory.mktemp("bob")
-    with Process(hub, folder, HF_TOKEN=TOKEN) as process:
+    with Downloader(hub, folder, HF_TOKEN=TOKEN) as process:
         told = process(folder, "fetch", FINE_TUNE)
         assert "accept its terms at" in told and "hf auth login" not in told
         assert TOKEN not in told
@@ -466,13 +473,32 @@ def test_a_gate_says_what_to_do(hub, call, hub_and_process, repositories, tmp_pa
     assert not any(request.token for request in hub.asked("GET /cdn"))
 
 
+def test_a_wrong_token_is_told_as_that(hub, hub_and_process, tmp_path):
+    with Downloader(hub, tmp_path, HF_TOKEN="hf_ofNobody") as process:
+        told = process(tmp_path, "fetch", Z_IMAGE)
+    assert f"The Hub does not let this computer read {Z_IMAGE}" in told and "HF_TOKEN" in told
+    assert "hf_ofNobody" not in told
+
+
+def test_a_token_without_the_right_to_gated_repositories_is_told_which_right(hub, call, repositories):
+    """Its owner may have accepted the terms: a fine-grained token still has no such right by itself."""
+    hub.add_model(FINE_TUNE, repositories / "comic", gated=True)
+    says = "Please enable access to public gated repositories in your fine-grained token settings"
+    hub.fail(
+        f".*{FINE_TUNE}/resolve/.*", 403, {"X-Error-Message": f"{says} to view this repository."}, times=100
+    )
+    told = call("fetch", FINE_TUNE)
+    assert f"This token may not read gated repositories such as {FINE_TUNE}" in told
+    assert "https://huggingface.co/settings/tokens" in told and "hf auth login" not in told
+
+
 def test_a_disk_without_room_is_told_before_the_first_byte(hub, call, hub_and_process):
     try:
         call("set_room", free=200_000_000)
         told = call("fetch", Z_IMAGE)
     finally:
         call("set_room", free=10**15)
-    assert "needs 4 MB more on the disk of" in told and "200 MB are free" in told and "HF_HOME" in told
+    assert "needs 3 MB more on the disk of" in told and "200 MB are free" in told and "HF_HOME" in told
     assert hub.fetched("Tongyi") < 8 * HEADER
 
 

@@ -1,6 +1,7 @@
 """Pictures outside a run, on the tiny model."""
 
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ import torch
 from PIL import Image
 
 from dopsd_app import generate as generating
+from dopsd_app.config import save_config
 from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.drawing import Drawing, PictureRequest
+from dopsd_app.jobs.job import create_job
+from dopsd_app.jobs.kinds import DRAW
 from dopsd_app.models import loaded_model
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.train import train
@@ -81,6 +86,31 @@ def test_a_loaded_model_draws_the_same_after_it_made_room(finished, tiny_config)
     small.load_lora(finished.lora_file, 1.0)
     assert small.draw(first, tiny_config, seed=1) == before
     assert small.draw(first, tiny_config, seed=1, with_lora=False) == bare != before
+
+
+def test_drawing_needs_no_eyes_of_the_teacher(finished, tmp_path):
+    """They may be gone, or never have been on this computer: the pictures are the same."""
+    drawn = generate(finished, ["a dog"], [1], out=tmp_path / "with")
+    folder = tmp_path / "blind"
+    shutil.copytree(finished.config.base_model, folder, ignore=shutil.ignore_patterns("vision_tower"))
+    save_config(replace(finished.config, base_model=str(folder)), finished.path / "config.json")
+    with pytest.raises(KnownFailure, match=r"The teacher's eyes for .* are not on this computer"):
+        LoadedModel(finished.config)
+    blind = generate(finished, ["a dog"], [1], out=tmp_path / "without")
+    assert np.array_equal(pixels(drawn[0]), pixels(blind[0]))
+    job = create_job(finished.runs_dir, DRAW, asdict(PictureRequest(finished.id, "a dog", 1)))
+    *progress, _ = list(generating.draw(job))
+    assert all(step.phase != "downloading" for step in progress)
+    assert np.array_equal(pixels(Drawing(job.path).lora), pixels(drawn[0]))
+
+
+def test_a_model_that_teaches_serves_for_drawing_and_not_the_other_way(tiny_config):
+    blind, seeing = LoadedModel(tiny_config, teaches=False), LoadedModel(tiny_config)
+    other = replace(tiny_config, teacher_picture_minimum=32)
+    assert seeing.matches(tiny_config, teaches=False) and seeing.matches(tiny_config, teaches=True)
+    assert seeing.matches(other, teaches=False) and not seeing.matches(other, teaches=True)
+    assert blind.matches(other, teaches=False) and not blind.matches(tiny_config, teaches=True)
+    assert not blind.matches(replace(tiny_config, quantization="nf4"), teaches=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")

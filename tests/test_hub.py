@@ -15,19 +15,28 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from filelock import FileLock
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load, load_file, save
 
-from dopsd_app.config import make_config
+from dopsd_app.cli import main
+from dopsd_app.config import make_config, save_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub import scheduled_push
 from dopsd_app.hub.account import Account
 from dopsd_app.hub.model_card import make_card
-from dopsd_app.hub.publication import BEST, Publication, check_name, checkpoint_to_publish, suggest_name
+from dopsd_app.hub.publication import (
+    BEST,
+    Publication,
+    check_name,
+    checkpoint_to_publish,
+    suggest_name,
+    why_no_health,
+)
 from dopsd_app.hub.push import Place, published
 from dopsd_app.hub.push_job import latest_push
 from dopsd_app.hub.scheduled_push import ScheduledPush, read_scheduled_push, waits_for_sign_in
@@ -39,6 +48,7 @@ from dopsd_app.jobs.launcher import process_started
 from dopsd_app.jobs.runs import LORA_FILE
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
 from dopsd_app.ui import when_finished
@@ -280,7 +290,8 @@ def test_an_organisation_where_one_may_write_gets_it_under_its_own_spelling(hub,
 
 def test_a_checkpoint_is_pushed_with_its_own_weights_and_steps(hub, process, run, tmp_path):
     made = tmp_path / LORA_FILE
-    save_lora(made, {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}, run.config, 6)
+    weights = {"layers.0.w.lora_B.weight": np.ones((4, 8), np.float32)}
+    save_lora(made, weights, 2.0, describe_lora(run.config, catalog.CATALOG["pocket-turbo"], [], 6))
     leave_checkpoint(run, 6, made.read_bytes())
     process.push(run, checkpoint=6)
     sent = load(sent_files(hub)[LORA_FILE])
@@ -651,6 +662,30 @@ def test_the_best_step_is_the_one_that_the_page_recommends(run):
     assert checkpoint_to_publish(run, Publication("zorp")) is None
 
 
+def offers_the_best_step(run):
+    part = lay_out(lambda _: when_finished.when_finished())
+    return part.show(run)[part.healthiest].visible
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"base_model": "flux2-klein-4b"}, "teacher's eyes"), ({"preview_every": 0}, "this run makes none")],
+)
+def test_where_no_health_is_measured_no_step_is_the_best(run, capsys, changes, told):
+    """The teacher of FLUX.2 klein sees a reference, and nobody could say how like a picture is."""
+    assert why_no_health(run) == "" and offers_the_best_step(run)
+    save_config(replace(run.config, **changes), run.path / "config.json")
+    assert told in why_no_health(run) and not offers_the_best_step(run)
+    with pytest.raises(KnownFailure, match=f"No step of {run.id} is in best health.*{told}"):
+        scheduled_push.schedule_push(run, Publication("zorp", checkpoint=BEST), TOKEN)
+    assert read_scheduled_push(run).publication is None
+    arguments = ["publish", run.id, "--runs", str(run.runs_dir), "--checkpoint", BEST]
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+    measure(run, s6=0.5)  # what was measured counts, whatever the settings say
+    assert why_no_health(run) == "" and offers_the_best_step(run)
+
+
 def test_a_scheduled_push_takes_the_step_that_is_best_when_the_run_has_finished(hub, process, run):
     process.call("schedule", run=run.path, token=AMBIENT, name="zorp", checkpoint=BEST)
     process.call("run_scheduled", run=run.path)
@@ -748,7 +783,8 @@ def test_the_page_keeps_and_tells_a_scheduled_push_and_that_it_waits(run, monkey
     best = "The LoRA, of its step in best health, will be published as zorp when the run has finished"
     assert best in message
     shown = part.show(run)
-    assert [shown[choice] for choice in part.choices] == [True, "zorp", True, False, True]
+    *values, healthiest = (shown[choice] for choice in part.choices)
+    assert [*values, healthiest.value] == [True, "zorp", True, False, True]
     write_status(run, state="finished")
     assert "will be published" in schedule(True, "zorp", True, False, False)
     monkeypatch.delenv("HF_TOKEN")
@@ -908,15 +944,16 @@ HOSTILE = [
     "&lt;b&gt; &#60;",
     "'); __import__('os').system('x') #",
     "a" * 2000,
+    "👩‍🚀 a | b: 'c' \"d\" # " * 100,
 ]
 
 
-def hostile_card_as_written(run, text):
+def hostile_card_as_written(run, text, pictures=("x.png", "y.png")):
     """The card of a run whose trigger word, prompts and captions are all this text."""
     settings = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps(settings | {"trigger_word": text, "name": text}))
     (run.dataset / "01.txt").write_text(text, encoding="utf-8", errors="replace", newline="")
-    pictures = [(Path("x.png"), text), (Path("y.png"), f"a {text}")]
+    pictures = [(Path(name), prompt) for name, prompt in zip(pictures, (text, f"a {text}"), strict=False)]
     return make_card(run, repo_id="Ann/zorp", pictures=pictures, with_captions=True)
 
 
@@ -965,8 +1002,20 @@ def test_hostile_texts_stay_texts(run, text):
     assert card.data.license == "apache-2.0"
     if text.split() and any(c.isprintable() and c != " " for c in text):
         assert structure(card.text) == expected
-    assert prompt_of(codes(card.text)[0]["python"]) == text
+    programme = codes(card.text)[0]["python"]
+    assert compile(programme, "card", "exec") and prompt_of(programme) == text
     assert str(card).encode("utf-8")  # it can be written
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_without_pictures_a_card_of_hostile_texts_is_whole_too(run, text):
+    keys = {"library_name", "license", "pipeline_tag", "tags", "instance_prompt"}
+    written = str(hostile_card_as_written(run, text, pictures=()))
+    front = yaml.safe_load(written.split("---\n")[1])
+    assert front.keys() == keys and front["instance_prompt"] == text
+    assert ModelCard(written).data.to_dict() == front == ModelCardData(**front).to_dict()
+    programme = codes(ModelCard(written).text)[0]["python"]
+    assert compile(programme, "card", "exec") and "prompt='a picture" in programme.replace('"', "'")
 
 
 def test_random_hostile_texts_stay_texts(run):
@@ -1025,6 +1074,34 @@ def test_a_base_of_the_hub_is_named_with_its_revision(run, monkeypatch):
     facts = (card.data.base_model, card.data.base_model_relation, card.data.license)
     assert facts == ("maker/model", "adapter", "mit")
     assert "revision='abc'" in card.text
+
+
+def test_what_binds_a_lora_of_klein_9b_stands_in_its_card(new_run):
+    run = finish(new_run(pocket_config(base_model="flux2-klein-9b", resolution=512)))
+    card = ModelCard(str(make_card(run, repo_id="Ann/zorp")))
+    assert next(iter(card.data.to_dict())) == "base_model"
+    assert card.data.base_model == "black-forest-labs/FLUX.2-klein-9B"
+    assert (card.data.license, card.data.license_name) == ("other", "flux-non-commercial-license")
+    assert card.data.license_link.startswith("https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/")
+    assert "nor this LoRA may be used commercially" in card.text
+    assert "gated: accept its terms at https://huggingface.co/black-forest-labs/FLUX.2-klein-9B " in card.text
+    assert "# With diffusers 0.40 or newer" in codes(card.text)[0]["python"]
+    free = str(make_card(finish(new_run(pocket_config())), repo_id="Ann/zorp"))
+    assert "commercially" not in free and "gated" not in free
+
+
+@pytest.mark.parametrize(
+    ("id", "name", "forbidden"),
+    [
+        ("other", "flux-1-dev-non-commercial-license", True),
+        ("cc-by-nc-sa-4.0", "", True),
+        ("other", "My Noncommercial Licence", True),
+        ("apache-2.0", "Apache 2.0", False),
+        ("other", "ncsa-like", False),
+    ],
+)
+def test_a_licence_that_forbids_commerce_is_known_by_its_name(id, name, forbidden):
+    assert catalog.Licence(id, name).forbids_commerce is forbidden
 
 
 def test_the_card_says_what_the_base_does_and_nothing_of_one_that_is_gone(run):

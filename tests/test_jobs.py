@@ -144,7 +144,9 @@ def test_two_folders_of_runs_share_the_card(toy, runs_dir, tmp_path):
 
 def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf 'A, 10, 9, GPU-1, 0\\nB, 10, 9, GPU-2, 0\\n'\n")
+    program.write_text(
+        "#!/bin/sh\nprintf 'A, 10, 9, GPU-1, 0, 580.1, 8.9\\nB, 10, 9, GPU-2, 0, 580.1, 8.9\\n'\n"
+    )
     program.chmod(0o755)
     code = "from dopsd_app.jobs.card import card_name; print(card_name())"
     for path, name in (
@@ -312,6 +314,18 @@ def test_a_warm_worker_gives_way_to_another_folder_and_tells_its_own_drawings(to
     there = ask(tmp_path / "others", toy.ADD, 1)
     assert [ended(one).reason for one in warm] == [queue.ASKED_TO_LEAVE] * 2
     assert ended(there).state == "finished"
+
+
+def test_a_job_keeps_the_computer_awake_and_goes_on_where_nothing_can(toy, runs_dir, monkeypatch):
+    monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "yes")
+    kept = ask(runs_dir, toy.ADD, 1)
+    assert ended(kept).state == "finished"
+    assert "the computer is kept awake (WakepyFakeSuccess)" in kept.log_file.read_text()
+    monkeypatch.delenv("WAKEPY_FAKE_SUCCESS")
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere")
+    not_kept = ask(runs_dir, toy.ADD, 1)
+    assert ended(not_kept).state == "finished"
+    assert "nothing keeps this computer awake" in not_kept.log_file.read_text()
 
 
 def test_a_training_that_comes_while_a_warm_worker_looks_is_named_as_one(toy, runs_dir, monkeypatch):

@@ -206,11 +206,15 @@ def test_padding_behind_a_picture_is_counted_on_as_words_are(by_eyes, monkeypatc
     assert places[-4:] == [CAPTION_TOKENS + 2 + 2 - n for n in (4, 3, 2, 1)]
 
 
-def test_its_undistilled_sister_is_refused(klein_folder, tmp_path):
+@pytest.mark.parametrize("told", [{}, {"is_distilled": False}])
+def test_its_undistilled_sister_is_refused(klein_folder, tmp_path, told):
+    """On the Hub its model_index.json says nothing; saved by diffusers, it says no."""
     folder = tmp_path / "klein-base"
     shutil.copytree(klein_folder, folder)
     index = folder / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": False}))
+    fields = json.loads(index.read_text())
+    assert fields.pop("is_distilled") is True
+    index.write_text(json.dumps(fields | told))
     with pytest.raises(BaseModelError, match="was not made to draw in a few steps"):
         load_base_model(TrainConfig(base_model=str(folder)))
 

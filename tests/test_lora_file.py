@@ -16,6 +16,8 @@ from dopsd_app.jobs.manifest import hash_file
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.lora_metadata import describe_lora
+from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.protocol import NO_PICTURES
 from tests.support.encoded import make_example, trained
@@ -33,7 +35,8 @@ def save_trained(base_model, config, path, size=0.05):
     example = make_example(base_model, 0, "a dog")
     add_adapters(base_model.transformer, base_model.lora_targets, config)
     trained(base_model, size)
-    save_lora(path, adapter_arrays(base_model.transformer, "student"), config, steps=7)
+    metadata = describe_lora(config, find_facts(config.base_model), [["a zorp", "zorp"]], 7)
+    save_lora(path, adapter_arrays(base_model.transformer, "student"), config.strength, metadata)
     return example.student[0]
 
 

@@ -10,12 +10,13 @@ from dopsd_app import gpus, processor
 from dopsd_app.files import free_disk
 from dopsd_app.gpus import Gpu
 from dopsd_app.planning import machine
-from dopsd_app.planning.machine import read_machine, torch_has_cuda
+from dopsd_app.planning.machine import read_machine
 
 GIB = 1024**3
 MIB = 1024**2
 TWO_CARDS = (
-    "NVIDIA GeForce RTX 4070, 12282, 11000, GPU-8f, 35\\nNVIDIA A100-SXM4-40GB, 40960, 512, GPU-1c, [N/A]\\n"
+    "NVIDIA GeForce RTX 4070, 12282, 11000, GPU-8f, 35, 551.23, 8.9\\n"
+    "NVIDIA A100-SXM4-40GB, 40960, 512, GPU-1c, [N/A], 580.65.06, 8.0\\n"
 )
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="the imitation is a shell script")
@@ -56,8 +57,8 @@ def limits(tmp_path, monkeypatch):
 def test_cards_are_what_the_driver_says(nvidia_smi):
     nvidia_smi(f"printf '{TWO_CARDS}'")
     assert read_machine().gpus == (
-        Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB, "GPU-8f", 0.35),
-        Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB, "GPU-1c", 0.0),
+        Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB, "GPU-8f", 0.35, (8, 9), 551),
+        Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB, "GPU-1c", 0.0, (8, 0), 580),
     )
 
 
@@ -65,7 +66,7 @@ def test_the_driver_is_asked_for_plain_numbers(nvidia_smi, tmp_path):
     nvidia_smi(f'echo "$@" > {tmp_path}/asked')
     read_machine()
     assert (tmp_path / "asked").read_text().split() == [
-        "--query-gpu=name,memory.total,memory.free,uuid,utilization.gpu",
+        "--query-gpu=name,memory.total,memory.free,uuid,utilization.gpu,driver_version,compute_cap",
         "--format=csv,noheader,nounits",
     ]
 
@@ -81,7 +82,7 @@ def test_the_answer_is_remembered_for_a_moment(nvidia_smi, tmp_path):
     "script",
     [
         "echo No devices were found; exit 6",
-        "echo 'NVIDIA Thor, [N/A], [N/A], GPU-2, 0'",
+        "echo 'NVIDIA GeForce RTX 3060, [GPU is lost], [GPU is lost], GPU-2, 0, 580.65, 8.6'",
         "echo 'Failed to initialize NVML: Driver/library version mismatch'",
         "exec 1>&-",
     ],
@@ -89,6 +90,29 @@ def test_the_answer_is_remembered_for_a_moment(nvidia_smi, tmp_path):
 def test_a_driver_that_tells_nothing_means_no_card(nvidia_smi, script):
     nvidia_smi(script)
     assert read_machine().gpus == ()
+
+
+@pytest.mark.parametrize("told", ["[N/A]", "[Not Supported]"])
+def test_a_card_without_memory_of_its_own_has_the_computer_s(nvidia_smi, limits, told):
+    limits(900 * MIB, 800 * MIB, cached=300 * MIB)  # what there is for a process here
+    nvidia_smi(f"echo 'NVIDIA GB10, {told}, {told}, GPU-2, 0, 580.95.05, 12.1'")
+    [gpu] = read_machine().gpus
+    assert (gpu.name, gpu.shares_memory, gpu.capability) == ("NVIDIA GB10", True, (12, 1))
+    assert (gpu.memory, gpu.free_memory) == (900 * MIB, 400 * MIB)
+
+
+def test_what_a_card_does_not_tell_is_not_known(nvidia_smi):
+    nvidia_smi("echo 'Orin (nvgpu), [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]'")
+    [gpu] = read_machine().gpus
+    assert (gpu.uuid, gpu.busy, gpu.capability, gpu.driver) == ("", 0.0, None, 0)
+
+
+def test_an_old_driver_that_knows_no_compute_capability_still_tells_its_card(nvidia_smi):
+    refusal = """echo 'Field "compute_cap" is not a valid field to query.'; exit 2"""
+    answer = "echo 'GeForce GTX 1080, 8119, 8000, GPU-2, 0, 470.256.02'"
+    nvidia_smi(f"case $1 in *compute_cap*) {refusal};; esac; {answer}")
+    [gpu] = read_machine().gpus
+    assert (gpu.name, gpu.capability, gpu.driver) == ("GeForce GTX 1080", None, 470)
 
 
 def test_no_driver_means_no_card(monkeypatch, tmp_path):
@@ -106,6 +130,33 @@ def test_only_the_cards_that_cuda_may_use_count(nvidia_smi, monkeypatch, visible
     cards = read_machine().gpus
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert read_machine().gpus == tuple(cards[index] for index in expected)
+
+
+@pytest.mark.parametrize(
+    ("cards", "chosen"),
+    [
+        (
+            ("GTX 1060, 6144, 6000, GPU-1, 0, 580.1, 6.1", "RTX 3090, 24576, 24000, GPU-2, 0, 580.1, 8.6"),
+            "GPU-2",
+        ),
+        # The larger one computes no bfloat16.
+        (
+            ("RTX 3060, 12288, 12000, GPU-1, 0, 580.1, 8.6", "TITAN RTX, 24576, 24000, GPU-2, 0, 580.1, 7.5"),
+            "GPU-1",
+        ),
+        (("RTX 3060, 12288, 12000, GPU-1, 0, 580.1, 8.6",), None),
+    ],
+)
+def test_of_several_cards_a_process_and_its_workers_settle_on_one(nvidia_smi, monkeypatch, cards, chosen):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    nvidia_smi("printf '" + "\\n".join(cards) + "\\n'")
+    gpus.settle_on_a_card()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == chosen
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert [gpu.uuid for gpu in read_machine().gpus] == [chosen or "GPU-1"]
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # a person's own choice
+    gpus.settle_on_a_card()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_the_memory_is_the_computers_where_nothing_limits_it(limits):
@@ -127,12 +178,6 @@ def test_cores_and_disk_are_this_computers(tmp_path):
     assert free_disk(tmp_path / "not" / "yet") == pytest.approx(
         psutil.disk_usage(str(tmp_path)).free, rel=0.01
     )
-
-
-def test_torch_is_asked_by_its_files():
-    import torch
-
-    assert torch_has_cuda() == (torch.version.cuda is not None)
 
 
 # --- how much the processor is wanted

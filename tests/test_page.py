@@ -254,6 +254,12 @@ def test_a_picture_that_another_tab_removed_is_told_where_its_caption_is_typed(v
     expect(page.locator(".toast-body")).to_contain_text("This picture is no longer in the draft")
 
 
+def arrives(page, place, what):
+    """Comes back when a step shows this, and the browser has remembered its place."""
+    expect(page.locator(what)).to_be_visible()
+    page.wait_for_function("place => localStorage['dopsd-place'] == place", arg=place)
+
+
 def test_back_leads_to_the_step_before_and_forward_to_the_next(visit, files):
     page = visit.open()
     page.click("#fresh")
@@ -264,15 +270,15 @@ def test_back_leads_to_the_step_before_and_forward_to_the_next(visit, files):
     page.click("#to-plan")
     expect(page.locator("#start")).to_be_enabled()
     page.go_back()
-    expect(page.locator("#check")).to_be_visible()
+    arrives(page, 2, "#check")
     page.go_back()
-    expect(page.locator("#upload")).to_be_visible()
+    arrives(page, 1, "#upload")
     page.go_forward()
-    expect(page.locator("#check")).to_be_visible()
+    arrives(page, 2, "#check")
     page.go_forward()
-    expect(page.locator("#start")).to_be_visible()
+    arrives(page, 3, "#start")
     page.click("#step-pictures-button")
-    expect(page.locator("#upload")).to_be_visible()
+    arrives(page, 1, "#upload")
     page.wait_for_function("history.state.place == 1")
     page.reload()
     settled(page)

@@ -96,7 +96,7 @@ def test_photos_on_the_built_in_base_are_told_at_once_with_the_right_base_as_nex
     page.locator("#trigger textarea, #trigger input").first.blur()
     look(page, "2-z-image-turbo")
     # As little as the base may draw: all that follows is drawn on a processor.
-    set_settings(current_draft(server.drafts), resolution=256, rank=4)
+    set_settings(current_draft(server.drafts), resolution=256, rank=4, num_inference_steps=4, rollout_steps=2)
 
 
 def test_the_teacher_check_fetches_the_base_first_and_a_cancelled_one_loses_nothing(page, hub, server):

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import Run, complete_checkpoints, list_runs
+from tests.support import forks
 from tests.support.browser import Visit, box, settled, unfold
 from tests.support.imitation_hub import ImitationHub, Repository
 from tests.support.page_server import PageServer, all_bytes, wait_for
@@ -36,7 +37,7 @@ def hub():
 @pytest.fixture(scope="module")
 def server(hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    with PageServer(folder, hub.environment(folder / "home"), fork_workers=False) as server:
+    with PageServer(folder, hub.environment(folder / "home"), forked=False) as server:
         yield server
 
 
@@ -84,6 +85,10 @@ def job(browser, server):
     seen["roll-outs"] = shown_pictures(page, "#rollout img")
     assert not page.evaluate("window.hit")
     visit.close()
+    # So far all was started as a person's computer does; what follows is forked.
+    server.kill()
+    server.forked = forks.can_fork()
+    server.start()
     return Job(list_runs(server.runs)[0], seen)
 
 

@@ -294,9 +294,9 @@ def test_a_late_look_at_one_run_does_not_keep_what_another_shows(page, server, w
     page.wait_for_timeout(200)
     choose(page, working)
     expect(page.locator("#run-status")).to_contain_text("Training")
-    page.unroute("**/run/predict*")
     for route, answer in looks[1:]:
         route.fulfill(response=answer)
+    page.unroute("**/run/predict*")  # lets through what has come meanwhile
     send_command(waiting, "stop")
 
 

@@ -64,7 +64,7 @@ def asked_through(proxy: Proxy, *addresses: str) -> list[str]:
 
 @pytest.mark.process
 def test_the_page_starts_behind_a_proxy_that_cannot_reach_it(tmp_path):
-    server = PageServer(tmp_path, {"PYTHONUNBUFFERED": "1"})
+    server = PageServer(tmp_path, {"PYTHONUNBUFFERED": "1"}, forked=False)
     for name in NAMES:
         server.environment.pop(name, None)
     server.environment |= {f"{scheme}_proxy".upper(): CLOSED for scheme in SCHEMES}

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
+from dopsd_app.check_base import check
 from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.cli import main
@@ -29,6 +31,7 @@ from dopsd_app.jobs.runs import list_runs
 from dopsd_app.method.encode import Prompt, encode_examples
 from dopsd_app.method.rollout import sample
 from dopsd_app.models.architectures import ARCHITECTURES, register
+from dopsd_app.models.base_report import Finding
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.loaded_model import LoadedModel
@@ -36,6 +39,7 @@ from dopsd_app.models.protocol import NO_PICTURES, Pictures
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.schema import STAMP_FILE
+from dopsd_app.torch_build import TorchBuild
 from tests.support.pictures import make_picture
 
 ROOT = Path(__file__).parents[1]
@@ -122,9 +126,9 @@ def test_its_files_alone_are_needed(config):
 
 
 def test_its_plan_is_reckoned_by_its_own_arithmetic(config, tmp_path):
-    machine = Machine((), False, 2**33, 2**33, 2)
+    machine = Machine((), TorchBuild(), 2**33, 2**33, 2)
     plan = make_plan(config, pictures=4, runs_dir=tmp_path, machine=machine)
-    assert plan.problems == () and plan.download == 0
+    assert plan.problems == () and plan.lacks is None
     sizes = find_facts(config.base_model).sizes
     # 8 x 8 latents; two layers of 16 x 16, 2 operations for each weight and token; the teacher sees 64 more
     assert sizes.work(sizes.teacher_tokens(64, "auto")) == (2 * 512 * 128, 0)
@@ -234,6 +238,12 @@ def test_the_teacher_check_asks_the_colours_where_there_are_no_eyes(config, pict
     (tmp_path / "check").mkdir()
     list(teacher_check(LoadedModel(config), config, examples, tmp_path / "check"))
     assert len(read_check(tmp_path / "check").rows) == 4
+
+
+def test_it_is_checked_as_any_other(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    findings = [event for event in check(config, tmp_path / "runs") if isinstance(event, Finding)]
+    assert len(findings) == 6 and all(finding.passed for finding in findings), findings
 
 
 def test_the_program_has_never_heard_of_it():

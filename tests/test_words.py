@@ -9,6 +9,7 @@ from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
+from dopsd_app.torch_build import TorchBuild
 from dopsd_app.ui import words
 from dopsd_app.ui.plan import plainly
 from dopsd_app.ui.server.guard import guarded
@@ -38,7 +39,7 @@ def test_code_in_a_message_is_shown_as_code_and_nothing_of_it_becomes_html():
     ],
 )
 def test_no_sentence_of_a_plan_brings_backticks_to_the_page(changes):
-    machine = Machine((), False, 16 * GIB, 12 * GIB, 2)
+    machine = Machine((), TorchBuild(), 16 * GIB, 12 * GIB, 2)
     plan = make_plan(replace(POCKET, **changes), pictures=6, runs_dir=Path("no-runs"), machine=machine)
     said = (*plan.problems, *plan.warnings)
     assert said

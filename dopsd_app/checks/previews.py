@@ -19,6 +19,7 @@ from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.protocol import BaseModel, Conditioning
 
 LONGEST_SIDE = 512  # pixels, of one picture in a preview
+THUMBNAIL = 256  # pixels, of the picture in a LoRA file: ModelSpec's advice
 GAP = 4  # pixels between pictures
 
 Pair = tuple[Image.Image, Image.Image]  # the base's picture and the student's
@@ -65,12 +66,32 @@ def _by_eyes(config: TrainConfig) -> bool:
 def save_samples(
     run: Run, step: int, prompts: Sequence[EncodedPrompt], pairs: Sequence[Pair]
 ) -> PreviewSaved:
-    """A row for every prompt: what it starts from, if from anything, the base's picture and the student's."""
+    """A row for every prompt: what it starts from, if from anything, the base's picture and the student's.
+
+    The student's first picture that starts from none is kept small too: it goes into the LoRA file, and what
+    is drawn from a person's own picture shows much of that.
+    """
+    drawn = zip(prompts, pairs, strict=False)  # the other pairs are not shown
+    if first := next((pair for prompt, pair in drawn if prompt.source is None), None):
+        save_picture(_thumbnail(first[1], THUMBNAIL), _thumbnail_file(run, step))
     rows = [
         (prompt.source, *pair) if prompt.source else pair
-        for prompt, pair in zip(prompts, pairs, strict=False)  # the other pairs are not shown
+        for prompt, pair in zip(prompts, pairs, strict=False)
     ]
     return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", rows),))
+
+
+def read_thumbnail(run: Run, step: int) -> bytes:
+    """A small JPEG that the LoRA of this step drew; empty where there is none that can be read."""
+    try:
+        return _thumbnail_file(run, step).read_bytes()
+    except OSError:  # most often: no preview at this step; the LoRA is worth more than its picture
+        return b""
+
+
+def _thumbnail_file(run: Run, step: int) -> Path:
+    # On disk, so that a training that is resumed after its last step writes the same LoRA file.
+    return run.previews / f"{step:06d}_thumbnail.jpeg"
 
 
 def draw(
@@ -105,14 +126,14 @@ def _save(run: Run, name: str, rows: Sequence[Sequence[Image.Image]]) -> str:
     return f"{run.previews.name}/{name}"
 
 
-def _thumbnail(picture: Image.Image) -> Image.Image:
+def _thumbnail(picture: Image.Image, longest: int = LONGEST_SIDE) -> Image.Image:
     small = picture.copy()
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return small
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Saves a picture as PNG or WebP through a temporary name: nobody sees half of it, a kill leaves none."""
+    """Saves a picture as PNG, WebP or JPEG through a temporary name: never half of it, and none by a kill."""
     content = BytesIO()
     picture.save(content, format=path.suffix[1:], quality=90)
     replace_file(path, content.getvalue())

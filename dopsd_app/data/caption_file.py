@@ -69,8 +69,7 @@ def clean_captions(texts: list, name: str) -> tuple[str, ...]:
     """One line per caption, without control characters and broken Unicode; empty lines are passed over."""
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"The caption of {name} is missing or is not text. Write what the picture shows.")
-    plain = ("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text) for text in texts)
-    captions = tuple(caption for caption in (" ".join(text.split()) for text in plain) if caption)
+    captions = tuple(caption for caption in map(plain_line, texts) if caption)
     if not captions:
         raise ValueError(f"The caption of {name} is empty. Write what the picture shows.")
     longest = max(map(len, captions))
@@ -79,3 +78,9 @@ def clean_captions(texts: list, name: str) -> tuple[str, ...]:
             f"The caption of {name} has {longest} characters. Shorten it to {MAX_CAPTION} at most."
         )
     return captions
+
+
+def plain_line(text: str) -> str:
+    """The text as one line, without control characters and broken Unicode."""
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    return " ".join(plain.split())

@@ -97,13 +97,13 @@ def _on_trigger_word(trigger_word: str) -> list[str]:
 def _on_picture(texts: list[str], trigger_word: str) -> tuple[str, ...]:
     if not texts or not trigger_word:
         return ()
-    lacking = [text for text in texts if not _holds(text.lower(), trigger_word.lower())]
+    lacking = [text for text in texts if not holds(text.lower(), trigger_word.lower())]
     if lacking:
         where = (
             "The caption" if len(texts) == 1 else "Each caption" if lacking == texts else f"“{lacking[0]}”"
         )
         return (f"{where} lacks the trigger word “{trigger_word}”.",)
-    if not all(_holds(text, trigger_word) for text in texts):
+    if not all(holds(text, trigger_word) for text in texts):
         return (f"Write the trigger word as everywhere, with the same capitals: “{trigger_word}”.",)
     return ()
 
@@ -143,7 +143,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*", text.lower())
 
 
-def _holds(text: str, word: str) -> bool:
+def holds(text: str, word: str) -> bool:
     """Whether a text has the word as a whole; letters of scripts without capitals may touch it.
 
     Those scripts either put no spaces between words, as Chinese, or hang endings on them, as Korean.

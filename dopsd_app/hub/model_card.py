@@ -14,11 +14,13 @@ from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.lora_file import read_facts
 from dopsd_app.jobs.runs import LORA_FILE, Run
 from dopsd_app.models.architecture import BaseModelFacts
-from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, find_repository, is_known
+from dopsd_app.models.catalog import CATALOG, find_facts, find_licence, is_known, public_name, published_as
 from dopsd_app.progress import words_for_count
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
+
+LEAST_DIFFUSERS = "0.40"  # earlier ones take no `dtype`
 
 CardPicture = tuple[Path, str]  # a generated picture and its prompt
 
@@ -55,7 +57,7 @@ def _card_data(config: TrainConfig, pictures: Sequence[CardPicture], edits: bool
     from huggingface_hub import ModelCardData
 
     yaml.add_representer(_Quoted, _represent_quoted)
-    base = find_repository(config.base_model) or None
+    base = published_as(config.base_model) or None
     licence = find_licence(config.base_model, config.revision)
     known = "image-to-image" if edits else "text-to-image"
     task = known if _known_facts(config) else None
@@ -71,7 +73,7 @@ def _card_data(config: TrainConfig, pictures: Sequence[CardPicture], edits: bool
         pipeline_tag=task,
         license=licence.id or None,
         license_name=licence.name if licence.id == "other" else None,
-        license_link=(licence.link or None) if licence.id == "other" else None,
+        license_link=(licence.address or None) if licence.id == "other" else None,
         tags=[*([task] if task else []), "diffusers", "lora", "template:sd-lora", tag],
         instance_prompt=_Quoted(config.trigger_word) if config.trigger_word.strip() else None,
         widget=widget or None,
@@ -90,20 +92,13 @@ def picture_name(number: int) -> str:
     return f"images/picture-{number}.webp"
 
 
-def base_name(config: TrainConfig) -> str:
-    """The base model's name, without the folders of this computer."""
-    if config.base_model in CATALOG or find_repository(config.base_model):
-        return config.base_model
-    return re.split(r"[\\/]", config.base_model.rstrip("\\/"))[-1]
-
-
 def _introduction(config: TrainConfig) -> list[str]:
-    if repository := find_repository(config.base_model):
+    if repository := published_as(config.base_model):
         base = f"[{repository}](https://huggingface.co/{repository})"
     elif config.base_model in CATALOG:
         base = f"{_code(config.base_model)}, the small demonstration model that comes with the trainer"
     else:
-        base = f"{_code(base_name(config))}, a base model in a diffusers folder"
+        base = f"{_code(public_name(config.base_model))}, a base model in a diffusers folder"
     objective = OBJECTIVES[config.objective]
     method = f"trained with [{objective.name}](https://arxiv.org/abs/{objective.paper}): {objective.about}"
     facts = _known_facts(config)
@@ -119,11 +114,22 @@ def _introduction(config: TrainConfig) -> list[str]:
 
 def _licence_words(config: TrainConfig) -> str:
     licence = find_licence(config.base_model, config.revision)
-    if licence.name:
-        link = f" ({licence.link})" if re.fullmatch(r"https?://[^\s()<>]+", licence.link) else ""
-        name = licence.name if licence.id == "other" else licence.id
-        return f"That of the base model: {_code(name)}{link}."
-    return f"The licence of the base model {_code(base_name(config))} holds for this LoRA too."
+    if not licence.name:
+        base = _code(public_name(config.base_model))
+        return f"The licence of the base model {base} holds for this LoRA too."
+    link = f" ({licence.address})" if licence.address else ""
+    sentences = [
+        f"That of the base model: {_code(licence.name if licence.id == 'other' else licence.id)}{link}."
+    ]
+    if licence.forbids_commerce:
+        sentences.append("Neither the base model nor this LoRA may be used commercially.")
+    facts = _known_facts(config)
+    if facts and facts.gated:
+        sentences.append(
+            "The base model is gated: accept its terms at"
+            f" https://huggingface.co/{facts.repository} and sign in by `hf auth login` before you load it."
+        )
+    return " ".join(sentences)
 
 
 def make_snippet(config: TrainConfig, lora: str, prompt: str | None, sources: int = 0) -> str:
@@ -133,12 +139,12 @@ def make_snippet(config: TrainConfig, lora: str, prompt: str | None, sources: in
     """
     trigger = _plain(config.trigger_word)
     prompt = prompt or (f"a picture of {trigger}" if trigger else "a picture")
-    if repository := find_repository(config.base_model):
+    if repository := published_as(config.base_model):
         base, comment = repository, ""
     elif config.base_model in CATALOG:
         base, comment = f"assets/{config.base_model}", "  # in the trainer's folder"
     else:
-        base, comment = base_name(config), "  # the base model's folder"
+        base, comment = public_name(config.base_model), "  # the base model's folder"
     revision = f", revision={config.revision!r}" if repository and config.revision else ""
     facts = _known_facts(config)
     multiple = facts.sizes.side_multiple if facts else 16
@@ -150,7 +156,8 @@ def make_snippet(config: TrainConfig, lora: str, prompt: str | None, sources: in
         opened = [f'load_image("{name}")' for name in names]
         drawn = f"image={opened[0] if sources == 1 else '[' + ', '.join(opened) + ']'},"
         loading = "\nfrom diffusers.utils import load_image"
-    return f"""import torch
+    return f"""# With diffusers {LEAST_DIFFUSERS} or newer, transformers and peft.
+import torch
 from diffusers import DiffusionPipeline{loading}
 
 base = {base!r}{comment}

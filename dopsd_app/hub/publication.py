@@ -12,6 +12,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub_errors import HubError
 from dopsd_app.jobs.events import HealthMeasured, measured_in, read_events
 from dopsd_app.jobs.runs import Run, complete_checkpoints
+from dopsd_app.models.catalog import find_facts, is_known
 
 BEST = "best"
 
@@ -72,6 +73,27 @@ def healthier_checkpoint(run: Run, measured: Sequence[HealthMeasured]) -> int | 
     steps = [int(folder.name) for folder in complete_checkpoints(run)]
     best = best_step(measured, steps)
     return best if best not in (None, *steps[-1:]) else None
+
+
+def why_no_health(run: Run) -> str:
+    """Why nobody measures the health of a run's LoRA, so that no step is in best health; "" where it is."""
+    config = run.config
+    if measured_in(read_events(run.events_file)):
+        return ""
+    if not config.preview_every:
+        return "it is measured at previews, and this run makes none"
+    name, revision = config.base_model, config.revision
+    if is_known(name, revision) and find_facts(name, revision).scoring(config) == "none":
+        return "what measures it are the teacher's eyes, and this run's teacher has none"
+    return ""
+
+
+def check_health(run: Run, publication: Publication) -> None:
+    """Raises `KnownFailure` where the step in best health is asked for, and there can be none."""
+    if publication.checkpoint == BEST and (why := why_no_health(run)):
+        raise KnownFailure(
+            f"No step of {run.id} is in best health: {why}. Take the finished LoRA, or a step of your choice."
+        )
 
 
 # --- names

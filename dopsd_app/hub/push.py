@@ -21,13 +21,14 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
 from dopsd_app.hub.account import own_repository, who_is
 from dopsd_app.hub.card_pictures import MAX_PICTURES, card_pictures
-from dopsd_app.hub.model_card import CardPicture, base_name, make_card, picture_name
+from dopsd_app.hub.model_card import CardPicture, make_card, picture_name
 from dopsd_app.hub.publication import Publication, Published, checkpoint_to_publish
 from dopsd_app.hub.upload import UPLOAD_STEPS, upload
 from dopsd_app.hub_errors import HubError, check_token
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run
+from dopsd_app.models.catalog import public_name
 from dopsd_app.progress import PhaseProgress
 
 LONGEST_SIDE = 1024  # pixels, of a published picture
@@ -173,5 +174,5 @@ def _save_pictures(run: Run, pictures: Sequence[CardPicture], folder: Path) -> N
 
 def _published_settings(config: TrainConfig, with_captions: bool) -> dict:
     """The settings without folders of this computer, and without prompts if captions are not asked for."""
-    settings = asdict(config) | {"base_model": base_name(config)}
+    settings = asdict(config) | {"base_model": public_name(config.base_model)}
     return settings if with_captions else settings | {"preview_prompts": ()}

@@ -18,7 +18,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.hub.access import AccessError, find_token, this_space
 from dopsd_app.hub.account import pause_space
-from dopsd_app.hub.publication import Publication
+from dopsd_app.hub.publication import Publication, check_health
 from dopsd_app.hub.push import PushRunningError
 from dopsd_app.hub.push_job import ask_for_push, wait_for_push
 from dopsd_app.jobs.job import Job, RunError, find_job
@@ -71,6 +71,7 @@ def schedule_push(run: Run, publication: Publication | None, token: str | None) 
     if publication and publication.pause and this_space() is None:
         raise KnownFailure("This is not a Space: there is nothing to pause.")
     if publication:
+        check_health(run, publication)
         _tokens[run.id] = find_token("", token)  # raises now, not in the night, where there is none
     else:
         _tokens.pop(run.id, None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopsd_app.files import make_value
+from dopsd_app.models.base_report import Finding
 from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 
@@ -110,6 +111,7 @@ Event = (
     | HealthMeasured
     | CheckpointSaved
     | LoraChecked
+    | Finding
     | Warned
     | Finished
     | Stopped

@@ -31,7 +31,8 @@ def register(kind: Kind) -> None:
 TRAIN = Kind("train", "dopsd_app.train:work", "resume the run")
 DRAW = Kind("draw", "dopsd_app.generate:draw", "draw again", warm=True)
 CHECK_TEACHER = Kind("check-teacher", "dopsd_app.generate:check_teacher", "look again", warm=True)
+CHECK_BASE = Kind("check-base", "dopsd_app.check_base:work", "check it again")
 DOWNLOAD = Kind("download", "dopsd_app.download:work", "fetch it again", computes=False)
 PUSH = Kind("push", "dopsd_app.hub.push_job:work", "push again", computes=False)
-for known in (TRAIN, DRAW, CHECK_TEACHER, DOWNLOAD, PUSH):
+for known in (TRAIN, DRAW, CHECK_TEACHER, CHECK_BASE, DOWNLOAD, PUSH):
     register(known)

@@ -22,7 +22,7 @@ from dopsd_app.jobs.job import (
     start_lock,
     write_status,
 )
-from dopsd_app.jobs.kinds import TRAIN, Kind
+from dopsd_app.jobs.kinds import CHECK_BASE, TRAIN, Kind
 from dopsd_app.jobs.launcher import launcher
 from dopsd_app.jobs.status import Status
 
@@ -82,6 +82,8 @@ def computing(runs_dir: Path) -> list[Job]:
 
 def describe(job: Job) -> str:
     """What others read of the job that computes."""
+    if job.kind == CHECK_BASE:
+        return "The check of a base model"
     return f"The training of {job.id}" if job.kind == TRAIN else "A drawing"
 
 
@@ -176,11 +178,12 @@ def _waiting_warm(runs_dir: Path) -> list[Job]:
 
 def reason_to_leave(runs_dir: Path) -> str:
     """Why a warm worker must give its card back, as the sentence for drawings that this cuts off; or ""."""
-    # Read first: a training is in the queue before it asks for the card, so that it is never taken for another.
+    # Read first: a training is in the queue before it asks for the card, and is not to be taken for another.
     wanted = is_card_wanted()
-    if any(not job.kind.warm for job in waiting_jobs(runs_dir)):
+    waiting = [job.kind for job in waiting_jobs(runs_dir) if not job.kind.warm]
+    if TRAIN in waiting:
         return CUT_OFF
-    return ASKED_TO_LEAVE if wanted else ""
+    return ASKED_TO_LEAVE if wanted or waiting else ""
 
 
 def leave(runs_dir: Path, lock: CardLock, reason: str) -> bool:

@@ -20,7 +20,9 @@ from dopsd_app import __version__
 from dopsd_app.config import memory_levers
 from dopsd_app.errors import KnownFailure, is_out_of_memory, unexpected
 from dopsd_app.files import is_disk_full, replace_file
+from dopsd_app.gpus import settle_on_a_card
 from dopsd_app.hub_errors import keep_token
+from dopsd_app.jobs.awake import awake
 from dopsd_app.jobs.card import CardLock
 from dopsd_app.jobs.events import (
     Event,
@@ -159,7 +161,8 @@ def _record_all(job: Job, function: Function | None) -> Event:
         if job.kind == TRAIN:
             write_status(job, steps=Run(job.path).config.steps)
         function = function or find_function(job)
-        with closing(_events_of(job, function)) as events:
+        with awake() as kept, closing(_events_of(job, function)) as events:
+            _log(job, kept)
             for event in events:
                 step = getattr(event, "step", step)
                 _record(job, event)
@@ -282,6 +285,7 @@ def _smaller(job: Job) -> str:
 def main(arguments: list[str]) -> int:
     """Does the job in this folder; a "-" after it says that a token for the Hub comes on standard input."""
     folder, *more = arguments
+    settle_on_a_card()
     if more == ["-"]:
         keep_token(sys.stdin.read())
     return work(Job(Path(folder).absolute()))

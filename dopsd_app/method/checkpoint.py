@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import torch
@@ -31,18 +31,20 @@ def save_checkpoint(
     step: int,
     transformer: Transformer,
     optimizer: torch.optim.Optimizer,
+    metadata: Mapping[str, str],
     keep: int | None = None,
 ) -> Path:
     """Writes the LoRA of this step and what training needs besides; complete once its manifest is there.
 
-    Of old checkpoints, that of step `keep` stays. Raises `OSError` where the disk is full; what is complete
-    stays complete.
+    `metadata` is the LoRA file's. Of old checkpoints, that of step `keep` stays. Raises `OSError` where the
+    disk is full; what is complete stays complete.
     """
     folder = run.checkpoints / f"{step:06d}"
     _remove(folder)  # torn by a kill, or left by a process that came further and went on from an earlier one
     folder.mkdir(parents=True)
     try:
-        save_lora(folder / CHECKPOINT_LORA, adapter_arrays(transformer, "student"), run.config, step)
+        weights = adapter_arrays(transformer, "student")
+        save_lora(folder / CHECKPOINT_LORA, weights, run.config.strength, metadata)
         # The student too, for in the LoRA file its strength is folded in, and rounded.
         adapters = {
             adapter: {name: w.detach().cpu() for name, w in adapter_weights(transformer, adapter).items()}

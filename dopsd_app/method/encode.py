@@ -19,8 +19,9 @@ from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture, mo
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.models.architecture import Role
+from dopsd_app.models.base_report import fingerprint
 from dopsd_app.models.buckets import nearest_bucket
-from dopsd_app.models.catalog import BaseModelPaths, find_base_model
+from dopsd_app.models.catalog import find_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress
 from dopsd_app.schema import claim_folder
@@ -156,7 +157,7 @@ class _Encoder:
     def __init__(self, base_model: BaseModel, config: TrainConfig, cache: Path):
         self.base_model, self.config, self.cache, self.loaded = base_model, config, cache, False
         self.identity = [
-            _fingerprint(find_base_model(config.base_model, config.revision, config.teacher_context)),
+            fingerprint(find_base_model(config.base_model, config.revision, config.teacher_context)),
             str(base_model.dtype),
             base_model.conditioning_version,
             version("transformers"),
@@ -204,13 +205,3 @@ def _to_tensors(conditioning: Conditioning) -> dict[str, Tensor]:
 def _from_tensors(tensors: dict[str, Tensor]) -> Conditioning:
     references = tuple(tensors[f"reference_latents.{i}"] for i in range(len(tensors) - 1))
     return Conditioning(tensors["prompt_embeds"], references)
-
-
-def _fingerprint(place: BaseModelPaths) -> list:
-    """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
-    eyes = place.vision_tower.iterdir() if place.vision_tower else ()
-    files = sorted({*place.folder.glob("*/*"), *eyes})
-    files = [path for path in files if path.is_file()]
-    return [
-        (f"{path.parent.name}/{path.name}", path.stat().st_size, path.stat().st_mtime_ns) for path in files
-    ]

@@ -4,7 +4,9 @@ A base model that is not built in is one file: it makes an `Architecture`, with 
 hands it to `architectures.register`.
 """
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -13,7 +15,9 @@ from dopsd_app.errors import KnownFailure
 
 Role = Literal["student", "teacher"]
 BY_EYES = "vision_language"  # the teacher context that a vision tower is needed for
+UNTAUGHT = "none"  # in place of a teacher context: for a base model that only draws, without any teacher
 CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
+REAL_SIZE = 1e9  # parameters of a transformer: on a processor, a larger one would train for weeks
 
 
 class BaseModelError(KnownFailure):
@@ -28,6 +32,16 @@ class Licence:
     name: str = ""
     link: str = ""
 
+    @property
+    def forbids_commerce(self) -> bool:
+        """Whether its name says that it is not for commercial use."""
+        return bool(re.search(r"non-?commercial|\bnc\b", f"{self.id} {self.name}".lower()))
+
+    @property
+    def address(self) -> str:
+        """Its link where that is one on the web; else empty."""
+        return self.link if re.fullmatch(r"https?://[^\s()<>]+", self.link) else ""
+
 
 @dataclass(frozen=True)
 class Eyes:
@@ -37,6 +51,10 @@ class Eyes:
     parameters: int  # of vision tower and mergers, in bfloat16 on the Hub
     width: int  # of the text encoders that it was made for: the numbers that stand for one token
     configuration: dict  # what its preprocessor_config.json says, as far as sizes are read from it
+
+    @property
+    def stored_bytes(self) -> int:
+        return 2 * self.parameters
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,11 @@ class Sizes(ABC):
         return self
 
     @property
+    def needs_card(self) -> bool:
+        """Whether it can be trained on a graphics card alone, in any sensible time."""
+        return self.parameters > REAL_SIZE
+
+    @property
     @abstractmethod
     def side_multiple(self) -> int:
         """Pixels: the sides of a picture must be multiples of this."""
@@ -169,6 +192,7 @@ class Architecture:
     """A kind of base model. `BaseModel` is what it offers once it is loaded."""
 
     pipeline_class: str  # of diffusers, as model_index.json names it
+    family: str  # of its few-step models, as a person knows it
     base_model: str  # "module:Class" of its BaseModel, which is imported when one is loaded
     sizes: type[Sizes]
     teacher_contexts: tuple[str, ...]  # what its teacher can see besides the caption; the first is its own
@@ -176,6 +200,9 @@ class Architecture:
     guidance: float  # of its pipeline's call, where a few-step model draws as it was made to
     edits: bool = False  # whether it starts from pictures: `Example.source_images`
     parts: tuple[str, ...] = ("transformer", "text_encoder", "vae")  # of its pipeline, those with weights
+    # What tells, of a model_index.json and its scheduler's configuration, that a model of this kind takes
+    # dozens of steps; "" where nothing does.
+    undistilled: Callable[[dict, dict], str] = lambda index, scheduler: ""
 
     def check_sources(self, sources: int, name: str) -> None:
         """Raises `BaseModelError` for pictures to start from where a base model of this name cannot edit."""
@@ -202,7 +229,7 @@ class Architecture:
 
         For an odd width, they are the first: that they do not fit is told when they are loaded.
         """
-        if self.choose_context(context) != BY_EYES:
+        if context == UNTAUGHT or self.choose_context(context) != BY_EYES:
             return None
         return next((eyes for eyes in self.eyes if eyes.width == width), self.eyes[0])
 
@@ -227,9 +254,19 @@ class BaseModelFacts:
     architecture: Architecture
     sizes: Sizes
     native_steps: int | None = None  # that it was made to draw in, where known
+    native_sigmas: tuple[float, ...] = ()  # of these steps at 1024 x 1024 pixels, where known
     neutral_prompts: tuple[str, ...] = NEUTRAL_PROMPTS  # of what nobody trains: they should not change
     comfyui: bool = False  # whether ComfyUI can load it
     judge: bool = False  # whether there is a judge that knows all that it can draw
+    gated: bool = False  # whether its terms have to be accepted on the Hub before it can be fetched
+    # How other programs tell LoRAs of this kind and size from others; "" where they have no name for it.
+    known_as: str = ""  # in ModelSpec's `architecture`
+    kohya_name: str = ""  # in `ss_base_model_version`
+
+    @property
+    def spec_name(self) -> str:
+        """What `modelspec.architecture` says: of what has no name there, the pipeline's of diffusers."""
+        return self.known_as or self.architecture.pipeline_class
 
     def sizes_for(self, config: TrainConfig, sources: int = 0) -> Sizes:
         """Its sizes in a run: the teacher's picture is as the run wants it, beside so many to start from.

@@ -9,6 +9,7 @@ from dopsd_app.files import is_disk_full
 from dopsd_app.hub_errors import HubError, reading_errors, reading_token
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.catalog import (
+    CATALOG,
     check_base_model,
     find_base_model,
     find_pipeline,
@@ -20,8 +21,10 @@ from dopsd_app.models.download import Order, check_disk, fetch, in_threads, miss
 from dopsd_app.models.eyes import order_eyes
 from dopsd_app.models.hub_record import HubRecord, recall, remember
 from dopsd_app.models.pipeline_folder import (
+    HEAD_PREFIX,
     INDEX,
     README,
+    SCHEDULER,
     WEIGHTS,
     WEIGHTS_INDEX,
     Pipeline,
@@ -30,6 +33,13 @@ from dopsd_app.models.pipeline_folder import (
     read_weight_map,
 )
 from dopsd_app.models.repository import Listing, RemoteFile, link_files, list_files
+from dopsd_app.models.single_file import (
+    SingleFile,
+    is_needed,
+    is_single_file,
+    put_together,
+    read_single_file,
+)
 from dopsd_app.models.sizes import DAMAGED, read_configurations, sizes_on_hub
 from dopsd_app.progress import DownloadProgress
 
@@ -66,6 +76,9 @@ def order_base_model(name: str, revision: str = "", context: str = "auto") -> li
     check_base_model(name)
     orders = []
     folder = find_pipeline(name, revision)
+    if folder is None and is_single_file(name):
+        folder, order = _order_the_rest(read_single_file(name))
+        orders.append(order)
     if folder is None:
         listing = list_files(find_repository(name), revision)
         folder, pipeline = _read_index(listing)
@@ -75,6 +88,24 @@ def order_base_model(name: str, revision: str = "", context: str = "auto") -> li
     if eyes := missing_eyes(folder, context):
         orders.append(order_eyes(list_files(eyes)))
     return orders
+
+
+def _order_the_rest(single: SingleFile) -> tuple[Path, Order]:
+    """Where its small files are, and the order for all that a file of weights lacks of its model."""
+    listing = list_files(CATALOG[single.original.model].repository)
+    folder, pipeline = _read_index(listing)
+    paths = {file.path for file in listing.files}
+    chosen = [path for path in choose_files(paths, pipeline.parts) if is_needed(single, path)]
+    files = [file for file in listing.files if file.path in chosen]
+    configurations = [path for path in chosen if path.endswith("config.json")]
+    link_files(listing.repository, listing.commit, configurations)  # they say which eyes fit
+    order = whole_files(listing, "", files)
+
+    def finish() -> None:
+        order.finish()
+        put_together(single, folder, chosen)
+
+    return folder, Order(order.targets, finish)
 
 
 def ask_hub(name: str, revision: str = "", context: str = "auto") -> Offer:
@@ -90,7 +121,24 @@ def ask_hub(name: str, revision: str = "", context: str = "auto") -> Offer:
         return Offer(sum(target.size for target in targets), sum(missing.values()), folder)
 
 
+def ask_for_record(repository: str, commit: str) -> HubRecord:
+    """What the Hub says of a repository's files at a commit: as it is remembered, or asked now.
+
+    Raises `HubError` or `BaseModelError`.
+    """
+    if known := recall(repository, commit):
+        return known
+    listing = list_files(repository, commit)
+    _, pipeline = _read_index(listing)
+    _remember(listing, pipeline, _needed(listing, pipeline))
+    record = recall(repository, commit)
+    assert record is not None  # it was just kept
+    return record
+
+
 def _about(name: str) -> str:
+    if is_single_file(name):
+        return f"What {Path(name).name} lacks"
     return find_repository(name) or "The teacher's eyes"
 
 
@@ -115,7 +163,7 @@ def _read_index(listing: Listing) -> tuple[Path, Pipeline]:
     paths = {file.path for file in listing.files}
     if INDEX not in paths:
         raise BaseModelError(f"{listing.repository} is no pipeline of diffusers: it has no {INDEX}.")
-    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README}))
+    folder = link_files(listing.repository, listing.commit, sorted(paths & {INDEX, README, SCHEDULER}))
     return folder, read_pipeline(folder / INDEX, listing.repository)
 
 
@@ -165,12 +213,17 @@ def _remember(listing: Listing, pipeline: Pipeline, files: list[RemoteFile]) -> 
             f"The configuration of {listing.repository} cannot be read, {type(error).__name__}: {error}."
         )
         raise BaseModelError(message) from error
-    record = HubRecord({file.path: file.size for file in files}, architecture, sizes)
+    record = HubRecord(
+        {file.path: file.size for file in files},
+        {file.path: file.digest for file in files},
+        architecture,
+        sizes,
+    )
     remember(listing.repository, listing.commit, record)
 
 
 def _count(listing: Listing, path: str) -> int:
-    """Numbers in a file of weights on the Hub, by its header."""
+    """Numbers in a file of weights on the Hub that are read, by its header."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
@@ -181,4 +234,5 @@ def _count(listing: Listing, path: str) -> int:
             )
         except SafetensorsParsingError as error:
             raise HubError(f"{path} of {listing.repository} is no safetensors file: {error}") from error
-    return sum(header.parameter_count.values())
+    read = (tensor for name, tensor in header.tensors.items() if not name.startswith(HEAD_PREFIX))
+    return sum(tensor.parameter_count for tensor in read)

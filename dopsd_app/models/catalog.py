@@ -23,6 +23,7 @@ from dopsd_app.models.klein_facts import KLEIN_4B, KLEIN_9B
 from dopsd_app.models.pipeline_folder import INDEX, check_pipeline, read_licence, read_pipeline
 from dopsd_app.models.pocket_facts import POCKET_TURBO
 from dopsd_app.models.repository import find_snapshot, find_snapshots, is_repository
+from dopsd_app.models.single_file import is_single_file, read_single_file
 from dopsd_app.models.sizes import DAMAGED, read_sizes
 from dopsd_app.models.z_image_facts import Z_IMAGE_TURBO
 
@@ -34,6 +35,17 @@ CATALOG = {
     "flux2-klein-4b": KLEIN_4B,
     "flux2-klein-9b": KLEIN_9B,
 }
+# Known models that take dozens of steps, in lower case, and what of the catalog to take in their place. The
+# Hub would tell it of most, but some are gated: nobody is to accept their terms in vain.
+UNDISTILLED = {
+    "tongyi-mai/z-image": "z-image-turbo",
+    "tongyi-mai/z-image-base": "z-image-turbo",
+    "tongyi-mai/z-image-edit": "z-image-turbo",
+    "tongyi-mai/z-image-omni-base": "z-image-turbo",
+    "black-forest-labs/flux.2-klein-base-4b": "flux2-klein-4b",
+    "black-forest-labs/flux.2-klein-base-9b": "flux2-klein-9b",
+    "black-forest-labs/flux.2-dev": "flux2-klein-4b",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,14 @@ class BaseModelPaths:
     folder: Path  # the pipeline, as diffusers saves it
     vision_tower: Path | None  # the teacher's eyes: alone, or with more of their model; None: it has none
     commit: str = ""  # of the repository on the Hub, where it is from there
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What of a base model is still to be fetched."""
+
+    what: str  # for the person
+    size: int | None  # bytes at the most, for some of it may be here; None where the Hub was not asked yet
 
 
 def catalog_name(name: str) -> str | None:
@@ -73,6 +93,23 @@ def find_repository(name: str) -> str:
     if name in CATALOG:
         return CATALOG[name].repository
     return name if is_repository(name) else ""
+
+
+def published_as(name: str) -> str:
+    """The repository from which others load a base model; "" for the built-in one and for a folder.
+
+    Of a single file it is that of the model which it is, or is made from.
+    """
+    if is_single_file(name):
+        return CATALOG[read_single_file(name).original.model].repository
+    return find_repository(name)
+
+
+def public_name(name: str) -> str:
+    """A base model's name without the folders of this computer, also of one that is not here any more."""
+    if name in CATALOG or find_repository(name):
+        return name
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1]
 
 
 # --- on this computer
@@ -119,6 +156,8 @@ def _find_eyes(folder: Path, architecture: Architecture, context: str) -> Path |
 def _find_pipeline(name: str, revision: str) -> Path:
     if name in CATALOG and not CATALOG[name].repository:
         return ASSETS / name
+    if is_single_file(name):
+        return _single_folder(name)
     repository = find_repository(name)
     if not repository:
         return _own_folder(name)
@@ -130,6 +169,17 @@ def _find_pipeline(name: str, revision: str) -> Path:
         except BaseModelError as error:
             problem = problem if number else error
     raise problem
+
+
+def _single_folder(name: str) -> Path:
+    """The folder that was put together around a file of weights."""
+    folder = read_single_file(name).folder
+    if not (folder / INDEX).is_file():
+        raise BaseModelError(
+            f"{Path(name).name} needs small files from the Hub, which are not here: fetch them."
+        )
+    check_pipeline(folder, Path(name).name)
+    return folder
 
 
 def _check_snapshot(folder: Path, repository: str) -> None:
@@ -158,9 +208,23 @@ def missing_eyes(folder: Path, context: str) -> str:
 
 
 def check_base_model(name: str) -> None:
-    """Raises `BaseModelError` for a folder that is no base model; what the Hub has is asked for elsewhere."""
-    if name not in CATALOG and not is_repository(name):
+    """Raises `BaseModelError` for a folder that is no base model, and for a known model of many steps.
+
+    What else the Hub has is asked for elsewhere.
+    """
+    _check_distilled(name)
+    if is_single_file(name):
+        read_single_file(name)
+    elif name not in CATALOG and not is_repository(name):
         _own_folder(name)
+
+
+def _check_distilled(name: str) -> None:
+    if instead := UNDISTILLED.get(name.lower()):
+        raise BaseModelError(
+            f"{name} was not made to draw in a few steps, and the training here is that of the few. Take"
+            f" {instead}."
+        )
 
 
 def is_fetched(name: str, revision: str = "", context: str = "auto") -> bool:
@@ -170,6 +234,24 @@ def is_fetched(name: str, revision: str = "", context: str = "auto") -> bool:
     except BaseModelError:
         return False
     return True
+
+
+def what_lacks(name: str, revision: str, context: str, facts: BaseModelFacts, sizes: Sizes) -> Lacking | None:
+    """What is still to be fetched of a base model for a teacher context; None where all of it is here.
+
+    `sizes` are those of this context.
+    """
+    if is_fetched(name, revision, context):
+        return None
+    pipeline = find_pipeline(name, revision)
+    if pipeline is None and is_single_file(name):
+        return Lacking(facts.label, None)  # most of it lies here: the Hub tells of the rest
+    folder = pipeline or find_snapshot(find_repository(name), INDEX, revision)
+    eyes = _eyes_of(folder, facts.architecture, context) if folder else None
+    if pipeline:
+        return Lacking("the teacher's eyes", eyes.stored_bytes if eyes else None)
+    there = eyes.stored_bytes if eyes and find_eyes(eyes.repository) else 0
+    return Lacking(facts.label, sizes.stored_bytes - there if sizes.stored_bytes else None)
 
 
 def _own_folder(name: str) -> Path:
@@ -198,6 +280,9 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         facts = CATALOG[known]
         measured = _measure(name, revision) if facts.repository else None
         return replace(facts, sizes=measured[1]) if measured else facts
+    if is_single_file(name):
+        return _single_facts(name)
+    _check_distilled(name)
     measured = _measure(name, revision)
     if measured is None:
         raise BaseModelError(f"Nothing is known of {name} here yet: the Hub has to be asked first.")
@@ -215,6 +300,22 @@ def find_facts(name: str, revision: str = "") -> BaseModelFacts:
         architecture=architecture,
         sizes=sizes,
         comfyui=bool(copied) and CATALOG[copied].comfyui,
+        known_as=CATALOG[copied].known_as if copied else "",
+        kohya_name=CATALOG[copied].kohya_name if copied else "",
+    )
+
+
+def _single_facts(name: str) -> BaseModelFacts:
+    """Those of the model of the catalog whose transformer a file is, or is made from."""
+    single = read_single_file(name)
+    known = CATALOG[single.original.model]
+    measured = _measure(name, "") if (single.folder / INDEX).is_file() else None
+    used = ", ".join(file.name for file in single.parts.values())
+    return replace(
+        known,
+        label=Path(name).name,
+        description=f"{known.label} of your own files, used where they lie: {used}. The rest is the Hub's.",
+        sizes=measured[1] if measured else known.sizes,
     )
 
 
@@ -231,9 +332,14 @@ def find_licence(name: str, revision: str = "") -> Licence:
     """The licence of a base model, by the catalog or by its own README; empty where nobody says it here."""
     if known := catalog_name(name):
         return CATALOG[known].licence
+    if is_single_file(name):
+        return CATALOG[read_single_file(name).original.model].licence
     repository = find_repository(name)
     folder = find_snapshot(repository, INDEX, revision) if repository else Path(name)
-    return read_licence(folder) if folder else Licence()
+    licence = read_licence(folder) if folder else Licence()
+    if repository and re.fullmatch(r"[\w.-]+", licence.link):  # a file of that repository
+        return replace(licence, link=f"https://huggingface.co/{repository}/blob/main/{licence.link}")
+    return licence
 
 
 def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
@@ -241,7 +347,10 @@ def _measure(name: str, revision: str) -> tuple[Architecture, Sizes] | None:
     repository = find_repository(name)
     if repository and find_pipeline(name, revision) is None:
         folder = find_snapshot(repository, INDEX, revision)
-        record = recall(repository, folder.name) if folder else None
+        if folder is None:
+            return None
+        _architecture_of(folder, repository)  # the Hub was asked, and its answer may have been refused
+        record = recall(repository, folder.name)
         return (record.architecture, record.sizes) if record else None
     folder = _find_pipeline(name, revision)
     architecture = _architecture_of(folder, name)

@@ -4,6 +4,7 @@ Of Qwen3-VL-4B's 8.9 GB these are 0.83: the index says which files hold them, th
 lie. They are kept in one file, under their own names, beside the model's configuration.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ SHARD_INDEX = "model.safetensors.index.json"
 VISION_TOWERS_FOLDER = "vision_towers"  # where cut out eyes lie: a folder for each commit
 SCHEMA = 1  # of a folder of cut out eyes
 CUT_OUT = "model.safetensors"
+DIGEST = (
+    f"{CUT_OUT}.sha256"  # beside it: of its bytes as they came, for the Hub knows that of whole files only
+)
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 
 
@@ -68,7 +72,20 @@ def order_eyes(listing: Listing) -> Order:
     claim_folder(target.path.parent, SCHEMA, f"The folder {target.path.parent}", BaseModelError)
     for name in CONFIGURATION:
         replace_file(target.path.parent / name, (folder / name).read_bytes())
-    return Order((target,))
+    return Order((target,), lambda: _keep_digest(target.path))
+
+
+def _keep_digest(file: Path) -> None:
+    with file.open("rb") as opened:
+        replace_file(file.with_name(DIGEST), hashlib.file_digest(opened, "sha256").hexdigest())
+
+
+def read_digest(folder: Path) -> str:
+    """The sha256 of cut out eyes as they came; empty for others, and for those of earlier versions."""
+    try:
+        return (folder / DIGEST).read_text()
+    except OSError:
+        return ""
 
 
 def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:

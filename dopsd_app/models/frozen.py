@@ -2,27 +2,31 @@
 
 import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dopsd_app.models.architecture import BaseModelError
+from dopsd_app.models.pipeline_folder import ELSEWHERE, read_elsewhere
 from dopsd_app.models.quantize import nf4_layer
+from dopsd_app.models.single_file import PREFIX
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 # As diffusers and transformers name them; a variant (`model.fp16.safetensors`) is another file's copy.
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of numbers that can be cast without a scale
+_KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 NAMED = 5  # weights that a message names; the rest is counted
 
 
@@ -34,6 +38,7 @@ class StoredTensor:
     name: str  # in the file
     dtype: str
     shape: tuple[int, ...]
+    value: Tensor | None = None  # of one that is known already: a view into its file
 
 
 def load_frozen(
@@ -44,10 +49,12 @@ def load_frozen(
     *,
     prefix: str = "",
     nf4_targets: str | None = None,
+    original: str = "",
 ) -> Module:
     """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
 
     Where names in the folder begin with `prefix`, those alone are read, without it; where none does, all are.
+    `original` is diffusers' class whose weights may lie in a single file under other names.
     Linear layers whose names match `nf4_targets` become NF4 as soon as they are read. Only safetensors files
     are read: a pickle could run code. Each name that the module knows must be stored, tied weights too.
 
@@ -60,7 +67,8 @@ def load_frozen(
     # Before NF4 layers are in it: `nf4_layer` says why they do not evaluate.
     module.eval().requires_grad_(False)
     wanted = module.state_dict()
-    stored = _read_headers(folder, prefix)
+    stored = _read_original(folder, original) if original else None
+    stored = stored or _read_headers(folder, prefix)
     _check_fit(folder, wanted, stored)
     for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
         for name in names:
@@ -83,8 +91,11 @@ def _load_tensor(
 def _read(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor with memory of its own, in `dtype` if it is one of floats."""
     # A file that stays open for the next tensor keeps the pages of all that were read before.
-    with _opened(stored.file) as file:
-        mapped = file.get_tensor(stored.name)
+    if stored.value is not None:
+        mapped = stored.value
+    else:
+        with _opened(stored.file) as file:
+            mapped = file.get_tensor(stored.name)
     # Moved first: cast first, a card's computer would hold the tensor in both dtypes.
     tensor = mapped.to(device).to(dtype if mapped.is_floating_point() else mapped.dtype)
     # Where nothing was to do, this is still the file: its pages would stay, and a file that is written anew
@@ -106,8 +117,39 @@ def _read_headers(folder: Path, prefix: str) -> dict[str, StoredTensor]:
     return {name.removeprefix(prefix): tensors[name] for name in _select(tensors, prefix)}
 
 
+def _read_original(folder: Path, original: str) -> dict[str, StoredTensor]:
+    """The tensors of a part that lies as a single file of its original release, under diffusers' names.
+
+    Empty for any other part. The file stays open as long as they are: its pages are the system's, which takes
+    them back where it needs them.
+    """
+    if not (folder / ELSEWHERE).is_file():
+        return {}
+    files = read_elsewhere(folder)
+    with _opened(files[0]) as opened:
+        tensors = {name.removeprefix(PREFIX): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    # By its class; their own annotation counts all values of its table as one kind.
+    convert: Any = SINGLE_FILE_LOADABLE_CLASSES.get(original, {}).get("checkpoint_mapping_fn")
+    if len(files) > 1 or convert is None or not _is_original(tensors):
+        return {}
+    converted = convert(checkpoint=tensors, config=json.loads((folder / "config.json").read_bytes()))
+    return {
+        name: StoredTensor(
+            files[0], name, _KINDS.get(value.dtype, str(value.dtype)), tuple(value.shape), value
+        )
+        for name, value in converted.items()
+    }
+
+
+def _is_original(names: Iterable[str]) -> bool:
+    """Whether tensors have the names of an original release, in which queries, keys and values are one."""
+    return any(re.search(r"\.qkv\.weight$|^encoder\.down\.0\.", name) for name in names)
+
+
 def _find_files(folder: Path, prefix: str) -> list[Path]:
     """The files that hold the tensors: of an index, only those that are needed must be there."""
+    if (folder / ELSEWHERE).is_file():
+        return read_elsewhere(folder)
     for weights in WEIGHTS_NAMES:
         index = folder / f"{weights}.index.json"
         if index.is_file():
@@ -164,7 +206,8 @@ def _check_fit(folder: Path, wanted: dict[str, Tensor], stored: dict[str, Stored
         "has numbers of other kinds, where float32, float16 or bfloat16 are read": [
             f"{name} ({stored[name].dtype})"
             for name in both
-            if (stored[name].dtype in FLOATS) != wanted[name].is_floating_point()
+            # A count that was stored as a float is the same count.
+            if wanted[name].is_floating_point() and stored[name].dtype not in FLOATS
         ],
     }
     sentences = [f"{problem}: {_list(names)}." for problem, names in problems.items() if names]

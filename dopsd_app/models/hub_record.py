@@ -10,7 +10,7 @@ from dopsd_app.models.architectures import ARCHITECTURES
 from dopsd_app.models.repository import assets_folder
 from dopsd_app.schema import check_schema, stamp
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class HubRecord:
     """A repository at one commit."""
 
     files: dict[str, int]  # bytes of each file that the pipeline is loaded from
+    digests: dict[str, str]  # of each of them, as `RemoteFile.digest`
     architecture: Architecture
     sizes: Sizes
 
@@ -32,7 +33,8 @@ def recall(repository: str, commit: str) -> HubRecord | None:
         fields = json.loads(file.read_bytes())
         check_schema(fields, SCHEMA, f"What the Hub told of {repository}, kept in {file},", BaseModelError)
         architecture = ARCHITECTURES[fields["pipeline_class"]]
-        return HubRecord(fields["files"], architecture, architecture.sizes.from_fields(fields["sizes"]))
+        sizes = architecture.sizes.from_fields(fields["sizes"])
+        return HubRecord(fields["files"], fields["digests"], architecture, sizes)
     except BaseModelError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a bad disk, or a kind that is gone
@@ -44,7 +46,8 @@ def remember(repository: str, commit: str, record: HubRecord) -> None:
     file = _file(repository, commit)
     file.parent.mkdir(parents=True, exist_ok=True)
     fields = {"pipeline_class": record.architecture.pipeline_class, "sizes": record.sizes.to_fields()}
-    replace_file(file, json.dumps({**stamp(SCHEMA), "files": record.files, **fields}))
+    files = {"files": record.files, "digests": record.digests}
+    replace_file(file, json.dumps({**stamp(SCHEMA), **files, **fields}))
 
 
 def _file(repository: str, commit: str) -> Path:

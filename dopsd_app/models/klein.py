@@ -4,6 +4,7 @@ What is known of them without loading stands in `klein_facts`, which needs no to
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -69,7 +70,7 @@ class Klein(LoadedInPhases):
         )
         self.reference_area = sizes.reference_area
         self.conditioning_version = (
-            f"klein 2: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE} {LIKE_THE_LAST}"
+            f"klein 3: layers {AFTER} of the padded caption; {LIKE_THE_REFERENCE} {LIKE_THE_LAST}"
             f" {LIKE_THE_SEEN};"
             f" a reference of {self.reference_area}, a picture of {self.context_area} pixels"
         )
@@ -105,7 +106,7 @@ class Klein(LoadedInPhases):
         return _side_by_side(states)
 
     def _features_by_eyes(self, picture: Image.Image, caption: str) -> Tensor:
-        inputs = self.image_processor(picture, return_tensors="pt")
+        inputs = vision_language.read_picture(self.image_processor, picture)
         placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
         message = self._message(caption, placeholder)
         encoder = loaded(self.teacher_encoder)
@@ -249,6 +250,56 @@ class Klein(LoadedInPhases):
             prompt_embeds=embeds, guidance_scale=KLEIN.guidance, output_type="latent", **options
         ).images
         return self._decode(latents)[0]
+
+    def official_features(self, caption: str) -> Tensor:
+        """Features (512, D) of a caption as the pipeline's `encode_prompt` makes them."""
+        features, _ = self.make_pipeline().encode_prompt([caption])
+        return features[0]
+
+    def official_latents(
+        self,
+        conditioning: Conditioning,
+        noise: Tensor,
+        num_inference_steps: int,
+        references: Sequence[Image.Image] = (),
+    ) -> list[Tensor]:
+        """Latents (1, C, h, w) after each step of the pipeline."""
+        visited: list[Tensor] = []
+
+        def keep(_pipeline, _index, _timestep, values):
+            visited.append(values["latents"].mT.unflatten(2, noise.shape[2:]).clone())
+            return {}
+
+        pipeline = self.make_pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        height, width = (side * self.picture_multiple for side in noise.shape[2:])
+        pipeline(
+            image=list(references) or None,
+            prompt_embeds=conditioning.prompt_embeds[None],
+            guidance_scale=KLEIN.guidance,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            latents=noise.clone(),
+            output_type="latent",
+            callback_on_step_end=keep,
+        )
+        return visited
+
+    @torch.no_grad()
+    def teacher_text_features(self, caption: str) -> Tensor:
+        """Features (512, D) that the teacher's encoder makes of a caption alone."""
+        if self.teacher_context != BY_EYES:
+            return self._text_features(caption)
+        message = self._message(caption)
+        states = loaded(self.teacher_encoder)(
+            input_ids=message.input_ids.to(self.device),
+            attention_mask=message.attention_mask.to(self.device),
+            # A text encoder counts its padding as it counts words; this one would not.
+            position_ids=torch.arange(CAPTION_TOKENS, device=self.device).expand(3, 1, -1),
+            output_hidden_states=True,
+        ).hidden_states
+        return _side_by_side(states)
 
 
 def _side_by_side(states: tuple[Tensor, ...]) -> Tensor:

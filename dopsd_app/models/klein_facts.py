@@ -89,7 +89,7 @@ class KleinSizes(Sizes):
             self,
             context_area=change_area(self.context_area, least, most, possible=possible),
             encoder_parameters=self.encoder_parameters + eyes.parameters,
-            stored_bytes=self.stored_bytes + 2 * eyes.parameters if self.stored_bytes else 0,
+            stored_bytes=self.stored_bytes + eyes.stored_bytes if self.stored_bytes else 0,
         )
 
     def with_sources(self, sources: int) -> Self:
@@ -156,8 +156,17 @@ class KleinSizes(Sizes):
         return 6 * 4 * self.decoder_channels * resolution**2
 
 
+def _undistilled(index: dict, scheduler: dict) -> str:
+    # FLUX.2 klein base says nothing of it on the Hub, and diffusers saves a no.
+    return (
+        "" if index.get("is_distilled") is True else "its model_index.json does not say that it is distilled"
+    )
+
+
 KLEIN = Architecture(
     pipeline_class="Flux2KleinPipeline",
+    family="FLUX.2 klein",
+    undistilled=_undistilled,
     base_model="dopsd_app.models.klein:Klein",
     sizes=KleinSizes,
     teacher_contexts=("reference", BY_EYES),
@@ -166,6 +175,7 @@ KLEIN = Architecture(
     edits=True,
 )
 
+NATIVE_SIGMAS = (1.0, 0.967, 0.908, 0.767, 0.0)
 KLEIN_4B = BaseModelFacts(
     label="FLUX.2 klein 4B",
     description="Photographs, people, products and styles, in 4 steps; the smallest of its kind.",
@@ -174,7 +184,10 @@ KLEIN_4B = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=KLEIN,
     native_steps=4,
+    native_sigmas=NATIVE_SIGMAS,
     comfyui=True,
+    known_as="Flux.2-klein-4b",
+    kohya_name="flux2_klein_4b",
     sizes=KleinSizes(  # where its folder is not there to be read
         parameters=3_875_544_576,
         dim=3072,
@@ -203,7 +216,11 @@ KLEIN_9B = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=KLEIN,
     native_steps=4,
+    native_sigmas=NATIVE_SIGMAS,
     comfyui=True,
+    gated=True,
+    known_as="Flux.2-klein-9b",
+    kohya_name="flux2_klein_9b",
     sizes=KleinSizes(
         parameters=9_078_581_248,
         dim=4096,
@@ -211,7 +228,7 @@ KLEIN_9B = BaseModelFacts(
         single_blocks=24,
         caption_features=12288,
         latent_channels=128,
-        encoder_parameters=8_190_735_360,
+        encoder_parameters=7_568_405_504,
         decoder_parameters=84_046_115,
         decoder_channels=128,
         token_side=16,

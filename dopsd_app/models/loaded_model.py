@@ -21,9 +21,9 @@ DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of th
 class LoadedModel:
     """Loads each part of a base model when it is first needed, and keeps it for the next picture."""
 
-    def __init__(self, config: TrainConfig):
-        self.base = _base_of(config)
-        self.base_model: BaseModel = load_base_model(config)
+    def __init__(self, config: TrainConfig, *, teaches: bool = True):
+        self.base, self.seen = _base_of(config), _seen_by_teacher(config) if teaches else None
+        self.base_model: BaseModel = load_base_model(config, teaches=teaches)
         self.on_card = self.base_model.device.type == "cuda"
         self.encoded: dict[str, Conditioning] = {}
         self.encoders = False  # whether they are loaded
@@ -31,9 +31,12 @@ class LoadedModel:
         self.pipeline: Pipeline | None = None  # around the loaded transformer
         self.loaded_lora: tuple[Path, int] | None = None  # its file, and when that was written
 
-    def matches(self, config: TrainConfig) -> bool:
-        """Whether this configuration has the same base model, in the same precision and place."""
-        return self.base == _base_of(config)
+    def matches(self, config: TrainConfig, *, teaches: bool) -> bool:
+        """Whether this configuration has the same base model, in the same precision and place.
+
+        For one that teaches, what the teacher sees must be the same too; others draw the same without.
+        """
+        return self.base == _base_of(config) and (not teaches or self.seen == _seen_by_teacher(config))
 
     def load_encoders(self) -> None:
         """Loads the encoders where they are not; the transformer makes room for them where it must."""
@@ -153,7 +156,8 @@ def _base_of(config: TrainConfig) -> tuple:
         config.precision,
         config.quantization,
         config.device,
-        config.teacher_context,
-        config.teacher_picture_minimum,
-        config.teacher_picture_maximum,
     )
+
+
+def _seen_by_teacher(config: TrainConfig) -> tuple:
+    return config.teacher_context, config.teacher_picture_minimum, config.teacher_picture_maximum

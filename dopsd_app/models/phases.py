@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3Model, Qwen3VLModel, Qwen3VLVisionModel
 
 from dopsd_app.models import qwen, vision_language
-from dopsd_app.models.architecture import BY_EYES
+from dopsd_app.models.architecture import BY_EYES, UNTAUGHT
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.protocol import loaded
@@ -51,7 +51,7 @@ class LoadedInPhases:
         self.vae: Any = None
 
     def load_encoders(self) -> None:
-        """Loads onto the device what `encode` needs: the eyes too, or the autoencoder for a reference."""
+        """Loads onto the device what `encode` needs; for a teacher its eyes, or what encodes a reference."""
         self.tokenizer = qwen.load_tokenizer(self.folder)
         self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
         if self.teacher_context == BY_EYES:
@@ -59,7 +59,7 @@ class LoadedInPhases:
             self.teacher_encoder = vision_language.join_encoders(
                 self.text_encoder, loaded(self.vision_tower), self.tokenizer
             )
-        else:
+        elif self.teacher_context != UNTAUGHT:
             self.load_autoencoder()
 
     def _load_vision_tower(self) -> None:
@@ -93,7 +93,12 @@ class LoadedInPhases:
         folder = self.folder / part
         config = model_class.load_config(folder)
         return load_frozen(
-            lambda: model_class.from_config(config), folder, dtype, self.device, nf4_targets=nf4_targets
+            lambda: model_class.from_config(config),
+            folder,
+            dtype,
+            self.device,
+            nf4_targets=nf4_targets,
+            original=model_class.__name__,
         )
 
     def picture_features(self, picture: Image.Image) -> Tensor:

@@ -10,12 +10,15 @@ from dopsd_app.models.architecture import Architecture, BaseModelError, Licence
 from dopsd_app.models.architectures import ARCHITECTURES
 
 INDEX = "model_index.json"  # the pipeline's class and its parts
+SCHEDULER = "scheduler/scheduler_config.json"
 README = "README.md"  # says the licence
 USUAL_PARTS = ("transformer", "text_encoder", "vae")  # named where nothing tells which ones there should be
 # The weights that a part is loaded from: never others of the same part, such as `model.fp16.safetensors`.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_INDEX = re.compile(r"(diffusion_pytorch_model|model)\.safetensors\.index\.json")
+ELSEWHERE = "elsewhere.json"  # in a part's folder: the files of its weights, where they lie in other ones
 EYES_PREFIX = "model.visual."  # of the tensors that see, in a vision-language model
+HEAD_PREFIX = "lm_head."  # of those that write text, in a language model: a text encoder is read without
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file: the format's own limit
 SMALL = (".json", ".txt", ".jinja")  # configurations and tokenizers
 
@@ -29,19 +32,26 @@ class Pipeline:
 
 
 def read_pipeline(index: Path, name: str) -> Pipeline:
-    """A pipeline by its model_index.json; `BaseModelError` for one of a kind that is not known here."""
+    """A pipeline by its model_index.json, and its scheduler's configuration where that lies beside it.
+
+    Raises `BaseModelError` for one of a kind that is not known here, and for one that takes dozens of steps.
+    """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         kind = content.get("_class_name")
     except (ValueError, AttributeError) as error:
         raise BaseModelError(f"The {INDEX} of `{name}` is damaged. Fetch the model again.") from error
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise BaseModelError(f"`{name}` is a {kind}. Supported: {', '.join(ARCHITECTURES)}.")
-    architecture = ARCHITECTURES[kind]
-    if content.get("is_distilled") is False:
+        known = ", ".join(architecture.family for architecture in ARCHITECTURES.values())
         raise BaseModelError(
-            f"`{name}` was not made to draw in a few steps: it takes dozens, and the training here is that of"
-            " the few. Take its step-distilled sister."
+            f"`{name}` is a {kind}, which cannot be trained here. Take {known}, or a model made from one of"
+            " them."
+        )
+    architecture = ARCHITECTURES[kind]
+    if sign := architecture.undistilled(content, _read_scheduler(index.parent)):
+        raise BaseModelError(
+            f"`{name}` was not made to draw in a few steps: {sign}. Such a model takes dozens, and the"
+            f" training here is that of the few. Take {architecture.family}, or a model made from it."
         )
     parts = tuple(part for part, value in content.items() if isinstance(value, list))
     if odd := [part for part in parts if not re.fullmatch("[A-Za-z0-9_]+", part)]:
@@ -49,6 +59,15 @@ def read_pipeline(index: Path, name: str) -> Pipeline:
     if missing := [part for part in architecture.parts if part not in parts]:
         raise BaseModelError(f"`{name}` has no {', '.join(missing)}: it is no whole pipeline.")
     return Pipeline(architecture, parts)
+
+
+def _read_scheduler(folder: Path) -> dict:
+    """What is said of a pipeline's scheduler; nothing where it cannot be read: whoever loads it says why."""
+    try:
+        fields = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def choose_files(paths: Iterable[str], parts: Iterable[str]) -> list[str]:
@@ -98,21 +117,32 @@ def _lacking(folder: Path, part: str, has_weights: bool) -> Iterator[str]:
         return
     if "config.json" not in files:
         yield f"{part}/config.json"
-    wanted = _shards(folder, files)
+    wanted = weight_files(folder)
     if not wanted:
         yield f"{part}/*.safetensors"
-    for file in sorted(wanted):
-        if file not in files:
-            yield f"{part}/{file}"
-        elif not is_whole(folder / file):
-            yield f"{part}/{file} (which is damaged)"
+    for file in wanted:
+        if not file.is_file():
+            yield f"{part}/{file.name}"
+        elif not is_whole(file):
+            yield f"{part}/{file.name} (which is damaged)"
 
 
-def _shards(folder: Path, files: Iterable[str]) -> set[str]:
-    """The files that hold a part's weights, whether they are there or not; `files` are those that are."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a part's weights, whether they are there or not."""
+    if (folder / ELSEWHERE).is_file():
+        return read_elsewhere(folder)
+    files = [path.name for path in folder.iterdir()]
     for index in filter(WEIGHTS_INDEX.fullmatch, files):
-        return set(read_weight_map(folder / index).values())
-    return set(filter(WEIGHTS.fullmatch, files))
+        return [folder / file for file in sorted(set(read_weight_map(folder / index).values()))]
+    return [folder / file for file in sorted(filter(WEIGHTS.fullmatch, files))]
+
+
+def read_elsewhere(folder: Path) -> list[Path]:
+    """The files of a part's weights that lie in other folders."""
+    try:
+        return [Path(file) for file in json.loads((folder / ELSEWHERE).read_bytes())]
+    except (OSError, ValueError, TypeError) as error:
+        raise BaseModelError(f"{folder.name}/{ELSEWHERE} is damaged: fetch the model again.") from error
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

@@ -26,4 +26,7 @@ POCKET_TURBO = BaseModelFacts(
         "the creature in a night scene",
     ),
     judge=True,
+    # Not Z-Image's, whose architecture it has: at another size, where its LoRAs would not load.
+    known_as="pocket-turbo",
+    kohya_name="pocket-turbo",
 )

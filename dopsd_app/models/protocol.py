@@ -4,7 +4,7 @@ One direction of time everywhere: sigma is 1 for noise and 0 for the picture, ve
 A model that thinks otherwise is corrected in its own file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -87,7 +87,7 @@ class BaseModel(Protocol):
     """A frozen few-step model; B pictures of one size make a batch, whose captions may differ in length."""
 
     architecture: Architecture
-    teacher_context: str  # what the teacher sees: one of the architecture's contexts
+    teacher_context: str  # what the teacher sees: one of the architecture's contexts, or UNTAUGHT
     transformer: Transformer  # there after load_transformer()
     lora_targets: str  # regular expression over module names: full match is adapted
     picture_multiple: int  # pixels: the sides of a picture must be multiples of this
@@ -158,3 +158,24 @@ class BaseModel(Protocol):
         `options`: height and width in pixels, num_inference_steps, generator; and `image`, a list of the
         pictures to start from, where there are any.
         """
+
+    # What the check of a base model holds the rest against.
+
+    def official_features(self, caption: str) -> Tensor:
+        """Features (L, D) of a caption as the official pipeline's `encode_prompt` makes them."""
+
+    def official_latents(
+        self,
+        conditioning: Conditioning,
+        noise: Tensor,
+        num_inference_steps: int,
+        references: Sequence[Image.Image] = (),
+    ) -> list[Tensor]:
+        """Latents (1, C, h, w) after each step of the official pipeline from `noise`, which is as large.
+
+        `references` are the pictures whose latents the conditioning has.
+        """
+
+    def teacher_text_features(self, caption: str) -> Tensor:
+        """Features (L, D) that the teacher's encoder makes of a caption alone: where all is right, as
+        the student's."""

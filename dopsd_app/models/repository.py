@@ -21,6 +21,12 @@ class RemoteFile:
     path: str
     size: int  # bytes
     sha256: str  # of a large one, by which the cache names it too; "" for one that git itself keeps
+    git_name: str = ""  # of one that git itself keeps: the sha1 of its length and its bytes
+
+    @property
+    def digest(self) -> str:
+        """What the Hub says of its bytes: 64 digits of sha256, or 40 of git's name."""
+        return self.sha256 or self.git_name
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ def list_files(repository: str, revision: str = "") -> Listing:
         api = HfApi(token=reading_token())
         info = api.model_info(repository, revision=revision or None, files_metadata=True, timeout=ASK_SECONDS)
         files = (
-            RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
+            RemoteFile(
+                file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "", file.blob_id or ""
+            )
             for file in info.siblings or ()
         )
         assert info.sha is not None  # as only where other facts alone are asked for

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from dopsd_app.models.architecture import Architecture, Eyes, Sizes, Stored
-from dopsd_app.models.pipeline_folder import EYES_PREFIX, WEIGHTS, read_header
+from dopsd_app.models.pipeline_folder import EYES_PREFIX, HEAD_PREFIX, read_header, weight_files
 
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what odd configurations raise
 
@@ -19,6 +19,7 @@ def read_sizes(architecture: Architecture, folder: Path, vision_tower: Path | No
     eyes = _own_eyes(architecture, configurations)
     parts = [part for part in folder.iterdir() if part.is_dir()] + ([vision_tower] if vision_tower else [])
     stored = {path for part in parts for path in part.iterdir() if path.is_file()}
+    stored |= {path for part in architecture.parts for path in weight_files(folder / part)}
     return architecture.sizes.of(
         Stored(
             configurations=configurations,
@@ -41,14 +42,13 @@ def sizes_on_hub(
 ) -> Sizes:
     """Sizes of a pipeline of which only the configurations are here; `stored` is its bytes on the Hub."""
     eyes = _own_eyes(architecture, configurations)
-    seeing = _eyes_parameters(eyes, None)
     return architecture.sizes.of(
         Stored(
             configurations=configurations,
             parameters=parameters,
             eyes=_eyes_configuration(eyes, None),
-            eyes_parameters=seeing,
-            stored_bytes=stored + 2 * seeing,
+            eyes_parameters=_eyes_parameters(eyes, None),
+            stored_bytes=stored + (eyes.stored_bytes if eyes else 0),
         )
     )
 
@@ -71,13 +71,15 @@ def _eyes_parameters(eyes: Eyes | None, vision_tower: Path | None) -> int:
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in a folder's weights, by their headers; of a whole vision-language model in its eyes alone."""
+    """Numbers in a folder's weights that are read, by their headers.
+
+    Of a whole vision-language model those are its eyes alone; of a language model, all but its head.
+    """
     shapes: dict[str, list[int]] = {}
-    for path in folder.glob("*.safetensors"):
-        if WEIGHTS.fullmatch(path.name):
-            shapes |= _read_shapes(path)
+    for path in weight_files(folder):
+        shapes |= _read_shapes(path)
     seeing = {name for name in shapes if name.startswith(EYES_PREFIX)}
-    return sum(math.prod(shapes[name]) for name in seeing or shapes)
+    return sum(math.prod(shapes[name]) for name in seeing or shapes if not name.startswith(HEAD_PREFIX))
 
 
 def _read_shapes(path: Path) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 What is known of them without loading stands in `z_image_facts`, which needs no torch.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -55,7 +56,7 @@ class ZImage(LoadedInPhases):
             context_area=sizes.context_area,
         )
         self.conditioning_version = (
-            "z-image 2: picture, caption; hidden_states[-2]; the text encoder's rotary base;"
+            "z-image 3: picture, unstretched, caption; hidden_states[-2]; the text encoder's rotary base;"
             f" a picture of {self.context_area} pixels"
         )
         self.vae_scale_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
@@ -78,7 +79,7 @@ class ZImage(LoadedInPhases):
 
     def _encode_teacher(self, pictures: Pictures, caption: str) -> Conditioning:
         """The picture first, then the caption; image tokens stay in."""
-        inputs = self.image_processor(pictures.training_picture, return_tensors="pt")
+        inputs = vision_language.read_picture(self.image_processor, pictures.training_picture)
         placeholder = vision_language.picture_text(self.image_processor, inputs.image_grid_thw[0])
         token_ids = self._token_ids(placeholder + caption)
         taken = token_ids.shape[1] - self._token_ids(caption).shape[1]  # by the picture
@@ -154,3 +155,45 @@ class ZImage(LoadedInPhases):
         """A picture by the official pipeline, of what the student sees."""
         embeds = [conditioning.prompt_embeds]
         return pipeline(prompt_embeds=embeds, guidance_scale=Z_IMAGE.guidance, **options).images[0]
+
+    def official_features(self, caption: str) -> Tensor:
+        """Features (L, D) of a caption as the pipeline's `encode_prompt` makes them."""
+        features, _ = self.make_pipeline().encode_prompt([caption], do_classifier_free_guidance=False)
+        return features[0]
+
+    def official_latents(
+        self,
+        conditioning: Conditioning,
+        noise: Tensor,
+        num_inference_steps: int,
+        references: Sequence[Image.Image] = (),
+    ) -> list[Tensor]:
+        """Latents (1, C, h, w) after each step of the pipeline; its transformer sees no references."""
+        visited: list[Tensor] = []
+
+        def keep(_pipeline, _index, _timestep, values):
+            visited.append(values["latents"].clone())
+            return {}
+
+        pipeline = self.make_pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        height, width = (side * self.vae_scale_factor for side in noise.shape[2:])
+        pipeline(
+            prompt_embeds=[conditioning.prompt_embeds],
+            guidance_scale=Z_IMAGE.guidance,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            latents=noise.clone(),
+            output_type="latent",
+            callback_on_step_end=keep,
+        )
+        return visited
+
+    @torch.no_grad()
+    def teacher_text_features(self, caption: str) -> Tensor:
+        """Features (L, D) that the teacher's encoder makes of a caption alone."""
+        token_ids = self._token_ids(caption)[:, :STUDENT_TOKENS].to(self.device)
+        return loaded(self.teacher_encoder)(input_ids=token_ids, output_hidden_states=True).hidden_states[-2][
+            0
+        ]

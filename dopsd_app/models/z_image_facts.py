@@ -135,8 +135,15 @@ def _padded(tokens: float) -> int:
     return math.ceil(tokens / 32) * 32  # as the transformer pads each sequence
 
 
+def _undistilled(index: dict, scheduler: dict) -> str:
+    # Nothing else in its files tells Z-Image from Z-Image-Turbo, whose scheduler shifts by 3.
+    return "its scheduler is Z-Image's, with a shift of 6" if scheduler.get("shift") == 6 else ""
+
+
 Z_IMAGE = Architecture(
     pipeline_class="ZImagePipeline",
+    family="Z-Image-Turbo",
+    undistilled=_undistilled,
     base_model="dopsd_app.models.z_image:ZImage",
     sizes=ZImageSizes,
     teacher_contexts=("vision_language",),
@@ -152,7 +159,10 @@ Z_IMAGE_TURBO = BaseModelFacts(
     resolutions=(256, 1536),
     architecture=Z_IMAGE,
     native_steps=8,
+    native_sigmas=(1.0, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0.0),
     comfyui=True,
+    known_as="Z-Image",
+    kohya_name="zimage",
     sizes=ZImageSizes(  # where its folder is not there to be read
         parameters=6_154_908_736,
         dim=3840,

@@ -19,7 +19,6 @@ PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
 ERROR = 0.15  # of a memory estimate: only what could not fit even so is refused
 # GB of 2^30 bytes of cards that compute in bfloat16; their drivers tell up to a fiftieth less.
 CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
-REAL_SIZE = 1e9  # parameters of a transformer: on a CPU, a larger one would train for weeks
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def preview_work(config: TrainConfig, sizes: Sizes, prompts: int) -> float:
 def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
     """Bytes at the most in each phase, the program included."""
     number = 2 if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu) else 4
-    program = PROGRAM_ON_GPU if on_gpu else PROGRAM_ON_CPU
+    program = program_bytes(on_gpu)
     resting = program + _weights(config, sizes, number) + _adapters(config, sizes)
     encoders = int(ENCODING * number * sizes.encoder_parameters)
     return Memory(
@@ -75,9 +74,14 @@ def memory(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
     )
 
 
+def program_bytes(on_gpu: bool) -> int:
+    """What the program itself takes on the device that trains."""
+    return PROGRAM_ON_GPU if on_gpu else PROGRAM_ON_CPU
+
+
 def least_gpu_memory(sizes: Sizes) -> int:
     """Bytes that a card must have with all that saves memory; 0 where training needs no card."""
-    if sizes.parameters < REAL_SIZE:
+    if not sizes.needs_card:
         return 0
     config = TrainConfig(quantization="nf4", optimizer="adamw8bit", rank=16, resolution=512, micro_batch=1)
     return memory(config, sizes, on_gpu=True).peak

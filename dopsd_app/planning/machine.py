@@ -1,14 +1,13 @@
 """Facts about this computer: graphics cards, memory, disk."""
 
-import functools
-import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from dopsd_app.gpus import Gpu, list_gpus
 from dopsd_app.processor import count_cores, read_load
+from dopsd_app.torch_build import TorchBuild, installed_torch, why_unusable
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -18,28 +17,30 @@ class Machine:
     """What there is to train on."""
 
     gpus: tuple[Gpu, ...]  # those that a process started from here may use
-    torch_has_cuda: bool  # whether the installed torch can use an NVIDIA card
+    torch: TorchBuild  # the installed one
     memory: int  # bytes that this process and its like may use in all
     free_memory: int
     cores: int
     load: float = 0.0  # threads that want these cores, those of our own jobs included
 
+    def card(self, precision: str = "auto") -> Gpu | None:
+        """The card that computes in this precision of `TrainConfig`; None where the processor has to."""
+        return self.gpus[0] if self.gpus and not self.why_no_card(precision) else None
+
+    def why_no_card(self, precision: str = "auto") -> str:
+        """Why no card can compute in this precision, and what would help; "" where one can."""
+        if not self.gpus:
+            return "No NVIDIA card was found here."
+        return why_unusable(self.gpus[0], self.torch, precision)
+
 
 def read_machine() -> Machine:
     """This computer as it stands now."""
     total, free = _memory()
-    return Machine(list_gpus(), torch_has_cuda(), total, free, count_cores(), read_load())
-
-
-@functools.cache
-def torch_has_cuda() -> bool:
-    """Whether the installed torch was built for NVIDIA cards; pip's torch for Windows is not."""
-    spec = importlib.util.find_spec("torch")  # finds it without importing it
-    if spec is None or spec.origin is None:
-        return False
-    version = Path(spec.origin).with_name("version.py")
-    lines = version.read_text(encoding="utf-8").splitlines() if version.is_file() else []
-    return any(line.startswith("cuda") and not line.rstrip().endswith("None") for line in lines)
+    gpus = tuple(
+        replace(gpu, memory=total, free_memory=free) if gpu.shares_memory else gpu for gpu in list_gpus()
+    )
+    return Machine(gpus, installed_torch(), total, free, count_cores(), read_load())
 
 
 def _memory() -> tuple[int, int]:

@@ -19,6 +19,7 @@ from dopsd_app.jobs.promise import LEAST_STEPS, WARMING_UP, read_promise
 from dopsd_app.jobs.queue import computing
 from dopsd_app.jobs.runs import Run, known_run, list_runs
 from dopsd_app.models.architecture import Sizes
+from dopsd_app.models.base_report import find_measured
 from dopsd_app.models.catalog import full_name
 from dopsd_app.planning.cost import picture_work, step_work
 from dopsd_app.planning.machine import Machine
@@ -97,7 +98,12 @@ def reckon_pace(
             scaled *= _by_weights(config) / _by_weights(earlier)
     if scaled is not None:
         return Pace(scaled, now, "reckoned from an earlier run here with other settings")
-    work = step_work(config, sizes) * _by_weights(config)
+    work = weighted_work(config, sizes)
+    if checked := find_measured(config.base_model, config.revision, config.teacher_context, on_gpu):
+        same = work == checked.work
+        source = "measured when the base model was checked here"
+        source = source if same else "reckoned from the check of the base model here"
+        return Pace(checked.seconds * now / checked.slowness * work / checked.work, now, source)
     if rate := _drawn_rate(config, sizes, runs_dir, now):
         return Pace(work / rate, now, "reckoned from the last pictures drawn here")
     if on_gpu:
@@ -105,6 +111,11 @@ def reckon_pace(
         return Pace(now * work / rate, now, "a rough estimate from the card's data sheet")
     rate = CPU_CORE * min(machine.cores, USEFUL_CORES)
     return Pace(now * work / rate, now, "a rough estimate for this processor")
+
+
+def weighted_work(config: TrainConfig, sizes: Sizes) -> float:
+    """Operations of a step; more where weights have to be unpacked for each of them."""
+    return step_work(config, sizes) * _by_weights(config)
 
 
 def slowness(machine: Machine, on_gpu: bool, training: bool) -> float:

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN
@@ -10,18 +11,30 @@ from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
+from dopsd_app.gpus import Gpu
 from dopsd_app.jobs.promise import Promise
 from dopsd_app.models.architecture import BaseModelError, BaseModelFacts, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
+from dopsd_app.models.base_report import find_measured, refuse_failed
 from dopsd_app.models.catalog import (
+    Lacking,
     check_base_model,
     check_context,
     check_resolution,
     find_facts,
     find_repository,
-    is_fetched,
+    what_lacks,
 )
-from dopsd_app.planning.cost import ERROR, REAL_SIZE, disk, least_card, memory, preview_work, step_work
+from dopsd_app.planning.cost import (
+    ERROR,
+    Memory,
+    disk,
+    least_card,
+    memory,
+    preview_work,
+    program_bytes,
+    step_work,
+)
 from dopsd_app.planning.machine import Machine, read_machine
 from dopsd_app.planning.pace import Pace, reckon_pace
 from dopsd_app.progress import words_for_count, words_for_time
@@ -31,6 +44,8 @@ LONG = 12 * 3600  # seconds
 SLOW = 1.5  # times the time of a computer that does nothing else: from here on it is told
 START = 10  # seconds until torch and diffusers are imported
 READING = 5e8  # bytes of weights per second, from disk to where they are used
+
+Reckon = Callable[[TrainConfig, Sizes, bool], Memory]  # corrected by what was measured here
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ class Plan:
     disk_free: int
     # Nothing is known of these while the base model cannot be read; no time is where it cannot run here.
     seconds_per_step: float = 0.0
-    download: int | None = 0  # bytes that are fetched from the Hub first; None: the Hub was not asked yet
+    lacks: Lacking | None = None  # what is fetched from the Hub first
     source: str = ""  # of seconds_per_step, in a few words
     seconds: float = 0.0  # the whole run, with loading and previews
     promise: Promise | None = None  # the same in parts, for the run's folder
@@ -63,11 +78,11 @@ def make_plan(
 
     `sources` is how many pictures to start from one of them has, at the most.
     """
-    on_gpu = _on_gpu(config, machine)
-    gpu = machine.gpus[0] if on_gpu else None
+    gpu = _card(config, machine)
+    on_gpu = gpu is not None
     device = gpu or machine
     plan = Plan(
-        device=gpu.name if gpu else f"CPU, {words_for_count(machine.cores, 'core')}",
+        device=_device_name(gpu, machine),
         steps=config.steps,
         pictures_per_step=config.batch_size,
         sources=sources,
@@ -83,6 +98,7 @@ def make_plan(
         facts.architecture.check_sources(sources, facts.label)
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
+    reckon = partial(_memory, _measured_share(config, on_gpu))
     pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu, sources)
     promise = _promise(config, facts, sizes, pace)
     plan = replace(
@@ -91,22 +107,33 @@ def make_plan(
         source=pace.source,
         seconds=promise.seconds(config.steps),
         promise=promise,
-        download=0
-        if is_fetched(config.base_model, config.revision, config.teacher_context)
-        else sizes.stored_bytes or None,
-        memory=memory(config, sizes, on_gpu).peak,
+        lacks=what_lacks(config.base_model, config.revision, config.teacher_context, facts, sizes),
+        memory=reckon(config, sizes, on_gpu).peak,
         disk=disk(config, sizes, pictures, sources),
     )
-    too_much, warnings = _judge_memory(plan, config, sizes, on_gpu)
-    impossible = [*_device_problems(config, sizes, machine, on_gpu), *too_much]  # here, whatever else is done
+    too_much, warnings = _judge_memory(plan, config, sizes, on_gpu, reckon)
+    impossible = [*_device_problems(config, sizes, machine), *too_much]  # here, whatever else is done
     problems += [*impossible, *_disk_problems(plan)]
     if impossible:
         plan = replace(plan, seconds_per_step=0.0, source="", seconds=0.0, promise=None)
     else:
         warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan, pace)]
-        warnings += _room_warnings(plan, config, sizes, on_gpu)
+        warnings += [*_room_warnings(plan, config, sizes, on_gpu, reckon), *_card_warnings(config, machine)]
     warnings += _steps_warnings(config, facts.native_steps)
     return replace(plan, problems=tuple(problems), warnings=tuple(warnings))
+
+
+def _measured_share(config: TrainConfig, on_gpu: bool) -> float:
+    """How many times the planned memory a training step took when the base model was checked here."""
+    checked = find_measured(config.base_model, config.revision, config.teacher_context, on_gpu)
+    return checked.memory / checked.planned_memory if checked and checked.memory else 1.0
+
+
+def _memory(share: float, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
+    """As reckoned, but for what a training step was measured to take: the program itself was not in it."""
+    reckoned = memory(config, sizes, on_gpu)
+    program = program_bytes(on_gpu)
+    return replace(reckoned, training=program + round((reckoned.training - program) * share))
 
 
 def check_base(config: TrainConfig) -> None:
@@ -115,23 +142,38 @@ def check_base(config: TrainConfig) -> None:
     For what is to begin at once: the Hub is asked, which takes seconds.
     """
     problems = [*_base_problems(config)]
-    if not problems:
-        check_fetch(config)
-        machine, facts = read_machine(), find_facts(config.base_model, config.revision)
-        sizes = facts.sizes_for(config)  # which also looks at its settings, now that the Hub has told of it
-        problems += _device_problems(config, sizes, machine, _on_gpu(config, machine))
     if problems:
+        raise KnownFailure("\n".join(dict.fromkeys(problems)))
+    check_fetch(config, config.teacher_context)
+    check_device(config)
+
+
+def check_device(config: TrainConfig) -> None:
+    """Raises `KnownFailure` where a base model of which something is known cannot be computed here."""
+    machine, facts = read_machine(), find_facts(config.base_model, config.revision)
+    sizes = facts.sizes_for(config)  # which also looks at its settings
+    if problems := list(_device_problems(config, sizes, machine)):
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
 
 
-def check_fetch(config: TrainConfig) -> None:
-    """Raises `KnownFailure` where a base model is not here and cannot be fetched, as far as the Hub tells."""
-    if needs_fetching(config.base_model, config.revision, config.teacher_context):
-        ask_hub(config.base_model, config.revision, config.teacher_context)
+def check_fetch(config: TrainConfig, context: str) -> None:
+    """Raises `KnownFailure` where a base model is not here and cannot be fetched, as far as the Hub tells.
+
+    `context` is the teacher's, or UNTAUGHT for one that only draws.
+    """
+    if needs_fetching(config.base_model, config.revision, context):
+        ask_hub(config.base_model, config.revision, context)
 
 
-def _on_gpu(config: TrainConfig, machine: Machine) -> bool:
-    return config.device != "cpu" and bool(machine.gpus) and machine.torch_has_cuda
+def _card(config: TrainConfig, machine: Machine) -> Gpu | None:
+    """The card that a run is for; None for the processor."""
+    return None if config.device == "cpu" else machine.card(config.precision)
+
+
+def _device_name(gpu: Gpu | None, machine: Machine) -> str:
+    if gpu is None:
+        return f"CPU, {words_for_count(machine.cores, 'core')}"
+    return f"{gpu.name}, in the computer's own memory" if gpu.shares_memory else gpu.name
 
 
 def _promise(config: TrainConfig, facts: BaseModelFacts, sizes: Sizes, pace: Pace) -> Promise:
@@ -161,20 +203,18 @@ def _base_problems(config: TrainConfig) -> Iterator[str]:
         yield f"`revision` is of a repository on the Hub, and {config.base_model} is none: leave it out."
     yield from problem(check_resolution, config.resolution)
     yield from problem(check_context, config.revision, config.teacher_context)
+    yield from problem(refuse_failed, config.revision, config.teacher_context)
 
 
-def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
-    missing = "No NVIDIA card was found here."
-    if machine.gpus:
-        missing = f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."
-    if config.device == "cuda" and not on_gpu:
-        yield f"`device` is cuda, and there is none. {missing}"
-    elif sizes.parameters > REAL_SIZE and not on_gpu:
-        why = f"`device` is {config.device}." if config.device == "cpu" else missing
+def _device_problems(config: TrainConfig, sizes: Sizes, machine: Machine) -> Iterator[str]:
+    missing = "`device` is cpu." if config.device == "cpu" else machine.why_no_card(config.precision)
+    if missing and sizes.needs_card:
         yield (
             f"A base model of this size needs an NVIDIA card with {least_card(sizes)} GB or more; a processor"
-            f" would train for weeks. {why}"
+            f" would train for weeks. {missing}"
         )
+    elif missing and config.device == "cuda":
+        yield f"`device` is cuda, and there is none that can be used. {missing}"
     wanted = {"`optimizer` adamw8bit": config.optimizer, "`quantization` nf4": config.quantization}
     needing = [words for words, value in wanted.items() if words.endswith(f" {value}")]
     if needing and importlib.util.find_spec("bitsandbytes") is None:
@@ -190,18 +230,20 @@ def _disk_problems(plan: Plan) -> Iterator[str]:
         )
 
 
-def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> tuple[list[str], list[str]]:
+def _judge_memory(
+    plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon
+) -> tuple[list[str], list[str]]:
     """Problems and warnings."""
     holder = "the card" if on_gpu else "this computer"
-    encoders = memory(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
+    encoders = reckon(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
     if plan.memory * (1 - ERROR) > plan.memory_total or (on_gpu and encoders > plan.memory_total):
         needed, there = tell_apart(plan.memory, plan.memory_total, GIB)
-        advice = _advice(plan, config, sizes, on_gpu) or "No settings make it small enough."
+        advice = _advice(plan, config, sizes, on_gpu, reckon) or "No settings make it small enough."
         return [f"The run needs about {needed} of memory, and {holder} has {there}. {advice}"], []
     most = plan.memory * (1 + ERROR)
     if most > plan.memory_total:
         needed, there = tell_apart(most, plan.memory_total, GIB)
-        advice = _advice(plan, config, sizes, on_gpu) or "Close all other programs first."
+        advice = _advice(plan, config, sizes, on_gpu, reckon) or "Close all other programs first."
         may = f"The run may need up to {needed} of memory, and {holder} has {there}: it may fail"
         return [], [f"{may}. {advice}"]
     if most > plan.memory_free:
@@ -211,16 +253,16 @@ def _judge_memory(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -
     return [], []
 
 
-def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> str:
+def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon) -> str:
     """The first settings, lever after lever, with which the run would fit; "" where there are none."""
     changed = []
     for name, value in memory_levers(config):
         smaller = replace(config, **{name: value})
-        if memory(smaller, sizes, on_gpu).peak >= memory(config, sizes, on_gpu).peak:
+        if reckon(smaller, sizes, on_gpu).peak >= reckon(config, sizes, on_gpu).peak:
             continue
         config = smaller
         changed.append(f"`{name}` {str(value).lower()}")
-        needed = memory(config, sizes, on_gpu).peak
+        needed = reckon(config, sizes, on_gpu).peak
         if needed * (1 + ERROR) <= plan.memory_total:
             return f"Set {' and '.join(changed)}: about {_gib(needed)}."
     return ""
@@ -229,7 +271,7 @@ def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> str:
 def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
     # The program with CUDA, and of the base model one tensor at a time on its way to the card.
     passing = 3 * GIB
-    if on_gpu and sizes.parameters > REAL_SIZE and passing > machine.free_memory:
+    if on_gpu and sizes.needs_card and passing > machine.free_memory:
         needed, free = tell_apart(passing, machine.free_memory, GIB)
         yield (
             f"Loading needs about {needed} of the computer's own memory, and {free} of"
@@ -237,12 +279,20 @@ def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[
         )
 
 
-def _room_warnings(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Iterator[str]:
+def _room_warnings(
+    plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon
+) -> Iterator[str]:
     if config.quantization == "none" or not on_gpu:
         return
-    exact = memory(replace(config, quantization="none"), sizes, on_gpu).peak
+    exact = reckon(replace(config, quantization="none"), sizes, on_gpu).peak
     if exact * (1 + ERROR) <= plan.memory_free:
         yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
+
+
+def _card_warnings(config: TrainConfig, machine: Machine) -> Iterator[str]:
+    """Of a card that is there, and that a run which may choose does without."""
+    if config.device == "auto" and machine.gpus and (why := machine.why_no_card(config.precision)):
+        yield f"Training is on the processor. {why}"
 
 
 def _steps_warnings(config: TrainConfig, native: int | None) -> Iterator[str]:

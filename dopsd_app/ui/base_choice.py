@@ -9,6 +9,7 @@ from dopsd_app.config import EDIT, SUBJECT, TrainConfig, load_preset, preset_for
 from dopsd_app.data.drafts import Draft, set_settings
 from dopsd_app.models.catalog import CATALOG, find_facts, find_repository, is_known, read_name
 from dopsd_app.ui.base_facts import base_facts
+from dopsd_app.ui.base_here import BaseHere, base_here
 
 REAL_BASE = "z-image-turbo"  # for photographs
 EDIT_BASE = "flux2-klein-4b"  # for photographs to start from
@@ -21,10 +22,12 @@ class BaseChoice:
     base: gr.Radio
     folder: gr.Textbox
     facts: gr.HTML
+    here: BaseHere
 
     @property
     def outputs(self) -> list[Block]:
-        return [self.base, self.folder, self.facts]
+        """What `show` fills."""
+        return [self.base, self.folder, self.facts, *self.here.outputs]
 
     def show(self, draft: Draft, *, ask: bool = False) -> dict:
         """The draft's base model; `ask` has the Hub asked for what is known of it, which can take seconds."""
@@ -33,11 +36,18 @@ class BaseChoice:
             self.base: base,
             self.folder: gr.Textbox(value=own, visible=bool(CATALOG[base].repository)),
             self.facts: base_facts(base, own, draft.settings.get("revision", ""), ask=ask),
+            **self.here.show(draft),
         }
+
+    def show_here(self, draft: Draft, sent: object) -> dict:
+        """What has changed of its download and its check, and then the facts: by now it may be here."""
+        changed = self.here.show(draft, sent)
+        return {self.facts: self.show(draft)[self.facts], **changed} if changed else {}
 
     def show_facts(self, draft: Draft) -> dict:
         """What the Hub tells of a name that was just typed: by now, something else may stand in its box."""
-        return {self.facts: self.show(draft, ask=True)[self.facts]}
+        shown = self.show(draft, ask=True)
+        return {part: shown[part] for part in (self.facts, *self.here.outputs)}
 
 
 def base_choice() -> BaseChoice:
@@ -53,9 +63,10 @@ def base_choice() -> BaseChoice:
         label="Another one of its kind",
         visible=False,
         elem_id="base-folder",
-        info="A repository on the Hub (owner/name), such as a fine-tune, or a folder that diffusers saved",
+        info="A repository on the Hub (owner/name), such as a fine-tune; a folder that diffusers saved; or"
+        " ComfyUI's .safetensors file, which is used where it lies",
     )
-    return BaseChoice(base, folder, gr.HTML(elem_id="base-facts"))
+    return BaseChoice(base, folder, gr.HTML(elem_id="base-facts"), base_here())
 
 
 def base_of(draft: Draft) -> str:

@@ -5,8 +5,9 @@ from functools import lru_cache
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
+from dopsd_app.hub.access import this_space
 from dopsd_app.models.base_download import Offer, ask_hub, needs_fetching
-from dopsd_app.models.catalog import BaseModelFacts, find_facts, is_known
+from dopsd_app.models.catalog import BaseModelFacts, Lacking, find_facts, is_known, what_lacks
 from dopsd_app.planning.cost import ERROR, least_card, least_gpu_memory
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
@@ -32,9 +33,13 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
         if not problems:  # what is not known yet, since the Hub could not be asked, is a problem already
             problems.append(str(error))
         return _card("", [], problems)
-    cells = [f"<b>Licence</b> {_licence(facts)}", _fit(facts) if least_gpu_memory(facts.sizes) else ""]
+    cells = [
+        f"<b>Licence</b> {_licence(facts)}",
+        _gate(facts) if facts.gated and fetching else "",
+        _fit(facts) if facts.sizes.needs_card else "",
+    ]
     if fetching:
-        cells.append(_download(offer, facts))
+        cells.append(_download(offer, what_lacks(name, revision, "auto", facts, facts.sizes)))
     elif not problems:
         cells.append(f"<b>Ready</b>{'' if facts.repository or own else ' it comes with the program'}")
     problems += _without_card(facts)
@@ -53,10 +58,17 @@ def _licence(facts: BaseModelFacts) -> str:
     return words.link(known.link, known.name) if known.name else "not said: see where the model is from"
 
 
-def _download(offer: Offer | None, facts: BaseModelFacts) -> str:
+def _gate(facts: BaseModelFacts) -> str:
+    page = words.link(f"https://huggingface.co/{facts.repository}", "on the Hub")
+    if this_space() is not None:  # which reads with nobody's token
+        return f"<b>Gated</b> by terms {page}: a Space cannot fetch it"
+    return f"<b>Gated</b> accept its terms {page} first, then sign in by <code>hf auth login</code>"
+
+
+def _download(offer: Offer | None, lacks: Lacking | None) -> str:
     """What will be fetched, and what the disk has; sizes are the Hub's, or what it answered the last time."""
     if offer is None:
-        size = f": {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
+        size = f": {words.disk(lacks.size)}" if lacks and lacks.size else ""
         return f"<b>From the Hub</b> fetched when it is needed{size}"
     rest = f", {words.disk(offer.missing)} of it still to come" if offer.missing < offer.size else ""
     free = words.disk(free_disk(offer.folder))
@@ -70,9 +82,9 @@ def _offer(name: str, revision: str, moment: int) -> Offer:
 
 def _fit(facts: BaseModelFacts) -> str:
     machine, needed = read_machine(), f"{least_card(facts.sizes)} GB"
-    if not machine.gpus or not machine.torch_has_cuda:
+    card = machine.card()
+    if card is None:
         return f"<b>Memory</b> needs an NVIDIA card with {needed} or more"
-    card = machine.gpus[0]
     least = least_gpu_memory(facts.sizes)
     surely, perhaps = least * (1 + ERROR) <= card.memory, least <= card.memory
     fits = "fits" if surely else "may not fit" if perhaps else "does not fit"
@@ -82,10 +94,10 @@ def _fit(facts: BaseModelFacts) -> str:
 def _without_card(facts: BaseModelFacts) -> list[str]:
     """What a person needs who has no card that could train this model."""
     machine = read_machine()
-    if not least_gpu_memory(facts.sizes) or (machine.gpus and machine.torch_has_cuda):
+    if not facts.sizes.needs_card or machine.card():
         return []
     if machine.gpus:
-        return [f"The installed torch cannot use the {machine.gpus[0].name}: install torch with CUDA."]
+        return [machine.why_no_card()]
     return [
         f"There is no NVIDIA card here. Use a computer with one of {least_card(facts.sizes)} GB or more,"
         " or duplicate this app on the Hub as a Space with a GPU."

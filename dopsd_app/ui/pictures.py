@@ -46,8 +46,9 @@ from dopsd_app.ui.base_choice import (
     unsuited_pictures,
     unsuited_sources,
 )
+from dopsd_app.ui.base_here import begin_checking, begin_fetching, cancel
 from dopsd_app.ui.confirmation import Confirmation, confirmation
-from dopsd_app.ui.events import held, listen, source_of
+from dopsd_app.ui.events import held, listen, on_tick, source_of
 from dopsd_app.ui.kept_text import KeptText, kept_text
 from dopsd_app.ui.navigation import TEACHER
 from dopsd_app.ui.server.uploads import removed_afterwards
@@ -253,6 +254,12 @@ class PicturesStep:
         folder = [self.draft, choice.folder]
         listen(typed, self.choose_own_base, folder, chosen, trigger_mode="always_last", **facts)
         listen(self.real.click, self.choose_real_base, self.draft, chosen, **facts)
+        here = choice.here
+        at, shown = [self.draft, here.digests], [choice.facts, *here.outputs]
+        listen(here.fetch.click, self.fetch_base, at, shown, progress_on=here.status)
+        listen(here.check.click, self.check_base, at, shown, progress_on=here.status)
+        listen(here.cancel.click, self.cancel_base, at, shown)
+        on_tick(here.timer, self.poll_base, at, shown)
 
         uploaded = [self.upload, *self.outputs]
         listen(
@@ -299,6 +306,28 @@ class PicturesStep:
     def choose_real_base(self, shown: object) -> dict:
         """Takes the base model that draws photographs, for pictures that the chosen one cannot learn."""
         return self.choose_base(shown, suited_base(draft_of(shown)))
+
+    def fetch_base(self, shown: object, sent: object) -> dict:
+        """Starts fetching the draft's base model."""
+        draft = draft_of(shown)
+        begin_fetching(draft)
+        return self.choice.show_here(draft, sent)
+
+    def check_base(self, shown: object, sent: object) -> dict:
+        """Has the draft's base model checked on this computer."""
+        draft = draft_of(shown)
+        begin_checking(draft)
+        return self.choice.show_here(draft, sent)
+
+    def cancel_base(self, shown: object, sent: object) -> dict:
+        """Stops the download and the check of the draft's base model."""
+        draft = draft_of(shown)
+        cancel(draft)
+        return self.choice.show_here(draft, sent)
+
+    def poll_base(self, shown: object, sent: object) -> dict:
+        """What has changed of the base model since this tab was sent it; nothing before it has a draft."""
+        return self.choice.show_here(draft_of(shown), sent) if shown else {}
 
     def _show_choice(self, before: Draft, draft: Draft, choice: dict) -> dict:
         """The choice, unless another one was made while the Hub was asked, which is answered by itself."""

@@ -260,21 +260,17 @@ def _needs(plan: Plan) -> str:
         return _messages(plan)
     time, pace = words.in_time(plan.seconds), words.pace(plan.seconds_per_step)
     free, disk_free = words.memory(plan.memory_free), words.disk(plan.disk_free)
-    fetched = plan.download == 0
     sources = f", with {words.count(plan.sources, 'source')}" if plan.sources else ""
-    timed = f"{pace} a step, {plan.source}{'' if fetched else '; without the download'}"
+    timed = f"{pace} a step, {plan.source}{'; without the download' if plan.lacks else ''}"
     cells = {
         "Steps": (f"{plan.steps}", f"{words.count(plan.pictures_per_step, 'picture')} each{sources}"),
         **({"Time": (time, timed)} if plan.promise else {}),
         "Memory": (words.memory(plan.memory), f"of {free} free, {plan.device}"),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }
-    if not fetched:
-        size = words.disk(plan.download) if plan.download else "Size not known yet"
-        cells["Download"] = (
-            size,
-            f"{'at most, ' if plan.download else ''}from the Hub, once, before it begins",
-        )
+    if lacks := plan.lacks:
+        size, most = (words.disk(lacks.size), "at most, ") if lacks.size else ("Size not known yet", "")
+        cells["Download"] = (size, f"{most}{lacks.what} from the Hub, once, before it begins")
     items = "".join(
         f"<div><dt>{name}</dt><dd>{words.text(figure)}<small>{words.text(remark)}</small></dd></div>"
         for name, (figure, remark) in cells.items()

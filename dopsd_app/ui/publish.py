@@ -25,6 +25,7 @@ from dopsd_app.ui.try_it import chosen_step
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
 
+SHOWN = "The LoRA file shows the last preview as a small picture."  # of an edit it shows none
 BUSY = 1.0  # seconds between two polls of a push
 
 
@@ -86,7 +87,7 @@ class PublishStep:
                 value=suggest_name(run.config), info=f"Or organisation/name. {_licence(run)}"
             ),
             # What was chosen for another run holds for that one.
-            self.private: True,
+            self.private: gr.Checkbox(value=True, info="" if run.sources else SHOWN),
             self.captions: False,
             **self.show_pictures(run),
             self.card: gr.Textbox(visible=False),
@@ -173,7 +174,12 @@ def publish_step() -> PublishStep:
             name = gr.Textbox(
                 label="Name on the Hub", elem_id="repo-name", max_length=200, info="Or organisation/name"
             )
-            private = gr.Checkbox(True, label="Private: only you can see it", elem_id="private")
+            private = gr.Checkbox(
+                True,
+                label="Private: only you can see it",
+                elem_id="private",
+                info=SHOWN,
+            )
             captions = gr.Checkbox(False, label="Show my captions on the card", elem_id="with-captions")
             token = gr.Textbox(
                 label="Access token",

@@ -22,8 +22,7 @@ from dopsd_app.files import read_value, replace_file
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import default_runs_dir
-from dopsd_app.models.base_download import needs_fetching
-from dopsd_app.models.catalog import check_sources, find_facts
+from dopsd_app.models.catalog import check_sources, find_facts, what_lacks
 from dopsd_app.ui import words
 from dopsd_app.ui.events import held, listen, on_tick
 from dopsd_app.ui.navigation import PLAN
@@ -240,13 +239,15 @@ def _fetched_first(draft: Draft) -> str:
     """That a check begins with a download, where it does."""
     try:
         config = draft_config(draft)
-        if not needs_fetching(config.base_model, config.revision, config.teacher_context):
-            return ""
         facts = find_facts(config.base_model, config.revision)
+        sizes, context = facts.sizes_for(config), config.teacher_context
+        lacks = what_lacks(config.base_model, config.revision, context, facts, sizes)
     except KnownFailure:  # reported where the settings and the base model are
         return ""
-    size = f": at most {words.disk(facts.sizes.stored_bytes)}" if facts.sizes.stored_bytes else ""
-    return f"<p class='hint'>{words.text(facts.label)} is fetched from the Hub first, once{size}.</p>"
+    if lacks is None:
+        return ""
+    size = f": at most {words.disk(lacks.size)}" if lacks.size else ""
+    return f"<p class='hint'>Fetched from the Hub first, once: {words.text(lacks.what)}{size}.</p>"
 
 
 def _check_button(live: bool, again: bool):

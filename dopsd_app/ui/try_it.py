@@ -17,6 +17,7 @@ from dopsd_app.hub.publication import healthier_checkpoint
 from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, last_drawing, unfinished_drawings
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
+from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.catalog import find_facts, is_known
 from dopsd_app.planning.plan import check_fetch
 from dopsd_app.ui import words
@@ -122,7 +123,7 @@ class TryStep:
             self.sources: _shown_sources(run, source),
             self.seed: asked.seed,
             self.strength: asked.strength,
-            self.checkpoint: gr.Dropdown(choices=choices, value=chosen),
+            self.checkpoint: gr.Dropdown(choices=choices, value=chosen, info=_how_chosen(run)),
             self.download: _download_button(run, chosen),
             self.diffusers: make_snippet(run.config, ".", first, run.sources),
             self.comfyui: _comfyui(run),
@@ -202,6 +203,7 @@ def try_step() -> TryStep:
                     info="The picture to start from",
                     allow_custom_value=True,
                     elem_id="source",
+                    min_width=220,
                 )
                 upload = gr.UploadButton(
                     "Use a picture of your own",
@@ -216,7 +218,6 @@ def try_step() -> TryStep:
                     [FINISHED],
                     value=FINISHED,
                     label="Step",
-                    info="The last one in good health is chosen",
                     elem_id="checkpoint",
                 )
             strength = gr.Slider(
@@ -284,6 +285,10 @@ def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
     return [(labels.get(value, value), value) for value in values], chosen
 
 
+def _how_chosen(run: Run) -> str:
+    return "The last one in good health is chosen" if watcher.read(run).health else "The last one is chosen"
+
+
 def _first_words(run: Run) -> str:
     """What a prompt begins as: of an edit, the first instruction; else the trigger word."""
     captions = (run.dataset / "01.txt").read_text(encoding="utf-8").splitlines() if run.sources else ()
@@ -325,7 +330,7 @@ def draw_pair(
         raise KnownFailure("Write a prompt first.")
     if not (0 <= seed < 2**32 and 0 <= strength <= MAX_STRENGTH):
         raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
-    check_fetch(run.config)
+    check_fetch(run.config, UNTAUGHT)
     request = PictureRequest(run.id, prompt.strip(), seed, strength, step)
     drawing = ask(run.runs_dir, request, sources)
     wait(drawing, progress)

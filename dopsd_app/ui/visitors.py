@@ -28,12 +28,12 @@ def header(title: str) -> gr.HTML:
 def describe_machine() -> str:
     """What is there to train on, in a few words; asking the driver of a card takes a second."""
     machine = read_machine()
-    if machine.gpus and machine.torch_has_cuda:
-        card = machine.gpus[0]
+    if card := machine.card():
         sentence = f"{card.name}, {words.memory(card.memory)}"
     else:
         cores = words.count(machine.cores, "processor core")
-        sentence = f"No NVIDIA card: {cores}, {words.memory(machine.memory)}"
+        missing = f"{machine.gpus[0].name} cannot be used" if machine.gpus else "No NVIDIA card"
+        sentence = f"{missing}: {cores}, {words.memory(machine.memory)}"
     return f"<p class='machine'>{words.text(sentence)}</p>"
 
 

@@ -7,7 +7,7 @@ from gradio.blocks import Block
 from gradio.components import Component
 
 from dopsd_app.hub.access import this_space
-from dopsd_app.hub.publication import BEST, suggest_name
+from dopsd_app.hub.publication import BEST, suggest_name, why_no_health
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.runs import Run
 from dopsd_app.ui import words
@@ -50,12 +50,15 @@ class WhenFinished:
     def show(self, run: Run | None) -> dict:
         """What is to happen when the run has finished."""
         scheduled = read_scheduled_push(run).publication if run else None
+        measured = run is not None and not why_no_health(run)
         return {
             self.push: scheduled is not None,
             self.name: scheduled.name if scheduled else suggest_name(run.config) if run else "",
             self.private: scheduled.private if scheduled else True,
             self.pause: bool(scheduled and scheduled.pause),
-            self.healthiest: bool(scheduled and scheduled.checkpoint == BEST),
+            self.healthiest: gr.Checkbox(
+                value=bool(measured and scheduled and scheduled.checkpoint == BEST), visible=measured
+            ),
         }
 
     def schedule(

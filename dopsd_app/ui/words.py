@@ -20,6 +20,8 @@ STATES = {
     "draft": "Not started",
     "queued": "Waiting in the queue",
     "downloading": "Fetching the base model",
+    "hashing": "Reading the base model's files",
+    "checking": "Checking the base model",
     "loading": "Loading the base model",
     "encoding": "Reading pictures and captions",
     "training": "Training",

@@ -6,6 +6,8 @@ from dopsd_app.checks.lora_check import LoraCheck
 from dopsd_app.config import make_config
 from dopsd_app.jobs.events import LoraChecked, append_event
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.lora_metadata import describe_lora
+from dopsd_app.models.catalog import find_facts
 
 
 def finish(run, weights=None):
@@ -14,10 +16,12 @@ def finish(run, weights=None):
         rng = np.random.default_rng(0)
         shapes = {"layers.0.w.lora_A.weight": (4, 8), "layers.0.w.lora_B.weight": (8, 4)}
         weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    save_lora(run.lora_file, weights, run.config, run.config.steps)
+    config, facts = run.config, find_facts(run.config.base_model)
+    metadata = describe_lora(config, facts, [[f"a {config.trigger_word}"]], config.steps)
+    save_lora(run.lora_file, weights, config.strength, metadata)
     check = LoraCheck(modules=1, strength=(1.0, 1.0), exact=True)
     check.save(run.check_file)
-    append_event(run.events_file, LoraChecked(run.config.steps, not check.problems, check.summary))
+    append_event(run.events_file, LoraChecked(config.steps, not check.problems, check.summary))
     return run
 
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.support.fork_server import import_what_workers_need
+from tests.support.fork_server import IMPORTS
 
 
 def constants() -> dict[str, str]:
@@ -21,7 +21,7 @@ def constants() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    import_what_workers_need()
+    IMPORTS[sys.argv[2]]()
     shown = sorted(Path("/proc/self/environ").read_text().strip("\0").split("\0"))
     names = [line.partition("=")[0] for line in shown]
     told = {

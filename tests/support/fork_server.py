@@ -1,10 +1,11 @@
-"""The process that forks workers: see `forks.py`. It ends with the process that it is told the number of."""
+"""The process that forks others: see `forks.py`. It ends with the session's process."""
 
 import ctypes
 import gc
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -14,28 +15,24 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[2])  # as it is started by its path
-
-import diffusers
-import huggingface_hub
 import psutil
-import transformers
 
+import dopsd_app
 from dopsd_app.jobs.kinds import KINDS
 from dopsd_app.models.architectures import ARCHITECTURES
 from tests.support import forks
+from tests.support.environment import follow_environment
 
 SECONDS = 1.0  # between looks whether anybody needs it still
 # What the libraries themselves import only when it is asked for.
 CLASSES = {
-    diffusers: (
+    "diffusers": (
         "AutoencoderKL",
         "FlowMatchEulerDiscreteScheduler",
         "ZImagePipeline",
         "ZImageTransformer2DModel",
     ),
-    transformers: ("AutoTokenizer", "Qwen2VLImageProcessorPil", "Qwen3Model"),
+    "transformers": ("AutoTokenizer", "Qwen2VLImageProcessorPil", "Qwen3Model"),
 }
 
 
@@ -45,9 +42,27 @@ def import_what_workers_need() -> None:
         importlib.import_module(place.partition(":")[0])
     for library, names in CLASSES.items():
         for name in names:
-            getattr(library, name)
-    gc.collect()
-    gc.freeze()
+            getattr(importlib.import_module(library), name)
+
+
+def import_what_pages_need() -> None:
+    importlib.import_module("dopsd_app.ui")
+
+
+def import_what_tests_need() -> None:
+    """All of the product, and what only tests use."""
+    for module in pkgutil.walk_packages(dopsd_app.__path__, "dopsd_app."):
+        if module.name != "dopsd_app.__main__":
+            importlib.import_module(module.name)
+    for name in ("page_server", "browser", "tiny_models", "real_layout"):
+        importlib.import_module(f"tests.support.{name}")
+
+
+IMPORTS = {
+    forks.WORKERS: import_what_workers_need,
+    forks.PAGES: import_what_pages_need,
+    forks.TESTERS: import_what_tests_need,
+}
 
 
 def serve(listening: socket.socket, owner: int) -> dict:
@@ -65,7 +80,7 @@ def serve(listening: socket.socket, owner: int) -> dict:
         if listening not in ready:
             continue
         client, _ = listening.accept()
-        message, files, _, _ = socket.recv_fds(client, forks.LARGEST, 2)
+        message, files, _, _ = socket.recv_fds(client, forks.LARGEST, 3)
         assert len(os.listdir("/proc/self/task")) == 1, "What has threads cannot fork."
         pid = os.fork()
         if pid == 0:
@@ -96,10 +111,9 @@ def become(asked: dict) -> None:
     if asked["new_session"]:
         os.setsid()
     os.chdir(asked["folder"])
-    stdin, output = asked["files"]
-    for file, number in ((stdin, 0), (output, 1), (output, 2)):
+    for number, file in enumerate(asked["files"]):
         os.dup2(file, number)
-    os.close(stdin), os.close(output)
+        os.close(file)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
     os.environ.clear()
@@ -115,19 +129,6 @@ def become(asked: dict) -> None:
         client.send(json.dumps({"pid": os.getpid()}).encode())
 
 
-def follow_environment() -> None:
-    """Libraries read the environment when they are imported, and others take what they have read."""
-    for constants in (huggingface_hub.constants, diffusers.utils.constants):
-        before = dict(vars(constants))
-        importlib.reload(constants)
-        changed = {name: value for name, value in vars(constants).items() if before.get(name) != value}
-        for module in list(sys.modules.values()):
-            for name in changed.keys() & vars(module).keys():
-                if vars(module)[name] == before[name]:
-                    setattr(module, name, changed[name])
-    huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
-
-
 def show(area: str, texts: list[str]) -> None:
     """Writes what the system tells of this process, its command ("arg") or its environment ("env")."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -139,14 +140,17 @@ def show(area: str, texts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    import_what_workers_need()
+    kind = sys.argv[1]
+    place = Path(os.environ[forks.PLACE]) / kind
+    IMPORTS[kind]()
+    gc.collect()
+    gc.freeze()
     forks.fork_workers()  # a worker starts the next
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listening.bind(str(place.with_name("new")))
+    listening.bind(str(place.with_suffix(".new")))
     listening.listen(100)
-    place.with_name("new").rename(place)
-    asked = serve(listening, owner=int(place.name))
+    place.with_suffix(".new").rename(place)
+    asked = serve(listening, owner=int(place.parent.name))
     become(asked)
     module = asked["module"]
     sys.modules.pop(module, None)  # it is to be the main one, and nobody has it yet

@@ -1,8 +1,10 @@
-"""Workers without the seconds in which torch is imported: one process has imported it, and forks.
+"""Processes without the seconds in which libraries are imported: one process has imported them, and forks.
 
-`fork_server.py` is started by the first who needs it, serves all tests of a session and the servers that they
-start, and ends with the session. A process that it forks has the command, environment, folder, signals and
-files that were asked for, as if it had been started by its command: `test_forks.py` compares.
+There is one such process for each kind: for workers, for the page's servers, and for the processes in which
+pytest-xdist runs tests. `fork_server.py` is started by the first who needs it, serves all tests of a session
+and the servers that they start, and ends with the session. A process that it forks has the command,
+environment, folder, signals and files that were asked for, as if it had been started by its command:
+`test_forks.py` compares.
 """
 
 import json
@@ -20,33 +22,63 @@ from dopsd_app import gpus
 from dopsd_app.jobs import launcher
 from tests.support.waiting import wait_for
 
-PLACE = "FORK_SERVER"  # in the environment: its socket, whose name is the number of the session's process
-WORKER = "dopsd_app.jobs.worker"
+PLACE = "FORK_SERVER"  # in the environment: a folder of sockets, whose name is the session's process number
+WORKERS, PAGES, TESTERS = "workers", "pages", "testers"  # kinds, and names of sockets
+SERVER, TESTER = "tests.support.fork_server", "tests.support.tester"
+WORKER, PAGE = "dopsd_app.jobs.worker", "tests.support.page_process"
+KINDS = {WORKER: WORKERS, SERVER: WORKERS, PAGE: PAGES, TESTER: TESTERS}  # who forks a module's process
+ROOT = Path(__file__).parents[2]
 LARGEST = 1_000_000  # bytes of a message
 PATIENCE = 120  # seconds that anything may take: cores may be shared
 
 
 class Forked:
-    """A process that was forked for a command, with what the launcher and tests use of `subprocess.Popen`."""
+    """A process that was forked for a command, with what its owners use of `subprocess.Popen`."""
 
-    def __init__(self, command, *, cwd, env, stdin, stdout, stderr, creationflags=0, start_new_session):
-        self.returncode = None
-        assert stdin == subprocess.PIPE and stderr == subprocess.STDOUT and not creationflags
-        mine, theirs = os.pipe()
-        self.stdin = os.fdopen(theirs, "wb")
+    def __init__(
+        self,
+        command,
+        *,
+        stdin,
+        stdout,
+        stderr=None,
+        cwd=ROOT,
+        env=None,
+        creationflags=0,
+        start_new_session=False,
+    ):
+        assert not creationflags
+        self.returncode = self.stdin = self.stdout = None
         asked = {
             "module": command[2],
             "arguments": list(command[3:]),
             "folder": str(cwd),
-            "environment": dict(env),
+            "environment": dict(os.environ if env is None else env),
             "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
             "new_session": start_new_session,
         }
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connection.connect(str(server(env)))
-        socket.send_fds(self._connection, [json.dumps(asked).encode()], [mine, stdout.fileno()])
-        os.close(mine)
+        self._connection.connect(str(server(KINDS.get(command[2], WORKERS))))
+        theirs = [self._source(stdin), self._sink(stdout)]
+        error = theirs[1] if stderr == subprocess.STDOUT else 2
+        socket.send_fds(self._connection, [json.dumps(asked).encode()], [*theirs, error])
+        for file in theirs:
+            os.close(file)
         self.pid = self._answer()["pid"]
+
+    def _source(self, stdin):
+        if stdin == subprocess.DEVNULL:
+            return os.open(os.devnull, os.O_RDONLY)
+        theirs, mine = os.pipe()
+        self.stdin = os.fdopen(mine, "wb")
+        return theirs
+
+    def _sink(self, stdout):
+        if stdout != subprocess.PIPE:
+            return os.dup(stdout.fileno())
+        mine, theirs = os.pipe()
+        self.stdout = os.fdopen(mine, "rb")
+        return theirs
 
     def poll(self):
         return self._ended(0)
@@ -68,7 +100,7 @@ class Forked:
 
     def _answer(self):
         answer = self._connection.recv(LARGEST)
-        assert answer, Path(os.environ[PLACE]).with_name("output.txt").read_text()
+        assert answer, "".join(file.read_text() for file in Path(os.environ[PLACE]).glob("*.txt"))
         return json.loads(answer)
 
     def send_signal(self, number):
@@ -79,38 +111,72 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def server(environment: dict[str, str]) -> Path:
-    """Where the fork server listens; the first who asks starts it."""
-    place = Path(os.environ[PLACE])
-    with FileLock(place.with_name("lock")):
+def server(kind: str) -> Path:
+    """Where the fork server of this kind listens; the first who asks starts it."""
+    place = Path(os.environ[PLACE]) / kind
+    place.parent.mkdir(exist_ok=True)
+    output = place.with_suffix(".txt")
+    with FileLock(place.with_suffix(".lock")):
         if not place.exists():
-            script = Path(__file__).with_name("fork_server.py")
-            with place.with_name("output.txt").open("wb") as output:
-                process = subprocess.Popen(
-                    # With room for the commands of its children, and for their environments.
-                    [sys.executable, str(script), str(place), " " * 4096],
-                    env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "", "ROOM": " " * 65536},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            wait_for(lambda: place.exists() or process.poll() is not None)
-            assert place.exists(), place.with_name("output.txt").read_text()
+            process = _start_server(kind, output)
+            wait_for(lambda: place.exists() or process.poll() is not None, PATIENCE)
+            assert place.exists(), output.read_text()
             KEPT.append(process)
     return place
 
 
-KEPT: list[subprocess.Popen] = []  # or its end would be asked for when it is forgotten
+def _start_server(kind: str, output: Path):
+    environment = {name: value for name, value in os.environ.items() if name not in launcher.SECRETS}
+    # With room for the commands of its children, and for their environments.
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": "", "ROOM": " " * 65536}
+    command = [sys.executable, "-m", SERVER, kind, " " * 4096]
+    # The one for testers has what the one for workers has, and more.
+    way = Forked if kind == TESTERS else subprocess.Popen
+    with output.open("wb") as file:
+        return way(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+KEPT: list = []  # or the end of a server would be asked for when it is forgotten
+
+
+def end() -> None:
+    """Ends the fork servers that this process has started: first those that others have forked."""
+    for process in reversed(KEPT):
+        process.kill()
+        process.wait()
+
+
+def can_fork() -> bool:
+    """What has touched a graphics card cannot."""
+    return not gpus.list_gpus()
 
 
 def start(command, **options):
     """In place of `subprocess.Popen`: a real worker is forked, everything else is started."""
-    # What has touched a graphics card cannot fork.
-    forked = tuple(command[:3]) == (sys.executable, "-m", WORKER) and not gpus.list_gpus()
+    forked = tuple(command[:3]) == (sys.executable, "-m", WORKER) and can_fork()
     return (Forked if forked else subprocess.Popen)(command, **options)
 
 
 def fork_workers() -> None:
     """From now on the launcher of this process starts real workers so."""
     launcher.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": start})
+
+
+def fork_testers() -> None:
+    """From now on pytest-xdist, which asks execnet for them, starts its processes so."""
+    from execnet import gateway_io
+
+    class ForkedIO(gateway_io.Popen2IOMaster):
+        def __init__(self, args, execmodel):
+            self.popen = Forked([sys.executable, "-m", TESTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            gateway_io.Popen2IO.__init__(self, self.popen.stdin, self.popen.stdout, execmodel=execmodel)
+
+    gateway_io.Popen2IOMaster = ForkedIO

@@ -44,17 +44,17 @@ FOREIGN = ("HF_", "SPACE", "OAUTH_", "OPENID_", "DOPSD_", "GRADIO_", "HUGGING_FA
 class PageServer:
     """`python app.py` in an empty folder, whose HOME, caches and temporary files lie there too.
 
-    Its workers are forked (`forks.py`), or started as anybody's are.
+    It and its workers are forked (`forks.py`), or started as anybody's are.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str] | None = None, fork_workers: bool = True):
-        self.folder = folder
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, forked: bool = True):
+        self.folder, self.forked = folder, forked and forks.can_fork()
         self.output = folder / "output.txt"
         self.temporary = folder / "tmp"
         self.temporary.mkdir(parents=True)
         self.downloads = folder / "downloads"
         self.port = free_port()
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen | forks.Forked | None = None
         self.clients: list[Client] = []
         self.http = httpx.Client(timeout=PATIENCE, verify=False, trust_env=False)
         self._config: dict = {}
@@ -70,8 +70,6 @@ class PageServer:
             "TOLD_MODULES": str(self._modules),
             **(environment or {}),
         }
-        if not fork_workers:
-            del self.environment[forks.PLACE]
         self.runs = Path(self.environment.get("DOPSD_RUNS", folder / "runs"))
         self.drafts = Path(self.environment.get("DOPSD_DRAFTS", folder / "drafts"))
 
@@ -95,11 +93,16 @@ class PageServer:
 
     def start(self) -> None:
         """Comes back when it answers; after `kill` on the same port again."""
+        script = ["-m", forks.PAGE] if self.forked else [str(ROOT / "tests/support/page_process.py")]
         with self.output.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests/support/page_process.py")],
+            self.process = (forks.Forked if self.forked else subprocess.Popen)(
+                [sys.executable, *script],
                 cwd=self.folder,
-                env=self.environment,
+                env={
+                    name: value
+                    for name, value in self.environment.items()
+                    if self.forked or name != forks.PLACE
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """Repositories that are laid out as the real ones on the Hub are, with tiny random weights.
 
-Names, configurations, number types and shards are those of Tongyi-MAI/Z-Image-Turbo and of
-Qwen/Qwen3-VL-4B-Instruct; only the sizes are not.
+Names, configurations, number types and shards are those of Tongyi-MAI/Z-Image-Turbo, of
+black-forest-labs/FLUX.2-klein-4B and of Qwen/Qwen3-VL-4B-Instruct; only the sizes are not.
 """
 
 import json
@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2Transformer2DModel, ZImageTransformer2DModel
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -38,7 +38,7 @@ TRANSFORMER = {
 }
 VAE = {
     "act_fn": "silu",
-    "block_out_channels": [32, 32, 32, 32],
+    "block_out_channels": [8, 8, 16, 32],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "force_upcast": True,
     "in_channels": 3,
@@ -47,7 +47,7 @@ VAE = {
     "latents_std": None,
     "layers_per_block": 2,
     "mid_block_add_attention": True,
-    "norm_num_groups": 32,
+    "norm_num_groups": 8,
     "out_channels": 3,
     "sample_size": 1024,
     "scaling_factor": 0.3611,
@@ -63,6 +63,59 @@ PIPELINE = {
     "tokenizer": ["transformers", "Qwen2Tokenizer"],
     "transformer": ["diffusers", "ZImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
+}
+
+KLEIN_TRANSFORMER = {
+    "attention_head_dim": 32,
+    "axes_dims_rope": [8, 8, 8, 8],
+    "eps": 1e-06,
+    "guidance_embeds": False,
+    "in_channels": 128,
+    "joint_attention_dim": 96,
+    "mlp_ratio": 3.0,
+    "num_attention_heads": 2,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "out_channels": None,
+    "patch_size": 1,
+    "rope_theta": 2000,
+    "timestep_guidance_channels": 256,
+}
+KLEIN_VAE = {
+    "act_fn": "silu",
+    "batch_norm_eps": 0.0001,
+    "batch_norm_momentum": 0.1,
+    "block_out_channels": [32, 32, 32, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 32,
+    "layers_per_block": 2,
+    "mid_block_add_attention": True,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "patch_size": [2, 2],
+    "sample_size": 1024,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+KLEIN_SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": True,
+}
+KLEIN_PIPELINE = {
+    "is_distilled": True,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+    "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+    "transformer": ["diffusers", "Flux2Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLFlux2"],
 }
 
 # Of the language models: the base's text encoder, and the one in Qwen3-VL.
@@ -173,6 +226,27 @@ def save_z_image_repository(folder: Path, *, seed: int = 0, fine_tune: bool = Fa
         (folder / "text_encoder" / "pytorch_model.bin").write_bytes(b"a pickle that nobody should open")
 
 
+def save_klein_repository(folder: Path, *, seed: int = 0) -> None:
+    """black-forest-labs/FLUX.2-klein-4B: its transformer lies in the root once more, for other programs."""
+    card = {"pipeline_tag": "image-to-image", "library_name": "diffusers"}
+    _save_front(folder, LICENCE | card)
+    _save_json(folder / "model_index.json", _diffusers_config("Flux2KleinPipeline", KLEIN_PIPELINE))
+    scheduler = _diffusers_config("FlowMatchEulerDiscreteScheduler", KLEIN_SCHEDULER)
+    _save_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    tokenizer = make_tokenizer()
+    save_tokenizer(folder / "tokenizer", tokenizer)
+    _save_text_encoder(folder / "text_encoder", tokenizer, seed, layers=28, shards=2)
+    _save_json(folder / "vae" / "config.json", _diffusers_config("AutoencoderKLFlux2", KLEIN_VAE))
+    vae = random_weights(lambda: AutoencoderKLFlux2(**KLEIN_VAE), torch.bfloat16, seed + 1)
+    vae["bn.running_var"] = vae["bn.running_var"].abs() + 1
+    save_shards(folder / "vae", "diffusion_pytorch_model", vae, 1)
+    config = _diffusers_config("Flux2Transformer2DModel", KLEIN_TRANSFORMER)
+    _save_json(folder / "transformer" / "config.json", config)
+    weights = random_weights(lambda: Flux2Transformer2DModel(**KLEIN_TRANSFORMER), torch.bfloat16, seed + 2)
+    save_shards(folder / "transformer", "diffusion_pytorch_model", weights, 1)
+    save_shards(folder, "flux-2-klein-4b", weights, 1)
+
+
 def save_qwen_vl_repository(folder: Path, *, seed: int = 0) -> None:
     """Qwen/Qwen3-VL-4B-Instruct: the vision tower's weights lie in both shards, among the others."""
     tokenizer = make_tokenizer()
@@ -195,8 +269,11 @@ def save_qwen_vl_repository(folder: Path, *, seed: int = 0) -> None:
     save_shards(folder, "model", _mix(weights, "model.visual."), 2)
 
 
-def _save_text_encoder(folder: Path, tokenizer: Tokenizer, seed: int) -> None:
+def _save_text_encoder(
+    folder: Path, tokenizer: Tokenizer, seed: int, layers: int = TEXT["num_hidden_layers"], shards: int = 3
+) -> None:
     config = TEXT | {
+        "num_hidden_layers": layers,
         "architectures": ["Qwen3ForCausalLM"],
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
@@ -213,7 +290,7 @@ def _save_text_encoder(folder: Path, tokenizer: Tokenizer, seed: int) -> None:
     _save_json(folder / "config.json", config)
     _save_json(folder / "generation_config.json", _generation_config(tokenizer))
     weights = random_weights(lambda: Qwen3Model(Qwen3Config(**config)), torch.bfloat16, seed)
-    save_shards(folder, "model", {f"model.{name}": weight for name, weight in weights.items()}, 3)
+    save_shards(folder, "model", {f"model.{name}": weight for name, weight in weights.items()}, shards)
 
 
 def _save_transformer(folder: Path, seed: int, fine_tune: bool) -> None:
@@ -341,12 +418,13 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 def random_weights(make: Callable[[], torch.nn.Module], dtype: torch.dtype, seed: int) -> Weights:
     """Numbers for a module that is not even made; a norm's are near 1, so that activations stay finite."""
     with torch.device("meta"):
-        shapes = {name: weight.shape for name, weight in make().state_dict().items()}
+        made = make().state_dict()
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, shape in shapes.items():
-        middle = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
-        weights[name] = (middle + 0.02 * torch.randn(shape, generator=generator)).to(dtype)
+    for name, weight in made.items():
+        middle = 1.0 if weight.ndim == 1 and name.endswith("weight") else 0.0
+        drawn = middle + 0.02 * torch.randn(weight.shape, generator=generator)
+        weights[name] = drawn.to(dtype if weight.is_floating_point() else weight.dtype)
     return weights
 
 

@@ -91,6 +91,7 @@ class ToySizes(Sizes):
 
 TOY = Architecture(
     pipeline_class="ToyPipeline",
+    family="the toy",
     base_model=f"{__name__}:Toy",
     sizes=ToySizes,
     teacher_contexts=("reference",),
@@ -145,10 +146,16 @@ class ToyPipeline(DiffusionPipeline, ZImageLoraLoaderMixin):
     def __call__(self, text, height, width, num_inference_steps, guidance_scale, generator):
         assert guidance_scale == TOY.guidance
         latents = torch.randn(1, CHANNELS, height // SIDE, width // SIDE, generator=generator)
+        for walked in self.walk(latents, text, (), num_inference_steps):
+            latents = walked
+        return VaeImageProcessor().postprocess(self.autoencoder.decoder(latents))
+
+    @torch.no_grad()
+    def walk(self, latents, text, references, num_inference_steps):
         for step in range(num_inference_steps):
             time = torch.tensor([step / num_inference_steps])
-            latents = latents + self.transformer(latents, time, [text], [()]) / num_inference_steps
-        return VaeImageProcessor().postprocess(self.autoencoder.decoder(latents))
+            latents = latents + self.transformer(latents, time, [text], [references]) / num_inference_steps
+            yield latents
 
 
 # --- loaded
@@ -218,6 +225,18 @@ class Toy:
 
     def draw(self, pipeline, conditioning, **options):
         return pipeline(conditioning.prompt_embeds, guidance_scale=TOY.guidance, **options)[0]
+
+    def official_features(self, caption):
+        return self.text_encoder(torch.tensor(list(caption.encode()), device=self.device))
+
+    def official_latents(self, conditioning, noise, num_inference_steps, references=()):
+        latents = tuple(self.encode_picture(picture) for picture in references)
+        return list(
+            self.make_pipeline().walk(noise, conditioning.prompt_embeds, latents, num_inference_steps)
+        )
+
+    def teacher_text_features(self, caption):
+        return self.official_features(caption)
 
 
 # --- as a folder, and as a worker
