@@ -101,10 +101,10 @@ def take_own_base(draft: Draft, name: str) -> Draft:
 
 def can_edit(draft: Draft) -> bool:
     """Whether the draft's base model starts from pictures; of an unknown one, what it is a kind of."""
-    name, revision = own_base(draft) or base_of(draft), draft.settings.get("revision", "")
-    if not is_known(name, revision):
-        name, revision = base_of(draft), ""
-    return find_facts(name, revision).architecture.edits
+    own, revision = own_base(draft), draft.settings.get("revision", "")
+    if own and is_known(own, revision):
+        return find_facts(own, revision).architecture.edits
+    return CATALOG[base_of(draft)].architecture.edits
 
 
 def unsuited_sources(draft: Draft) -> str:

@@ -95,7 +95,7 @@ class Slot:
     @property
     def outputs(self) -> list[Block]:
         """What `show` and `hide` fill."""
-        return [self.box, self.picture, *self.caption.outputs]
+        return [self.box, self.picture, *self.caption.outputs, self.add, self.without]
 
     @property
     def of_edit(self) -> list[Block]:
@@ -107,21 +107,24 @@ class Slot:
         self.step = step
         self.caption.connect(step.draft, self.write, step.messages)
 
-    def show(self, draft: Draft, item: Item) -> dict:
+    def show(self, draft: Draft, item: Item, edits: bool) -> dict:
         """A picture of the draft."""
         return {
             self.box: gr.Column(visible=True),
             self.picture: _pictures(draft, item),
             **self.caption.fill(item.caption),
             self.caption.box: gr.Textbox(item.caption, label=self._label(draft)),
+            **self.show_edit(draft, item, edits),
         }
 
     def show_edit(self, draft: Draft, item: Item, edits: bool) -> dict:
-        """What an edit has besides, where the base model `edits`; what it is not of is taken away too."""
-        of_edit, sources = draft.kind == EDIT, len(item.sources)
+        """What a picture of an edit has besides, where the base model `edits`.
+
+        Sources can be taken away from any other, too.
+        """
         return {
-            self.add: gr.UploadButton(visible=of_edit and edits),
-            self.without: gr.Button(visible=sources > 0),
+            self.add: gr.UploadButton(visible=draft.kind == EDIT and edits),
+            self.without: gr.Button(visible=bool(item.sources)),
         }
 
     def show_label(self, draft: Draft) -> dict:
@@ -167,13 +170,12 @@ class PicturesStep:
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills; the draft first, for the boxes tell of their changes at once."""
-        around = [self.draft, *self.choice.outputs, self.earlier, *self.trigger.outputs]
-        slots = (part for slot in self.slots for part in slot.outputs)
-        return list(dict.fromkeys([*around, *self.of_kind, *self.messages, *slots]))
+        around = [self.draft, *self.choice.outputs, self.earlier, *self.trigger.outputs, self.kind]
+        return [*around, *self.messages, *(part for slot in self.slots for part in slot.outputs)]
 
     @property
     def of_kind(self) -> list[Block]:
-        """What `show_kind` fills."""
+        """What shows the kind, and what `show_cards` fills besides the messages."""
         return [self.kind, *(part for slot in self.slots for part in slot.of_edit)]
 
     @property
@@ -183,9 +185,9 @@ class PicturesStep:
 
     def show(self, draft: Draft, *, as_built: bool = False) -> dict:
         """The whole draft; `as_built`: the page is new, and its slots are empty and hidden."""
-        slots: dict = {}
+        slots, edits = {}, can_edit(draft)
         for slot, item in zip(self.slots, draft.items, strict=False):
-            slots |= slot.show(draft, item)
+            slots |= slot.show(draft, item, edits)
         if not as_built:
             for slot in self.slots[len(draft.items) :]:
                 slots |= slot.hide()
@@ -194,20 +196,17 @@ class PicturesStep:
             **self.choice.show(draft),
             self.earlier: _earlier(draft),
             **self.trigger.fill(draft.trigger_word),
+            self.kind: gr.Radio(**_kinds(draft), value=draft.kind),
             **self.show_messages(draft),
             **slots,
-            **self.show_kind(draft),
         }
 
-    def show_kind(self, draft: Draft) -> dict:
-        """What can be taught and is, and on the cards what an edit has besides."""
-        edits = can_edit(draft)
-        kinds = [(label, kind) for label, kind in KINDS if kind != EDIT or edits or draft.kind == EDIT]
-        info = ABOUT_EDITS if draft.kind == EDIT else ""
-        values: dict = {self.kind: gr.Radio(choices=kinds, value=draft.kind, info=info)}
+    def show_cards(self, draft: Draft) -> dict:
+        """What the cards have for another kind or base model, and the messages; captions are left alone."""
+        cards, edits = {}, can_edit(draft)
         for slot, item in zip(self.slots, draft.items, strict=False):
-            values |= slot.show_edit(draft, item, edits)
-        return values
+            cards |= slot.show_edit(draft, item, edits) | slot.show_label(draft)
+        return {**cards, **self.show_messages(draft)}
 
     def show_messages(self, draft: Draft) -> dict:
         """Problems, advice and notes, and whether one can go on; captions are left alone."""
@@ -241,20 +240,13 @@ class PicturesStep:
             **slots,
         }
 
-    def show_labels(self, draft: Draft) -> dict:
-        """What follows from another kind or base model: what is asked for on the cards, and the messages."""
-        labels: dict = {}
-        for slot, _ in zip(self.slots, draft.items, strict=False):
-            labels |= slot.show_label(draft)
-        return {**labels, **self.show_messages(draft)}
-
     # --- what its events do
 
     def connect(self, page: "Page") -> None:
         """Connects the step's events."""
         self.page = page
         choice = self.choice
-        chosen = list(dict.fromkeys([*choice.outputs, *self.of_kind, *self.messages]))
+        chosen = [*choice.outputs, *self.of_kind, *self.messages]
         facts = {"progress_on": choice.facts}
         listen(choice.base.input, self.choose_base, [self.draft, choice.base], chosen, **facts)
         # The last name counts: an earlier one may still be asked for.
@@ -283,7 +275,7 @@ class PicturesStep:
         listen(self.delete.click, self.ask_to_delete, self.draft, self.deletion.outputs)
         self.deletion.connect(self.delete_draft, [self.draft], self.outputs, **progress)
 
-        about = list(dict.fromkeys([*self.of_kind, *self.messages]))
+        about = [*self.of_kind, *self.messages]
         listen(self.kind.input, self.choose_kind, [self.draft, self.kind], about)
         self.trigger.connect(self.draft, self.write_trigger, self.messages)
         for slot in self.slots:
@@ -301,13 +293,15 @@ class PicturesStep:
 
     def choose_base(self, shown: object, base: str) -> dict:
         """Takes another base model of the catalog."""
-        draft = take_base(draft_of(shown), base)
-        return self._show_choice(draft, self.choice.show(draft, ask=True))
+        before = draft_of(shown)
+        draft = take_base(before, base)
+        return self._show_choice(before, draft, self.choice.show(draft, ask=True))
 
     def choose_own_base(self, shown: object, name: str) -> dict:
         """Takes another base model, by its repository or folder."""
-        draft = take_own_base(draft_of(shown), name)
-        return self._show_choice(draft, self.choice.show_facts(draft))
+        before = draft_of(shown)
+        draft = take_own_base(before, name)
+        return self._show_choice(before, draft, self.choice.show_facts(draft))
 
     def choose_real_base(self, shown: object) -> dict:
         """Takes the base model that draws photographs, for pictures that the chosen one cannot learn."""
@@ -335,11 +329,17 @@ class PicturesStep:
         """What has changed of the base model since this tab was sent it; nothing before it has a draft."""
         return self.choice.show_here(draft_of(shown), sent) if shown else {}
 
-    def _show_choice(self, draft: Draft, choice: dict) -> dict:
+    def _show_choice(self, before: Draft, draft: Draft, choice: dict) -> dict:
         """The choice, unless another one was made while the Hub was asked, which is answered by itself."""
         now = read_draft(draft.path)
         same = (base_of(draft), own_base(draft)) == (base_of(now), own_base(now))
-        return {**(choice if same else {}), **self.show_kind(now), **self.show_labels(now)}
+        # A kind that is chosen meanwhile must stay: what this choice does not change is not sent.
+        kind: dict = {}
+        if can_edit(before) != can_edit(now):
+            kind = {self.kind: gr.Radio(**_kinds(now))}
+        if before.kind != draft.kind:
+            kind = {self.kind: gr.Radio(**_kinds(now), value=now.kind)}
+        return {**(choice if same else {}), **kind, **self.show_cards(now)}
 
     def add_files(self, shown: object, files: list[str] | None) -> dict:
         """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
@@ -394,7 +394,7 @@ class PicturesStep:
     def choose_kind(self, shown: object, kind: str) -> dict:
         """Says whether a subject or a style is taught."""
         draft = take_kind(draft_of(shown), kind)
-        return {**self.show_kind(draft), **self.show_labels(draft)}
+        return {self.kind: gr.Radio(info=_kinds(draft)["info"]), **self.show_cards(draft)}
 
     def write_trigger(self, shown: object, word: str) -> dict:
         """Keeps the trigger word."""
@@ -510,6 +510,13 @@ def _slot(number: int) -> Slot:
         message = gr.HTML(elem_id=f"message-{place}", elem_classes="message")
         remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
     return Slot(number, box, picture, caption, message, remove, add, without)
+
+
+def _kinds(draft: Draft) -> dict:
+    """What can be taught, and what there is to say of that which is."""
+    edits = can_edit(draft) or draft.kind == EDIT
+    choices = [(label, kind) for label, kind in KINDS if kind != EDIT or edits]
+    return {"choices": choices, "info": ABOUT_EDITS if draft.kind == EDIT else ""}
 
 
 def _pictures(draft: Draft, item: Item) -> str:
