@@ -15,6 +15,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-cache-")
 # Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
 # is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Compiling takes longer than what it would make faster, and changes nothing but the time.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 if "FORK_SERVER" not in os.environ:  # of the whole session, whose processes inherit it
     os.environ["FORK_SERVER"] = f"{tempfile.mkdtemp(prefix='dopsd-tests-forks-')}/{os.getpid()}"
 

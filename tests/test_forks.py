@@ -32,6 +32,7 @@ def begin(way, tmp_path, module, *arguments):
     environment = {
         "PATH": os.environ["PATH"],
         "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
         "PYTHONUTF8": "1",
         "PYTHONUNBUFFERED": "1",
         "HOME": str(tmp_path),

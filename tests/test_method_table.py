@@ -105,13 +105,6 @@ def row(part, name, concept, rate, passes, fidelity, seed=0, budgets=(300, 600, 
     return json.dumps(line) + "\n"
 
 
-@pytest.fixture(autouse=True)
-def uncompiled():
-    """Compiling takes longer than all of these tests, and changes nothing but the time."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
 @pytest.fixture
 def lines_file(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "ROWS", tmp_path / "rows.jsonl")

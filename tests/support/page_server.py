@@ -101,7 +101,7 @@ class PageServer:
                 env={
                     name: value
                     for name, value in self.environment.items()
-                    if self.forked or name != forks.PLACE
+                    if self.forked or name not in (forks.PLACE, "TORCHDYNAMO_DISABLE")
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
