@@ -84,6 +84,8 @@ def test_a_card_that_torch_cannot_reach_is_not_passed_over_in_silence(computer):
 
 def test_a_run_that_cannot_compute_here_fetches_nothing(computer, new_run, monkeypatch):
     computer((7, 5))
-    monkeypatch.setattr("dopsd_app.train.fetch_base_model", lambda *_: pytest.fail("it was to be fetched"))
+    monkeypatch.setattr(
+        "dopsd_app.check_base.fetch_base_model", lambda *_: pytest.fail("it was to be fetched")
+    )
     with pytest.raises(BaseModelError, match="cannot compute in bfloat16"):
         list(train(new_run(Z_IMAGE)))

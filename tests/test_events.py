@@ -19,6 +19,7 @@ from dopsd_app.jobs.events import (
     append_event,
     read_events,
 )
+from dopsd_app.models.base_report import Finding
 from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 ONE_OF_EACH = [
@@ -31,6 +32,7 @@ ONE_OF_EACH = [
     CheckpointSaved(1, "checkpoints/000001"),
     Warned(1, "a “sentence” with ünusual letters\nand a second line"),
     LoraChecked(1, True, "loads"),
+    Finding("files", True, "Each holds what the Hub says.", 1.5),
     Finished(1, "pytorch_lora_weights.safetensors"),
     Stopped(1),
     Failed(1, "The disk is full."),
