@@ -10,7 +10,7 @@ from pathlib import Path
 from dopsd_app.hub_errors import HubError
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.base_download import ask_for_record
-from dopsd_app.models.catalog import BaseModelPaths, find_repository
+from dopsd_app.models.catalog import CATALOG, BaseModelPaths, find_repository
 from dopsd_app.models.eyes import CUT_OUT, VISION_TOWERS_FOLDER, read_digest
 from dopsd_app.models.pipeline_folder import ELSEWHERE, read_elsewhere
 from dopsd_app.models.repository import assets_folder
@@ -68,8 +68,10 @@ def check_files(name: str, place: BaseModelPaths) -> Generator[PhaseProgress, No
     if damaged:
         raise BaseModelError(_throw_away(damaged))
     own = "" if find_repository(name) else " The others are your own: nobody tells what they should hold."
+    if not known and name in CATALOG:
+        return "All files are whole: they come with the program."
     if not known:
-        return f"All files are whole.{own}"
+        return "All files are whole. They are your own: nobody tells what they should hold."
     counted = words_for_count(len(known), "file")
     return f"{counted} of the Hub's read, {words_for_disk(total)}: each holds what the Hub says.{own}"
 
