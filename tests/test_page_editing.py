@@ -9,11 +9,14 @@ from dopsd_app.jobs.drawing import last_drawing
 from dopsd_app.jobs.runs import list_runs
 from tests.support.browser import Visit, box
 from tests.support.edits import save_pairs
+from tests.support.imitation_hub import ImitationHub
 from tests.support.page_server import PageServer, all_bytes, wait_for
 from tests.support.pictures import make_picture
 from tests.support.tiny_models import save_klein
 
 pytestmark = pytest.mark.browser
+
+TOKEN = "hf_marked7Qx41kTokenOfAnn"
 
 QUICK = {"resolution": 256, "steps": 2, "preview_every": 2, "rank": 4}
 QUICK |= {"quantization": "none", "optimizer": "adamw"}
@@ -31,8 +34,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with PageServer(tmp_path_factory.mktemp("page")) as server:
+def hub():
+    with ImitationHub() as hub:
+        hub.add_account(TOKEN, "Ann")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def server(hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    with PageServer(folder, hub.environment(folder / "home")) as server:
         yield server
 
 
@@ -131,6 +142,21 @@ def test_it_is_tried_from_a_source_of_the_run_or_another(page, server, folder):
     second = wait_for(lambda: (found := last_drawing(run)) != first and found, "another picture")
     with Image.open(second.sources[0]) as started_from:
         assert started_from.tobytes() == make_picture(50, 320, 256).tobytes()
+
+
+def test_it_is_pushed_as_what_starts_from_pictures_and_no_picture_goes_with_it(page, hub, server):
+    box(page, "repo-name").fill("blue")
+    box(page, "token").fill(TOKEN)
+    page.click("#publish")
+    page.wait_for_selector("#published a")
+    [run] = list_runs(server.runs)
+    files = hub.repositories["Ann/blue"].files
+    card = files["README.md"].decode()
+    assert "pipeline_tag: image-to-image" in card and "load_image(" in card
+    assert files["pytorch_lora_weights.safetensors"] == run.lora_file.read_bytes()
+    assert not [name for name in files if name.endswith((".png", ".jpg", ".webp"))]
+    private = [file.read_bytes() for file in run.dataset.rglob("*") if file.suffix in (".png", ".webp")]
+    assert private and not any(picture in content for content in files.values() for picture in private)
 
 
 def test_a_run_of_edits_can_be_used_again(page, server):
