@@ -13,6 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +31,7 @@ WORKER, PAGE = "dopsd_app.jobs.worker", "tests.support.page_process"
 KINDS = {WORKER: WORKERS, SERVER: WORKERS, PAGE: PAGES, TESTER: TESTERS}  # who forks a module's process
 ROOT = Path(__file__).parents[2]
 LARGEST = 1_000_000  # bytes of a message
+POLL_SECONDS = 0.02
 PATIENCE = 120  # seconds that anything may take: cores may be shared
 
 
@@ -65,6 +68,8 @@ class Forked:
         for file in theirs:
             os.close(file)
         self.pid = self._answer()["pid"]
+        self._connection.setblocking(False)
+        self._reading = threading.Lock()
 
     def _source(self, stdin):
         if stdin == subprocess.DEVNULL:
@@ -81,21 +86,21 @@ class Forked:
         return theirs
 
     def poll(self):
-        return self._ended(0)
+        with self._reading:  # the end is told once: of two threads that ask, one would find nothing
+            if self.returncode is None:
+                try:
+                    self.returncode = self._answer()["returncode"]
+                    self._connection.close()
+                except BlockingIOError:
+                    pass
+            return self.returncode
 
     def wait(self, timeout=None):
-        if self._ended(timeout) is None:
-            raise subprocess.TimeoutExpired(WORKER, timeout)
-        return self.returncode
-
-    def _ended(self, timeout):
-        if self.returncode is None:
-            self._connection.settimeout(timeout)
-            try:
-                self.returncode = self._answer()["returncode"]
-                self._connection.close()
-            except (BlockingIOError, TimeoutError):
-                pass
+        until = time.monotonic() + timeout if timeout is not None else float("inf")
+        while self.poll() is None:
+            if time.monotonic() >= until:
+                raise subprocess.TimeoutExpired(WORKER, timeout)
+            time.sleep(POLL_SECONDS)
         return self.returncode
 
     def _answer(self):
