@@ -7,21 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dopsd_app.hub.model_card import make_snippet
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.catalog import find_base_model, find_facts, find_licence, is_fetched, model_family
+from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.pipeline_folder import ELSEWHERE
 from dopsd_app.models.single_file import read_single_file
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.ui.base_facts import base_facts
 from tests.support.downloader import Downloader
 from tests.support.imitation_hub import ImitationHub
-from tests.support.original_names import klein_as_released, read_part, z_image_as_released
+from tests.support.original_names import (
+    autoencoder_as_released,
+    klein_as_released,
+    read_part,
+    z_image_as_released,
+)
 from tests.support.real_layout import (
+    VAE,
     save_klein_repository,
     save_qwen_vl_repository,
     save_z_image_repository,
@@ -158,6 +167,24 @@ def test_what_is_no_transformer_and_what_has_too_few_bits_is_told(comfyui, tmp_p
     torn.write_bytes((comfyui / "text_encoders" / "qwen_3_4b.safetensors").read_bytes()[:-10])
     with pytest.raises(BaseModelError, match="damaged, or not all of it is here"):
         read_single_file(str(torn))
+
+
+def test_comfyuis_autoencoder_is_taken_and_read_under_diffusers_names(comfyui, repositories, tmp_path):
+    models = Path(shutil.copytree(comfyui, tmp_path / "models"))
+    expected = read_part(repositories / "z-image" / "vae")
+    released = {name: x.contiguous() for name, x in autoencoder_as_released(expected).items()}
+    save_file(released, models / "vae" / "ae.safetensors")
+    single = read_single_file(str(models / "diffusion_models" / "z_image_turbo_bf16.safetensors"))
+    assert single.parts["vae"] == models / "vae" / "ae.safetensors"
+    part = tmp_path / "vae"
+    part.mkdir()
+    (part / "config.json").write_text(json.dumps(VAE))
+    (part / ELSEWHERE).write_text(json.dumps([str(single.parts["vae"])]))
+    loaded = load_frozen(
+        lambda: AutoencoderKL(**VAE), part, torch.float32, torch.device("cpu"), original="AutoencoderKL"
+    ).state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name].float()) for name in expected)
 
 
 @pytest.mark.parametrize(

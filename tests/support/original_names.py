@@ -85,3 +85,27 @@ def klein_as_released(weights: Weights) -> Weights:
             stem = AROUND[stem]
         released[f"{stem}.{'scale' if stem.endswith('_norm') else 'weight'}"] = weight
     return released
+
+
+def autoencoder_as_released(weights: Weights) -> Weights:
+    """Z-Image's autoencoder, which is FLUX.1's: the decoder's blocks count backwards, attention is 1 x 1."""
+    levels = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("decoder.up_blocks."))
+    released = {}
+    for name, weight in weights.items():
+        name = re.sub(
+            r"up_blocks\.(\d+)\.resnets", lambda match: f"up.{levels - 1 - int(match[1])}.block", name
+        )
+        name = re.sub(
+            r"up_blocks\.(\d+)\.upsamplers\.0",
+            lambda match: f"up.{levels - 1 - int(match[1])}.upsample",
+            name,
+        )
+        name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
+        name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", name)
+        if "mid_block.attentions.0" in name:
+            name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
+            name = re.sub(r"\.to_([qkv])\.", r".\1.", name).replace(".to_out.0.", ".proj_out.")
+            weight = weight[..., None, None] if weight.ndim == 2 else weight
+        released[name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")] = weight
+    return released
