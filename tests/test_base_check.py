@@ -115,6 +115,17 @@ def test_klein_passes_with_each_teacher(tiny_config, klein_folder, context, tmp_
     assert report.teacher_context == context
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("name", ["z-image", "klein"])
+def test_rounding_as_on_a_card_is_no_fault(config, klein_folder, name, quantization, tmp_path):
+    config = replace(config, precision="bfloat16", quantization=quantization)
+    if name == "klein":
+        sides = {"resolution": 64, "teacher_picture_minimum": 0, "teacher_picture_maximum": 0}
+        config = replace(config, base_model=str(klein_folder), **sides)
+    report, _, _ = run(config, tmp_path)
+    assert report.passed, report.text
+
+
 def test_a_report_holds_until_a_file_changes(config, base, tmp_path):
     run(config, tmp_path)
     change(base / "transformer" / WEIGHTS, lambda tensors: None)

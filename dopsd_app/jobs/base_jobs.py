@@ -1,5 +1,6 @@
 """Asking for a base model: that it is fetched from the Hub, and that it is checked on this computer."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,33 +14,30 @@ from dopsd_app.models.catalog import full_name
 MAX_JOBS = 5  # ended jobs of each of both kinds
 
 
-def ask_for_download(runs_dir: Path, config: TrainConfig, token: str = "") -> Job:
+def ask_for_download(runs_dir: Path, config: TrainConfig) -> Job:
     """Starts fetching a configuration's base model at once, whatever computes meanwhile; then it is checked.
 
-    Where the same is being fetched already, it is that job. `token` is for a repository that wants one.
+    Where the same is being fetched already, it is that job.
     """
-    config = _wherever(config)
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    with start_lock(runs_dir):
-        if (job := latest(runs_dir, DOWNLOAD, config)) and job.status.busy:
-            return job
-        sweep(runs_dir, DOWNLOAD, MAX_JOBS)
-        job = create_job(runs_dir, DOWNLOAD, {"config": asdict(config)})
-        start(job, token)
-    return job
+    return _ask(runs_dir, DOWNLOAD, config, start)
 
 
 def ask_for_check(runs_dir: Path, config: TrainConfig) -> Job:
     """Puts a check of a configuration's base model into the queue; where one waits already, it is that."""
+    job = _ask(runs_dir, CHECK_BASE, config, put_in_queue)
+    start_next(runs_dir)
+    return job
+
+
+def _ask(runs_dir: Path, kind: Kind, config: TrainConfig, begin: Callable[[Job], object]) -> Job:
     config = _wherever(config)
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):
-        if (job := latest(runs_dir, CHECK_BASE, config)) and job.status.busy:
+        if (job := latest(runs_dir, kind, config)) and job.status.busy:
             return job
-        sweep(runs_dir, CHECK_BASE, MAX_JOBS)
-        job = create_job(runs_dir, CHECK_BASE, {"config": asdict(config)})
-        put_in_queue(job)
-    start_next(runs_dir)
+        sweep(runs_dir, kind, MAX_JOBS)
+        job = create_job(runs_dir, kind, {"config": asdict(config)})
+        begin(job)
     return job
 
 
