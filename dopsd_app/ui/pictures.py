@@ -256,8 +256,8 @@ class PicturesStep:
         listen(self.real.click, self.choose_real_base, self.draft, chosen, **facts)
         here = choice.here
         at, shown = [self.draft, here.digests], [choice.facts, *here.outputs]
-        listen(here.fetch.click, self.fetch_base, at, shown, progress_on=here.status)
-        listen(here.check.click, self.check_base, at, shown, progress_on=here.status)
+        listen(here.fetch.click, self.fetch_base, at, shown)
+        listen(here.check.click, self.check_base, at, shown)
         listen(here.cancel.click, self.cancel_base, at, shown)
         on_tick(here.timer, self.poll_base, at, shown)
 
