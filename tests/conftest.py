@@ -84,11 +84,13 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure():
-    forks.end()
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         shutil.rmtree(os.environ[name], ignore_errors=True)
     fork_server = Path(os.environ["FORK_SERVER"])
+    # Only at the session's end: what one process of tests has started, the others still use. The rest ends by
+    # itself when this one is gone.
     if fork_server.name == str(os.getpid()):
+        forks.end()
         shutil.rmtree(fork_server.parent, ignore_errors=True)
 
 
