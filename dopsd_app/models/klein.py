@@ -23,6 +23,7 @@ from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BY_EYES, BaseModelError, Role
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, SOURCE_AREA, KleinSizes
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.phases import LoadedInPhases
 from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 
@@ -50,6 +51,8 @@ class Klein(LoadedInPhases):
         r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
     )
 
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
+
     def __init__(
         self,
         place: BaseModelPaths,
@@ -57,14 +60,14 @@ class Klein(LoadedInPhases):
         dtype: torch.dtype,
         *,
         sizes: KleinSizes,
-        quantization: str,
+        memory_plan: MemoryPlan,
         teacher_context: str,
     ):
         super().__init__(
             place,
             device,
             dtype,
-            quantization=quantization,
+            memory_plan=memory_plan,
             teacher_context=teacher_context,
             context_area=sizes.context_area,
         )

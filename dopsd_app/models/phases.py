@@ -13,6 +13,7 @@ from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BY_EYES, UNTAUGHT
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import loaded
 
 
@@ -29,12 +30,12 @@ class LoadedInPhases:
         device: torch.device,
         dtype: torch.dtype,
         *,
-        quantization: str,
+        memory_plan: MemoryPlan,
         teacher_context: str,
         context_area: tuple[int, int],
     ):
         self.folder, self.eyes, self.context_area = place.folder, place.vision_tower, context_area
-        self.device, self.dtype, self.quantization = device, dtype, quantization
+        self.device, self.dtype, self.memory_plan = device, dtype, memory_plan
         self.teacher_context = teacher_context
         # diffusers would add what it did not use only where it is asked to.
         self.scheduler = cast(
@@ -74,7 +75,7 @@ class LoadedInPhases:
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
-        nf4_targets = self.lora_targets if self.quantization == "nf4" else None
+        nf4_targets = self.lora_targets if self.memory_plan.quantization == "nf4" else None
         self.transformer = self._load(self.transformer_class, "transformer", self.dtype, nf4_targets)
         self.load_autoencoder()
 

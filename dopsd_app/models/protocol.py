@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dopsd_app.models.architecture import Architecture, Role, Sizes
 from dopsd_app.models.catalog import BaseModelPaths
+from dopsd_app.models.memory_plan import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,12 @@ class BaseModel(Protocol):
     teacher_context: str  # what the teacher sees: one of the architecture's contexts, or UNTAUGHT
     transformer: Transformer  # there after load_transformer()
     lora_targets: str  # regular expression over module names: full match is adapted
+    block_lists: tuple[str, ...]  # names of its lists of blocks, in the order of a pass
     picture_multiple: int  # pixels: the sides of a picture must be multiples of this
     conditioning_version: str  # changes whenever the same caption and picture would be encoded differently
     device: torch.device
     dtype: torch.dtype  # of the frozen weights' arithmetic
+    memory_plan: MemoryPlan
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class BaseModel(Protocol):
         dtype: torch.dtype,
         *,
         sizes: Sizes,
-        quantization: str,
+        memory_plan: MemoryPlan,
         teacher_context: str,
     ):
         """Reads configurations; the parts are loaded phase by phase."""

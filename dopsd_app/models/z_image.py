@@ -18,6 +18,7 @@ from torch import Tensor
 from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BaseModelError, Role
 from dopsd_app.models.catalog import BaseModelPaths
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.phases import LoadedInPhases
 from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
@@ -37,6 +38,9 @@ class ZImage(LoadedInPhases):
         r"(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.(w1|w2|w3))"
     )
 
+    # The first two work on the picture and on the caption alone.
+    block_lists = ("noise_refiner", "context_refiner", "layers")
+
     def __init__(
         self,
         place: BaseModelPaths,
@@ -44,14 +48,14 @@ class ZImage(LoadedInPhases):
         dtype: torch.dtype,
         *,
         sizes: ZImageSizes,
-        quantization: str,
+        memory_plan: MemoryPlan,
         teacher_context: str,
     ):
         super().__init__(
             place,
             device,
             dtype,
-            quantization=quantization,
+            memory_plan=memory_plan,
             teacher_context=teacher_context,
             context_area=sizes.context_area,
         )

@@ -164,11 +164,13 @@ class ToyPipeline(DiffusionPipeline, ZImageLoraLoaderMixin):
 class Toy:
     architecture = TOY
     lora_targets = r"blocks\.\d+"
+    block_lists = ("blocks",)
     conditioning_version = "toy 1"
 
-    def __init__(self, place, device, dtype, *, sizes, quantization, teacher_context):
-        if quantization != "none":
+    def __init__(self, place, device, dtype, *, sizes, memory_plan, teacher_context):
+        if memory_plan.quantization != "none":
             raise BaseModelError("The toy has no 4 bits: set `quantization` to none.")
+        self.memory_plan = memory_plan
         self.folder, self.device, self.dtype = place.folder, device, dtype
         self.teacher_context, self.picture_multiple = teacher_context, sizes.side_multiple
         self.text_encoder = self.autoencoder = self.transformer = None
