@@ -1,4 +1,4 @@
-"""How a run is made to fit into a card: a value that planning chooses and that base model and training apply."""
+"""How a run is made to fit into a card: a value that planning chooses, and base model and training apply."""
 
 from dataclasses import asdict, dataclass, fields
 
