@@ -21,7 +21,6 @@ PAPERS_SETTINGS = {  # whatever a preset says today; but rank 16 is enough for t
     "num_inference_steps": 4,
     "resolution": SIDE,
     "optimizer": "adamw",
-    "gradient_checkpointing": False,
     "rollout_steps": 4,
     "batch_size": 4,
     "micro_batch": 4,

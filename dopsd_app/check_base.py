@@ -12,10 +12,10 @@ from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.base_download import fetch_base_model, needs_fetching
 from dopsd_app.models.base_report import BaseReport, refuse_failed
 from dopsd_app.models.catalog import find_facts
-from dopsd_app.planning.cost import memory, program_bytes
 from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.memory import program_bytes, reckon
 from dopsd_app.planning.pace import weighted_work
-from dopsd_app.planning.plan import make_plan
+from dopsd_app.planning.plan import choose_plan, make_plan
 
 PICTURES = 4  # of a set that the plan is asked about: their number changes nothing of a step
 
@@ -29,10 +29,12 @@ def check(config: TrainConfig, runs_dir: Path) -> Generator[Event, None, tuple[B
     on_card = config.device != "cpu" and machine.card(config.precision) is not None
     plan = make_plan(config, pictures=PICTURES, runs_dir=runs_dir, machine=machine)
     sizes = find_facts(config.base_model, config.revision).sizes_for(config)
+    memory_plan = choose_plan(config, machine).plan
     # What is held against the measured figures: not corrected by what was measured before.
-    training = memory(config, sizes, on_card).training - program_bytes(on_card)
+    training = reckon(config, sizes, memory_plan, on_card).training - program_bytes(on_card)
     slow = plan.promise.slowness if plan.promise else 1.0
-    planned = Planned(plan.seconds_per_step, training, weighted_work(config, sizes), slow)
+    work = weighted_work(config, sizes, memory_plan)
+    planned = Planned(plan.seconds_per_step, training, work, slow, memory_plan)
     return (yield from check_base_model(config, planned))
 
 

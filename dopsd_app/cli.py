@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--detach", action="store_true", help="return at once; the run goes on, or waits its turn"
     )
+    _add_settings(add("plan", _plan, "Tell what a run would need, and how it fits, without starting it."))
     preview = add(
         "preview", _preview, "Show what the teacher sees, of up to 4 pictures, before any training."
     )
@@ -253,6 +254,36 @@ def _train(options: argparse.Namespace) -> int:
     return follow(run, EventReader(run.events_file))
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from dopsd_app.planning.plan import make_plan  # brings Pillow
+
+    config, dataset = _read_settings(options)
+    counts = {"pictures": len(dataset.examples), "sources": dataset.sources}
+    plan = make_plan(config, **counts, runs_dir=options.runs, machine=read_machine())
+    print(plan.device)
+    if plan.fitted:
+        print(
+            f"Memory: up to {_gib(plan.memory)} of {_gib(plan.fitted.budget.device)}. {plan.fitted_in_words}"
+        )
+        memory = plan.fitted.memory
+        phases = {"encoding": memory.encoding, "training": memory.training, "drawing": memory.drawing}
+        print(*(f"  {phase:11}{_gib(taken)}" for phase, taken in phases.items()), sep="\n")
+        if memory.computer:
+            print(f"  of the computer's own: {_gib(memory.computer)}")
+    if plan.promise:
+        print(f"Time: {words_for_time(plan.seconds)}, {plan.seconds_per_step:.3g} s a step ({plan.source}).")
+    if plan.disk:
+        print(f"Disk: up to {plan.disk / 1e9:.1f} GB.")
+    print(*plan.warnings, sep="\n", end="\n" if plan.warnings else "")
+    if plan.problems:
+        raise KnownFailure("\n".join(plan.problems))
+    return 0
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GB"
+
+
 def _resume(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     reader = EventReader(run.events_file)
@@ -267,7 +298,7 @@ def _resume(options: argparse.Namespace) -> int:
 def _preview(options: argparse.Namespace) -> int:
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise KnownFailure(f"`--out` must be a .png, .jpg or .webp file, got {options.out}.")
-    from dopsd_app.planning.plan import check_base  # brings Pillow
+    from dopsd_app.planning.plan import check_base, plan_drawing  # brings Pillow
 
     config, dataset = _read_settings(options)
     check_base(config)
@@ -276,8 +307,9 @@ def _preview(options: argparse.Namespace) -> int:
         from dopsd_app.checks.teacher_check import save_sheet, teacher_check
         from dopsd_app.models.loaded_model import LoadedModel
 
+        model = LoadedModel(config, plan_drawing(config))
         with tqdm(disable=None, unit="picture") as bar:
-            for progress in teacher_check(LoadedModel(config), config, dataset.examples, Path(folder)):
+            for progress in teacher_check(model, config, dataset.examples, Path(folder)):
                 bar.set_description(progress.phase, refresh=False)
                 bar.total, bar.n = progress.total, progress.done
                 bar.refresh()

@@ -19,7 +19,10 @@ SCHEMA = 1  # of a run's config.json, and with it of the run's whole folder
 SUBJECT, STYLE, EDIT = KINDS = ("subject", "style", "edit")  # what is taught: presets' names end with it
 DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
 MAIN, MORE = "main", "more"  # where the page shows a setting
-GONE = ("stop_early",)  # settings of earlier versions: runs and drafts of those still hold them
+GONE = (
+    "stop_early",
+    "gradient_checkpointing",
+)  # settings of earlier versions: runs and drafts of those still hold them
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,7 @@ class Setting:
         """Whether its lever would take less memory than this value."""
         if self.lever is None:
             return False
-        at_most = isinstance(self.lever, int) and not isinstance(self.lever, bool)
-        return value > self.lever if at_most else value != self.lever
+        return value > self.lever if isinstance(self.lever, int) else value != self.lever
 
 
 def _setting(default, label: str, info: str = "", page: str | None = None, **facts) -> Any:
@@ -188,7 +190,6 @@ class TrainConfig:
     micro_batch: int = _setting(
         1, "Pictures at a time", "Changes memory and speed, never the result", MORE, minimum=1, lever=1
     )
-    gradient_checkpointing: bool = _setting(True, "Save memory, a third slower", page=MORE, lever=True)
     # The optimizer of bitsandbytes needs a quarter of the other's memory.
     optimizer: str = _setting(
         "adamw8bit",
@@ -199,11 +200,20 @@ class TrainConfig:
     )
     # Of the frozen base, its linear layers.
     quantization: str = _setting(
-        "none",
+        "auto",
         "Base model's weights",
         page=MORE,
-        choices={"none": "As they are", "nf4": "4 bits: less memory"},
-        lever="nf4",
+        choices={
+            "auto": "Automatic: as the card has room",
+            "none": "As they are",
+            "int8": "8 bits",
+            "nf4": "4 bits",
+        },
+        lever="auto",
+    )
+    # In GB of 2^30 bytes, as cards are sold; the rest of the memory plan follows from it.
+    memory_limit: float = _setting(
+        0.0, "Memory to use", "GB of the card; 0: what is free when it starts", MORE, minimum=0
     )
     # Of a picture, the area is about resolution x resolution after the crop.
     resolution: int = _setting(
@@ -346,12 +356,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if key not in types:
         raise ConfigError(_unknown(key, types))
     try:
-        if types[key] is bool:
-            return key, {"true": True, "false": False}[value.lower()]
         if types[key] == tuple[str, ...]:
             return key, tuple(json.loads(value)) if value.startswith("[") else (value,)
         return key, types[key](value)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ConfigError(f"`{key}` must be {_type_name(types[key])}, got {value!r}.") from error
 
 
@@ -362,7 +370,7 @@ def _unknown(key: str, types: dict) -> str:
 
 
 def _type_name(kind) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    names = {int: "a whole number", float: "a number", str: "a text"}
     return names.get(kind, "a list of texts")
 
 
@@ -402,7 +410,7 @@ def list_settings() -> str:
     lines = []
     for name, setting in SETTINGS.items():
         default = getattr(TrainConfig(), name)
-        shown = json.dumps(default) if isinstance(default, bool | tuple) else default
+        shown = json.dumps(default) if isinstance(default, tuple) else default
         bounds = f" ({setting.allowed})" if setting.allowed else ""
         info = f". {setting.info}" if setting.info else ""
         lines.append(f"  {f'{name}={shown}':28}  {setting.label}{bounds}{info}")

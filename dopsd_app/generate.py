@@ -3,6 +3,7 @@
 import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from diffusers.training_utils import free_memory
@@ -18,6 +19,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, check_sources
 from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job
+from dopsd_app.jobs.kept_plan import KeptPlan, read_kept_plan
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.method.encode import read_sources
@@ -26,6 +28,7 @@ from dopsd_app.models.base_download import fetch_base_model, needs_fetching
 from dopsd_app.models.load import choose_device
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import Conditioning
+from dopsd_app.planning.plan import plan_drawing
 from dopsd_app.progress import PhaseProgress
 
 
@@ -51,7 +54,7 @@ def generate(
     lora = find_lora(run, checkpoint)  # what is not there, or damaged, raises before anything is loaded
     check_intact(run, lora)
     check_sources(run, len(sources))
-    model = LoadedModel(config, teaches=False)
+    model = LoadedModel(config, plan_drawing(config, read_kept_plan(run.path)), teaches=False)
     pictures = read_sources(sources, config, model.base_model)
     conditionings = model.encode(prompts)
     model.load_transformer()
@@ -83,11 +86,18 @@ class DrawingCache:
         self.model: LoadedModel | None = None
         self.base_picture: tuple[tuple, Image.Image] | None = None  # what it was drawn for, and the picture
 
-    def model_for(self, config: TrainConfig, *, teaches: bool = False) -> LoadedModel:
-        """The model of a configuration's base: the one that is loaded, where it matches."""
+    def model_for(
+        self, config: TrainConfig, kept: KeptPlan | None = None, *, teaches: bool = False
+    ) -> LoadedModel:
+        """The model of a configuration's base: the one that is loaded, where it matches.
+
+        A LoRA is drawn with on the weights that it was trained on, as its run's plan tells.
+        """
+        if kept:
+            config = replace(config, quantization=kept.plan.quantization)
         if self.model is None or not self.model.matches(config, teaches=teaches):
             self.clear()  # before the next one needs the memory
-            self.model = LoadedModel(config, teaches=teaches)
+            self.model = LoadedModel(config, plan_drawing(config), teaches=teaches)
         return self.model
 
     def clear(self) -> None:
@@ -97,6 +107,7 @@ class DrawingCache:
 
     def draw_base(
         self,
+        model: LoadedModel,
         conditioning: Conditioning,
         config: TrainConfig,
         request: PictureRequest,
@@ -106,7 +117,6 @@ class DrawingCache:
         pixels = tuple(hash_pixels(source) for source in sources)
         key = (request.prompt, request.seed, config.num_inference_steps, config.resolution, pixels)
         if self.base_picture is None or self.base_picture[0] != key:
-            model = self.model_for(config)
             picture = model.draw(conditioning, config, request.seed, with_lora=False, sources=sources)
             self.base_picture = key, picture
         return self.base_picture[1]
@@ -137,7 +147,7 @@ def draw(job: Job) -> Generator[Event, None, dict]:
     choose_device(config)
     yield from fetch_base_model(config.base_model, config.revision, UNTAUGHT)
     with _nothing_half_loaded():
-        model = drawing_cache.model_for(config)
+        model = drawing_cache.model_for(config, read_kept_plan(run.path))
         sources = read_sources(drawing.sources, config, model.base_model)
         conditioning = model.encode([request.prompt])[0]
         yield PhaseProgress("loading", 1, 3)
@@ -148,7 +158,8 @@ def draw(job: Job) -> Generator[Event, None, dict]:
             check_intact(run, lora)
         model.load_lora(lora, request.strength)
         yield PhaseProgress("drawing", 0, 2)
-        save_picture(drawing_cache.draw_base(conditioning, config, request, sources), drawing.base)
+        base = drawing_cache.draw_base(model, conditioning, config, request, sources)
+        save_picture(base, drawing.base)
         yield PhaseProgress("drawing", 1, 2)
         save_picture(model.draw(conditioning, config, request.seed, sources=sources), drawing.lora)
         yield PhaseProgress("drawing", 2, 2)

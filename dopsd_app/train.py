@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
+from diffusers.training_utils import free_memory
 from torch import Tensor
 
 from dopsd_app.check_base import fetch_and_check
@@ -14,12 +17,14 @@ from dopsd_app.checks.lora_check import check_lora
 from dopsd_app.checks.previews import Pair, draw_pairs, read_thumbnail, save_rollout, save_samples
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
+from dopsd_app.errors import is_out_of_memory
 from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
     Finished,
     HealthMeasured,
     LoraChecked,
+    MemoryPlanned,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -27,7 +32,8 @@ from dopsd_app.jobs.events import (
     Warned,
 )
 from dopsd_app.jobs.job import Job, take_commands
-from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision
+from dopsd_app.jobs.kept_plan import KeptPlan, keep_plan, read_kept_plan
+from dopsd_app.jobs.runs import Run, complete_checkpoints, latest_checkpoint, pin_revision
 from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.method.encode import EncodedExample, EncodedPrompt, Prompt, crop_example, encode_examples
@@ -35,11 +41,18 @@ from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.method.objectives import make_objective
 from dopsd_app.method.objectives.protocol import Material
-from dopsd_app.method.step import optimizer_step, prepare
+from dopsd_app.method.step import HalfUpdatedError, optimizer_step, prepare
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import choose_device, load_base_model
-from dopsd_app.models.protocol import BaseModel
+from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.models.protocol import BaseModel, Transformer
+from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.memory import Fitted, next_smaller, program_bytes, words_for_plan
+from dopsd_app.planning.plan import choose_plan
+from dopsd_app.planning.slow_steps import SlowSteps
 from dopsd_app.progress import PhaseProgress
+
+DOING = {"encoding": "captions were read", "training": "it trained", "drawing": "pictures were drawn"}
 
 
 def train(run: Run) -> Iterator[Event]:
@@ -49,8 +62,64 @@ def train(run: Run) -> Iterator[Event]:
     yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
     pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)
+    yield from _train_within_memory(run)
+
+
+@dataclass
+class _Place:
+    """How far a training came: where memory ran out, if it does."""
+
+    phase: str = "encoding"  # of `Memory`
+    step: int = 0  # that is done, and kept in a checkpoint where it is not the last one's
+
+
+def _train_within_memory(run: Run) -> Iterator[Event]:
+    """Trains by the run's memory plan; where memory runs out, by the next smaller one, from the last step."""
+    config, sources = run.config, run.sources
+    sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
+    kept = read_kept_plan(run.path)
+    fitted = choose_plan(config, read_machine(), sources=sources, kept=kept)
+    while True:
+        keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out)))
+        hold_to(fitted)
+        place = _Place()
+        words = words_for_plan(fitted, sizes)
+        yield MemoryPlanned(place.step, fitted.memory.peak, fitted.budget.device, words)
+        smaller = partial(next_smaller, config, sizes, fitted)
+        try:
+            yield from _train(run, fitted.plan, place, lambda phase, find=smaller: find(phase) is not None)
+            return
+        except Exception as error:
+            following = smaller(place.phase) if is_out_of_memory(error) else None
+            if following is None:
+                raise
+            fitted = following
+        # Now that the error is gone, which held what the training had loaded.
+        free_memory()
+        yield Warned(
+            place.step,
+            f"Memory ran out while {DOING[place.phase]}. Training goes on from step {place.step} in a way"
+            f" that takes less: {words_for_plan(fitted, sizes)}",
+        )
+
+
+def hold_to(fitted: Fitted) -> None:
+    """Lets this process take no more of the card than was planned for: whatever else wants it later finds it.
+
+    Smaller work space for cuBLAS counts only in a process that has not computed yet.
+    """
+    if not fitted.budget.on_gpu:
+        return
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8" if fitted.plan.halves else ":4096:8"
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (fitted.budget.device - program_bytes(True)) / total))
+
+
+def _train(
+    run: Run, memory_plan: MemoryPlan, place: _Place, can_shrink: Callable[[str], bool]
+) -> Iterator[Event]:
     config = run.config
-    base_model = load_base_model(config)
+    base_model = load_base_model(config, memory_plan)
     examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
     facts = find_facts(config.base_model, config.revision)
     about = partial(describe_lora, config, facts, tuple(example.captions for example in examples))
@@ -60,6 +129,7 @@ def train(run: Run) -> Iterator[Event]:
         base_model, config, examples, prompts, facts.neutral_prompts, run.path.parent / ".cache"
     )
     yield PhaseProgress("loading", 1, 2)
+    place.phase = "training"
     base_model.load_transformer()
     optimizer = prepare(base_model, config)
     if base_model.device.type == "cuda":
@@ -77,25 +147,65 @@ def train(run: Run) -> Iterator[Event]:
     texts = tuple(prompt.text for prompt in prompts)
     meter = HealthMeter(run, base_model, crops, texts, encoded.neutral, size, step)
     yield Resumed(step)
+    keep = partial(_keep_step, run, base_model.transformer, optimizer, meter, about)
+    slow = SlowSteps(base_model.device.type == "cuda")
+    place.step = step
     while step < config.steps:
         step += 1
-        done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step)
+        try:
+            done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step)
+        except Exception as error:
+            if is_out_of_memory(error):
+                if step > 1 and not isinstance(error, HalfUpdatedError):
+                    optimizer.zero_grad()
+                    keep(step - 1)
+                place.step = _last_kept(run)
+            raise
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
+        place.step = step
+        if (word := slow.judge(done.seconds)) is not None:
+            yield Warned(step, word, "pace")
         commands = take_commands(run)
         if "preview-now" in commands or _previews_at(config, step):
             draw = partial(draw_pairs, run, base_model, config, encoded.prompts)
-            yield from _save_previews(
-                run, step, base_model, done.rollout_states, draw, encoded.prompts[:shown], meter
-            )
+            place.phase = "drawing"
+            try:
+                yield from _save_previews(
+                    run, step, base_model, done.rollout_states, draw, encoded.prompts[:shown], meter
+                )
+            except Exception as error:  # whatever it is: the training is worth more
+                if is_out_of_memory(error) and can_shrink("drawing"):
+                    keep(step)
+                    raise
+                free_memory()
+                yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")
+            place.phase = "training"
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
-            best = best_step(meter.measured, {int(folder.name) for folder in complete_checkpoints(run)})
-            metadata = about(step, read_thumbnail(run, step))
-            folder = save_checkpoint(run, step, base_model.transformer, optimizer, metadata, keep=best)
-            yield CheckpointSaved(step, folder.relative_to(run.path).as_posix())
+            yield CheckpointSaved(step, keep(step).relative_to(run.path).as_posix())
         if "stop" in commands and step < config.steps:
             yield Stopped(step)
             return
+    place.phase = "drawing"
     yield from _finish(run, base_model, encoded.examples[0], step, about(step, read_thumbnail(run, step)))
+
+
+def _keep_step(
+    run: Run,
+    transformer: Transformer,
+    optimizer: torch.optim.Optimizer,
+    meter: HealthMeter,
+    about: Callable[[int, bytes], Mapping[str, str]],
+    step: int,
+) -> Path:
+    """Saves the checkpoint of a step; returns its folder."""
+    best = best_step(meter.measured, {int(folder.name) for folder in complete_checkpoints(run)})
+    metadata = about(step, read_thumbnail(run, step))
+    return save_checkpoint(run, step, transformer, optimizer, metadata, keep=best)
+
+
+def _last_kept(run: Run) -> int:
+    checkpoint = latest_checkpoint(run)
+    return int(checkpoint.name) if checkpoint else 0
 
 
 def _previews_at(config: TrainConfig, step: int) -> bool:
@@ -129,16 +239,11 @@ def _save_previews(
     shown: Sequence[EncodedPrompt],
     meter: HealthMeter,
 ) -> Iterator[PreviewSaved | HealthMeasured | Warned]:
-    try:
-        if rollout_states:
-            yield save_rollout(run, step, base_model, rollout_states)
-        pairs = draw_samples()
-        yield save_samples(run, step, shown, pairs)
-        yield from meter.measure(step, pairs)
-    except Exception as error:  # whatever it is, most of all out of memory: the training is worth more
-        if base_model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")
+    if rollout_states:
+        yield save_rollout(run, step, base_model, rollout_states)
+    pairs = draw_samples()
+    yield save_samples(run, step, shown, pairs)
+    yield from meter.measure(step, pairs)
 
 
 def _finish(

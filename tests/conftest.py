@@ -141,7 +141,6 @@ def tiny_config(z_image_folder):
         resolution=32,
         optimizer="adamw",
         learning_rate=1e-3,
-        gradient_checkpointing=False,
         preview_every=0,
         checkpoint_every=2,
         # Four tokens of the eyes; with the base model's own bounds, seeing would take most of the time.

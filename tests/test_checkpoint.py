@@ -33,7 +33,6 @@ def config(z_image_folder):
         rank=4,
         lora_alpha=6.0,
         optimizer="adamw",
-        gradient_checkpointing=False,
         resolution=32,
     )
 

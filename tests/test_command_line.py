@@ -157,7 +157,7 @@ def test_a_folder_of_z_image_turbo_gets_the_preset_for_a_subject(large_images, r
     asked = {"set": [f"base_model={real_size_folder}"], "preset": None, "trigger_word": ""}
     given = SimpleNamespace(images=large_images, **asked)
     config, _ = _read_settings(given)
-    assert (config.quantization, config.batch_size, config.rank) == ("nf4", 1, 32)
+    assert (config.batch_size, config.rank) == (1, 32)
     assert config.base_model == str(real_size_folder)
 
 

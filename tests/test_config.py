@@ -106,7 +106,6 @@ def test_levers_are_advised_by_what_they_cost_and_only_where_they_save():
     wasteful = TrainConfig(
         batch_size=4,
         micro_batch=4,
-        gradient_checkpointing=False,
         optimizer="adamw",
         quantization="none",
         resolution=1024,
@@ -114,9 +113,8 @@ def test_levers_are_advised_by_what_they_cost_and_only_where_they_save():
     )
     assert memory_levers(wasteful) == [
         ("micro_batch", 1),
-        ("gradient_checkpointing", True),
         ("optimizer", "adamw8bit"),
-        ("quantization", "nf4"),
+        ("quantization", "auto"),
         ("resolution", 512),
         ("rank", 16),
     ]
@@ -137,7 +135,6 @@ def test_the_list_of_settings_names_each_with_its_default_and_choices():
     lines = list_settings().splitlines()
     assert [line.split("=")[0].strip() for line in lines] == list(SETTINGS)
     assert any("steps=1000 " in line and "at least 1" in line for line in lines)
-    assert any("gradient_checkpointing=true" in line for line in lines)
     for line, setting in zip(lines, SETTINGS.values(), strict=True):
         assert setting.info in line and all(choice in line for choice in setting.choices)
 
@@ -155,7 +152,6 @@ def test_a_roll_out_visits_only_sigmas_of_the_inference():
         ({"steps": "5"}, "`steps` must be a whole number, got '5'"),
         ({"steps": True}, "`steps` must be a whole number, got True"),
         ({"steps": 5.0}, "`steps` must be a whole number, got 5.0"),
-        ({"gradient_checkpointing": 1}, "`gradient_checkpointing` must be true or false, got 1"),
         ({"preview_prompts": "a cat"}, "`preview_prompts` must be a list of texts, got 'a cat'"),
         ({"preview_prompts": [1]}, "`preview_prompts` must be a list of texts"),
     ],
@@ -170,7 +166,6 @@ def test_unknown_settings_and_wrong_types_are_refused(settings, message):
     [
         ("steps=12", 12),
         ("learning_rate=1e-3", 0.001),
-        ("gradient_checkpointing=False", False),
         ("name=a=b", "a=b"),
         ("preview_prompts=a cat", ("a cat",)),
         ('preview_prompts=["a", "b"]', ("a", "b")),
@@ -180,9 +175,7 @@ def test_a_setting_of_the_command_line_is_read_as_its_type(text, value):
     assert parse_setting(text) == (text.partition("=")[0], value)
 
 
-@pytest.mark.parametrize(
-    "text", ["steps", "stepz=1", "steps=many", "gradient_checkpointing=1", 'preview_prompts=["a"']
-)
+@pytest.mark.parametrize("text", ["steps", "stepz=1", "steps=many", 'preview_prompts=["a"'])
 def test_a_setting_that_cannot_be_read_is_refused_with_its_text(text):
     with pytest.raises(ConfigError) as raised:
         parse_setting(text)

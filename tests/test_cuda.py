@@ -19,7 +19,7 @@ def test_a_run_on_the_card_is_checked_and_repeats_itself(new_run, tiny_config, q
         rank=128,
         device="cuda",
         optimizer="adamw8bit",
-        gradient_checkpointing=True,
+        memory_limit=8.0,
         quantization=quantization,
     )
     students = []

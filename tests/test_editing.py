@@ -46,7 +46,6 @@ SETTINGS = {
     "resolution": 96,
     "optimizer": "adamw",
     "learning_rate": 1e-3,
-    "gradient_checkpointing": False,
     "preview_every": 2,
     "checkpoint_every": 1,
 }

@@ -11,6 +11,7 @@ from dopsd_app.jobs.events import (
     Finished,
     HealthMeasured,
     LoraChecked,
+    MemoryPlanned,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -25,6 +26,7 @@ from dopsd_app.progress import DownloadProgress, PhaseProgress
 ONE_OF_EACH = [
     DownloadProgress("downloading", 1_000_000, 3_000_000, 500_000.0),
     PhaseProgress("encoding", 1, 6),
+    MemoryPlanned(0, 7_000_000_000, 8_000_000_000, "As it is."),
     Resumed(0),
     StepDone(1, 0.25, 1.5, 0.1, 0),
     PreviewSaved(1, "rollout", ("previews/000001_student.webp", "previews/000001_teacher.webp")),

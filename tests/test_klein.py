@@ -21,6 +21,7 @@ from dopsd_app.models.architecture import BY_EYES, BaseModelError
 from dopsd_app.models.klein import Klein
 from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, KLEIN_4B, KLEIN_9B
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES, Conditioning, Pictures
 from dopsd_app.train import train
 from tests.support.pictures import make_picture
@@ -47,7 +48,6 @@ def config(klein_folder):
         rank=4,
         resolution=64,
         optimizer="adamw",
-        gradient_checkpointing=False,
     )
 
 
@@ -221,7 +221,7 @@ def test_its_undistilled_sister_is_refused(klein_folder, tmp_path, told):
 
 @pytest.mark.parametrize("context", ["reference", BY_EYES])
 def test_a_run_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(config, tmp_path, context):
-    settings = {"steps": 4, "checkpoint_every": 2, "preview_every": 4, "gradient_checkpointing": True}
+    settings = {"steps": 4, "checkpoint_every": 2, "preview_every": 4, "memory_limit": 0.1}
     seeing = {"teacher_picture_minimum": 64, "teacher_picture_maximum": 64, "teacher_context": context}
     config = replace(config, **settings, **seeing, learning_rate=1e-3)
     pictures = tmp_path / "pictures"
@@ -324,8 +324,8 @@ def test_its_sizes_are_those_of_the_real_classes(facts):
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_it_draws_by_its_pipeline_in_bfloat16_too(config, quantization):
-    config = replace(config, precision="bfloat16", quantization=quantization)
-    klein = load_base_model(config)
+    config = replace(config, precision="bfloat16")
+    klein = load_base_model(config, MemoryPlan(quantization=quantization))
     klein.load_encoders()
     klein.load_transformer()
     conditioning = klein.encode(NO_PICTURES, "a dog", "student")

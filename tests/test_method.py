@@ -18,6 +18,7 @@ from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.rollout import rollout
 from dopsd_app.method.step import micro_batches, optimizer_step, prepare
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import ALL, MemoryPlan
 from tests.support.encoded import gradients_of, make_example, trained
 
 
@@ -311,18 +312,18 @@ def test_the_student_learns_what_only_the_teacher_sees(tiny_z_image, tiny_config
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("how", "memory_plan"),
     [
-        {"precision": "bfloat16"},
-        {"quantization": "nf4", "gradient_checkpointing": True},
-        {"teacher": "base"},
-        {"loss": "velocity"},
+        ({"precision": "bfloat16"}, MemoryPlan()),
+        ({}, MemoryPlan(quantization="nf4", recomputed_blocks=ALL)),
+        ({"teacher": "base"}, MemoryPlan()),
+        ({"loss": "velocity"}, MemoryPlan()),
     ],
     ids=["bfloat16", "nf4", "base as teacher", "velocity loss"],
 )
-def test_every_kind_of_base_and_loss_learns(tiny_config, how):
+def test_every_kind_of_base_and_loss_learns(tiny_config, how, memory_plan):
     config = replace(tiny_config, rank=32, learning_rate=3e-3, **how)
-    base_model = load_base_model(config)
+    base_model = load_base_model(config, memory_plan)
     base_model.load_encoders()
     base_model.load_transformer()
     example = make_example(base_model, 0, "a dog")

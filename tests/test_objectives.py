@@ -105,7 +105,7 @@ def test_every_micro_batch_gives_the_same_gradient(tiny_config, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_run_has_samples_health_and_checks_and_resumes_to_the_same_bytes(new_run, tiny_config, name):
-    config = replace(tiny_config, objective=name, preview_every=2, gradient_checkpointing=True)
+    config = replace(tiny_config, objective=name, preview_every=2, memory_limit=0.1)
     whole = new_run(config)
     events = list(train(whole))
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]

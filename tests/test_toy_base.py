@@ -52,7 +52,6 @@ SETTINGS = {
     "resolution": 64,
     "optimizer": "adamw",
     "learning_rate": 1e-2,
-    "gradient_checkpointing": False,
     "preview_every": 2,
     "checkpoint_every": 2,
 }

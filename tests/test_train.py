@@ -23,6 +23,7 @@ from dopsd_app.jobs.events import (
     Finished,
     HealthMeasured,
     LoraChecked,
+    MemoryPlanned,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -62,7 +63,7 @@ def adapters_of(run, step):
 
 
 def test_a_run_ends_with_a_checked_lora(new_run, tiny_config):
-    run = new_run(replace(tiny_config, preview_every=2, gradient_checkpointing=True))
+    run = new_run(replace(tiny_config, preview_every=2, memory_limit=0.1))
     events = list(train(run))
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
     assert [event.folder for event in events if isinstance(event, CheckpointSaved)] == [
@@ -173,7 +174,9 @@ def test_a_stop_while_loading_comes_before_the_first_step(new_run, tiny_config):
 
     assert work(run, stopped_at_once) == 0
     assert run.status.state == "stopped"
-    assert read_events(run.events_file) == [PhaseProgress("loading", 0, 2), Stopped(0)]
+    planned, *others = read_events(run.events_file)
+    assert isinstance(planned, MemoryPlanned)
+    assert others == [PhaseProgress("loading", 0, 2), Stopped(0)]
 
 
 def test_preview_now_and_save_now_do_it_at_the_next_step(new_run, tiny_config):

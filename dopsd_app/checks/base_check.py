@@ -43,6 +43,7 @@ from dopsd_app.models.base_report import (
 from dopsd_app.models.catalog import ASSETS, BaseModelPaths, find_base_model, find_facts, model_family
 from dopsd_app.models.file_check import check_files
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import NOTHING_SAVED, MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress, words_for_time
 
@@ -70,6 +71,7 @@ class Planned:
     memory: int  # bytes at the most on the device that trains, without the program itself
     work: float  # operations
     slowness: float = 1.0  # times the seconds of a computer that does nothing else
+    memory_plan: MemoryPlan = NOTHING_SAVED  # by which the step is made
 
 
 @dataclass
@@ -142,7 +144,7 @@ def check_base_model(
             yield PhaseProgress(CHECKING, len(findings) - 1, len(LOOKS))
             started = time.perf_counter()
             try:
-                subject = subject or _load(config, facts, folder)
+                subject = subject or _load(config, planned.memory_plan, facts, folder)
                 yield note(look[0], True, look[1](subject))
             except Exception as error:  # whatever it is: to find it is what this is for
                 if is_out_of_memory(error):  # says nothing of the base model: with other settings it may do
@@ -158,7 +160,7 @@ def check_base_model(
         teacher_context=context,
         findings=tuple(findings),
         machine=_machine(),
-        settings=_settings(config),
+        settings=_settings(config, planned.memory_plan),
         work=planned.work,
         slowness=planned.slowness,
         planned_seconds=planned.seconds,
@@ -170,8 +172,8 @@ def check_base_model(
     return report, folder
 
 
-def _load(config: TrainConfig, facts: BaseModelFacts, folder: Path) -> _Subject:
-    base_model = load_base_model(config)
+def _load(config: TrainConfig, memory_plan: MemoryPlan, facts: BaseModelFacts, folder: Path) -> _Subject:
+    base_model = load_base_model(config, memory_plan)
     example = read_examples(EXAMPLE, minimum_side=1).examples[0]
     pictures = read_pictures(example, config, base_model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -377,7 +379,8 @@ def _machine() -> dict[str, str]:
     return facts
 
 
-def _settings(config: TrainConfig) -> dict[str, str]:
+def _settings(config: TrainConfig, memory_plan: MemoryPlan) -> dict[str, str]:
     names = ("objective", "resolution", "rollout_steps", "batch_size", "micro_batch", "rank", "precision")
-    more = ("quantization", "optimizer", "gradient_checkpointing", "device")
-    return {name: str(getattr(config, name)) for name in (*names, *more)}
+    more = ("optimizer", "device")
+    settings = {name: str(getattr(config, name)) for name in (*names, *more)}
+    return settings | {name: str(value) for name, value in memory_plan.to_fields().items()}

@@ -13,6 +13,16 @@ from dopsd_app.progress import DownloadProgress, PhaseProgress
 
 
 @dataclass(frozen=True)
+class MemoryPlanned:
+    """How the run is made to fit from here on: as its `memory_plan.json` says it."""
+
+    step: int
+    memory: int  # bytes at the most, of the device that trains
+    budget: int  # bytes that it may take there
+    message: str
+
+
+@dataclass(frozen=True)
 class Resumed:
     """Training goes on after `step`: what an earlier process recorded of later steps no longer counts."""
 
@@ -76,7 +86,7 @@ class Warned:
 
     step: int
     message: str
-    about: str = ""  # "health", or nothing that could change
+    about: str = ""  # "health", "pace", or nothing that could change
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class Failed:
 Event = (
     PhaseProgress
     | DownloadProgress
+    | MemoryPlanned
     | Resumed
     | StepDone
     | PreviewSaved

@@ -11,6 +11,7 @@ from dopsd_app.jobs.events import (
     Event,
     EventReader,
     LoraChecked,
+    MemoryPlanned,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -101,6 +102,8 @@ def _show(event: Event, run: Run, bar: tqdm) -> None:
     match event:
         case PhaseProgress(phase=phase, done=done, total=total):
             bar.set_description(f"{phase} {done}/{total}")
+        case MemoryPlanned(memory=memory, message=message):
+            tqdm.write(f"Up to {memory / 2**30:.1f} GB of memory. {message}")
         case Resumed(step=step):
             bar.reset(total=run.status.steps)
             bar.update(step)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from dopsd_app.config import ConfigError, TrainConfig, load_config, save_config
 from dopsd_app.files import find_renamed, retry
 from dopsd_app.jobs.job import JOB_NAME, Job, RunError, job_name, lay_out, start_lock, write_status
+from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.manifest import CHECKPOINT_LORA, RESUME_FILE, is_of_another_version, is_there
 from dopsd_app.jobs.queue import enqueue, put_in_queue
 from dopsd_app.models.catalog import full_name
+from dopsd_app.models.memory_plan import MemoryPlan
 
 if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
@@ -54,6 +56,12 @@ class Run(Job):
         from dopsd_app.data.source_pictures import find_copies
 
         return find_copies(self.dataset, number)
+
+    @property
+    def memory_plan(self) -> MemoryPlan | None:
+        """What it trains by; None for one that has not begun."""
+        kept = read_kept_plan(self.path)
+        return kept.plan if kept else None
 
     @property
     def previews(self) -> Path:

@@ -21,7 +21,7 @@ from dopsd_app.models.protocol import BaseModel
 def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
     """Puts student and teacher on the loaded transformer and returns the student's optimizer."""
     add_adapters(base_model.transformer, base_model.lora_targets, config)
-    if config.gradient_checkpointing:
+    if base_model.memory_plan.recomputed_blocks:
         enable_gradient_checkpointing(base_model.transformer)
     if config.optimizer == "adamw8bit":
         import bitsandbytes  # slow to import, and not every run needs it
@@ -31,6 +31,10 @@ def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer
         optimizer_class = torch.optim.AdamW
     student = adapter_weights(base_model.transformer, "student").values()
     return optimizer_class(student, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
+
+
+class HalfUpdatedError(RuntimeError):
+    """An update that failed amid the student's weights: they are those of no step."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ def optimizer_step(
             f"The gradient of step {step} is not a number, so training cannot go on. Start a run with a"
             f" lower `learning_rate` than {config.learning_rate}; the checkpoints before it can be tried."
         )
-    optimizer.step()
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise HalfUpdatedError(f"The update of step {step} failed: {error}") from error
     optimizer.zero_grad()
     update_teacher(base_model.transformer, config.ema_decay)
     return OptimizerStep(total, grad_norm, time.perf_counter() - started, objective.rollout_states)

@@ -67,6 +67,23 @@ class PassTokens:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """The transformer's blocks of one kind, one after the other in a pass, and what a picture takes in each.
+
+    Numbers for each token and each of its features, of the base's kind: they come from simulated steps.
+    """
+
+    count: int
+    parameters: int  # of the linear layers of one of them
+    largest: int  # of those, in the largest layer
+    features: int  # numbers that go into one of them: tokens times their width
+    kept: float  # by autograd, for the way back
+    recomputed: float  # at the most while one whose activations are made anew goes back
+    halves: float  # the same of one that goes back in two halves
+    passing: float  # at the most in a pass without gradient
+
+
+@dataclass(frozen=True)
 class Stored:
     """What the files of a base model tell, here or on the Hub."""
 
@@ -167,8 +184,8 @@ class Sizes(ABC):
         """Floating-point operations of one pass for one picture: in the linear layers, and in attention."""
 
     @abstractmethod
-    def activation_bytes(self, tokens: PassTokens, number: int, checkpointing: bool) -> float:
-        """Kept by one picture's pass for the way back; `number` is the bytes of a number of the base."""
+    def blocks(self, tokens: PassTokens) -> tuple[Blocks, ...]:
+        """The transformer's blocks in the order of a pass, and what they take of one picture."""
 
     @abstractmethod
     def conditioning_bytes(self, resolution: int, context: str) -> int:

@@ -7,6 +7,7 @@ from dopsd_app.models.architecture import (
     BY_EYES,
     Architecture,
     BaseModelFacts,
+    Blocks,
     Eyes,
     Licence,
     PassTokens,
@@ -35,13 +36,9 @@ NON_COMMERCIAL = Licence(
     "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/blob/main/LICENSE.md",
 )
 
-# Bytes for each token and each number of its features that autograd saves in one block of the real classes,
-# of dim 512, in bfloat16 with float32 adapters (71.6 and 60.6; in float32 89.6 and 84.6).
-SAVED_DOUBLE = 72.0
-SAVED_SINGLE = 61.0
-# Besides, while a single block is at work: what its fused projection gives is nine times as wide as the
-# features, and the adapter's part of it is there twice in float32 and once in bfloat16.
-WORKING = 90.0
+# Numbers for each token and each of its features: benchmarks/results/simulated.json.
+KEPT_DOUBLE, RECOMPUTED_DOUBLE, HALVES_DOUBLE, PASSING_DOUBLE = 30.0, 40.0, 26.0, 16.0
+KEPT_SINGLE, RECOMPUTED_SINGLE, HALVES_SINGLE, PASSING_SINGLE = 26.0, 40.0, 34.0, 22.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +124,30 @@ class KleinSizes(Sizes):
         blocks = self.double_blocks + self.single_blocks
         return 26.0 * self.dim**2 * blocks * together, 4.0 * self.dim * blocks * together**2
 
-    def activation_bytes(self, tokens: PassTokens, number: int, checkpointing: bool) -> float:
-        together = tokens.picture + tokens.caption + tokens.reference
-        blocks = self.double_blocks + self.single_blocks
-        saved = SAVED_DOUBLE * self.double_blocks + SAVED_SINGLE * self.single_blocks
-        kept = blocks * number + max(SAVED_DOUBLE, SAVED_SINGLE) if checkpointing else saved
-        return together * self.dim * (kept + WORKING)
+    def blocks(self, tokens: PassTokens) -> tuple[Blocks, ...]:
+        """Those in which picture and caption have weights of their own, and those in which they share."""
+        features = (tokens.picture + tokens.caption + tokens.reference) * self.dim
+        double = Blocks(
+            count=self.double_blocks,
+            parameters=26 * self.dim**2,
+            largest=6 * self.dim**2,
+            features=features,
+            kept=KEPT_DOUBLE,
+            recomputed=RECOMPUTED_DOUBLE,
+            halves=HALVES_DOUBLE,
+            passing=PASSING_DOUBLE,
+        )
+        single = Blocks(
+            count=self.single_blocks,
+            parameters=13 * self.dim**2,
+            largest=9 * self.dim**2,
+            features=features,
+            kept=KEPT_SINGLE,
+            recomputed=RECOMPUTED_SINGLE,
+            halves=HALVES_SINGLE,
+            passing=PASSING_SINGLE,
+        )
+        return double, single
 
     def conditioning_bytes(self, resolution: int, context: str) -> int:
         """Features and latents in float32."""

@@ -10,7 +10,7 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.gpus import Gpu, list_gpus
 from dopsd_app.models.architecture import UNTAUGHT, BaseModelError
 from dopsd_app.models.catalog import find_base_model, find_facts, is_known
-from dopsd_app.models.memory_plan import ALL, MemoryPlan
+from dopsd_app.models.memory_plan import NOTHING_SAVED, MemoryPlan
 from dopsd_app.models.protocol import BaseModel
 from dopsd_app.torch_build import TorchBuild, installed_torch, why_unusable
 
@@ -23,7 +23,7 @@ diffusers.utils.logging.disable_progress_bar()
 
 
 def load_base_model(
-    config: TrainConfig, memory_plan: MemoryPlan | None = None, *, teaches: bool = True
+    config: TrainConfig, memory_plan: MemoryPlan = NOTHING_SAVED, *, teaches: bool = True
 ) -> BaseModel:
     """The base model of a configuration; the protocol's methods load its parts, phase by phase.
 
@@ -45,15 +45,9 @@ def load_base_model(
         torch.device(device),
         getattr(torch, precision),
         sizes=facts.sizes_for(config),
-        memory_plan=memory_plan or plan_of(config),
+        memory_plan=memory_plan,
         teacher_context=context,
     )
-
-
-def plan_of(config: TrainConfig) -> MemoryPlan:
-    """The memory plan that the settings themselves mean."""
-    recomputed = ALL if config.gradient_checkpointing else 0
-    return MemoryPlan(quantization=config.quantization, recomputed_blocks=recomputed)
 
 
 def choose_device(config: TrainConfig) -> str:

@@ -12,6 +12,7 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.errors import KnownFailure
 from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import NOTHING_SAVED, MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pipeline, loaded
 
 MAX_ENCODED_PROMPTS = 64  # encoded prompts to keep: some megabytes each on a real base
@@ -21,9 +22,9 @@ DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of th
 class LoadedModel:
     """Loads each part of a base model when it is first needed, and keeps it for the next picture."""
 
-    def __init__(self, config: TrainConfig, *, teaches: bool = True):
+    def __init__(self, config: TrainConfig, memory_plan: MemoryPlan = NOTHING_SAVED, *, teaches: bool = True):
         self.base, self.seen = _base_of(config), _seen_by_teacher(config) if teaches else None
-        self.base_model: BaseModel = load_base_model(config, teaches=teaches)
+        self.base_model: BaseModel = load_base_model(config, memory_plan, teaches=teaches)
         self.on_card = self.base_model.device.type == "cuda"
         self.encoded: dict[str, Conditioning] = {}
         self.encoders = False  # whether they are loaded

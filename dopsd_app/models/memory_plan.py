@@ -37,3 +37,6 @@ class MemoryPlan:
         if values.keys() != {field.name for field in fields(cls)}:
             raise TypeError("These are not the fields of a memory plan.")
         return cls(**values)
+
+
+NOTHING_SAVED = MemoryPlan()

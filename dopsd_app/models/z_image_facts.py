@@ -8,6 +8,7 @@ from dopsd_app.models.architecture import (
     CAPTION_TOKENS,
     Architecture,
     BaseModelFacts,
+    Blocks,
     Eyes,
     Licence,
     PassTokens,
@@ -29,15 +30,8 @@ QWEN3_VL_4B = Eyes(  # made for the text encoder Qwen3-4B
 )
 APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 
-# Bytes for each token and each number of its features, counted over PyTorch's allocations in a training step
-# of the real classes, of dim 512, in bfloat16 with float32 adapters (95.2 and 14; in float32 91.2 and 16). A
-# third is PEFT's float32 copies of what goes into each adapted layer.
-# Published: fine-tuning in bfloat16 takes 12.8 GiB with checkpointing, 21.2 without (SimpleTuner). Reckoned
-# like this, with adapters in bfloat16 and no teacher: 12.9 and 19.9 at 512 x 512 pixels, 14.4 and 41 at
-# 1024 x 1024. Its seconds fit 512 x 512 too: at 1024 x 1024 the card would exceed its data sheet. D-OPSD in
-# 16 GiB (the T8 trainer) works at 512, just so at 768, and not at 1024: 15.2, 16.2 and 17.5 GiB here.
-SAVED = 95.0  # kept by one block for the backward pass
-WORKING = 16.0  # besides, while one block is at work
+# Numbers for each token and each of its features: benchmarks/results/simulated.json.
+KEPT, RECOMPUTED, HALVES, PASSING = 28.0, 36.0, 24.0, 14.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +77,13 @@ class ZImageSizes(Sizes):
         return self.token_side
 
     @property
-    def blocks(self) -> int:
-        return self.layers + 2 * self.refiners
-
-    @property
     def linear_parameters(self) -> int:
         """Attention 4 dim^2 and feed-forward 8 dim^2 in each block."""
-        return 12 * self.dim**2 * self.blocks
+        return 12 * self.dim**2 * (self.layers + 2 * self.refiners)
 
     def lora_parameters(self, rank: int) -> int:
         """rank x (in + out) of attention's 4 and feed-forward's 3 matrices: 8 dim and 11 dim."""
-        return 19 * self.dim * rank * self.blocks
+        return 19 * self.dim * rank * (self.layers + 2 * self.refiners)
 
     def student_tokens(self, resolution: int) -> PassTokens:
         return PassTokens(_padded((resolution / self.token_side) ** 2), CAPTION_TOKENS)
@@ -112,10 +102,25 @@ class ZImageSizes(Sizes):
         pairs = self.layers * together**2 + self.refiners * (tokens.picture**2 + tokens.caption**2)
         return 24.0 * self.dim**2 * passed, 4.0 * self.dim * pairs
 
-    def activation_bytes(self, tokens: PassTokens, number: int, checkpointing: bool) -> float:
-        blocks = self.layers + self.refiners  # of those, each refines the picture or the caption alone
-        kept = blocks * number + SAVED if checkpointing else blocks * SAVED
-        return (tokens.picture + tokens.caption) * self.dim * (kept + WORKING)
+    def blocks(self, tokens: PassTokens) -> tuple[Blocks, ...]:
+        """The refiners of the picture and of the caption, and the blocks that both go through."""
+        return tuple(
+            Blocks(
+                count=count,
+                parameters=12 * self.dim**2,
+                largest=8 * self.dim**2 // 3,
+                features=length * self.dim,
+                kept=KEPT,
+                recomputed=RECOMPUTED,
+                halves=HALVES,
+                passing=PASSING,
+            )
+            for count, length in (
+                (self.refiners, tokens.picture),
+                (self.refiners, tokens.caption),
+                (self.layers, tokens.picture + tokens.caption),
+            )
+        )
 
     def conditioning_bytes(self, resolution: int, context: str) -> int:
         """Features in float32."""

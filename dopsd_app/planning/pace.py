@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,48 +20,14 @@ from dopsd_app.jobs.runs import Run, known_run, list_runs
 from dopsd_app.models.architecture import Sizes
 from dopsd_app.models.base_report import find_measured
 from dopsd_app.models.catalog import full_name
+from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.planning.cards import USEFUL_CORES, WEIGHTS_SLOWER, operations_per_second
 from dopsd_app.planning.cost import picture_work, step_work
 from dopsd_app.planning.machine import Machine
 from dopsd_app.progress import PhaseProgress
 
 LOOKED_AT = 20  # newest runs that are read for their pace
 FRESH = 600  # seconds after which a drawing says nothing any more of what else the computer does
-
-# Dense bfloat16 with float32 accumulation, 10^12 operations per second, from NVIDIA's architecture papers
-# and data sheets. The longest name that fits counts.
-DATA_SHEET = {
-    "RTX 3060": 26,
-    "RTX 3060 Ti": 32,
-    "RTX 3070": 41,
-    "RTX 3080": 60,
-    "RTX 3090": 71,
-    "RTX 4060": 30,
-    "RTX 4060 Ti": 44,
-    "RTX 4070": 58,
-    "RTX 4070 SUPER": 71,
-    "RTX 4070 Ti": 80,
-    "RTX 4080": 98,
-    "RTX 4090": 165,
-    "RTX 5060": 39,
-    "RTX 5060 Ti": 47,
-    "RTX 5070": 62,
-    "RTX 5070 Ti": 88,
-    "RTX 5080": 113,
-    "RTX 5090": 210,
-    "A10": 125,
-    "A100": 312,
-    "L4": 121,
-    "L40S": 362,
-    "H100": 756,
-    "H200": 989,
-}
-UNKNOWN_CARD = 50  # a middling one
-# Share of the data sheet that training reaches. Published steps of fine-tuning imply 0.23 (L40S, SimpleTuner)
-# to 0.4 (a 12 GB card, ai-toolkit): an estimate from here can be wrong by a factor of two.
-REACHED = 0.3
-CPU_CORE = 2.3e10  # operations per second and core: benchmarks/results/first_run.json, on 2 cores
-USEFUL_CORES = 4  # a small model's operators are too short to be shared out over more
-NF4_SLOWER = 1.2  # unpacking weights in every pass
 
 
 @dataclass(frozen=True)
@@ -75,7 +40,13 @@ class Pace:
 
 
 def reckon_pace(
-    config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool, sources: int = 0
+    config: TrainConfig,
+    sizes: Sizes,
+    plan: MemoryPlan,
+    runs_dir: Path,
+    machine: Machine,
+    on_gpu: bool,
+    sources: int = 0,
 ) -> Pace:
     """How long a step takes: an earlier run here tells it best, then pictures that were drawn here.
 
@@ -89,16 +60,18 @@ def reckon_pace(
             continue
         earlier, seconds = measured
         seconds *= now / _slowness_then(run)
-        if _alike(earlier, config) and run.sources == sources:
+        before_plan = run.memory_plan or plan
+        if _alike(earlier, config) and before_plan == plan and run.sources == sources:
             seconds *= config.batch_size / earlier.batch_size
             return Pace(seconds, now, "measured in an earlier run here")
         if scaled is None:
             before = sizes.with_sources(run.sources)
-            scaled = seconds * step_work(config, sizes) / step_work(earlier, before)
-            scaled *= _by_weights(config) / _by_weights(earlier)
+            scaled = (
+                seconds * weighted_work(config, sizes, plan) / weighted_work(earlier, before, before_plan)
+            )
     if scaled is not None:
         return Pace(scaled, now, "reckoned from an earlier run here with other settings")
-    work = weighted_work(config, sizes)
+    work = weighted_work(config, sizes, plan)
     if checked := find_measured(config.base_model, config.revision, config.teacher_context, on_gpu):
         same = work == checked.work
         source = "measured when the base model was checked here"
@@ -106,16 +79,15 @@ def reckon_pace(
         return Pace(checked.seconds * now / checked.slowness * work / checked.work, now, source)
     if rate := _drawn_rate(config, sizes, runs_dir, now):
         return Pace(work / rate, now, "reckoned from the last pictures drawn here")
-    if on_gpu:
-        rate = _card(machine.gpus[0].name) * 1e12 * REACHED
-        return Pace(now * work / rate, now, "a rough estimate from the card's data sheet")
-    rate = CPU_CORE * min(machine.cores, USEFUL_CORES)
-    return Pace(now * work / rate, now, "a rough estimate for this processor")
+    source = (
+        "a rough estimate from the card's data sheet" if on_gpu else "a rough estimate for this processor"
+    )
+    return Pace(now * work / operations_per_second(machine, on_gpu), now, source)
 
 
-def weighted_work(config: TrainConfig, sizes: Sizes) -> float:
+def weighted_work(config: TrainConfig, sizes: Sizes, plan: MemoryPlan) -> float:
     """Operations of a step; more where weights have to be unpacked for each of them."""
-    return step_work(config, sizes) * _by_weights(config)
+    return step_work(config, sizes, plan) * WEIGHTS_SLOWER[plan.quantization]
 
 
 def slowness(machine: Machine, on_gpu: bool, training: bool) -> float:
@@ -152,7 +124,7 @@ def _drawn_rate(config: TrainConfig, sizes: Sizes, runs_dir: Path, now: float) -
         if alike and seconds:
             # A fresh one has met whatever the computer does now; of an old one nobody knows what it met.
             fresh = abs(time.time() - written.st_mtime) < FRESH
-            work = picture_work(drawn, sizes.with_sources(sources)) * _by_weights(drawn)
+            work = picture_work(drawn, sizes.with_sources(sources))
             return work / seconds / (1 if fresh else now)
     return None
 
@@ -207,18 +179,6 @@ def _alike(earlier: TrainConfig, config: TrainConfig) -> bool:
         "teacher_picture_maximum",
         "quantization",
         "precision",
-        "gradient_checkpointing",
         "micro_batch",
     )
     return all(getattr(earlier, name) == getattr(config, name) for name in names)
-
-
-def _by_weights(config: TrainConfig) -> float:
-    """How many times as long a step takes as the same with whole weights."""
-    return NF4_SLOWER if config.quantization == "nf4" else 1.0
-
-
-def _card(name: str) -> float:
-    """Operations per second of a card, in 10^12, by the longest of our names in its own."""
-    found = [known for known in DATA_SHEET if re.search(rf"\b{re.escape(known)}\b", name, re.IGNORECASE)]
-    return DATA_SHEET[max(found, key=len)] if found else UNKNOWN_CARD

@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN
@@ -12,7 +11,9 @@ from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
 from dopsd_app.gpus import Gpu
+from dopsd_app.jobs.kept_plan import KeptPlan
 from dopsd_app.jobs.promise import Promise
+from dopsd_app.jobs.queue import computing
 from dopsd_app.models.architecture import BaseModelError, BaseModelFacts, Sizes
 from dopsd_app.models.base_download import ask_hub, needs_fetching
 from dopsd_app.models.base_report import find_measured, refuse_failed
@@ -25,17 +26,10 @@ from dopsd_app.models.catalog import (
     find_repository,
     what_lacks,
 )
-from dopsd_app.planning.cost import (
-    ERROR,
-    Memory,
-    disk,
-    least_card,
-    memory,
-    preview_work,
-    program_bytes,
-    step_work,
-)
+from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.planning.cost import disk, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
+from dopsd_app.planning.memory import Budget, Fitted, budget_of, fit, least_card, within, words_for_plan
 from dopsd_app.planning.pace import Pace, reckon_pace
 from dopsd_app.progress import words_for_count, words_for_time
 
@@ -44,8 +38,6 @@ LONG = 12 * 3600  # seconds
 SLOW = 1.5  # times the time of a computer that does nothing else: from here on it is told
 START = 10  # seconds until torch and diffusers are imported
 READING = 5e8  # bytes of weights per second, from disk to where they are used
-
-Reckon = Callable[[TrainConfig, Sizes, bool], Memory]  # corrected by what was measured here
 
 
 @dataclass(frozen=True)
@@ -65,10 +57,16 @@ class Plan:
     source: str = ""  # of seconds_per_step, in a few words
     seconds: float = 0.0  # the whole run, with loading and previews
     promise: Promise | None = None  # the same in parts, for the run's folder
-    memory: int = 0  # bytes at the most, on the device that trains
+    fitted: Fitted | None = None  # how it is made to fit into the memory
+    fitted_in_words: str = ""  # the same as one sentence
     disk: int = 0  # bytes that the run folder grows to
     problems: tuple[str, ...] = ()  # a start is refused for each of these
     warnings: tuple[str, ...] = ()
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the most, on the device that trains; 0 where nothing is known of the base model."""
+        return self.fitted.memory.peak if self.fitted else 0
 
 
 def make_plan(
@@ -98,9 +96,9 @@ def make_plan(
         facts.architecture.check_sources(sources, facts.label)
     except BaseModelError as error:
         return replace(plan, problems=tuple(dict.fromkeys([*problems, str(error)])))
-    reckon = partial(_memory, _measured_share(config, on_gpu))
-    pace = reckon_pace(config, sizes, runs_dir, machine, on_gpu, sources)
-    promise = _promise(config, facts, sizes, pace)
+    fitted, too_much, warnings = _fit_memory(config, sizes, machine, runs_dir)
+    pace = reckon_pace(config, sizes, fitted.plan, runs_dir, machine, on_gpu, sources)
+    promise = _promise(config, facts, sizes, fitted, pace)
     plan = replace(
         plan,
         seconds_per_step=pace.seconds,
@@ -108,32 +106,88 @@ def make_plan(
         seconds=promise.seconds(config.steps),
         promise=promise,
         lacks=what_lacks(config.base_model, config.revision, config.teacher_context, facts, sizes),
-        memory=reckon(config, sizes, on_gpu).peak,
+        fitted=fitted,
+        fitted_in_words=words_for_plan(fitted, sizes),
         disk=disk(config, sizes, pictures, sources),
     )
-    too_much, warnings = _judge_memory(plan, config, sizes, on_gpu, reckon)
     impossible = [*_device_problems(config, sizes, machine), *too_much]  # here, whatever else is done
     problems += [*impossible, *_disk_problems(plan)]
     if impossible:
         plan = replace(plan, seconds_per_step=0.0, source="", seconds=0.0, promise=None)
     else:
-        warnings += [*_loading_warnings(sizes, machine, on_gpu), *_time_warnings(plan, pace)]
-        warnings += [*_room_warnings(plan, config, sizes, on_gpu, reckon), *_card_warnings(config, machine)]
+        warnings += [*_time_warnings(plan, pace), *_card_warnings(config, machine)]
     warnings += _steps_warnings(config, facts.native_steps)
     return replace(plan, problems=tuple(problems), warnings=tuple(warnings))
 
 
-def _measured_share(config: TrainConfig, on_gpu: bool) -> float:
-    """How many times the planned memory a training step took when the base model was checked here."""
-    checked = find_measured(config.base_model, config.revision, config.teacher_context, on_gpu)
-    return checked.memory / checked.planned_memory if checked and checked.memory else 1.0
+def plan_memory(config: TrainConfig, sizes: Sizes, machine: Machine, *, own: bool = True) -> Budget:
+    """What a plan may take here, corrected by what the check of the base model has measured."""
+    budget = budget_of(config, machine, own=own)
+    checked = find_measured(config.base_model, config.revision, config.teacher_context, budget.on_gpu)
+    share = checked.memory / checked.planned_memory if checked and checked.memory else 1.0
+    return replace(budget, measured=share)
 
 
-def _memory(share: float, config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Memory:
-    """As reckoned, but for what a training step was measured to take: the program itself was not in it."""
-    reckoned = memory(config, sizes, on_gpu)
-    program = program_bytes(on_gpu)
-    return replace(reckoned, training=program + round((reckoned.training - program) * share))
+def choose_plan(
+    config: TrainConfig, machine: Machine, *, sources: int = 0, kept: KeptPlan | None = None
+) -> Fitted:
+    """The plan for a run that begins now, or goes on: then with the weights that it has trained with.
+
+    Raises `KnownFailure` where none fits into what the card has free.
+    """
+    if kept:
+        config = replace(config, quantization=kept.plan.quantization)
+    sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
+    budget = plan_memory(config, sizes, machine)
+    if kept:
+        budget = replace(budget, ran_out=kept.ran_out)
+    fitted = within(config, sizes, budget)
+    if budget.on_gpu and fitted.memory.peak > budget.device:
+        needed, free = tell_apart(fitted.memory.peak, budget.device, GIB)
+        raise KnownFailure(
+            f"The card has {free} for this run, and it needs {needed}. Close other programs that use the"
+            " card, or start a run with a lower `resolution` or `rank`."
+        )
+    return fitted
+
+
+def plan_drawing(config: TrainConfig, kept: KeptPlan | None = None) -> MemoryPlan:
+    """The plan for a process that only draws, or shows what a teacher sees; `kept` is of a LoRA's run."""
+    if kept:
+        config = replace(config, quantization=kept.plan.quantization)
+    sizes = find_facts(config.base_model, config.revision).sizes_for(config)
+    plan = within(config, sizes, plan_memory(config, sizes, read_machine())).plan
+    return replace(plan, autoencoder_in_ram=False)
+
+
+def _fit_memory(
+    config: TrainConfig, sizes: Sizes, machine: Machine, runs_dir: Path
+) -> tuple[Fitted, list[str], list[str]]:
+    """How a run is made to fit, and problems and warnings where it cannot be.
+
+    While a job of ours computes, the memory that it has will be free.
+    """
+    now = plan_memory(config, sizes, machine, own=not computing(runs_dir))
+    if fitted := fit(config, sizes, now):
+        return fitted, [], []
+    alone = plan_memory(config, sizes, machine, own=False)
+    fitted = within(config, sizes, alone)
+    holder = "the card" if now.on_gpu else "this computer"
+    if fitted.memory.peak > alone.device:
+        needed, there = tell_apart(fitted.memory.peak, alone.device, GIB)
+        limit = "may use" if config.memory_limit else "has"
+        advice = _advice(config, sizes, alone) or "No settings make it small enough."
+        return fitted, [f"The run needs about {needed} of memory, and {holder} {limit} {there}. {advice}"], []
+    if fitted.memory.computer > alone.computer:
+        needed, there = tell_apart(fitted.memory.computer, alone.computer, GIB)
+        return fitted, [f"The run needs about {needed} of the computer's own memory, which has {there}."], []
+    if fitted.memory.peak > now.device:
+        needed, free = tell_apart(fitted.memory.peak, now.device, GIB)
+        warning = f"The run needs about {needed} of memory, and {free} are free on {holder} now"
+    else:
+        needed, free = tell_apart(fitted.memory.computer, now.computer, GIB)
+        warning = f"The run needs about {needed} of the computer's own memory, and {free} are free now"
+    return fitted, [], [f"{warning}. Close other programs that use it."]
 
 
 def check_base(config: TrainConfig) -> None:
@@ -176,7 +230,7 @@ def _device_name(gpu: Gpu | None, machine: Machine) -> str:
     return f"{gpu.name}, in the computer's own memory" if gpu.shares_memory else gpu.name
 
 
-def _promise(config: TrainConfig, facts: BaseModelFacts, sizes: Sizes, pace: Pace) -> Promise:
+def _promise(config: TrainConfig, facts: BaseModelFacts, sizes: Sizes, fitted: Fitted, pace: Pace) -> Promise:
     """The time of the whole run; drawing is reckoned in the time of a step, by its work.
 
     A preview draws its prompts; for the health, where it is measured, more of the captions and neutral ones.
@@ -186,7 +240,7 @@ def _promise(config: TrainConfig, facts: BaseModelFacts, sizes: Sizes, pace: Pac
     prompts = len(config.preview_prompts) or SHOWN
     if facts.scoring(config) != "none":
         prompts = max(prompts, PROMPTS) + len(facts.neutral_prompts)
-    drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes)
+    drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes, fitted.plan)
     loading = START + sizes.stored_bytes / READING
     return Promise(loading, pace.seconds, drawing / config.steps, pace.slowness)
 
@@ -230,63 +284,19 @@ def _disk_problems(plan: Plan) -> Iterator[str]:
         )
 
 
-def _judge_memory(
-    plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon
-) -> tuple[list[str], list[str]]:
-    """Problems and warnings."""
-    holder = "the card" if on_gpu else "this computer"
-    encoders = reckon(config, sizes, on_gpu).encoding  # mostly weights: of those the estimate has no error
-    if plan.memory * (1 - ERROR) > plan.memory_total or (on_gpu and encoders > plan.memory_total):
-        needed, there = tell_apart(plan.memory, plan.memory_total, GIB)
-        advice = _advice(plan, config, sizes, on_gpu, reckon) or "No settings make it small enough."
-        return [f"The run needs about {needed} of memory, and {holder} has {there}. {advice}"], []
-    most = plan.memory * (1 + ERROR)
-    if most > plan.memory_total:
-        needed, there = tell_apart(most, plan.memory_total, GIB)
-        advice = _advice(plan, config, sizes, on_gpu, reckon) or "Close all other programs first."
-        may = f"The run may need up to {needed} of memory, and {holder} has {there}: it may fail"
-        return [], [f"{may}. {advice}"]
-    if most > plan.memory_free:
-        needed, free = tell_apart(most, plan.memory_free, GIB)
-        may = f"The run may need up to {needed} of memory, and {free} are free on {holder} now"
-        return [], [f"{may}. Close other programs that use it."]
-    return [], []
-
-
-def _advice(plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon) -> str:
+def _advice(config: TrainConfig, sizes: Sizes, budget: Budget) -> str:
     """The first settings, lever after lever, with which the run would fit; "" where there are none."""
-    changed = []
+    changed, before = [], within(config, sizes, budget).memory.peak
     for name, value in memory_levers(config):
         smaller = replace(config, **{name: value})
-        if reckon(smaller, sizes, on_gpu).peak >= reckon(config, sizes, on_gpu).peak:
+        needed = within(smaller, sizes, budget).memory.peak
+        if needed >= before:
             continue
-        config = smaller
+        config, before = smaller, needed
         changed.append(f"`{name}` {str(value).lower()}")
-        needed = reckon(config, sizes, on_gpu).peak
-        if needed * (1 + ERROR) <= plan.memory_total:
+        if fit(config, sizes, budget):
             return f"Set {' and '.join(changed)}: about {_gib(needed)}."
     return ""
-
-
-def _loading_warnings(sizes: Sizes, machine: Machine, on_gpu: bool) -> Iterator[str]:
-    # The program with CUDA, and of the base model one tensor at a time on its way to the card.
-    passing = 3 * GIB
-    if on_gpu and sizes.needs_card and passing > machine.free_memory:
-        needed, free = tell_apart(passing, machine.free_memory, GIB)
-        yield (
-            f"Loading needs about {needed} of the computer's own memory, and {free} of"
-            f" {_gib(machine.memory)} are free: it may fail. Close other programs, or allow more swap space."
-        )
-
-
-def _room_warnings(
-    plan: Plan, config: TrainConfig, sizes: Sizes, on_gpu: bool, reckon: Reckon
-) -> Iterator[str]:
-    if config.quantization == "none" or not on_gpu:
-        return
-    exact = reckon(replace(config, quantization="none"), sizes, on_gpu).peak
-    if exact * (1 + ERROR) <= plan.memory_free:
-        yield f"The card has room for the base model as it is: `quantization` none, about {_gib(exact)}."
 
 
 def _card_warnings(config: TrainConfig, machine: Machine) -> Iterator[str]:

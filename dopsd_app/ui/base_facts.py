@@ -8,8 +8,8 @@ from dopsd_app.files import free_disk
 from dopsd_app.hub.access import this_space
 from dopsd_app.models.base_download import Offer, ask_hub, needs_fetching
 from dopsd_app.models.catalog import BaseModelFacts, Lacking, find_facts, is_known, what_lacks
-from dopsd_app.planning.cost import ERROR, least_card, least_gpu_memory
 from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.memory import least_card, least_gpu_memory
 from dopsd_app.ui import words
 
 HUB_REMEMBERED = 60  # seconds that the Hub's answer about a repository is good for
@@ -85,9 +85,7 @@ def _fit(facts: BaseModelFacts) -> str:
     card = machine.card()
     if card is None:
         return f"<b>Memory</b> needs an NVIDIA card with {needed} or more"
-    least = least_gpu_memory(facts.sizes)
-    surely, perhaps = least * (1 + ERROR) <= card.memory, least <= card.memory
-    fits = "fits" if surely else "may not fit" if perhaps else "does not fit"
+    fits = "fits" if least_gpu_memory(facts.sizes) <= card.memory else "does not fit"
     return f"<b>Memory</b> {needed} or more, {fits} {words.text(card.name)}"
 
 

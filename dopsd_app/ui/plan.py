@@ -61,7 +61,7 @@ class Control:
 
     step: "PlanStep" = field(init=False)
     name: str  # of the setting
-    part: gr.Dropdown | gr.Checkbox | gr.Number | KeptText
+    part: gr.Dropdown | gr.Number | KeptText
 
     @property
     def component(self) -> Component:
@@ -210,11 +210,9 @@ def _control(name: str) -> Control:
     setting = SETTINGS[name]
     label, info, elem_id = setting.label, setting.info or None, f"set-{name.replace('_', '-')}"
     kind = next(field.type for field in dataclasses.fields(TrainConfig) if field.name == name)
-    part: gr.Dropdown | gr.Checkbox | gr.Number | KeptText
+    part: gr.Dropdown | gr.Number | KeptText
     if setting.choices:
         part = gr.Dropdown(_choices(name), label=label, info=info, elem_id=elem_id)
-    elif kind is bool:
-        part = gr.Checkbox(label=label, info=info, elem_id=elem_id)
     elif kind is str:
         part = kept_text(label, info=info, elem_id=elem_id, max_length=100)
     elif name == PROMPTS:
@@ -265,7 +263,7 @@ def _needs(plan: Plan) -> str:
     cells = {
         "Steps": (f"{plan.steps}", f"{words.count(plan.pictures_per_step, 'picture')} each{sources}"),
         **({"Time": (time, timed)} if plan.promise else {}),
-        "Memory": (words.memory(plan.memory), f"of {free} free, {plan.device}"),
+        "Memory": (words.memory(plan.memory), f"at most, of {free} free, {plan.device}"),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }
     if lacks := plan.lacks:
@@ -275,7 +273,28 @@ def _needs(plan: Plan) -> str:
         f"<div><dt>{name}</dt><dd>{words.text(figure)}<small>{words.text(remark)}</small></dd></div>"
         for name, (figure, remark) in cells.items()
     )
-    return f"<dl class='plan'>{items}</dl>{_messages(plan)}"
+    return f"<dl class='plan'>{items}</dl>{_memory(plan)}{_messages(plan)}"
+
+
+def _memory(plan: Plan) -> str:
+    """How the run is made to fit: a bar of all that may be used, and one sentence."""
+    assert plan.fitted is not None  # as of each base model of which something is known
+    whole = max(plan.fitted.budget.device, plan.fitted.memory.training)
+    parts = [part for part in plan.fitted.memory.parts if part[1] > 0]
+    told = ", ".join(f"{name} {words.memory(taken)}" for name, taken in parts)
+    bar = "".join(
+        f"<span class='{name.split()[0].lower()}' style='width:{100 * taken / whole:.2f}%'></span>"
+        for name, taken in parts
+    )
+    legend = "".join(
+        f"<li><span class='{name.split()[0].lower()}'></span>{name} {words.memory(taken)}</li>"
+        for name, taken in parts
+    )
+    label = f"Memory while it trains: {told}, of {words.memory(whole)}"
+    return (
+        f"<div class='memory'><div class='bar' role='img' aria-label='{words.text(label)}'>{bar}</div>"
+        f"<ul>{legend}</ul><p>{words.text(plan.fitted_in_words)}</p></div>"
+    )
 
 
 def _messages(plan: Plan) -> str:

@@ -24,7 +24,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dopsd_app.jobs.launcher import launcher
-from dopsd_app.models.architecture import CAPTION_TOKENS, Architecture, BaseModelError, PassTokens, Sizes
+from dopsd_app.models.architecture import (
+    CAPTION_TOKENS,
+    Architecture,
+    BaseModelError,
+    Blocks,
+    PassTokens,
+    Sizes,
+)
 from dopsd_app.models.architectures import register
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.protocol import Conditioning
@@ -76,8 +83,19 @@ class ToySizes(Sizes):
     def work(self, tokens):
         return 4.0 * self.dim**2 * (tokens.picture + tokens.reference), 0.0
 
-    def activation_bytes(self, tokens, number, checkpointing):
-        return 20 * self.dim * tokens.picture
+    def blocks(self, tokens):
+        return (
+            Blocks(
+                count=2,
+                parameters=self.dim**2,
+                largest=self.dim**2,
+                features=self.dim * tokens.picture,
+                kept=4.0,
+                recomputed=5.0,
+                halves=5.0,
+                passing=4.0,
+            ),
+        )
 
     def conditioning_bytes(self, resolution, context):
         return 4 * DIM * 2 * CAPTION_TOKENS + 4 * CHANNELS * (resolution // SIDE) ** 2

@@ -1,0 +1,375 @@
+"""Which memory plan a run gets: the fastest one that surely fits into what the card has free.
+
+Bytes are reckoned by formulas whose numbers come from steps of the real models that were simulated
+(benchmarks/results/simulated.json).
+"""
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+from dopsd_app.config import OBJECTIVES, TrainConfig
+from dopsd_app.models.architecture import Blocks, Sizes
+from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.planning.cards import COPYING, WEIGHTS_SLOWER, operations_per_second
+from dopsd_app.planning.machine import Machine
+
+GIB = 2**30
+# Python with torch and diffusers: five runs of the built-in base took from 17 % less to 18 % more than is
+# reckoned with it. On a card: CUDA's context with cuBLAS, as measured (benchmarks/results/real_size.json).
+PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
+WORKSPACE = 2 * 8 * 4 * 2**20  # bytes: cuBLAS's, of the thread that trains and of autograd's
+SMALL_WORKSPACE = 2 * 8 * 16 * 2**10  # the smallest that repeats itself
+# What the allocator takes from the card over what tensors hold, where its segments can grow and where not.
+RESERVED = {True: 1.02, False: 1.08}
+LEFT_FREE = 0.7 * 1e9  # bytes: CUDA's context, which is there before the first tensor
+BYTES = {
+    "none": 0.0,
+    "int8": 1.0,
+    "nf4": 0.5156,
+}  # of a rounded weight, without its scales where they are few
+ENCODING = 1.03  # of the encoders' weights: with what they keep of caption and picture, measured on a card
+LAYER_SHARE = 0.06  # of the encoders' weights that are on the card, where they are read by layer
+TILE = 512  # pixels: the side of a tile in which pictures are decoded
+COMPUTER = 3 * GIB  # of the computer's own memory: the program with CUDA, and a tensor on its way
+ERROR = {True: 0.02, False: 0.15}  # of the formulas on a card and on a processor
+# GB of 2^30 bytes of cards that compute in bfloat16; their drivers tell up to a fiftieth less.
+CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
+EXACT = ("none", "int8", "nf4")  # what a base's weights may be rounded to, from the nearest to the real ones
+WEIGHTS = {  # for the person
+    "none": "the base model's weights as they are",
+    "int8": "the base model's weights in 8 bits",
+    "nf4": "the base model's weights in 4 bits",
+}
+AS_FAST = 1.05  # times the time of the fastest plan: among those, the weights nearest to the real ones
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the most, in the phases of a run, on the device that trains, the program included."""
+
+    encoding: int  # while captions and pictures are encoded
+    training: int
+    drawing: int  # while a preview is drawn
+    computer: int = 0  # of the computer's own memory, where a card trains
+    parts: tuple[tuple[str, int], ...] = ()  # of training, for the person: what it is, and its bytes
+
+    @property
+    def peak(self) -> int:
+        return max(self.encoding, self.training, self.drawing)
+
+    def times(self, measured: float, program: int) -> "Memory":
+        """With so many times the memory of training, but for the program itself."""
+        return replace(self, training=program + round((self.training - program) * measured))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan may take, in bytes, the program included."""
+
+    device: int  # of the device that trains
+    computer: int  # of the computer's own memory, where that is a card
+    on_gpu: bool
+    rate: float = 0.0  # operations per second that the device reaches
+    ran_out: Mapping[str, int] = field(default_factory=dict)  # phase of `Memory`: it must take less than this
+    measured: float = 1.0  # times the reckoned memory of a step, as the base model's check has measured it
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A memory plan, and what it takes."""
+
+    plan: MemoryPlan
+    memory: Memory
+    slower: float  # times the time of a step of the plan that saves nothing
+    budget: Budget  # that it was made for
+
+
+def budget_of(config: TrainConfig, machine: Machine, *, own: bool = True) -> Budget:
+    """What is free now, or what the settings allow; with `own` False, all that the device has.
+
+    The latter is for a run that waits for one of ours to end, whose memory is then free.
+    """
+    gpu = None if config.device == "cpu" else machine.card(config.precision)
+    holder = gpu or machine
+    device = holder.free_memory if own else holder.memory
+    if config.memory_limit:
+        device = min(device, int(config.memory_limit * GIB))
+    rate = operations_per_second(machine, gpu is not None)
+    return Budget(device, machine.free_memory, gpu is not None, rate)
+
+
+def fit(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted | None:
+    """The fastest plan within the budget; None where none fits."""
+    found = [fitted for fitted in _candidates(config, sizes, budget) if _fits(fitted.memory, budget)]
+    if not found:
+        return None
+    fastest = min(fitted.slower for fitted in found)
+    good = [fitted for fitted in found if fitted.slower <= AS_FAST * fastest]
+    return min(good, key=lambda fitted: (EXACT.index(fitted.plan.quantization), fitted.slower))
+
+
+def within(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted:
+    """`fit`, or the smallest plan where none fits."""
+    return fit(config, sizes, budget) or smallest(config, sizes, budget.on_gpu)
+
+
+def smallest(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Fitted:
+    """The plan that needs the least memory of the device."""
+    endless = Budget(0, 2**62, on_gpu)
+    return min(_candidates(config, sizes, endless), key=lambda fitted: fitted.memory.peak)
+
+
+def can_grow() -> bool:
+    """Whether the allocator's segments can grow here: not on Windows, nor in its subsystem for Linux."""
+    return sys.platform == "linux" and "microsoft" not in platform.release().lower()
+
+
+def next_smaller(config: TrainConfig, sizes: Sizes, fitted: Fitted, phase: str) -> Fitted | None:
+    """The fastest plan that takes less in a phase of `Memory` in which this one ran out; None without one.
+
+    With the same weights: what is trained stays what it is.
+    """
+    config = replace(config, quantization=fitted.plan.quantization)
+    ran_out = {**fitted.budget.ran_out, phase: getattr(fitted.memory, phase)}
+    return fit(config, sizes, replace(fitted.budget, ran_out=ran_out))
+
+
+def _fits(memory: Memory, budget: Budget) -> bool:
+    less = all(getattr(memory, phase) < most for phase, most in budget.ran_out.items())
+    return less and memory.peak <= budget.device and memory.computer <= budget.computer
+
+
+def _candidates(config: TrainConfig, sizes: Sizes, budget: Budget) -> Iterator[Fitted]:
+    """Of each way to save, the plan that saves no more than the budget asks for, and else the most."""
+    number = number_bytes(config, budget.on_gpu)
+    blocks = sum(kind.count for kind in sizes.blocks(sizes.student_tokens(config.resolution)))
+    rounded = EXACT if config.quantization == "auto" else (config.quantization,)
+    if not budget.on_gpu and config.quantization == "auto":
+        rounded = ("none",)  # in a processor's memory, there is room for the models that it can train
+    ways = [(False, False), (True, False), (True, True)] if budget.on_gpu else [(False, False), (True, False)]
+    for quantization, (halves, inputs_in_ram) in product(rounded, ways):
+        plan = MemoryPlan(
+            quantization=quantization,
+            halves=halves,
+            inputs_in_ram=inputs_in_ram,
+            autoencoder_in_ram=budget.on_gpu,
+        )
+        plan = _encoding_and_drawing(plan, config, sizes, budget)
+        every = replace(plan, recomputed_blocks=blocks)
+
+        def enough(tried: MemoryPlan) -> bool:
+            return _fits(_measured(config, sizes, tried, budget), budget)
+
+        recomputed = _least(blocks, lambda n, plan=plan: enough(replace(plan, recomputed_blocks=n)))
+        found = [replace(plan, recomputed_blocks=recomputed)]
+        if budget.on_gpu and quantization != "nf4":
+            offloaded = _least(blocks, lambda n, plan=every: enough(replace(plan, offloaded_blocks=n)))
+            found.append(replace(every, offloaded_blocks=offloaded))
+        for tried in found:
+            memory = _measured(config, sizes, tried, budget)
+            yield Fitted(tried, memory, slowdown(config, sizes, tried, number, budget.rate), budget)
+
+
+def _measured(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, budget: Budget) -> Memory:
+    program = program_bytes(budget.on_gpu)
+    return reckon(config, sizes, plan, budget.on_gpu).times(
+        budget.measured * (1 + ERROR[budget.on_gpu]), program
+    )
+
+
+def _least(most: int, enough) -> int:
+    """The least number up to `most` that is enough; `most` where none is. More never is less."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
+
+
+def _encoding_and_drawing(plan: MemoryPlan, config: TrainConfig, sizes: Sizes, budget: Budget) -> MemoryPlan:
+    """With what makes these two phases fit, where they would not."""
+    memory = _measured(config, sizes, plan, budget)
+
+    def fits(phase: str) -> bool:
+        taken = getattr(memory, phase)
+        return taken <= budget.device and taken < budget.ran_out.get(phase, taken + 1)
+
+    return replace(
+        plan,
+        encoders_by_layer=budget.on_gpu and not fits("encoding"),
+        tiled_decode=config.resolution > TILE and not fits("drawing"),
+    )
+
+
+# --- bytes
+
+
+def number_bytes(config: TrainConfig, on_gpu: bool) -> int:
+    """Bytes of a number of the frozen base."""
+    return 2 if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu) else 4
+
+
+def reckon(
+    config: TrainConfig, sizes: Sizes, plan: MemoryPlan, on_gpu: bool, expandable: bool | None = None
+) -> Memory:
+    """Bytes at the most in each phase under a plan, the program included.
+
+    `expandable` says whether the allocator's segments can grow: of this computer, unless it is given.
+    """
+    number = number_bytes(config, on_gpu)
+    growing = RESERVED[can_grow() if expandable is None else expandable] if on_gpu else 1.0
+    program = program_bytes(on_gpu)
+    base, lora = _weights(sizes, plan, number), _adapters(config, sizes)
+    resting = base + lora
+    if on_gpu:
+        resting += SMALL_WORKSPACE if plan.halves else WORKSPACE
+    autoencoder = 4 * sizes.decoder_parameters
+    always = 0 if plan.autoencoder_in_ram else autoencoder
+    encoders = number * sizes.encoder_parameters
+    held = LAYER_SHARE * encoders if plan.encoders_by_layer else ENCODING * encoders
+    encoding = held + sizes.encoding_bytes(config.resolution, config.teacher_context)
+    side = min(config.resolution, TILE) if plan.tiled_decode else config.resolution
+    drawing = resting + autoencoder + sizes.decoding_bytes(side)
+    training = resting + always + _activations(config, sizes, plan, number)
+    encoding, training, drawing = (program + int(growing * phase) for phase in (encoding, training, drawing))
+    parts = {"Program": program, "Base model": int(base + always), "LoRA": lora}
+    parts["Activations"] = training - sum(parts.values())
+    return Memory(
+        encoding,
+        training,
+        drawing,
+        computer=COMPUTER + _in_ram(config, sizes, plan, number) if on_gpu else 0,
+        parts=tuple(parts.items()),
+    )
+
+
+def program_bytes(on_gpu: bool) -> int:
+    """What the program itself takes on the device that trains."""
+    return PROGRAM_ON_GPU if on_gpu else PROGRAM_ON_CPU
+
+
+def least_gpu_memory(sizes: Sizes) -> int:
+    """Bytes that a card must have with all that saves memory, at 512 x 512; 0 where none is needed."""
+    if not sizes.needs_card:
+        return 0
+    config = TrainConfig(optimizer="adamw8bit", rank=16, resolution=512, micro_batch=1)
+    return smallest(config, sizes, on_gpu=True).memory.peak
+
+
+def least_card(sizes: Sizes) -> int:
+    """The smallest card, in GB of 2^30 bytes, on which training surely fits; 0 where it needs none."""
+    surely = least_gpu_memory(sizes) / 2**30
+    return next(card for card in CARDS if 0.98 * card >= surely) if surely else 0
+
+
+def _weights(sizes: Sizes, plan: MemoryPlan, number: int) -> float:
+    """The transformer's on the device, with the two blocks of those that are copied there in turn."""
+    each = BYTES[plan.quantization] or number
+    kinds = sizes.blocks(sizes.student_tokens(1024))
+    sizes_of = [kind.parameters for kind in kinds for _ in range(kind.count)]
+    linear = sum(sizes_of[plan.offloaded_blocks :]) + 2 * max(sizes_of[: plan.offloaded_blocks], default=0)
+    return linear * each + (sizes.parameters - sizes.linear_parameters) * number
+
+
+def _adapters(config: TrainConfig, sizes: Sizes) -> int:
+    """Student, its gradient, two moments, and an EMA teacher, in float32; 8-bit moments take 1 byte each."""
+    moments = 2 if config.optimizer == "adamw8bit" else 8
+    return sizes.lora_parameters(config.rank) * (4 + 4 + moments + (4 if config.has_ema_teacher else 0))
+
+
+def _activations(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int) -> float:
+    """The greater of the student's pass with its way back, and a pass without gradient."""
+    student = sizes.blocks(sizes.student_tokens(config.resolution))
+    seeing = sizes.blocks(sizes.teacher_tokens(config.resolution, config.teacher_context))
+    pictures = config.micro_batch * number
+    back = _way_back(student, plan, number) * OBJECTIVES[config.objective].together
+    passing = max(kind.passing * kind.features for kind in (seeing if config.passes[1] else student))
+    return pictures * max(back, passing) + max(_unpacked(kind, plan, number) for kind in student)
+
+
+def _way_back(kinds: tuple[Blocks, ...], plan: MemoryPlan, number: int) -> float:
+    """Numbers at the most while the student goes back: block after block, from the last to the first."""
+    most, held = 0.0, 0.0
+    at = 0
+    for kind in kinds:
+        for _ in range(kind.count):
+            at += 1
+            if at > plan.recomputed_blocks:
+                held += kind.kept * kind.features
+                working = (kind.recomputed - kind.kept) * kind.features
+            else:
+                held += 0 if plan.inputs_in_ram else kind.features
+                working = (kind.halves if plan.halves else kind.recomputed) * kind.features
+                working += 2 * kind.features if plan.inputs_in_ram else 0  # one that comes, one that goes
+            most = max(most, held + working)
+    return most
+
+
+def _unpacked(kind: Blocks, plan: MemoryPlan, number: int) -> float:
+    """A rounded layer's weights as they are multiplied with."""
+    return 0 if plan.quantization == "none" else kind.largest * number
+
+
+def _in_ram(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int) -> int:
+    """Bytes that wait in the computer's memory."""
+    kinds = sizes.blocks(sizes.student_tokens(config.resolution))
+    each = BYTES[plan.quantization] or number
+    weights = [kind.parameters for kind in kinds for _ in range(kind.count)][: plan.offloaded_blocks]
+    inputs = [kind.features for kind in kinds for _ in range(kind.count)][: plan.recomputed_blocks]
+    waiting = sum(weights) * each + (4 * sizes.decoder_parameters if plan.autoencoder_in_ram else 0)
+    return int(waiting + (config.micro_batch * number * sum(inputs) if plan.inputs_in_ram else 0))
+
+
+# --- time
+
+
+def slowdown(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int, rate: float) -> float:
+    """Times the time of a step of the exact base with nothing made anew and nothing copied.
+
+    `rate` is in operations per second, without which copying takes no time.
+    """
+    of_student, of_teacher = config.passes
+    student_tokens = sizes.student_tokens(config.resolution)
+    linear, attention = sizes.work(student_tokens)
+    teacher = sum(sizes.work(sizes.teacher_tokens(config.resolution, config.teacher_context))) * of_teacher
+    student = (linear + attention) * of_student
+    back = (linear + 2.5 * attention) * of_student
+    kinds = sizes.blocks(student_tokens)
+    counts = sum(kind.count for kind in kinds)
+    again = student * min(plan.recomputed_blocks, counts) / counts
+    work = teacher + student + back
+    seconds_of_work = (work + again) * WEIGHTS_SLOWER[plan.quantization]
+    if not rate:
+        return seconds_of_work / work
+    each = BYTES[plan.quantization] or number
+    offloaded = (
+        sum([kind.parameters for kind in kinds for _ in range(kind.count)][: plan.offloaded_blocks]) * each
+    )
+    # A pass waits for its copies only as far as they take longer than its work.
+    copies = (of_teacher + 2 * of_student) * offloaded / COPYING / config.micro_batch
+    waiting = max(0.0, copies - seconds_of_work / rate)
+    inputs = [kind.features for kind in kinds for _ in range(kind.count)][: plan.recomputed_blocks]
+    moved = 2 * of_student * number * sum(inputs) / COPYING if plan.inputs_in_ram else 0.0
+    return (seconds_of_work / rate + waiting + moved) * rate / work
+
+
+# --- in words
+
+
+def words_for_plan(fitted: Fitted, sizes: Sizes) -> str:
+    """How a plan makes a run fit, as one sentence for the person."""
+    plan = fitted.plan
+    blocks = sum(kind.count for kind in sizes.blocks(sizes.student_tokens(1024)))
+    does = [WEIGHTS[plan.quantization]]
+    if plan.recomputed_blocks:
+        share = min(1.0, plan.recomputed_blocks / blocks)
+        does.append(f"{share:.0%} of each pass is made anew on the way back")
+    if waiting := {"weights": plan.offloaded_blocks, "activations": plan.inputs_in_ram}:
+        what = " and ".join(name for name, waits in waiting.items() if waits)
+        does += [f"{what} wait in the computer's memory"] if what else []
+    if plan.encoders_by_layer:
+        does.append("captions are read layer by layer")
+    return f"{'; '.join(does).capitalize()}."
