@@ -43,6 +43,7 @@ WEIGHTS = {  # for the person
     "int8": "the base model's weights in 8 bits",
     "nf4": "the base model's weights in 4 bits",
 }
+CLEARLY_LESS = 0.9  # of what ran out: so much a smaller plan may take of it
 AS_FAST = 1.05  # times the time of the fastest plan: among those, the weights nearest to the real ones
 
 
@@ -113,7 +114,7 @@ def fit(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted | None:
 
 def within(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted:
     """`fit`, or the smallest plan where none fits."""
-    return fit(config, sizes, budget) or smallest(config, sizes, budget.on_gpu)
+    return fit(config, sizes, budget) or replace(smallest(config, sizes, budget.on_gpu), budget=budget)
 
 
 def smallest(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Fitted:
@@ -128,13 +129,18 @@ def can_grow() -> bool:
 
 
 def next_smaller(config: TrainConfig, sizes: Sizes, fitted: Fitted, phase: str) -> Fitted | None:
-    """The fastest plan that takes less in a phase of `Memory` in which this one ran out; None without one.
+    """The fastest plan that takes clearly less in a phase of `Memory` in which this one ran out.
 
-    With the same weights: what is trained stays what it is.
+    Where there is none, the one that takes the least; None where that takes no less. With the same weights:
+    what is trained stays what it is.
     """
     config = replace(config, quantization=fitted.plan.quantization)
-    ran_out = {**fitted.budget.ran_out, phase: getattr(fitted.memory, phase)}
-    return fit(config, sizes, replace(fitted.budget, ran_out=ran_out))
+    program, taken = program_bytes(fitted.budget.on_gpu), getattr(fitted.memory, phase)
+    for most in (program + round(CLEARLY_LESS * (taken - program)), taken):
+        ran_out = {**fitted.budget.ran_out, phase: most}
+        if found := fit(config, sizes, replace(fitted.budget, ran_out=ran_out)):
+            return found
+    return None
 
 
 def _fits(memory: Memory, budget: Budget) -> bool:
@@ -199,7 +205,7 @@ def _encoding_and_drawing(plan: MemoryPlan, config: TrainConfig, sizes: Sizes, b
 
     return replace(
         plan,
-        encoders_by_layer=budget.on_gpu and not fits("encoding"),
+        encoders_by_layer=not fits("encoding"),
         tiled_decode=config.resolution > TILE and not fits("drawing"),
     )
 

@@ -110,7 +110,8 @@ def make_plan(
         fitted_in_words=words_for_plan(fitted, sizes),
         disk=disk(config, sizes, pictures, sources),
     )
-    impossible = [*_device_problems(config, sizes, machine), *too_much]  # here, whatever else is done
+    # Here, whatever else is done. How much a processor would need, nobody wants to know who needs a card.
+    impossible = [*_device_problems(config, sizes, machine)] or too_much
     problems += [*impossible, *_disk_problems(plan)]
     if impossible:
         plan = replace(plan, seconds_per_step=0.0, source="", seconds=0.0, promise=None)

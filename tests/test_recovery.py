@@ -1,0 +1,113 @@
+"""A run whose memory runs out goes on by a smaller plan, and trains the same LoRA."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dopsd_app import train as training
+from dopsd_app.config import save_config
+from dopsd_app.jobs.events import Finished, LoraChecked, MemoryPlanned, StepDone, Warned
+from dopsd_app.jobs.kept_plan import read_kept_plan
+from dopsd_app.models.z_image import ZImage
+from dopsd_app.planning import memory
+from dopsd_app.planning.slow_steps import SlowSteps
+from dopsd_app.train import train
+
+
+@pytest.fixture
+def run_out(monkeypatch):
+    """Lets a function run out of memory at its n-th call, as torch tells it, and never again."""
+
+    def make(owner, name, number=1):
+        real, calls = getattr(owner, name), []
+
+        def sometimes(*arguments, **keywords):
+            calls.append(1)
+            if len(calls) == number:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, sometimes)
+        return calls
+
+    return make
+
+
+PLACES = {
+    "load": (ZImage, "load_transformer", 1),
+    "encode": (ZImage, "encode", 2),
+    "first step": (ZImage, "predict_velocity", 1),
+    "later step": (
+        ZImage,
+        "predict_velocity",
+        18,
+    ),  # 8 for each step: 2 pictures, 2 states, student and teacher
+    "update": (torch.optim.AdamW, "step", 3),
+    "preview": (ZImage, "decode", 3),
+    "check": (training, "check_lora", 1),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_whose_memory_runs_out_trains_the_same_lora(new_run, tiny_config, run_out, place, monkeypatch):
+    monkeypatch.setattr(memory, "TILE", 16)  # so small are the pictures here
+    config = replace(tiny_config, preview_every=2, checkpoint_every=4)
+    run = new_run(config)
+    calls = run_out(*PLACES[place])
+    events = list(train(run))
+    assert len(calls) >= PLACES[place][2]
+    plans = [event for event in events if isinstance(event, MemoryPlanned)]
+    assert len(plans) == 2
+    assert any("Memory ran out" in event.message for event in events if isinstance(event, Warned))
+    assert isinstance(events[-1], Finished)
+    assert next(event for event in events if isinstance(event, LoraChecked)).passed
+    steps = [event.step for event in events if isinstance(event, StepDone)]
+    # From the last step that was done: one is made again only where it was half made.
+    assert steps == ([1, 2, 1, 2, 3, 4] if place == "update" else [1, 2, 3, 4])
+    undisturbed = new_run(config)
+    list(train(undisturbed))
+    weights, others = load_file(run.lora_file), load_file(undisturbed.lora_file)
+    for name, weight in others.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-6)
+    assert read_kept_plan(run.path).ran_out
+
+
+def test_a_run_that_goes_on_keeps_to_what_it_has_learned_of_the_memory(new_run, tiny_config, run_out):
+    run = new_run(replace(tiny_config, steps=2))
+    run_out(ZImage, "predict_velocity", 1)
+    list(train(run))
+    learned = read_kept_plan(run.path)
+    assert learned.plan.recomputed_blocks
+    save_config(replace(run.config, steps=4), run.path / "config.json")
+    list(train(run))
+    assert read_kept_plan(run.path) == learned
+
+
+def test_where_no_smaller_plan_is_left_the_run_says_so(new_run, tiny_config, monkeypatch):
+    def never(*arguments, **keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ZImage, "load_transformer", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(train(new_run(tiny_config)))
+
+
+def test_a_preview_that_does_not_fit_by_any_plan_does_not_end_the_training(new_run, tiny_config, run_out):
+    run = new_run(replace(tiny_config, preview_every=2))
+    run_out(ZImage, "decode", 1)
+    events = list(train(run))
+    assert any(
+        "The preview of step 2 failed" in event.message for event in events if isinstance(event, Warned)
+    )
+    assert isinstance(events[-1], Finished)
+
+
+def test_slow_steps_are_told_once_and_then_that_all_is_well():
+    steps = SlowSteps(on_card=False)
+    assert [steps.judge(seconds) for seconds in (9.0, 1.0, 1.1, 0.9, 1.0, 1.0)] == [None] * 6
+    told = steps.judge(3.5)  # 3.5 times the median, 1.0
+    assert told.startswith("A step took 4 times as long as those before.")
+    assert steps.judge(4.0) is None  # told already
+    assert steps.judge(1.0) == ""
