@@ -1,0 +1,195 @@
+"""What keeps less for the backward pass gives the same gradient as PEFT's and diffusers' own classes."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from dopsd_app.config import TrainConfig
+from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as_teacher
+from dopsd_app.method.lora_product import LoraProduct
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.models.protocol import Conditioning
+from dopsd_app.models.quantize import nf4_layer
+from tests.support.encoded import trained
+from tests.support.tiny_models import save_klein
+
+ARCHITECTURES = ("z_image", "klein")
+SIDE = 64  # pixels
+
+
+@pytest.fixture(scope="module")
+def klein_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny-klein")
+    save_klein(folder)
+    return folder
+
+
+@pytest.fixture
+def load(z_image_folder, klein_folder):
+    """A base model with adapters that have an effect, under a memory plan."""
+
+    def load(architecture, precision="float32", **plan):
+        folder = z_image_folder if architecture == "z_image" else klein_folder
+        config = TrainConfig(base_model=str(folder), rank=4, lora_alpha=6.0, precision=precision)
+        base_model = load_base_model(config, MemoryPlan(**plan))
+        base_model.load_transformer()
+        add_adapters(base_model.transformer, base_model.lora_targets, config)
+        trained(base_model)
+        return base_model
+
+    return load
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def conditionings_of(base_model, number):
+    """Random features; of another length for each picture, where the model takes such."""
+    if base_model.lora_targets.startswith("(layers"):
+        return [Conditioning(drawn(9 + 30 * i, 32, seed=i).to(base_model.dtype)) for i in range(number)]
+    return [Conditioning(drawn(20, 48, seed=i).to(base_model.dtype)) for i in range(number)]
+
+
+def velocity_of(base_model, number=1):
+    latents = drawn(number, *base_model.latent_shape(SIDE, SIDE))
+    return base_model.predict_velocity(latents, torch.tensor(0.7), conditionings_of(base_model, number))
+
+
+def pass_of(base_model, number=1):
+    """The velocity, and the student's gradients by name."""
+    velocity = velocity_of(base_model, number)
+    (velocity * drawn(*velocity.shape, seed=3)).sum().backward()
+    weights = adapter_weights(base_model.transformer, "student")
+    gradients = {name: weight.grad for name, weight in weights.items()}
+    base_model.transformer.zero_grad()
+    return velocity.detach(), gradients
+
+
+def plain(base_model):
+    """Takes everything back that is not PEFT's and diffusers' own."""
+    for module in base_model.transformer.modules():
+        for name in ("forward", "_forward_silu_gating"):
+            module.__dict__.pop(name, None)
+    base_model.transformer.set_adapter("student")
+    return base_model
+
+
+def error(found, expected):
+    """The difference of two tensors, relative to the size of the second."""
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def assert_near(found, expected, bound=1e-6):
+    """The velocity and the gradient as a whole within the bound; of single weights, which round more, 10."""
+    (velocity, gradients), (plain_velocity, plain_gradients) = found, expected
+    assert error(velocity, plain_velocity) <= bound
+    assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+    assert error(flat(gradients), flat(plain_gradients)) <= bound
+    for name, gradient in gradients.items():
+        assert error(gradient, plain_gradients[name]) <= 10 * bound, name
+
+
+def flat(gradients):
+    return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
+
+
+@contextmanager
+def kept():
+    """The bytes that autograd keeps meanwhile besides weights; the same memory counts once."""
+    memory = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            memory[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    counted = [0]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield counted
+    counted[0] = sum(memory.values())
+
+
+def bytes_kept(base_model):
+    with kept() as counted:
+        velocity = velocity_of(base_model)
+    del velocity
+    return counted[0]
+
+
+# --- all that is always on
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_pass_gives_the_gradient_of_the_classes_own(load, architecture, number):
+    base_model = load(architecture)
+    assert_near(pass_of(base_model, number), pass_of(plain(base_model), number))
+
+
+@pytest.mark.parametrize("how", [{"precision": "bfloat16"}, {"quantization": "nf4"}], ids=["bfloat16", "nf4"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_pass_on_a_rounded_base_is_near_the_classes_own(load, architecture, how):
+    base_model = load(architecture, **how)
+    assert_near(pass_of(base_model), pass_of(plain(base_model)), 0.05)
+
+
+# --- the LoRA's product
+
+
+def layer_of(kind, dtype, bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 128, bias=bias).to(dtype).requires_grad_(False)
+    return nf4_layer(linear, dtype, torch.device("cpu")) if kind == "nf4" else linear
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "nf4"])
+def test_the_product_is_added_in_the_same_memory_with_the_right_gradients(kind, bias):
+    base_layer = layer_of(kind, torch.float32, bias)
+    x, a, b = drawn(2, 5, 64), drawn(4, 64, seed=1), drawn(128, 4, seed=2)
+    inputs = [tensor.requires_grad_() for tensor in (x, a, b)]
+    towards = drawn(2, 5, 128, seed=3)
+    result = base_layer(x * 1)
+    place = result.data_ptr()
+    added = LoraProduct.apply(result, x, a, b, 0.5)
+    assert added.data_ptr() == place
+    expected = base_layer(x * 1) + 0.5 * x @ a.T @ b.T
+    torch.testing.assert_close(added, expected)
+    by_hand = torch.autograd.grad((expected * towards).sum(), inputs)
+    found = torch.autograd.grad((added * towards).sum(), inputs)
+    assert all(error(*pair) <= 1e-6 for pair in zip(found, by_hand, strict=True))
+
+
+def test_a_layer_keeps_its_input_and_as_many_numbers_per_token_as_the_rank(load):
+    base_model = load("z_image", precision="bfloat16")
+    layer = base_model.transformer.layers[0].attention.to_q
+    x = drawn(1, 10, 32).bfloat16()
+    with kept() as counted:
+        result = layer(x)
+    assert result.requires_grad
+    assert counted[0] == 2 * (10 * 32 + 10 * 4)
+
+
+def test_the_teacher_is_switched_to_by_one_assignment_and_never_gets_gradients(load):
+    base_model = load("z_image")
+    transformer = base_model.transformer
+    student = velocity_of(base_model)
+    with as_teacher(transformer):
+        assert transformer.adapters.active == "teacher"
+        teacher = velocity_of(base_model)
+        with as_base(transformer):
+            base = velocity_of(base_model)
+        assert velocity_of(base_model).equal(teacher)
+        assert not any(weight.requires_grad for weight in adapter_weights(transformer, "teacher").values())
+    assert velocity_of(base_model).equal(student)
+    plain(base_model)
+    assert error(velocity_of(base_model), student) <= 1e-6
+    transformer.set_adapter("teacher")
+    assert error(velocity_of(base_model), teacher) <= 1e-6
+    transformer.disable_adapters()
+    assert error(velocity_of(base_model), base) <= 1e-6
