@@ -1,14 +1,19 @@
 """What keeps less for the backward pass gives the same gradient as PEFT's and diffusers' own classes."""
 
 from contextlib import contextmanager
+from copy import deepcopy
 
 import pytest
 import torch
+from diffusers.models.normalization import RMSNorm
+from diffusers.models.transformers.transformer_flux2 import Flux2SwiGLU
+from diffusers.models.transformers.transformer_z_image import FeedForward
 from torch import nn
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as_teacher
 from dopsd_app.method.lora_product import LoraProduct
+from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import Conditioning
@@ -193,3 +198,73 @@ def test_the_teacher_is_switched_to_by_one_assignment_and_never_gets_gradients(l
     assert error(velocity_of(base_model), teacher) <= 1e-6
     transformer.disable_adapters()
     assert error(velocity_of(base_model), base) <= 1e-6
+
+
+# --- norms and gates
+
+
+NORMS = {"diffusers": RMSNorm(48, eps=1e-5), "torch": nn.RMSNorm(48, eps=1e-5)}
+
+
+def made_lean(module):
+    """A copy that keeps less."""
+    lean = nn.ModuleList([deepcopy(module)])
+    keep_less(lean, torch.device("cpu"))
+    return lean[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("library", NORMS)
+def test_a_norm_is_equal_bit_by_bit_and_keeps_its_input_and_a_number_per_row(library, dtype):
+    own = deepcopy(NORMS[library]).requires_grad_(False)
+    own.weight.data = drawn(48, seed=1)
+    own = own.to(dtype)
+    x = drawn(2, 70, 3, 48).to(dtype).requires_grad_()
+    towards = drawn(2, 70, 3, 48, seed=2).to(dtype)
+    expected = own(x)
+    lean = made_lean(own)
+    with kept() as counted:
+        found = lean(x)
+    assert found.dtype == expected.dtype
+    assert found.equal(expected)
+    assert counted[0] == x.nbytes + 4 * 2 * 70 * 3
+    (by_class,) = torch.autograd.grad(expected, x, towards)
+    (by_formula,) = torch.autograd.grad(found, x, towards)
+    assert by_formula.dtype == dtype
+    assert error(by_formula, by_class) <= (5e-7 if dtype == torch.float32 else 0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_of_two_inputs_is_equal_bit_by_bit_and_keeps_them_alone(dtype):
+    own = FeedForward(16, 48)
+    gate, up = (drawn(2, 7, 48, seed=seed).to(dtype).requires_grad_() for seed in (1, 2))
+    expected = own._forward_silu_gating(gate, up)
+    lean = made_lean(own)
+    with kept() as counted:
+        found = lean._forward_silu_gating(gate, up)
+    assert found.equal(expected)
+    assert counted[0] == gate.nbytes + up.nbytes
+    by_class = torch.autograd.grad(expected, (gate, up), drawn(2, 7, 48).to(dtype))
+    by_formula = torch.autograd.grad(found, (gate, up), drawn(2, 7, 48).to(dtype))
+    assert all(error(*pair) <= 1e-7 for pair in zip(by_formula, by_class, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_of_one_joined_input_is_equal_bit_by_bit_and_keeps_it_alone(dtype):
+    own = Flux2SwiGLU()
+    joined = drawn(2, 7, 96).to(dtype).requires_grad_()
+    expected = own(joined)
+    lean = made_lean(own)
+    with kept() as counted:
+        found = lean(joined)
+    assert found.equal(expected)
+    assert counted[0] == joined.nbytes
+    (by_class,) = torch.autograd.grad(expected, joined, drawn(2, 7, 48).to(dtype))
+    (by_formula,) = torch.autograd.grad(found, joined, drawn(2, 7, 48).to(dtype))
+    assert error(by_formula, by_class) <= 1e-7
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_pass_keeps_less_than_that_of_the_classes_own(load, architecture):
+    base_model = load(architecture, precision="bfloat16")
+    assert bytes_kept(base_model) < 0.7 * bytes_kept(plain(base_model))
