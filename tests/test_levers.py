@@ -13,9 +13,10 @@ from torch import nn
 from dopsd_app.config import TrainConfig
 from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as_teacher
 from dopsd_app.method.lora_product import LoraProduct
+from dopsd_app.method.recompute import recompute_blocks
 from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.load import load_base_model
-from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.models.memory_plan import ALL, MemoryPlan
 from dopsd_app.models.protocol import Conditioning
 from dopsd_app.models.quantize import nf4_layer
 from tests.support.encoded import trained
@@ -43,6 +44,7 @@ def load(z_image_folder, klein_folder):
         base_model.load_transformer()
         add_adapters(base_model.transformer, base_model.lora_targets, config)
         trained(base_model)
+        recompute_blocks(base_model)
         return base_model
 
     return load
@@ -268,3 +270,34 @@ def test_a_gate_of_one_joined_input_is_equal_bit_by_bit_and_keeps_it_alone(dtype
 def test_a_pass_keeps_less_than_that_of_the_classes_own(load, architecture):
     base_model = load(architecture, precision="bfloat16")
     assert bytes_kept(base_model) < 0.7 * bytes_kept(plain(base_model))
+
+
+# --- recomputing
+
+
+@pytest.mark.parametrize("blocks", [1, 3, ALL])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_recomputed_blocks_give_the_gradient_of_the_classes_own(load, architecture, number, blocks):
+    base_model = load(architecture, recomputed_blocks=blocks)
+    assert_near(pass_of(base_model, number), pass_of(plain(base_model), number))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_recomputed_block_keeps_less(load, architecture):
+    number = 4 if architecture == "z_image" else 5
+    counts = [bytes_kept(load(architecture, recomputed_blocks=blocks)) for blocks in range(number + 1)]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) == number + 1
+    assert bytes_kept(load(architecture, recomputed_blocks=ALL)) == counts[-1] < counts[0] / 4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_wrong_adapter_while_recomputing_is_an_error(load, architecture):
+    base_model = load(architecture, recomputed_blocks=1)
+    for context in (as_teacher, as_base):
+        loss = velocity_of(base_model).sum()
+        with context(base_model.transformer), pytest.raises(RuntimeError, match="student is not active"):
+            loss.backward()
+    with as_teacher(base_model.transformer):
+        assert not velocity_of(base_model).requires_grad

@@ -13,16 +13,15 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import adapter_weights, add_adapters, update_teacher
 from dopsd_app.method.encode import EncodedExample
-from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
 from dopsd_app.method.objectives.protocol import Batch, Objective
+from dopsd_app.method.recompute import recompute_blocks
 from dopsd_app.models.protocol import BaseModel
 
 
 def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
     """Puts student and teacher on the loaded transformer and returns the student's optimizer."""
     add_adapters(base_model.transformer, base_model.lora_targets, config)
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(base_model.transformer)
+    recompute_blocks(base_model)
     if config.optimizer == "adamw8bit":
         import bitsandbytes  # slow to import, and not every run needs it
 

@@ -4,7 +4,7 @@ One direction of time everywhere: sigma is 1 for noise and 0 for the picture, ve
 A model that thinks otherwise is corrected in its own file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -55,10 +55,10 @@ class Transformer(Protocol):
     adapters: Any  # student and teacher, of the method; there while it has them
 
     def modules(self) -> Iterator[torch.nn.Module]: ...
+    def get_submodule(self, target: str, /) -> Any: ...
     def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]: ...
     def add_adapter(self, adapter_config: Any, adapter_name: str = ...) -> None: ...
     def delete_adapters(self, adapter_names: list[str]) -> None: ...
-    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = ...) -> None: ...
 
 
 class Pipeline(Protocol):
