@@ -8,12 +8,15 @@ import torch
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_flux2 import Flux2SwiGLU
 from diffusers.models.transformers.transformer_z_image import FeedForward
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from dopsd_app.config import TrainConfig
+from dopsd_app.method import inputs_in_ram
 from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as_teacher
 from dopsd_app.method.lora_product import LoraProduct
 from dopsd_app.method.recompute import recompute_blocks
+from dopsd_app.models import blocks
 from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import ALL, MemoryPlan
@@ -275,18 +278,18 @@ def test_a_pass_keeps_less_than_that_of_the_classes_own(load, architecture):
 # --- recomputing
 
 
-@pytest.mark.parametrize("blocks", [1, 3, ALL])
+@pytest.mark.parametrize("recomputed", [1, 3, ALL])
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_recomputed_blocks_give_the_gradient_of_the_classes_own(load, architecture, number, blocks):
-    base_model = load(architecture, recomputed_blocks=blocks)
+def test_recomputed_blocks_give_the_gradient_of_the_classes_own(load, architecture, number, recomputed):
+    base_model = load(architecture, recomputed_blocks=recomputed)
     assert_near(pass_of(base_model, number), pass_of(plain(base_model), number))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_recomputed_block_keeps_less(load, architecture):
     number = 4 if architecture == "z_image" else 5
-    counts = [bytes_kept(load(architecture, recomputed_blocks=blocks)) for blocks in range(number + 1)]
+    counts = [bytes_kept(load(architecture, recomputed_blocks=first)) for first in range(number + 1)]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == number + 1
     assert bytes_kept(load(architecture, recomputed_blocks=ALL)) == counts[-1] < counts[0] / 4
@@ -301,3 +304,94 @@ def test_the_wrong_adapter_while_recomputing_is_an_error(load, architecture):
             loss.backward()
     with as_teacher(base_model.transformer):
         assert not velocity_of(base_model).requires_grad
+
+
+# --- in halves, and with inputs that wait in the computer's memory
+
+
+@pytest.fixture(params=[10_000, 24], ids=["one chunk", "chunks"])
+def chunk(request, monkeypatch):
+    """As many tokens in a chunk as there are, or fewer."""
+    monkeypatch.setattr(blocks, "CHUNK", request.param)
+
+
+@pytest.mark.parametrize("recomputed", [3, ALL])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_in_halves_give_the_gradient_of_the_classes_own(load, architecture, number, recomputed, chunk):
+    base_model = load(architecture, recomputed_blocks=recomputed, halves=True)
+    assert_near(pass_of(base_model, number), pass_of(plain(base_model), number))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_part_of_a_block_has_its_block_fetched_also_while_it_is_recomputed(load, architecture, chunk):
+    base_model = load(architecture)
+    base_model.memory_plan = MemoryPlan(recomputed_blocks=ALL, halves=True)
+    fetched = []
+
+    @contextmanager
+    def fetch(block):
+        fetched.append(block)
+        yield
+
+    recompute_blocks(base_model, fetch)
+    parts = []
+    for block in blocks.blocks_of(base_model.transformer, base_model.block_lists):
+        layers = [layer for layer in block.modules() if isinstance(layer, LoraLayer)]
+        parts.append((block, layers))
+    seen = set()
+    for block, layers in parts:
+        for layer in layers:
+            own = layer.forward
+
+            def forward(x, own=own, block=block):
+                seen.add(fetched[-1] is block)
+                return own(x)
+
+            layer.forward = forward
+    velocity = velocity_of(base_model)
+    forward_alone = list(fetched)
+    velocity.sum().backward()
+    assert seen == {True}
+    assert len(fetched) == 2 * len(forward_alone)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_inputs_that_wait_in_memory_give_the_very_same_gradient(
+    load, architecture, halves, number, monkeypatch
+):
+    monkeypatch.setattr(blocks, "CHUNK", 24)
+    monkeypatch.setattr(inputs_in_ram, "LEAST", 1)
+    moved, back = [], []
+    to_ram, from_ram = inputs_in_ram.copy_to_ram, inputs_in_ram.copy_back
+    monkeypatch.setattr(inputs_in_ram, "copy_to_ram", lambda x: moved.append(x.shape) or to_ram(x))
+    monkeypatch.setattr(inputs_in_ram, "copy_back", lambda *x: back.append(x[0].shape) or from_ram(*x))
+    plan = {"recomputed_blocks": 3, "halves": halves}
+    velocity, gradients = pass_of(load(architecture, **plan, inputs_in_ram=True), number)
+    assert moved
+    assert sorted(moved) == sorted(back)
+    assert all(len(shape) == 3 for shape in moved)  # tokens, and neither positions nor modulation
+    plain_velocity, plain_gradients = pass_of(load(architecture, **plan), number)
+    assert velocity.equal(plain_velocity)
+    assert all(gradient.equal(plain_gradients[name]) for name, gradient in gradients.items())
+
+
+def test_what_is_small_stays_where_it_is():
+    x = drawn(2, 3).requires_grad_()
+    with inputs_in_ram.InputsInRam([x]):
+        assert (x * x).grad_fn._saved_self.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"precision": "bfloat16"}, {"quantization": "nf4"}], ids=["float32", "bfloat16", "nf4"]
+)
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_together_give_the_gradient_of_the_classes_own(load, architecture, number, how, monkeypatch):
+    monkeypatch.setattr(blocks, "CHUNK", 24)
+    monkeypatch.setattr(inputs_in_ram, "LEAST", 1)
+    base_model = load(architecture, **how, recomputed_blocks=ALL, halves=True, inputs_in_ram=True)
+    bound = 0.05 if how else 1e-6
+    assert_near(pass_of(base_model, number), pass_of(plain(base_model), number), bound)

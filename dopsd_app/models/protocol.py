@@ -4,7 +4,7 @@ One direction of time everywhere: sigma is 1 for noise and 0 for the picture, ve
 A model that thinks otherwise is corrected in its own file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -146,6 +146,12 @@ class BaseModel(Protocol):
 
     def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
         """Velocity of latents, both (B, C, h, w) in float32; sigma is one for all, or (B,)."""
+
+    def in_halves(self, block: Any, run: Callable) -> Callable:
+        """The forward of one of its blocks in parts that are recomputed one by one.
+
+        `run(part, block, *values)` gives what `part(block, *values)` is.
+        """
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w)."""
