@@ -17,7 +17,7 @@ from dopsd_app.jobs.job import RunError, write_status
 from dopsd_app.jobs.lora_file import check_intact, find_lora
 from dopsd_app.jobs.runs import Run, complete_checkpoints, latest_checkpoint
 from dopsd_app.jobs.worker import work
-from dopsd_app.method.adapters import adapter_weights
+from dopsd_app.method.adapters import adapter_weights, remove_adapters
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.models.load import load_base_model
 from dopsd_app.train import prepare, train
@@ -48,7 +48,7 @@ def base_model(config):
 def learner(base_model, config):
     """A transformer with fresh adapters and its optimizer; the adapters leave after the test."""
     yield base_model.transformer, prepare(base_model, config)
-    base_model.transformer.delete_adapters(list(base_model.transformer.peft_config))
+    remove_adapters(base_model.transformer)
 
 
 def learn(learner, seed):

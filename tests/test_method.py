@@ -11,10 +11,10 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as_teacher, update_teacher
 from dopsd_app.method.encode import EncodedExample
-from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
 from dopsd_app.method.losses import distillation_loss
 from dopsd_app.method.objectives import make_objective
 from dopsd_app.method.objectives.protocol import Material
+from dopsd_app.method.recompute import recompute_blocks
 from dopsd_app.method.rollout import rollout
 from dopsd_app.method.step import micro_batches, optimizer_step, prepare
 from dopsd_app.models.load import load_base_model
@@ -179,14 +179,15 @@ def test_with_the_base_as_teacher_there_is_no_teacher_adapter(tiny_z_image, tiny
     assert len(gradients(tiny_z_image)) == len(adapter_weights(tiny_z_image.transformer, "student"))
 
 
-def test_checkpointing_gives_the_same_gradient(tiny_z_image, tiny_config, example, noise):
+def test_recomputing_gives_the_same_gradient(tiny_z_image, tiny_config, example, noise):
     add_adapters(tiny_z_image.transformer, tiny_z_image.lora_targets, tiny_config)
     trained(tiny_z_image)
     for step in walk(tiny_z_image, example, noise):
         distillation_loss(step).sum().backward()
     plain = gradients(tiny_z_image)
     tiny_z_image.transformer.zero_grad()
-    enable_gradient_checkpointing(tiny_z_image.transformer)
+    tiny_z_image.memory_plan = MemoryPlan(recomputed_blocks=ALL)
+    recompute_blocks(tiny_z_image)
     for step in walk(tiny_z_image, example, noise):
         distillation_loss(step).sum().backward()
     torch.testing.assert_close(gradients(tiny_z_image), plain, atol=1e-7, rtol=1e-4)
@@ -194,7 +195,8 @@ def test_checkpointing_gives_the_same_gradient(tiny_z_image, tiny_config, exampl
 
 def test_backward_with_the_teacher_left_active_is_an_error(tiny_z_image, tiny_config, example, noise):
     add_adapters(tiny_z_image.transformer, tiny_z_image.lora_targets, tiny_config)
-    enable_gradient_checkpointing(tiny_z_image.transformer)
+    tiny_z_image.memory_plan = MemoryPlan(recomputed_blocks=ALL)
+    recompute_blocks(tiny_z_image)
     for context in (as_teacher, as_base):
         loss = distillation_loss(next(walk(tiny_z_image, example, noise))).sum()
         with context(tiny_z_image.transformer), pytest.raises(RuntimeError, match="student is not active"):

@@ -12,7 +12,7 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.files import replace_file
 from dopsd_app.jobs.manifest import hash_file
 from dopsd_app.method import randomness
-from dopsd_app.method.adapters import as_base, lora_matrices
+from dopsd_app.method.adapters import as_base, lora_matrices, remove_adapters
 from dopsd_app.models.protocol import BaseModel, Conditioning, Transformer
 
 MAX_STRENGTH_ERROR = 5e-4
@@ -104,7 +104,7 @@ def check_lora(
     with as_base(transformer):
         untrained = velocities()
     student = _low_rank_deltas(transformer, "student")
-    transformer.delete_adapters(list(transformer.peft_config))
+    remove_adapters(transformer)
     pipeline = base_model.make_pipeline()
     written = hash_file(path)
     try:

@@ -1,12 +1,15 @@
 """Student and teacher LoRA on one frozen base.
 
-The student is the resting state: whoever switches to the teacher, or to the bare base, does it in a context.
+The layers are PEFT's, with a forward of our own: which adapter is active is one attribute that all of them
+read. The student is the resting state: whoever switches to the teacher, or to the bare base, does it in a
+context.
 """
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +19,20 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dopsd_app.config import TrainConfig
+from dopsd_app.method.lora_product import LoraProduct
 from dopsd_app.models.protocol import Transformer
+
+
+@dataclass
+class Adapters:
+    """The adapters of a transformer, whose modules are walked through once: its `adapters`."""
+
+    # By adapter: `<module>.lora_A.weight` (rank, in), `<module>.lora_B.weight` (out, rank).
+    weights: dict[str, dict[str, Parameter]]
+    # The same in the same order, for updates of all at once; no teacher's where the base is the teacher.
+    student: list[Parameter]
+    teacher: list[Parameter]
+    active: str | None = "student"  # whose product the layers add; None for the bare base
 
 
 def add_adapters(transformer: Transformer, targets: str, config: TrainConfig) -> None:
@@ -38,25 +54,60 @@ def add_adapters(transformer: Transformer, targets: str, config: TrainConfig) ->
         if config.has_ema_teacher:
             transformer.add_adapter(lora, adapter_name="teacher")
         transformer.add_adapter(lora, adapter_name="student")
+    adapters = transformer.adapters = _find_adapters(transformer)
+    for layer in _lora_layers(transformer).values():
+        layer.forward = _forward(layer, adapters)
     generator = torch.Generator().manual_seed(config.seed)
-    for adapter in transformer.peft_config:
-        for name, weight in adapter_weights(transformer, adapter).items():
+    for adapter, weights in adapters.weights.items():
+        for name, weight in weights.items():
             weight.data = weight.data.float()
+            weight.requires_grad_(adapter == "student")
             if adapter == "student" and name.endswith("lora_A.weight"):
                 weight.data.copy_(torch.randn(weight.shape, generator=generator) / config.rank)
-    if config.has_ema_teacher:
-        update_teacher(transformer, ema_decay=0.0)
-    transformer.set_adapter("student")
+    update_teacher(transformer, ema_decay=0.0)
+
+
+def remove_adapters(transformer: Transformer) -> None:
+    """Leaves PEFT's layers empty and with a forward of their own: the next LoRA is as of anybody."""
+    for layer in _lora_layers(transformer).values():
+        del layer.forward
+    transformer.delete_adapters(list(transformer.peft_config))
+    del transformer.adapters
+
+
+def _lora_layers(transformer: Transformer) -> dict[str, Any]:
+    """PEFT's layers by name: each is a `LoraLayer` and a module."""
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _find_adapters(transformer: Transformer) -> Adapters:
+    weights: dict[str, dict[str, Parameter]] = {adapter: {} for adapter in transformer.peft_config}
+    for name, layer in _lora_layers(transformer).items():
+        for adapter, found in weights.items():
+            a, b = lora_matrices(layer, adapter)
+            found |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    student, teacher = (list(weights.get(adapter, {}).values()) for adapter in ("student", "teacher"))
+    return Adapters(weights, student, teacher)
+
+
+def _forward(layer: LoraLayer, adapters: Adapters) -> Callable[[Tensor], Tensor]:
+    """The layer's forward with the product of whichever adapter is active."""
+    matrices = {adapter: lora_matrices(layer, adapter) for adapter in adapters.weights}
+    scales = {adapter: layer.scaling[adapter] for adapter in matrices}
+    base_layer = layer.get_base_layer()
+
+    def forward(x: Tensor) -> Tensor:
+        result, adapter = base_layer(x), adapters.active
+        if adapter is None:
+            return result
+        return LoraProduct.apply(result, x, *matrices[adapter], scales[adapter])
+
+    return forward
 
 
 def adapter_weights(transformer: Transformer, adapter: str) -> dict[str, Parameter]:
     """The adapter's weights: `<module>.lora_A.weight` (rank, in), `<module>.lora_B.weight` (out, rank)."""
-    weights = {}
-    for name, module in transformer.named_modules():
-        if isinstance(module, LoraLayer):
-            a, b = lora_matrices(module, adapter)
-            weights |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-    return weights
+    return transformer.adapters.weights[adapter]
 
 
 def lora_matrices(layer: LoraLayer, adapter: str) -> tuple[Parameter, Parameter]:
@@ -85,35 +136,31 @@ def load_adapter_weights(transformer: Transformer, adapter: str, weights: dict[s
 @contextmanager
 def as_teacher(transformer: Transformer) -> Generator[None]:
     """The teacher's weights, without gradient: its adapter, or the bare base where it has none."""
-    if "teacher" not in transformer.peft_config:
-        with as_base(transformer):
-            yield
-        return
-    # set_adapter also moves requires_grad from the student to the teacher, and back again.
-    transformer.set_adapter("teacher")
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        transformer.set_adapter("student")
+    with _activated(transformer.adapters, "teacher" if transformer.adapters.teacher else None):
+        yield
 
 
 @contextmanager
 def as_base(transformer: Transformer) -> Generator[None]:
     """The base model as it was before training, without gradient."""
-    transformer.disable_adapters()
+    with _activated(transformer.adapters, None):
+        yield
+
+
+@contextmanager
+def _activated(adapters: Adapters, adapter: str | None) -> Generator[None]:
+    before, adapters.active = adapters.active, adapter
     try:
         with torch.no_grad():
             yield
     finally:
-        transformer.enable_adapters()
+        adapters.active = before
 
 
 @contextmanager
 def student_must_be_active(transformer: Transformer) -> Generator[None]:
     """Raises `RuntimeError` unless the student's adapter is the active one."""
-    layer = next(module for module in transformer.modules() if isinstance(module, LoraLayer))
-    if layer.disable_adapters or layer.active_adapters != ["student"]:
+    if transformer.adapters.active != "student":
         raise RuntimeError(
             "The backward pass recomputes activations while the student is not active: it would get no"
             " gradient. Leave `as_teacher` before `backward`."
@@ -124,8 +171,6 @@ def student_must_be_active(transformer: Transformer) -> Generator[None]:
 @torch.no_grad()
 def update_teacher(transformer: Transformer, ema_decay: float) -> None:
     """teacher = ema_decay * teacher + (1 - ema_decay) * student; nothing where the base is the teacher."""
-    if "teacher" not in transformer.peft_config:
-        return
-    student = adapter_weights(transformer, "student")
-    for name, weight in adapter_weights(transformer, "teacher").items():
-        weight.lerp_(student[name], 1 - ema_decay)
+    adapters = transformer.adapters
+    if adapters.teacher:
+        torch._foreach_lerp_(adapters.teacher, adapters.student, 1 - ema_decay)

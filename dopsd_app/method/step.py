@@ -13,16 +13,15 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import adapter_weights, add_adapters, update_teacher
 from dopsd_app.method.encode import EncodedExample
-from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
 from dopsd_app.method.objectives.protocol import Batch, Objective
+from dopsd_app.method.recompute import recompute_blocks
 from dopsd_app.models.protocol import BaseModel
 
 
 def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
     """Puts student and teacher on the loaded transformer and returns the student's optimizer."""
     add_adapters(base_model.transformer, base_model.lora_targets, config)
-    if base_model.memory_plan.recomputed_blocks:
-        enable_gradient_checkpointing(base_model.transformer)
+    recompute_blocks(base_model)
     if config.optimizer == "adamw8bit":
         import bitsandbytes  # slow to import, and not every run needs it
 
@@ -57,13 +56,15 @@ def optimizer_step(
 ) -> OptimizerStep:
     """One step for the batch that belongs to `step`; the same for every micro-batch size."""
     started = time.perf_counter()
-    total = 0.0
+    losses = []
     for drawn in micro_batches(config, examples, step):
         for loss in objective.losses(draw_batch(config, examples, step, drawn), step):
             loss.backward()  # at once: one graph is alive at a time, and the gradient is the same
-            total += loss.item()
+            losses.append(loss.detach())
     student_weights = optimizer.param_groups[0]["params"]
-    grad_norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm)
+    # Read together: a card would wait for the processor after each that is read, and then for its next work.
+    *totals, grad_norm = torch.stack([*losses, norm]).tolist()
     if not math.isfinite(grad_norm):  # one such step would spoil student, teacher and every later checkpoint
         raise KnownFailure(
             f"The gradient of step {step} is not a number, so training cannot go on. Start a run with a"
@@ -75,7 +76,7 @@ def optimizer_step(
         raise HalfUpdatedError(f"The update of step {step} failed: {error}") from error
     optimizer.zero_grad()
     update_teacher(base_model.transformer, config.ema_decay)
-    return OptimizerStep(total, grad_norm, time.perf_counter() - started, objective.rollout_states)
+    return OptimizerStep(sum(totals), grad_norm, time.perf_counter() - started, objective.rollout_states)
 
 
 def micro_batches(

@@ -4,13 +4,15 @@ What is known of them without loading stands in `klein_facts`, which needs no to
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKLFlux2, Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2TransformerBlock
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
@@ -21,8 +23,10 @@ from transformers import (
 
 from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BY_EYES, BaseModelError, Role
+from dopsd_app.models.blocks import Run
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.klein_facts import CAPTION_TOKENS, KLEIN, SOURCE_AREA, KleinSizes
+from dopsd_app.models.klein_halves import double_in_halves, single_in_halves
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.phases import LoadedInPhases
 from dopsd_app.models.protocol import Conditioning, Pictures, loaded
@@ -219,6 +223,11 @@ class Klein(LoadedInPhases):
         )[0]
         own = velocities[:, : latents[0, 0].numel()]
         return own.mT.unflatten(2, latents.shape[2:]).float()
+
+    def in_halves(self, block: Any, run: Run) -> Callable:
+        """The forward of a block of either list, in its attention and its feed-forward half."""
+        is_double = isinstance(block, Flux2TransformerBlock)
+        return partial(double_in_halves if is_double else single_in_halves, block, run)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

@@ -13,6 +13,7 @@ from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BY_EYES, UNTAUGHT
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import loaded
 
@@ -77,6 +78,7 @@ class LoadedInPhases:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
         nf4_targets = self.lora_targets if self.memory_plan.quantization == "nf4" else None
         self.transformer = self._load(self.transformer_class, "transformer", self.dtype, nf4_targets)
+        keep_less(self.transformer, self.device)
         self.load_autoencoder()
 
     def load_autoencoder(self) -> None:

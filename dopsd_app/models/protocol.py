@@ -52,15 +52,13 @@ class Transformer(Protocol):
     """What is used of a transformer: a module with diffusers' `ModelMixin` and `PeftAdapterMixin`."""
 
     peft_config: dict[str, Any]  # by adapter; there once it has one
+    adapters: Any  # student and teacher, of the method; there while it has them
 
     def modules(self) -> Iterator[torch.nn.Module]: ...
+    def get_submodule(self, target: str, /) -> Any: ...
     def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]: ...
     def add_adapter(self, adapter_config: Any, adapter_name: str = ...) -> None: ...
-    def set_adapter(self, adapter_name: str) -> None: ...
     def delete_adapters(self, adapter_names: list[str]) -> None: ...
-    def disable_adapters(self) -> None: ...
-    def enable_adapters(self) -> None: ...
-    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = ...) -> None: ...
 
 
 class Pipeline(Protocol):
@@ -148,6 +146,12 @@ class BaseModel(Protocol):
 
     def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
         """Velocity of latents, both (B, C, h, w) in float32; sigma is one for all, or (B,)."""
+
+    def in_halves(self, block: Any, run: Callable) -> Callable:
+        """The forward of one of its blocks in parts that are recomputed one by one.
+
+        `run(part, block, *values)` gives what `part(block, *values)` is.
+        """
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w)."""

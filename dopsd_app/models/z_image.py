@@ -3,7 +3,8 @@
 What is known of them without loading stands in `z_image_facts`, which needs no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from dopsd_app.models import qwen, vision_language
 from dopsd_app.models.architecture import BaseModelError, Role
+from dopsd_app.models.blocks import Run
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.phases import LoadedInPhases
 from dopsd_app.models.protocol import Conditioning, Pictures, loaded
 from dopsd_app.models.z_image_facts import Z_IMAGE, ZImageSizes
+from dopsd_app.models.z_image_halves import forward_in_halves
 
 STUDENT_TOKENS = 512  # the pipeline's max_sequence_length
 TEACHER_TOKENS = 1024  # as in the released code, whose pictures take up to 578 of them
@@ -132,6 +135,10 @@ class ZImage(LoadedInPhases):
         time = (1 - sigma).to(self.device).expand(len(images))
         velocities = loaded(self.transformer)(images, time, texts, return_dict=False)[0]
         return -torch.stack(velocities).squeeze(2).float()
+
+    def in_halves(self, block: Any, run: Run) -> Callable[..., Tensor]:
+        """The forward of a block of any of the three lists, in its attention and its feed-forward half."""
+        return partial(forward_in_halves, block, run)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

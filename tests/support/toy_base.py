@@ -236,6 +236,11 @@ class Toy:
         time = (1 - sigma).to(self.device).expand(len(latents))
         return -self.transformer(latents, time, texts, references)
 
+    def in_halves(self, block, run):
+        """Its blocks have no halves: each is one part."""
+        forward = block.forward
+        return lambda hidden: run(lambda block, hidden: forward(hidden), block, hidden)
+
     @torch.no_grad()
     def decode(self, latents):
         return VaeImageProcessor().postprocess(self.autoencoder.decoder(latents))

@@ -1,0 +1,114 @@
+"""Blocks of FLUX.2 klein in halves: diffusers' own blocks, with less of them at once in memory."""
+
+from typing import Any, cast
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
+from torch import Tensor
+
+from dopsd_app.models.blocks import Run, in_chunks
+
+Rotary = tuple[Tensor, Tensor]
+
+
+# --- blocks with a stream for the picture and one for the text
+
+
+def double_in_halves(
+    block: Any,
+    run: Run,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb_mod_img: Tensor,
+    temb_mod_txt: Tensor,
+    image_rotary_emb: Rotary,
+    joint_attention_kwargs: None = None,
+) -> tuple[Tensor, Tensor]:
+    """`Flux2TransformerBlock`: attention for all tokens, then the feed-forward layers in chunks of each."""
+    text, picture = run(
+        _attend, block, hidden_states, encoder_hidden_states, temb_mod_img, temb_mod_txt, image_rotary_emb
+    )
+    picture = in_chunks(lambda tokens: run(_feed_forward_picture, block, tokens, temb_mod_img), picture)
+    text = in_chunks(lambda tokens: run(_feed_forward_text, block, tokens, temb_mod_txt), text)
+    return text, picture
+
+
+def _attend(
+    block: Any, picture: Tensor, text: Tensor, mod_picture: Tensor, mod_text: Tensor, rotary: Rotary
+) -> tuple[Tensor, Tensor]:
+    (shift, scale, gate), _ = Flux2Modulation.split(mod_picture, 2)
+    (text_shift, text_scale, text_gate), _ = Flux2Modulation.split(mod_text, 2)
+    of_picture, of_text = block.attn(
+        hidden_states=(1 + scale) * block.norm1(picture) + shift,
+        encoder_hidden_states=(1 + text_scale) * block.norm1_context(text) + text_shift,
+        image_rotary_emb=rotary,
+    )
+    return text + text_gate * of_text, picture + gate * of_picture
+
+
+def _feed_forward_picture(block: Any, tokens: Tensor, mod: Tensor) -> Tensor:
+    _, (shift, scale, gate) = Flux2Modulation.split(mod, 2)
+    return tokens + gate * block.ff(block.norm2(tokens) * (1 + scale) + shift)
+
+
+def _feed_forward_text(block: Any, tokens: Tensor, mod: Tensor) -> Tensor:
+    _, (shift, scale, gate) = Flux2Modulation.split(mod, 2)
+    return _clipped(tokens + gate * block.ff_context(block.norm2_context(tokens) * (1 + scale) + shift))
+
+
+# --- blocks in which attention and feed-forward layers are side by side
+
+
+def single_in_halves(
+    block: Any,
+    run: Run,
+    hidden_states: Tensor,
+    encoder_hidden_states: None,
+    temb_mod: Tensor,
+    image_rotary_emb: Rotary,
+    joint_attention_kwargs: None = None,
+) -> Tensor:
+    """`Flux2SingleTransformerBlock`: attention for all tokens, then all else in chunks of them.
+
+    One product makes queries, keys, values and the feed-forward layers' input, nine times the width of a
+    token. It is computed twice, in chunks, and each half takes its part: what is never there is all of it.
+    """
+    attended = run(_attend_alone, block, hidden_states, temb_mod, image_rotary_emb)
+    return in_chunks(
+        lambda tokens, seen: run(_feed_forward_beside, block, tokens, seen, temb_mod), hidden_states, attended
+    )
+
+
+def _attend_alone(block: Any, tokens: Tensor, mod: Tensor, rotary: Rotary) -> Tensor:
+    """What attention sees (B, T, D), before the product that the feed-forward layers share."""
+    attn = block.attn
+    joined = in_chunks(lambda chunk: _project(block, chunk, mod)[..., : 3 * attn.inner_dim], tokens)
+    query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in joined.chunk(3, dim=-1))
+    query, key = (_rotated(norm(each), rotary) for norm, each in ((attn.norm_q, query), (attn.norm_k, key)))
+    # As the block's own processor asks for it.
+    return dispatch_attention_fn(query, key, value, backend=attn.processor._attention_backend).flatten(2, 3)
+
+
+def _rotated(heads: Tensor, rotary: Any) -> Tensor:
+    # Its annotations ask for one tensor of two, and tell of two that it returns.
+    return cast(Tensor, apply_rotary_emb(heads, rotary, sequence_dim=1))
+
+
+def _feed_forward_beside(block: Any, tokens: Tensor, attended: Tensor, mod: Tensor) -> Tensor:
+    attn = block.attn
+    _, _, gate = Flux2Modulation.split(mod, 1)[0]
+    fed = attn.mlp_act_fn(_project(block, tokens, mod)[..., 3 * attn.inner_dim :])
+    return _clipped(tokens + gate * attn.to_out(torch.cat([attended, fed], dim=-1)))
+
+
+def _project(block: Any, tokens: Tensor, mod: Tensor) -> Tensor:
+    """Queries, keys, values and the feed-forward layers' input of tokens (B, T, D), side by side."""
+    shift, scale, _ = Flux2Modulation.split(mod, 1)[0]
+    return block.attn.to_qkv_mlp_proj((1 + scale) * block.norm(tokens) + shift)
+
+
+def _clipped(tokens: Tensor) -> Tensor:
+    """As the blocks do, for float16, whose largest number it is."""
+    return tokens.clip(-65504, 65504) if tokens.dtype == torch.float16 else tokens
