@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -43,7 +44,8 @@ from dopsd_app.jobs.events import (
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.pipeline_folder import EYES_PREFIX
-from dopsd_app.planning.cost import memory, step_work
+from dopsd_app.planning.cost import step_work
+from dopsd_app.planning.memory import Budget, within
 from dopsd_app.progress import PhaseProgress
 from dopsd_app.train import train, use_repeatable_kernels
 
@@ -185,15 +187,17 @@ def run_case(folder: Path, card: float, resolution: int, quantization: str) -> d
     use_repeatable_kernels()
     cuda = torch.cuda.is_available()
     changed = {"resolution": resolution, "quantization": quantization, "steps": WARM_UP + STEPS}
+    changed |= {"memory_limit": card} if cuda else {}
     changed |= {"base_model": str(folder), "preview_every": PREVIEW, "checkpoint_every": PREVIEW}
     config = make_config(load_preset(PRESET).settings | changed)
     sizes = find_facts(config.base_model).sizes
-    reckoned = memory(config, sizes, on_gpu=cuda)
+    fitted = within(config, sizes, Budget(int(card * GIB), psutil.virtual_memory().available, cuda))
     row = {"card_gb": card, "resolution": resolution, "quantization": quantization}
     row |= {"stored_as": stored_as(folder), "stored_gb": _gb(sizes.stored_bytes)}
     row |= {"parameters": sizes.parameters, "steps": STEPS, "warm_up_steps": WARM_UP, "hardware": hardware()}
-    row["reckoned_gb"] = {name: _gb(getattr(reckoned, name)) for name in ("encoding", "training", "drawing")}
-    row["reckoned_tflop_per_step"] = round(step_work(config, sizes) / 1e12, 1)
+    row["memory_plan"] = fitted.plan.to_fields()
+    row["reckoned_gb"] = {name: _gb(getattr(fitted.memory, name)) for name in ("encoding", "training", "drawing")}
+    row["reckoned_tflop_per_step"] = round(step_work(config, sizes, fitted.plan) / 1e12, 1)
     if cuda:
         row["context_gb"] = _gb(limit_memory(card * GIB))
     with tempfile.TemporaryDirectory() as place:
