@@ -196,7 +196,9 @@ def run_case(folder: Path, card: float, resolution: int, quantization: str) -> d
     row |= {"stored_as": stored_as(folder), "stored_gb": _gb(sizes.stored_bytes)}
     row |= {"parameters": sizes.parameters, "steps": STEPS, "warm_up_steps": WARM_UP, "hardware": hardware()}
     row["memory_plan"] = fitted.plan.to_fields()
-    row["reckoned_gb"] = {name: _gb(getattr(fitted.memory, name)) for name in ("encoding", "training", "drawing")}
+    row["reckoned_gb"] = {
+        name: _gb(getattr(fitted.memory, name)) for name in ("encoding", "training", "drawing")
+    }
     row["reckoned_tflop_per_step"] = round(step_work(config, sizes, fitted.plan) / 1e12, 1)
     if cuda:
         row["context_gb"] = _gb(limit_memory(card * GIB))

@@ -67,20 +67,32 @@ class PassTokens:
 
 
 @dataclass(frozen=True)
+class Working:
+    """What a block takes while it is at work, in numbers for each that goes into it."""
+
+    most: float  # in between its products
+    product: float  # in a product, beside which rounded weights are unpacked
+
+    def bytes(self, features: int, number: int, unpacked: float) -> float:
+        """At the most, with numbers of so many bytes and `unpacked` bytes of weights."""
+        return max(self.most * features * number, self.product * features * number + unpacked)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """The transformer's blocks of one kind, one after the other in a pass, and what a picture takes in each.
 
-    Numbers for each token and each of its features, of the base's kind: they come from simulated steps.
+    Numbers of the base's kind for each that goes into a block; they come from simulated steps.
     """
 
     count: int
     parameters: int  # of the linear layers of one of them
     largest: int  # of those, in the largest layer
     features: int  # numbers that go into one of them: tokens times their width
-    kept: float  # by autograd, for the way back
-    recomputed: float  # at the most while one whose activations are made anew goes back
-    halves: float  # the same of one that goes back in two halves
-    passing: float  # at the most in a pass without gradient
+    kept: float  # by autograd, for the way back, of one that is not recomputed
+    back: Working  # while one goes back whose activations are made anew
+    halves: Working  # the same of one that goes back in two halves
+    passing: Working  # in a pass without gradient
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Bytes are reckoned by formulas whose numbers come from steps of the real models 
 
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -155,7 +155,8 @@ def _candidates(config: TrainConfig, sizes: Sizes, budget: Budget) -> Iterator[F
     rounded = EXACT if config.quantization == "auto" else (config.quantization,)
     if not budget.on_gpu and config.quantization == "auto":
         rounded = ("none",)  # in a processor's memory, there is room for the models that it can train
-    ways = [(False, False), (True, False), (True, True)] if budget.on_gpu else [(False, False), (True, False)]
+    # In halves, twice as many inputs wait: where they stay on the card, nothing is saved.
+    ways = [(False, False), (False, True), (True, True)] if budget.on_gpu else [(False, False)]
     for quantization, (halves, inputs_in_ram) in product(rounded, ways):
         plan = MemoryPlan(
             quantization=quantization,
@@ -290,33 +291,42 @@ def _activations(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: in
     """The greater of the student's pass with its way back, and a pass without gradient."""
     student = sizes.blocks(sizes.student_tokens(config.resolution))
     seeing = sizes.blocks(sizes.teacher_tokens(config.resolution, config.teacher_context))
-    pictures = config.micro_batch * number
-    back = _way_back(student, plan, number) * OBJECTIVES[config.objective].together
-    passing = max(kind.passing * kind.features for kind in (seeing if config.passes[1] else student))
-    return pictures * max(back, passing) + max(_unpacked(kind, plan, number) for kind in student)
+    together = OBJECTIVES[config.objective].together
+    back = _way_back([_times(kind, config.micro_batch * together) for kind in student], plan, number)
+    passing = [_times(kind, config.micro_batch) for kind in (seeing if config.passes[1] else student)]
+    return max(
+        back,
+        *(kind.passing.bytes(kind.features, number, _unpacked(kind, plan, number)) for kind in passing),
+    )
 
 
-def _way_back(kinds: tuple[Blocks, ...], plan: MemoryPlan, number: int) -> float:
-    """Numbers at the most while the student goes back: block after block, from the last to the first."""
-    most, held = 0.0, 0.0
-    at = 0
+def _times(kind: Blocks, pictures: int) -> Blocks:
+    return replace(kind, features=pictures * kind.features)
+
+
+def _way_back(kinds: Sequence[Blocks], plan: MemoryPlan, number: int) -> float:
+    """Bytes at the most while the student goes back: block after block, from the last to the first."""
+    most, held, at = 0.0, 0.0, 0
     for kind in kinds:
+        entering = kind.features * number  # what goes into one of them
+        working = kind.halves if plan.halves else kind.back
+        peak = working.bytes(kind.features, number, _unpacked(kind, plan, number))
         for _ in range(kind.count):
             at += 1
             if at > plan.recomputed_blocks:
-                held += kind.kept * kind.features
-                working = (kind.recomputed - kind.kept) * kind.features
+                held += kind.kept * entering
+                beside = max(0.0, peak - kind.kept * entering)
             else:
-                held += 0 if plan.inputs_in_ram else kind.features
-                working = (kind.halves if plan.halves else kind.recomputed) * kind.features
-                working += 2 * kind.features if plan.inputs_in_ram else 0  # one that comes, one that goes
-            most = max(most, held + working)
+                held += 0 if plan.inputs_in_ram else entering
+                # One input that comes back from there, and one that follows.
+                beside = peak + (2 * entering if plan.inputs_in_ram else 0)
+            most = max(most, held + beside)
     return most
 
 
 def _unpacked(kind: Blocks, plan: MemoryPlan, number: int) -> float:
     """A rounded layer's weights as they are multiplied with."""
-    return 0 if plan.quantization == "none" else kind.largest * number
+    return 0.0 if plan.quantization == "none" else kind.largest * number
 
 
 def _in_ram(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int) -> int:

@@ -31,6 +31,7 @@ from dopsd_app.models.architecture import (
     Blocks,
     PassTokens,
     Sizes,
+    Working,
 )
 from dopsd_app.models.architectures import register
 from dopsd_app.models.frozen import load_frozen
@@ -91,9 +92,9 @@ class ToySizes(Sizes):
                 largest=self.dim**2,
                 features=self.dim * tokens.picture,
                 kept=4.0,
-                recomputed=5.0,
-                halves=5.0,
-                passing=4.0,
+                back=Working(5.0, 5.0),
+                halves=Working(5.0, 5.0),
+                passing=Working(4.0, 4.0),
             ),
         )
 
