@@ -21,8 +21,8 @@ from dopsd_app.models.base_report import PICTURES, TEXT, BaseReport, Finding, fi
 from dopsd_app.models.catalog import BaseModelPaths, find_base_model, find_facts, is_fetched
 from dopsd_app.models.klein import Klein
 from dopsd_app.models.z_image import ZImage
-from dopsd_app.planning.cost import PROGRAM_ON_GPU, memory
 from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.memory import ERROR, PROGRAM_ON_GPU, reckon
 from dopsd_app.planning.plan import check_base, make_plan
 from dopsd_app.progress import PhaseProgress
 from dopsd_app.torch_build import KERNELS, VERSION, TorchBuild
@@ -401,11 +401,11 @@ def test_memory_that_a_step_took_on_the_card_corrects_what_training_is_planned_w
     for rank in (2, 64):
         settings = replace(config, rank=rank)
         sizes = find_facts(config.base_model).sizes_for(settings)
-        reckoned = memory(settings, sizes, on_gpu=True)
-        training = PROGRAM_ON_GPU + round(1.5 * (reckoned.training - PROGRAM_ON_GPU))
         plan = make_plan(settings, pictures=4, runs_dir=tmp_path / "runs", machine=machine)
-        assert plan.memory == max(reckoned.encoding, training, reckoned.drawing)
-        assert training > max(reckoned.encoding, reckoned.drawing) or rank == 2
+        reckoned = reckon(settings, sizes, plan.fitted.plan, on_gpu=True)
+        training = (reckoned.training - PROGRAM_ON_GPU) * 1.5 * (1 + ERROR[True])
+        assert plan.fitted.memory.training == PROGRAM_ON_GPU + round(training)
+        assert plan.fitted.memory.drawing == reckoned.drawing
 
 
 # --- what may be sent, and what is left alone

@@ -33,8 +33,8 @@ from dopsd_app.models.hub_record import HubRecord, remember
 from dopsd_app.models.repository import assets_folder, cache_folder
 from dopsd_app.models.sizes import read_sizes
 from dopsd_app.models.z_image_facts import QWEN3_VL_4B, Z_IMAGE, ZImageSizes
-from dopsd_app.planning.cost import least_gpu_memory
 from dopsd_app.planning.machine import Machine
+from dopsd_app.planning.memory import least_gpu_memory
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.torch_build import TorchBuild
 from dopsd_app.ui.base_facts import base_facts

@@ -25,9 +25,11 @@ from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.klein_facts import KLEIN, KLEIN_4B
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.loaded_model import LoadedModel
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import Pictures
-from dopsd_app.planning.cost import memory, step_work
+from dopsd_app.planning.cost import step_work
 from dopsd_app.planning.machine import Machine
+from dopsd_app.planning.memory import reckon
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.train import choose_prompts, train
 from dopsd_app.ui.try_sources import KEPT, NOTHING, find_sources, keep_sources, list_sources
@@ -339,8 +341,9 @@ def test_the_plan_counts_sources(tmp_path):
     assert two.teacher_tokens(512, "auto").reference == 3072
     assert two.teacher_tokens(512, BY_EYES).reference == 2048
     assert two.student_tokens(1536).reference == 2 * 4096  # the pipeline takes them no larger
-    assert step_work(config, two) > 2 * step_work(config, none)
-    assert memory(config, two, True).training > memory(config, none, True).training
+    plan = MemoryPlan()
+    assert step_work(config, two, plan) > 2 * step_work(config, none, plan)
+    assert reckon(config, two, plan, True).training > reckon(config, none, plan, True).training
     saved = two.conditioning_bytes(512, "auto") - none.conditioning_bytes(512, "auto")
     assert saved == 4 * 128 * 2 * 2048  # of both, in float32
     machine = Machine((), False, 2**33, 2**33, 2)

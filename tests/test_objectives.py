@@ -22,6 +22,7 @@ from dopsd_app.method.objectives.made import draw_priors, draw_samples
 from dopsd_app.method.objectives.protocol import Material, Objective
 from dopsd_app.method.step import optimizer_step, prepare
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import ALL, MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES
 from dopsd_app.models.sizes import read_sizes
 from dopsd_app.models.z_image import ZImage
@@ -82,7 +83,9 @@ def test_what_a_step_asks_of_the_transformer():
 
 def test_the_plan_of_sft_has_one_pass_and_no_teacher(real_size_folder):
     sizes = read_sizes(Z_IMAGE, real_size_folder, real_size_folder / "vision_tower")
-    sft, dopsd = (step_work(TrainConfig(objective=name, rollout_steps=4), sizes) for name in ("sft", "dopsd"))
+    plan = MemoryPlan(recomputed_blocks=ALL)
+    configs = (TrainConfig(objective=name, rollout_steps=4) for name in ("sft", "dopsd"))
+    sft, dopsd = (step_work(config, sizes, plan) for config in configs)
     assert sft < dopsd / 4
 
 

@@ -90,9 +90,11 @@ class Blocks:
     largest: int  # of those, in the largest layer
     features: int  # numbers that go into one of them: tokens times their width
     kept: float  # by autograd, for the way back, of one that is not recomputed
+    beside: float  # while such a one goes back
     back: Working  # while one goes back whose activations are made anew
-    halves: Working  # the same of one that goes back in two halves
     passing: Working  # in a pass without gradient
+    back_in_halves: Working  # the same of one that is in two halves
+    passing_in_halves: Working
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ NON_COMMERCIAL = Licence(
 )
 
 # Numbers for each token and each of its features: benchmarks/results/simulated.json.
-KEPT_DOUBLE, KEPT_SINGLE = 30.0, 26.0
-BACK_DOUBLE, HALVES_DOUBLE, PASSING_DOUBLE = Working(40.0, 40.0), Working(26.0, 26.0), Working(16.0, 16.0)
-BACK_SINGLE, HALVES_SINGLE, PASSING_SINGLE = Working(40.0, 40.0), Working(34.0, 34.0), Working(22.0, 22.0)
+KEPT_DOUBLE, KEPT_SINGLE, BESIDE = 18.9, 18.46, 2.7
+BACK, PASSING = Working(27.4, 13.4), Working(22.0, 20.0)
+BACK_IN_HALVES, PASSING_IN_HALVES = Working(16.0, 14.0), Working(12.5, 10.6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +135,11 @@ class KleinSizes(Sizes):
             largest=6 * self.dim**2,
             features=features,
             kept=KEPT_DOUBLE,
-            back=BACK_DOUBLE,
-            halves=HALVES_DOUBLE,
-            passing=PASSING_DOUBLE,
+            beside=BESIDE,
+            back=BACK,
+            passing=PASSING,
+            back_in_halves=BACK_IN_HALVES,
+            passing_in_halves=PASSING_IN_HALVES,
         )
         single = Blocks(
             count=self.single_blocks,
@@ -145,9 +147,11 @@ class KleinSizes(Sizes):
             largest=9 * self.dim**2,
             features=features,
             kept=KEPT_SINGLE,
-            back=BACK_SINGLE,
-            halves=HALVES_SINGLE,
-            passing=PASSING_SINGLE,
+            beside=BESIDE,
+            back=BACK,
+            passing=PASSING,
+            back_in_halves=BACK_IN_HALVES,
+            passing_in_halves=PASSING_IN_HALVES,
         )
         return double, single
 

@@ -296,7 +296,12 @@ def _activations(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: in
     passing = [_times(kind, config.micro_batch) for kind in (seeing if config.passes[1] else student)]
     return max(
         back,
-        *(kind.passing.bytes(kind.features, number, _unpacked(kind, plan, number)) for kind in passing),
+        *(
+            (kind.passing_in_halves if plan.halves else kind.passing).bytes(
+                kind.features, number, _unpacked(kind, plan, number)
+            )
+            for kind in passing
+        ),
     )
 
 
@@ -309,13 +314,13 @@ def _way_back(kinds: Sequence[Blocks], plan: MemoryPlan, number: int) -> float:
     most, held, at = 0.0, 0.0, 0
     for kind in kinds:
         entering = kind.features * number  # what goes into one of them
-        working = kind.halves if plan.halves else kind.back
+        working = kind.back_in_halves if plan.halves else kind.back
         peak = working.bytes(kind.features, number, _unpacked(kind, plan, number))
         for _ in range(kind.count):
             at += 1
             if at > plan.recomputed_blocks:
                 held += kind.kept * entering
-                beside = max(0.0, peak - kind.kept * entering)
+                beside = kind.beside * entering
             else:
                 held += 0 if plan.inputs_in_ram else entering
                 # One input that comes back from there, and one that follows.

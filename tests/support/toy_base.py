@@ -92,9 +92,11 @@ class ToySizes(Sizes):
                 largest=self.dim**2,
                 features=self.dim * tokens.picture,
                 kept=4.0,
+                beside=1.0,
                 back=Working(5.0, 5.0),
-                halves=Working(5.0, 5.0),
                 passing=Working(4.0, 4.0),
+                back_in_halves=Working(5.0, 5.0),
+                passing_in_halves=Working(4.0, 4.0),
             ),
         )
 
