@@ -63,7 +63,10 @@ class Memory:
 
     def times(self, measured: float, program: int) -> "Memory":
         """With so many times the memory of training, but for the program itself."""
-        return replace(self, training=program + round((self.training - program) * measured))
+        training = program + round((self.training - program) * measured)
+        *others, (activations, _) = self.parts
+        rest = training - sum(taken for _, taken in others)
+        return replace(self, training=training, parts=(*others, (activations, rest)))
 
 
 @dataclass(frozen=True)
@@ -393,4 +396,8 @@ def words_for_plan(fitted: Fitted, sizes: Sizes) -> str:
         does += [f"{what} wait in the computer's memory"] if what else []
     if plan.encoders_by_layer:
         does.append("captions are read layer by layer")
+    if plan.tiled_decode:
+        does.append("pictures are decoded in tiles")
+    if plan == MemoryPlan(autoencoder_in_ram=plan.autoencoder_in_ram):
+        return "There is room for all: the base model's weights as they are, and nothing is done twice."
     return f"{'; '.join(does).capitalize()}."
