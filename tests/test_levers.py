@@ -16,7 +16,7 @@ from dopsd_app.method import inputs_in_ram
 from dopsd_app.method.adapters import adapter_weights, add_adapters, as_base, as_teacher
 from dopsd_app.method.lora_product import LoraProduct
 from dopsd_app.method.recompute import recompute_blocks
-from dopsd_app.models import blocks
+from dopsd_app.models import blocks, lean_layers
 from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import ALL, MemoryPlan
@@ -218,9 +218,13 @@ def made_lean(module):
     return lean[0]
 
 
+@pytest.mark.parametrize("piece", [2**21, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("library", NORMS)
-def test_a_norm_is_equal_bit_by_bit_and_keeps_its_input_and_a_number_per_row(library, dtype):
+def test_a_norm_is_equal_bit_by_bit_and_keeps_its_input_and_a_number_per_row(
+    library, dtype, piece, monkeypatch
+):
+    monkeypatch.setattr(lean_layers, "PIECE", piece)
     own = deepcopy(NORMS[library]).requires_grad_(False)
     own.weight.data = drawn(48, seed=1)
     own = own.to(dtype)
@@ -328,13 +332,7 @@ def test_every_part_of_a_block_has_its_block_fetched_also_while_it_is_recomputed
     base_model = load(architecture)
     base_model.memory_plan = MemoryPlan(recomputed_blocks=ALL, halves=True)
     fetched = []
-
-    @contextmanager
-    def fetch(block):
-        fetched.append(block)
-        yield
-
-    recompute_blocks(base_model, fetch)
+    recompute_blocks(base_model, fetched.append)
     parts = []
     for block in blocks.blocks_of(base_model.transformer, base_model.block_lists):
         layers = [layer for layer in block.modules() if isinstance(layer, LoraLayer)]
@@ -353,7 +351,8 @@ def test_every_part_of_a_block_has_its_block_fetched_also_while_it_is_recomputed
     forward_alone = list(fetched)
     velocity.sum().backward()
     assert seen == {True}
-    assert len(fetched) == 2 * len(forward_alone)
+    # Recomputing a block as a whole ends where its last chunk begins, which is recomputed alone.
+    assert len(fetched) >= 2 * len(forward_alone)
 
 
 @pytest.mark.parametrize("number", [1, 2])

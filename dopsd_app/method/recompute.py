@@ -16,13 +16,11 @@ from dopsd_app.models.protocol import BaseModel, Transformer
 Waiting = Callable[[Iterable[Any]], AbstractContextManager]  # given the inputs of what is recomputed
 
 
-def recompute_blocks(
-    base_model: BaseModel, fetch: Callable[[torch.nn.Module], AbstractContextManager] = nullcontext
-) -> None:
+def recompute_blocks(base_model: BaseModel, fetch: Callable[[torch.nn.Module], Any] = lambda _: None) -> None:
     """Of the first blocks, as many as the memory plan says, keeps nothing but what goes into them.
 
-    In halves, what a block does by itself in its forward is done in each part of it in the context that
-    `fetch` makes of the block: also while recomputing.
+    In halves, a block is never there as a whole, nor its own forward used: `fetch` is called with it before
+    each part of it, also while that is recomputed.
 
     Recomputing happens under whichever adapter is active at that moment: with the teacher left active, the
     student would silently get no gradient, so it raises.
@@ -30,25 +28,30 @@ def recompute_blocks(
     plan, transformer = base_model.memory_plan, base_model.transformer
     run = partial(_recomputed, transformer, InputsInRam if plan.inputs_in_ram else nullcontext)
     for block in blocks_of(transformer, base_model.block_lists)[: plan.recomputed_blocks]:
-        if plan.halves:
-            block.forward = base_model.in_halves(block, partial(_run_part, run, fetch))
-        else:
+        if not plan.halves:
             block.forward = partial(run, block.forward)
+            continue
+        apart, together = partial(_part, fetch, run), partial(_part, fetch, _called)
+        if plan.inputs_in_ram:
+            # Each half is made anew from what goes into it, which takes no room here.
+            block.forward = base_model.in_halves(block, apart, apart)
+        else:
+            # What goes into the second halves would be as large as all that halves save: they are made anew
+            # twice, with the block and alone.
+            block.forward = partial(run, base_model.in_halves(block, together, apart))
 
 
-def _run_part(
-    run: Callable,
-    fetch: Callable[[torch.nn.Module], AbstractContextManager],
-    part: Callable,
-    block: torch.nn.Module,
-    *values: Any,
-) -> Any:
+def _part(fetch: Callable, run: Callable, part: Callable, block: torch.nn.Module, *values: Any) -> Any:
     return run(partial(_fetched, fetch, part, block), *values)
 
 
 def _fetched(fetch: Callable, part: Callable, block: torch.nn.Module, *values: Any) -> Any:
-    with fetch(block):
-        return part(block, *values)
+    fetch(block)
+    return part(block, *values)
+
+
+def _called(function: Callable, *values: Any) -> Any:
+    return function(*values)
 
 
 def _recomputed(

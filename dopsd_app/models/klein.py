@@ -224,10 +224,10 @@ class Klein(LoadedInPhases):
         own = velocities[:, : latents[0, 0].numel()]
         return own.mT.unflatten(2, latents.shape[2:]).float()
 
-    def in_halves(self, block: Any, run: Run) -> Callable:
+    def in_halves(self, block: Any, attend: Run, feed: Run) -> Callable:
         """The forward of a block of either list, in its attention and its feed-forward half."""
         is_double = isinstance(block, Flux2TransformerBlock)
-        return partial(double_in_halves if is_double else single_in_halves, block, run)
+        return partial(double_in_halves if is_double else single_in_halves, block, attend, feed)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

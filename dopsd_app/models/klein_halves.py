@@ -18,7 +18,8 @@ Rotary = tuple[Tensor, Tensor]
 
 def double_in_halves(
     block: Any,
-    run: Run,
+    attend: Run,
+    feed: Run,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor,
     temb_mod_img: Tensor,
@@ -27,11 +28,11 @@ def double_in_halves(
     joint_attention_kwargs: None = None,
 ) -> tuple[Tensor, Tensor]:
     """`Flux2TransformerBlock`: attention for all tokens, then the feed-forward layers in chunks of each."""
-    text, picture = run(
+    text, picture = attend(
         _attend, block, hidden_states, encoder_hidden_states, temb_mod_img, temb_mod_txt, image_rotary_emb
     )
-    picture = in_chunks(lambda tokens: run(_feed_forward_picture, block, tokens, temb_mod_img), picture)
-    text = in_chunks(lambda tokens: run(_feed_forward_text, block, tokens, temb_mod_txt), text)
+    picture = in_chunks(lambda tokens: feed(_feed_forward_picture, block, tokens, temb_mod_img), picture)
+    text = in_chunks(lambda tokens: feed(_feed_forward_text, block, tokens, temb_mod_txt), text)
     return text, picture
 
 
@@ -63,7 +64,8 @@ def _feed_forward_text(block: Any, tokens: Tensor, mod: Tensor) -> Tensor:
 
 def single_in_halves(
     block: Any,
-    run: Run,
+    attend: Run,
+    feed: Run,
     hidden_states: Tensor,
     encoder_hidden_states: None,
     temb_mod: Tensor,
@@ -75,9 +77,11 @@ def single_in_halves(
     One product makes queries, keys, values and the feed-forward layers' input, nine times the width of a
     token. It is computed twice, in chunks, and each half takes its part: what is never there is all of it.
     """
-    attended = run(_attend_alone, block, hidden_states, temb_mod, image_rotary_emb)
+    attended = attend(_attend_alone, block, hidden_states, temb_mod, image_rotary_emb)
     return in_chunks(
-        lambda tokens, seen: run(_feed_forward_beside, block, tokens, seen, temb_mod), hidden_states, attended
+        lambda tokens, seen: feed(_feed_forward_beside, block, tokens, seen, temb_mod),
+        hidden_states,
+        attended,
     )
 
 

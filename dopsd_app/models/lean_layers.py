@@ -4,6 +4,7 @@ Of an RMSNorm autograd keeps its bfloat16 input in float32 as well; of a SwiGLU 
 the other two make at once. The gradients are those of the same formulas.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -11,6 +12,8 @@ from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_flux2 import Flux2SwiGLU
 from diffusers.models.transformers.transformer_z_image import FeedForward
 from torch import Tensor
+
+PIECE = 2**21  # numbers that a norm computes at once in float32
 
 
 def keep_less(transformer: torch.nn.Module, device: torch.device) -> None:
@@ -47,21 +50,34 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, inner: torch.dtype, outer: torch.dtype) -> Tensor:
-        """Of x (..., D): rounded to `inner` before it is weighted, and to `outer` after it."""
-        normed = x.to(torch.float32, copy=True)
-        scale = torch.rsqrt(normed.pow(2).mean(-1, keepdim=True).add_(eps))
+        """Of x (B, T, ..., D) or (T, D): rounded to `inner` before it is weighted, and to `outer` after it."""
+        result = torch.empty_like(x, dtype=outer, memory_format=torch.contiguous_format)
+        scale = torch.empty_like(x[..., :1], dtype=torch.float32, memory_format=torch.contiguous_format)
+        for rows, of_rows, made in _some_at_a_time(x, scale, result):
+            normed = rows.to(torch.float32, copy=True)
+            of_rows.copy_(torch.rsqrt(normed.pow(2).mean(-1, keepdim=True).add_(eps)))
+            made.copy_(normed.mul_(of_rows).to(inner).mul_(weight))
         ctx.save_for_backward(x, scale, weight)
-        return normed.mul_(scale).to(inner).mul_(weight).to(outer)
+        return result
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # ty: ignore[incompatible-method-override]
         """With n = x * scale and g = gradient * weight: scale * (g - n * mean(g * n))."""
         x, scale, weight = ctx.saved_tensors
-        normed = x.to(torch.float32, copy=True).mul_(scale)
-        weighted = gradient.to(torch.float32, copy=True).mul_(weight)
-        along = (weighted * normed).mean(-1, keepdim=True)
-        of_x = weighted.sub_(normed.mul_(along)).mul_(scale).to(x.dtype)
+        of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for rows, of_rows, given, made in _some_at_a_time(x, scale, gradient, of_x):
+            normed = rows.to(torch.float32, copy=True).mul_(of_rows)
+            weighted = given.to(torch.float32, copy=True).mul_(weight)
+            along = (weighted * normed).mean(-1, keepdim=True)
+            made.copy_(weighted.sub_(normed.mul_(along)).mul_(of_rows))
         return of_x, None, None, None, None
+
+
+def _some_at_a_time(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of tensors that are as long as x, along its tokens: so what is made of them in float32 is small."""
+    tokens = min(1, x.ndim - 2)
+    length = max(1, PIECE * x.shape[tokens] // x.numel())
+    return zip(*(each.split(length, dim=tokens) for each in (x, *others)), strict=True)
 
 
 class SwiGlu(torch.autograd.Function):

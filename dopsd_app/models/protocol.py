@@ -147,10 +147,11 @@ class BaseModel(Protocol):
     def predict_velocity(self, latents: Tensor, sigma: Tensor, conditionings: list[Conditioning]) -> Tensor:
         """Velocity of latents, both (B, C, h, w) in float32; sigma is one for all, or (B,)."""
 
-    def in_halves(self, block: Any, run: Callable) -> Callable:
-        """The forward of one of its blocks in parts that are recomputed one by one.
+    def in_halves(self, block: Any, attend: Callable, feed: Callable) -> Callable:
+        """The forward of one of its blocks in an attention half, and a feed-forward half in chunks of tokens.
 
-        `run(part, block, *values)` gives what `part(block, *values)` is.
+        `attend(part, block, *values)` and `feed`, each called with what a half or a chunk of it computes
+        with, give what `part(block, *values)` is.
         """
 
     def decode(self, latents: Tensor) -> list[Image.Image]:

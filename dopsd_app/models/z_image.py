@@ -136,9 +136,9 @@ class ZImage(LoadedInPhases):
         velocities = loaded(self.transformer)(images, time, texts, return_dict=False)[0]
         return -torch.stack(velocities).squeeze(2).float()
 
-    def in_halves(self, block: Any, run: Run) -> Callable[..., Tensor]:
+    def in_halves(self, block: Any, attend: Run, feed: Run) -> Callable[..., Tensor]:
         """The forward of a block of any of the three lists, in its attention and its feed-forward half."""
-        return partial(forward_in_halves, block, run)
+        return partial(forward_in_halves, block, attend, feed)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

@@ -9,7 +9,8 @@ from dopsd_app.models.blocks import Run, in_chunks
 
 def forward_in_halves(
     block: Any,
-    run: Run,
+    attend: Run,
+    feed: Run,
     x: Tensor,
     attn_mask: Tensor | None,
     freqs_cis: Tensor,
@@ -17,8 +18,8 @@ def forward_in_halves(
     *_of_several_pictures: None,
 ) -> Tensor:
     """The block's forward: attention for all tokens (B, T, D), then the feed-forward layers in chunks."""
-    x = run(_attend, block, x, attn_mask, freqs_cis, adaln_input)
-    return in_chunks(lambda tokens: run(_feed_forward, block, tokens, adaln_input), x)
+    x = attend(_attend, block, x, attn_mask, freqs_cis, adaln_input)
+    return in_chunks(lambda tokens: feed(_feed_forward, block, tokens, adaln_input), x)
 
 
 def _attend(

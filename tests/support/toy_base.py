@@ -239,10 +239,10 @@ class Toy:
         time = (1 - sigma).to(self.device).expand(len(latents))
         return -self.transformer(latents, time, texts, references)
 
-    def in_halves(self, block, run):
+    def in_halves(self, block, attend, feed):
         """Its blocks have no halves: each is one part."""
         forward = block.forward
-        return lambda hidden: run(lambda block, hidden: forward(hidden), block, hidden)
+        return lambda hidden: feed(lambda block, hidden: forward(hidden), block, hidden)
 
     @torch.no_grad()
     def decode(self, latents):
