@@ -108,7 +108,8 @@ def load_ours(folder: Path, part: str, to: str) -> torch.nn.Module:
         folder,
         torch.float32 if to == "float32" else torch.bfloat16,
         device,
-        nf4_targets=ZImage.lora_targets if to == "nf4" else None,
+        quantization="nf4" if to == "nf4" else "none",
+        targets=ZImage.lora_targets,
     )
 
 

@@ -19,6 +19,7 @@ from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES
 from tests.support.encoded import make_example, trained
 
@@ -99,6 +100,14 @@ def test_a_good_file_passes_within_5_percent_on_a_rounded_base(config, tmp_path,
     assert result.problems == []
     assert not result.exact
     assert result.effect_error <= 0.05
+
+
+def test_a_good_file_passes_on_an_int8_base(config, tmp_path):
+    base_model, path = load_base_model(config, MemoryPlan(quantization="int8")), tmp_path / LORA_FILE
+    conditioning = save_trained(base_model, config, path)
+    result = check(base_model, config, path, conditioning)
+    assert result.problems == [] and not result.exact
+    assert (result.modules, result.missing_modules) == (28, ())
 
 
 def test_a_bad_file_is_found_on_a_rounded_base_too(config, tmp_path):

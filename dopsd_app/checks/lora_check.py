@@ -123,7 +123,7 @@ def check_lora(
         missing_modules=tuple(sorted(student.keys() - file.keys())),
         zero_modules=tuple(sorted(name for name, delta in file.items() if not _inner(delta, delta))),
         strength=(min(strengths), max(strengths)),
-        exact=base_model.dtype == torch.float32 and config.quantization == "none",
+        exact=base_model.dtype == torch.float32 and base_model.memory_plan.quantization == "none",
         velocity_error=(loaded - trained).abs().max().item(),
         effect_error=_relative(loaded - expected, expected - untrained),
         rounding=_relative(expected - trained, trained - untrained),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.pipeline_folder import ELSEWHERE, read_elsewhere
-from dopsd_app.models.quantize import nf4_layer
+from dopsd_app.models.quantize import QUANTIZATIONS
 from dopsd_app.models.single_file import PREFIX
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -48,14 +48,15 @@ def load_frozen(
     device: torch.device,
     *,
     prefix: str = "",
-    nf4_targets: str | None = None,
+    quantization: str = "none",
+    targets: str = "",
     original: str = "",
 ) -> Module:
     """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
 
     Where names in the folder begin with `prefix`, those alone are read, without it; where none does, all are.
     `original` is diffusers' class whose weights may lie in a single file under other names.
-    Linear layers whose names match `nf4_targets` become NF4 as soon as they are read. Only safetensors files
+    Linear layers whose names match `targets` are quantized as soon as they are read. Only safetensors files
     are read: a pickle could run code. Each name that the module knows must be stored, tied weights too.
 
     Raises `BaseModelError` for files that are missing or damaged, and before any tensor is read for weights
@@ -73,10 +74,10 @@ def load_frozen(
     for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
         for name in names:
             _load_tensor(module, name, stored[name], dtype, device)
-        if nf4_targets is not None and re.fullmatch(nf4_targets, layer):
+        if quantization != "none" and re.fullmatch(targets, layer):
             linear = module.get_submodule(layer)
             assert isinstance(linear, torch.nn.Linear)  # a LoRA's targets are no others
-            module.set_submodule(layer, nf4_layer(linear, dtype, device))
+            module.set_submodule(layer, QUANTIZATIONS[quantization](linear, dtype, device))
     return module.to(device)
 
 

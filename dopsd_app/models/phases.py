@@ -75,8 +75,8 @@ class LoadedInPhases:
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
-        nf4_targets = self.lora_targets if self.memory_plan.quantization == "nf4" else None
-        self.transformer = self._load(self.transformer_class, "transformer", self.dtype, nf4_targets)
+        quantization = self.memory_plan.quantization
+        self.transformer = self._load(self.transformer_class, "transformer", self.dtype, quantization)
         self.load_autoencoder()
 
     def load_autoencoder(self) -> None:
@@ -90,7 +90,7 @@ class LoadedInPhases:
         self.transformer = self.vae = None
         free_memory()
 
-    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
+    def _load(self, model_class, part: str, dtype: torch.dtype, quantization: str = "none"):
         folder = self.folder / part
         config = model_class.load_config(folder)
         return load_frozen(
@@ -98,7 +98,8 @@ class LoadedInPhases:
             folder,
             dtype,
             self.device,
-            nf4_targets=nf4_targets,
+            quantization=quantization,
+            targets=self.lora_targets,
             original=model_class.__name__,
         )
 
