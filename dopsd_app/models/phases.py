@@ -1,5 +1,7 @@
 """The parts of a base model whose text encoder is a Qwen3, loaded and freed phase by phase."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,6 +17,8 @@ from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import loaded
+
+TILE = 512  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
 
 
 class LoadedInPhases:
@@ -76,28 +80,62 @@ class LoadedInPhases:
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
         quantization = self.memory_plan.quantization
-        self.transformer = self._load(self.transformer_class, "transformer", self.dtype, quantization)
+        self.transformer = self._load(
+            self.transformer_class, "transformer", self.dtype, self.device, quantization
+        )
         self.load_autoencoder()
 
     def load_autoencoder(self) -> None:
-        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
+        """Loads the autoencoder, frozen, where it is not there yet: onto the device, or to wait for it."""
         if self.vae is None:
             # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
-            self.vae = self._load(self.autoencoder_class, "vae", torch.float32)
+            self.vae = self._load(self.autoencoder_class, "vae", torch.float32, self._autoencoder_rests)
+            self.vae.tile_sample_min_size = TILE
+            self.vae.tile_latent_min_size = TILE >> (len(self.vae_config["block_out_channels"]) - 1)
+
+    @property
+    def _autoencoder_rests(self) -> torch.device:
+        return torch.device("cpu") if self.memory_plan.autoencoder_in_ram else self.device
+
+    @contextmanager
+    def _autoencoder(self) -> Generator[Any]:
+        """The autoencoder, on the device for as long."""
+        vae = loaded(self.vae).to(self.device)
+        try:
+            yield vae
+        finally:
+            if self._autoencoder_rests != self.device:
+                vae.to(self._autoencoder_rests)
+                free_memory()
+
+    @contextmanager
+    def _decoder(self) -> Generator[Any]:
+        """The autoencoder, which decodes in tiles for as long where the plan wants it.
+
+        Pictures are always encoded whole: their latents are what is trained on.
+        """
+        with self._autoencoder() as vae:
+            vae.use_tiling = self.memory_plan.tiled_decode
+            try:
+                yield vae
+            finally:
+                vae.use_tiling = False
 
     def free_transformer(self) -> None:
         """Gives the memory of the transformer and the autoencoder back."""
         self.transformer = self.vae = None
         free_memory()
 
-    def _load(self, model_class, part: str, dtype: torch.dtype, quantization: str = "none"):
+    def _load(
+        self, model_class, part: str, dtype: torch.dtype, device: torch.device, quantization: str = "none"
+    ):
         folder = self.folder / part
         config = model_class.load_config(folder)
         return load_frozen(
             lambda: model_class.from_config(config),
             folder,
             dtype,
-            self.device,
+            device,
             quantization=quantization,
             targets=self.lora_targets,
             original=model_class.__name__,
