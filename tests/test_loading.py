@@ -238,7 +238,7 @@ def test_weights_that_do_not_fit_are_told_before_any_is_read(part, monkeypatch):
     weights["cap_pad_token"] = torch.zeros(1, 31)
     weights |= {f"extra.{index}": torch.zeros(1) for index in range(7)}
     save(folder, weights, 2, "diffusion_pytorch_model")
-    monkeypatch.setattr("dopsd_app.models.frozen._read", None)
+    monkeypatch.setattr("dopsd_app.models.frozen.read_tensor", None)
     with pytest.raises(BaseModelError) as error:
         load_transformer(folder)
     assert str(error.value) == (

@@ -50,13 +50,15 @@ def load_frozen(
     prefix: str = "",
     quantization: str = "none",
     targets: str = "",
+    unread: str = "",
     original: str = "",
 ) -> Module:
     """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
 
     Where names in the folder begin with `prefix`, those alone are read, without it; where none does, all are.
     `original` is diffusers' class whose weights may lie in a single file under other names.
-    Linear layers whose names match `targets` are quantized as soon as they are read. Only safetensors files
+    Linear layers whose names match `targets` are quantized as soon as they are read; tensors whose names
+    match `unread` are only checked to be there, and are placeholders. Only safetensors files
     are read: a pickle could run code. Each name that the module knows must be stored, tied weights too.
 
     Raises `BaseModelError` for files that are missing or damaged, and before any tensor is read for weights
@@ -69,11 +71,17 @@ def load_frozen(
     module.eval().requires_grad_(False)
     wanted = module.state_dict()
     stored = _read_original(folder, original) if original else None
-    stored = stored or _read_headers(folder, prefix)
+    stored = stored or read_headers(folder, prefix)
     _check_fit(folder, wanted, stored)
     for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
         for name in names:
-            _load_tensor(module, name, stored[name], dtype, device)
+            if unread and re.fullmatch(unread, name):
+                kind = dtype if wanted[name].is_floating_point() else wanted[name].dtype
+                tensor = placeholder(wanted[name].shape, kind, device)
+            else:
+                tensor = read_tensor(stored[name], dtype, device)
+            # Clearing the cache for every tensor would collect garbage hundreds of times.
+            set_module_tensor_to_device(module, name, device, tensor, dtype=tensor.dtype, clear_cache=False)
         if quantization != "none" and re.fullmatch(targets, layer):
             linear = module.get_submodule(layer)
             assert isinstance(linear, torch.nn.Linear)  # a LoRA's targets are no others
@@ -81,21 +89,19 @@ def load_frozen(
     return module.to(device)
 
 
-def _load_tensor(
-    module: torch.nn.Module, name: str, stored: StoredTensor, dtype: torch.dtype, device: torch.device
-) -> None:
-    tensor = _read(stored, dtype, device)
-    # Clearing the cache for every tensor would collect garbage hundreds of times.
-    set_module_tensor_to_device(module, name, device, tensor, dtype=tensor.dtype, clear_cache=False)
+def placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What stands for a weight that is elsewhere: one number in memory; whoever computes with it notices."""
+    number = torch.tensor(float("nan") if dtype.is_floating_point else 0, dtype=dtype, device=device)
+    return number.expand(shape)
 
 
-def _read(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def read_tensor(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor with memory of its own, in `dtype` if it is one of floats."""
     # A file that stays open for the next tensor keeps the pages of all that were read before.
     if stored.value is not None:
         mapped = stored.value
     else:
-        with _opened(stored.file) as file:
+        with open_weights(stored.file) as file:
             mapped = file.get_tensor(stored.name)
     # Moved first: cast first, a card's computer would hold the tensor in both dtypes.
     tensor = mapped.to(device).to(dtype if mapped.is_floating_point() else mapped.dtype)
@@ -107,11 +113,11 @@ def _read(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Ten
 # --- what the files hold
 
 
-def _read_headers(folder: Path, prefix: str) -> dict[str, StoredTensor]:
+def read_headers(folder: Path, prefix: str) -> dict[str, StoredTensor]:
     """The tensors in a folder by their names without `prefix`; no tensor is read."""
     tensors = {}
     for file in _find_files(folder, prefix):
-        with _opened(file) as header:
+        with open_weights(file) as header:
             for name in header.keys():  # noqa: SIM118 (not a dict)
                 tensor = header.get_slice(name)
                 tensors[name] = StoredTensor(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
@@ -127,7 +133,7 @@ def _read_original(folder: Path, original: str) -> dict[str, StoredTensor]:
     if not (folder / ELSEWHERE).is_file():
         return {}
     files = read_elsewhere(folder)
-    with _opened(files[0]) as opened:
+    with open_weights(files[0]) as opened:
         tensors = {name.removeprefix(PREFIX): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     # By its class; their own annotation counts all values of its table as one kind.
     convert: Any = SINGLE_FILE_LOADABLE_CLASSES.get(original, {}).get("checkpoint_mapping_fn")
@@ -171,7 +177,7 @@ def _select(names: dict, prefix: str) -> list[str]:
 
 
 @contextmanager
-def _opened(file: Path) -> Generator[safe_open]:
+def open_weights(file: Path) -> Generator[safe_open]:
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened

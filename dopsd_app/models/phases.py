@@ -58,12 +58,15 @@ class LoadedInPhases:
     def load_encoders(self) -> None:
         """Loads onto the device what `encode` needs; for a teacher its eyes, or what encodes a reference."""
         self.tokenizer = qwen.load_tokenizer(self.folder)
-        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
+        by_layer = self.memory_plan.encoders_by_layer
+        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device, by_layer=by_layer)
         if self.teacher_context == BY_EYES:
             self._load_vision_tower()
             self.teacher_encoder = vision_language.join_encoders(
                 self.text_encoder, loaded(self.vision_tower), self.tokenizer
             )
+            if by_layer:
+                qwen.read_by_layer(self.teacher_encoder.language_model, self.folder / "text_encoder")
         elif self.teacher_context != UNTAUGHT:
             self.load_autoencoder()
 
