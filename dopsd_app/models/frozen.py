@@ -51,6 +51,7 @@ def load_frozen(
     quantization: str = "none",
     targets: str = "",
     unread: str = "",
+    waiting: Callable[[torch.nn.Module], Iterable[torch.nn.Module]] = lambda _: (),
     original: str = "",
 ) -> Module:
     """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
@@ -58,7 +59,8 @@ def load_frozen(
     Where names in the folder begin with `prefix`, those alone are read, without it; where none does, all are.
     `original` is diffusers' class whose weights may lie in a single file under other names.
     Linear layers whose names match `targets` are quantized as soon as they are read; tensors whose names
-    match `unread` are only checked to be there, and are placeholders. Only safetensors files
+    match `unread` are only checked to be there, and are placeholders. The weights of the modules that
+    `waiting` chooses stay in the computer's memory. Only safetensors files
     are read: a pickle could run code. Each name that the module knows must be stored, tied weights too.
 
     Raises `BaseModelError` for files that are missing or damaged, and before any tensor is read for weights
@@ -73,20 +75,32 @@ def load_frozen(
     stored = _read_original(folder, original) if original else None
     stored = stored or read_headers(folder, prefix)
     _check_fit(folder, wanted, stored)
+    parts = {part for block in waiting(module) for part in block.modules()}
+    in_ram = {name for name, part in module.named_modules() if part in parts}
     for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
+        rests = torch.device("cpu") if layer in in_ram else device
+        is_quantized = quantization != "none" and re.fullmatch(targets, layer)
+        place = device if is_quantized else rests  # a card quantizes faster
         for name in names:
             if unread and re.fullmatch(unread, name):
                 kind = dtype if wanted[name].is_floating_point() else wanted[name].dtype
-                tensor = placeholder(wanted[name].shape, kind, device)
+                tensor = placeholder(wanted[name].shape, kind, place)
             else:
-                tensor = read_tensor(stored[name], dtype, device)
-            # Clearing the cache for every tensor would collect garbage hundreds of times.
-            set_module_tensor_to_device(module, name, device, tensor, dtype=tensor.dtype, clear_cache=False)
-        if quantization != "none" and re.fullmatch(targets, layer):
+                tensor = read_tensor(stored[name], dtype, place)
+            _put(module, name, tensor)
+        if is_quantized:
             linear = module.get_submodule(layer)
             assert isinstance(linear, torch.nn.Linear)  # a LoRA's targets are no others
-            module.set_submodule(layer, QUANTIZATIONS[quantization](linear, dtype, device))
-    return module.to(device)
+            module.set_submodule(layer, QUANTIZATIONS[quantization](linear, dtype, place).to(rests))
+    # Those that were made with the module, and lie in no file.
+    for name, buffer in module.named_buffers():
+        _put(module, name, buffer.to(device))
+    return module
+
+
+def _put(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    # Clearing the cache for every tensor would collect garbage hundreds of times.
+    set_module_tensor_to_device(module, name, tensor.device, tensor, dtype=tensor.dtype, clear_cache=False)
 
 
 def placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
 """The parts of a base model whose text encoder is a Qwen3, loaded and freed phase by phase."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,6 +17,7 @@ from dopsd_app.models.architecture import BY_EYES, UNTAUGHT
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.models.offload import OffloadedBlocks, first_blocks
 from dopsd_app.models.protocol import loaded
 
 TILE = 512  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
@@ -25,6 +27,7 @@ class LoadedInPhases:
     """What `BaseModel` asks for of loading; a teacher that sees by eyes has them in front of the Qwen3."""
 
     lora_targets: str
+    block_lists: tuple[str, ...]
     transformer_class: ClassVar[Any]  # of diffusers, as is the autoencoder's
     autoencoder_class: ClassVar[Any]
 
@@ -53,6 +56,7 @@ class LoadedInPhases:
         self.vision_tower: Qwen3VLVisionModel | None = None
         self.teacher_encoder: Qwen3VLModel | None = None
         self.transformer: Any = None
+        self.offloaded: OffloadedBlocks | None = None  # where the plan offloads any
         self.vae: Any = None
 
     def load_encoders(self) -> None:
@@ -82,10 +86,15 @@ class LoadedInPhases:
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
-        quantization = self.memory_plan.quantization
+        plan = self.memory_plan
+        if plan.offloaded_blocks and plan.quantization == "nf4":
+            raise ValueError("Blocks in NF4 cannot be offloaded: bitsandbytes keeps hold of their weights.")
+        first = partial(first_blocks, self.block_lists, plan.offloaded_blocks)
         self.transformer = self._load(
-            self.transformer_class, "transformer", self.dtype, self.device, quantization
+            self.transformer_class, "transformer", self.dtype, self.device, plan.quantization, first
         )
+        if offloaded := first(self.transformer):
+            self.offloaded = OffloadedBlocks(offloaded, self.device)
         self.load_autoencoder()
 
     def load_autoencoder(self) -> None:
@@ -126,11 +135,17 @@ class LoadedInPhases:
 
     def free_transformer(self) -> None:
         """Gives the memory of the transformer and the autoencoder back."""
-        self.transformer = self.vae = None
+        self.transformer = self.vae = self.offloaded = None
         free_memory()
 
     def _load(
-        self, model_class, part: str, dtype: torch.dtype, device: torch.device, quantization: str = "none"
+        self,
+        model_class,
+        part: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantization: str = "none",
+        waiting: Callable[[torch.nn.Module], list[torch.nn.Module]] = lambda _: [],
     ):
         folder = self.folder / part
         config = model_class.load_config(folder)
@@ -141,6 +156,7 @@ class LoadedInPhases:
             device,
             quantization=quantization,
             targets=self.lora_targets,
+            waiting=waiting,
             original=model_class.__name__,
         )
 

@@ -1,0 +1,157 @@
+"""Blocks that wait in the computer's memory compute exactly what they compute on the device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dopsd_app.config import TrainConfig
+from dopsd_app.method.adapters import adapter_weights, add_adapters, as_teacher
+from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import ALL, MemoryPlan
+from dopsd_app.models.offload import OffloadedBlocks
+from dopsd_app.models.protocol import Conditioning
+from tests.support.encoded import trained
+from tests.support.tiny_models import save_klein, save_z_image
+
+BLOCKS = {"z-image": 1 + 1 + 2, "klein": 2 + 3}
+WIDTHS = {"z-image": 32, "klein": 48}
+
+
+@pytest.fixture(scope="module", params=[save_z_image, save_klein], ids=["z-image", "klein"])
+def config(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    request.param(folder)
+    return TrainConfig(base_model=str(folder), device="cpu", precision="float32", rank=4)
+
+
+def base_of(config, **plan):
+    base_model = load_base_model(config, MemoryPlan(**plan, recomputed_blocks=ALL))
+    base_model.load_transformer()
+    add_adapters(base_model.transformer, base_model.lora_targets, config)
+    trained(base_model, 0.05)
+    enable_gradient_checkpointing(base_model.transformer)
+    return base_model
+
+
+def step(base_model, seed=0):
+    """Student and teacher on the same noise, and the student's gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, *base_model.latent_shape(64, 32), generator=generator)
+    width = 32 if base_model.architecture.family.startswith("Z") else 48
+    conditioning = [Conditioning(torch.randn(5, width, generator=generator).to(base_model.dtype))]
+    student = base_model.predict_velocity(noise, torch.tensor(0.9), conditioning)
+    with as_teacher(base_model.transformer):
+        teacher = base_model.predict_velocity(noise, torch.tensor(0.5), conditioning)
+    (student - teacher).square().mean().backward()
+    weights = adapter_weights(base_model.transformer, "student")
+    gradients = {name: weight.grad.clone() for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.grad = None
+    return student.detach(), teacher, gradients
+
+
+def assert_equal(ours, theirs):
+    assert ours[0].equal(theirs[0]) and ours[1].equal(theirs[1])
+    assert ours[2].keys() == theirs[2].keys()
+    for name, gradient in theirs[2].items():
+        assert gradient.isfinite().all() and ours[2][name].equal(gradient), name
+
+
+def blocks_of(base_model):
+    transformer = base_model.transformer
+    return [block for name in base_model.block_lists for block in getattr(transformer, name)]
+
+
+@pytest.mark.parametrize("how", [{}, {"precision": "bfloat16"}, {"quantization": "int8"}], ids=str)
+@pytest.mark.parametrize("number", [1, 2, 3, ALL])
+def test_velocities_and_gradients_are_bit_by_bit_those_without(config, number, how):
+    quantization = how.get("quantization", "none")
+    config = replace(config, precision=how.get("precision", "float32"))
+    plain = base_of(config, quantization=quantization)
+    offloaded = base_of(config, quantization=quantization, offloaded_blocks=number)
+    assert len(offloaded.offloaded.places) == min(number, len(blocks_of(plain)))
+    for seed in range(2):
+        assert_equal(step(offloaded, seed), step(plain, seed))
+
+
+def test_the_device_holds_two_blocks_and_what_is_adapted(config):
+    base_model = base_of(config, offloaded_blocks=ALL)
+    blocks = blocks_of(base_model)
+    frozen = [
+        [weight for name, weight in block.named_parameters() if "lora_" not in name] for block in blocks
+    ]
+    largest = max(sum(weight.nbytes for weight in weights) for weights in frozen)
+    buffers = [buffer.numel() for buffer in base_model.offloaded.buffers]
+    # Where a tensor begins is a multiple of 512 bytes.
+    assert all(largest <= size <= largest + 512 * max(map(len, frozen)) for size in buffers)
+    held = []
+
+    def count(*_):
+        here = [n for n, weights in enumerate(frozen) if all(w.isfinite().all() for w in weights)]
+        held.append(here)
+
+    for block in blocks:
+        block.register_forward_pre_hook(count)
+        block.register_forward_hook(count)
+    step(base_model)
+    assert max(map(len, held)) == 2
+    memory = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for ws in frozen for w in ws}
+    assert sum(memory.values()) <= sum(buffers) + 4 * sum(map(len, frozen))
+    lora = [weight for name, weight in base_model.transformer.named_parameters() if "lora_" in name]
+    assert all(weight.isfinite().all() for weight in lora)
+
+
+class Doubling(torch.nn.Module):
+    """A block that tells which weight it has computed with."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((3,), float(number)), requires_grad=False)
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_blocks_are_copied_ahead_in_the_direction_of_the_pass():
+    blocks = [Doubling(number) for number in range(5)]
+    offloaded = OffloadedBlocks(blocks, torch.device("cpu"))
+    copied, copy = [], offloaded._copy
+
+    def told(place):
+        if offloaded.held[place % 2] != place:
+            copied.append(place)
+        copy(place)
+
+    offloaded._copy = told
+
+    def walk(places):
+        copied.clear()
+        places = list(places)
+        seen = [int(blocks[place](torch.ones(3))[0]) for place in places]
+        assert seen == places
+        return list(copied)
+
+    assert walk(range(5)) == [0, 1, 2, 3, 4]
+    assert walk(reversed(range(5))) == [2, 1, 0]  # the last two are there still
+    assert walk(range(5)) == [2, 3, 4]
+    assert walk(range(5)) == [0, 1, 2, 3, 4]  # a pass without gradient ends where it ends
+    # In two halves each is asked for twice.
+    assert walk([4, 4, 3, 3, 2, 2, 1, 1, 0, 0]) == [2, 1, 0]
+    assert walk([0, 0, 1, 1, 2, 2]) == [2, 3]
+    assert walk([0, 3, 1, 4, 2]) and walk([2, 2, 0, 4, 4, 1])  # any order is right
+
+
+def test_a_block_whose_weights_have_left_is_not_computed_with():
+    blocks = [Doubling(number) for number in range(3)]
+    OffloadedBlocks(blocks, torch.device("cpu"))
+    assert blocks[2].weight.isnan().all() and blocks[2].weight.shape == (3,)
+
+
+def test_nf4_is_refused(config):
+    base_model = load_base_model(
+        config, MemoryPlan(quantization="nf4", offloaded_blocks=1, recomputed_blocks=ALL)
+    )
+    with pytest.raises(ValueError, match="NF4 cannot be offloaded"):
+        base_model.load_transformer()
