@@ -133,7 +133,7 @@ def test_nf4_replaces_what_the_lora_adapts_and_stays_close_to_the_base(config):
     for base_model in (exact, quantized):
         base_model.load_transformer()
     layer = quantized.transformer.layers[0]
-    assert type(layer.attention.to_q).__name__ == type(layer.feed_forward.w1).__name__ == "Linear4bit"
+    assert type(layer.attention.to_q).__name__ == type(layer.feed_forward.w1).__name__ == "Nf4Linear"
     assert layer.attention.to_q.weight.dtype == torch.uint8
     assert layer.attention.to_q.weight.numel() == 32 * 32 / 2
     exact.load_encoders()

@@ -15,8 +15,7 @@ from dopsd_app.models.protocol import Conditioning
 from tests.support.encoded import trained
 from tests.support.tiny_models import save_klein, save_z_image
 
-BLOCKS = {"z-image": 1 + 1 + 2, "klein": 2 + 3}
-WIDTHS = {"z-image": 32, "klein": 48}
+HOW = [{}, {"precision": "bfloat16"}, {"quantization": "int8"}, {"quantization": "nf4"}]
 
 
 @pytest.fixture(scope="module", params=[save_z_image, save_klein], ids=["z-image", "klein"])
@@ -64,7 +63,7 @@ def blocks_of(base_model):
     return [block for name in base_model.block_lists for block in getattr(transformer, name)]
 
 
-@pytest.mark.parametrize("how", [{}, {"precision": "bfloat16"}, {"quantization": "int8"}], ids=str)
+@pytest.mark.parametrize("how", HOW, ids=str)
 @pytest.mark.parametrize("number", [1, 2, 3, ALL])
 def test_velocities_and_gradients_are_bit_by_bit_those_without(config, number, how):
     quantization = how.get("quantization", "none")
@@ -149,9 +148,12 @@ def test_a_block_whose_weights_have_left_is_not_computed_with():
     assert blocks[2].weight.isnan().all() and blocks[2].weight.shape == (3,)
 
 
-def test_nf4_is_refused(config):
-    base_model = load_base_model(
-        config, MemoryPlan(quantization="nf4", offloaded_blocks=1, recomputed_blocks=ALL)
-    )
-    with pytest.raises(ValueError, match="NF4 cannot be offloaded"):
-        base_model.load_transformer()
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_block_that_is_not_computed_anew_gives_no_gradient_that_could_pass_for_one(config, quantization):
+    base_model = base_of(config, quantization=quantization, offloaded_blocks=ALL)
+    base_model.transformer.disable_gradient_checkpointing()
+    if quantization == "nf4":  # its placeholders are no NaN
+        with pytest.raises(RuntimeError, match="was not computed anew"):
+            step(base_model)
+    else:
+        assert not all(gradient.isfinite().all() for gradient in step(base_model)[2].values())

@@ -69,7 +69,6 @@ def load_frozen(
     # Buffers are made as ever: rotary frequencies are computed then, and lie in no file.
     with init_empty_weights(include_buffers=False):
         module = make()
-    # Before NF4 layers are in it: `nf4_layer` says why they do not evaluate.
     module.eval().requires_grad_(False)
     wanted = module.state_dict()
     stored = _read_original(folder, original) if original else None
@@ -91,7 +90,10 @@ def load_frozen(
         if is_quantized:
             linear = module.get_submodule(layer)
             assert isinstance(linear, torch.nn.Linear)  # a LoRA's targets are no others
-            module.set_submodule(layer, QUANTIZATIONS[quantization](linear, dtype, place).to(rests))
+            quantized = QUANTIZATIONS[quantization](linear, dtype, place)
+            for weight in quantized.parameters():
+                weight.data = weight.data.to(rests)  # what NF4 has beside it is small, and stays
+            module.set_submodule(layer, quantized)
     # Those that were made with the module, and lie in no file.
     for name, buffer in module.named_buffers():
         _put(module, name, buffer.to(device))
@@ -107,6 +109,10 @@ def placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> 
     """What stands for a weight that is elsewhere: one number in memory; whoever computes with it notices."""
     number = torch.tensor(float("nan") if dtype.is_floating_point else 0, dtype=dtype, device=device)
     return number.expand(shape)
+
+
+def is_placeholder(tensor: Tensor) -> bool:
+    return tensor.numel() > 1 and tensor.untyped_storage().nbytes() == tensor.element_size()
 
 
 def read_tensor(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -87,8 +87,6 @@ class LoadedInPhases:
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
         plan = self.memory_plan
-        if plan.offloaded_blocks and plan.quantization == "nf4":
-            raise ValueError("Blocks in NF4 cannot be offloaded: bitsandbytes keeps hold of their weights.")
         first = partial(first_blocks, self.block_lists, plan.offloaded_blocks)
         self.transformer = self._load(
             self.transformer_class, "transformer", self.dtype, self.device, plan.quantization, first

@@ -18,7 +18,7 @@ def int8_layer(linear: torch.nn.Linear, compute_dtype: torch.dtype, device: torc
     layer.weight = torch.nn.Parameter(rounded, requires_grad=False)
     layer.scale = torch.nn.Parameter(scale, requires_grad=False)
     layer.bias = linear.bias
-    return layer.to(device)
+    return layer.eval().to(device)
 
 
 class Int8Linear(torch.nn.Linear):
@@ -58,13 +58,13 @@ class _Int8Product(torch.autograd.Function):
 def nf4_layer(linear: torch.nn.Linear, compute_dtype: torch.dtype, device: torch.device) -> torch.nn.Linear:
     """The NF4 layer of a linear one, on `device` (arXiv 2305.14314).
 
-    diffusers' own quantized loading refuses without a GPU; bitsandbytes itself does not. Leave the layer in
-    training mode, as it is made: in evaluation, on a processor with bfloat16 instructions, its first pass
-    packs the weight anew for good, for inference alone.
+    diffusers' own quantized loading refuses without a GPU; bitsandbytes itself does not.
     """
-    from bitsandbytes.nn import Linear4bit, Params4bit  # slow to import, and not every run needs it
+    from bitsandbytes.nn import Params4bit  # slow to import, and not every run needs it
 
-    quantized = Linear4bit(
+    from dopsd_app.models.nf4 import Nf4Linear
+
+    quantized = Nf4Linear(
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,
@@ -75,7 +75,7 @@ def nf4_layer(linear: torch.nn.Linear, compute_dtype: torch.dtype, device: torch
     # Its `__new__` takes these; ty looks at the `__init__` that it inherits.
     quantized.weight = Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")  # ty: ignore[unknown-argument]
     quantized.bias = linear.bias
-    return quantized.to(device)
+    return quantized.eval().to(device)
 
 
 # What makes a layer of each quantization, from a linear one, the dtype of the arithmetic and the device.
