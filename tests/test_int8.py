@@ -9,9 +9,7 @@ from dopsd_app.method.adapters import adapter_weights, add_adapters
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES
-from dopsd_app.models.quantize import dequantize, int8_layer, nf4_layer
-
-CPU = torch.device("cpu")
+from dopsd_app.models.quantize import dequantize, quantize_layer
 
 
 def linear(bias=False, dtype=torch.float32):
@@ -26,14 +24,14 @@ def error(layer, x):
 
 def test_a_product_is_nearer_to_the_exact_one_than_nf4s_by_far():
     x = torch.randn(64, 256)
-    assert error(int8_layer(linear(), torch.float32, CPU), x) < 0.005
-    assert error(nf4_layer(linear(), torch.float32, CPU), x) > 0.05
+    assert error(quantize_layer(linear(), "int8"), x) < 0.005
+    assert error(quantize_layer(linear(), "nf4"), x) > 0.05
 
 
 def test_each_row_has_the_scale_of_its_largest_number():
     layer = linear()
     layer.weight[0], layer.weight[1] = torch.linspace(-127, 127, 256), 0
-    quantized = int8_layer(layer, torch.float32, CPU)
+    quantized = quantize_layer(layer, "int8")
     assert quantized.weight.dtype == torch.int8 and quantized.scale.shape == (128, 1)
     assert quantized.scale[0] == 1 and quantized.weight[0].tolist() == layer.weight[0].round().tolist()
     assert not quantized.weight[1].any()
@@ -44,7 +42,7 @@ def test_each_row_has_the_scale_of_its_largest_number():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
 def test_output_and_gradient_are_those_of_the_dequantized_weight(bias, dtype):
-    quantized = int8_layer(linear(bias, dtype), dtype, CPU)
+    quantized = quantize_layer(linear(bias, dtype), "int8")
     plain = linear(bias, dtype)
     plain.weight.copy_(dequantize(quantized.weight, quantized.scale, dtype))
     inputs = [torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(1)).to(dtype) for _ in range(2)]
@@ -56,7 +54,7 @@ def test_output_and_gradient_are_those_of_the_dequantized_weight(bias, dtype):
 
 def test_only_the_int8_weight_waits_for_the_backward_pass():
     kept = []
-    quantized = int8_layer(linear(), torch.float32, CPU)
+    quantized = quantize_layer(linear(), "int8")
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         quantized(torch.randn(2, 256, requires_grad=True))
     assert sorted(tensor.nbytes for tensor in kept) == [128 * 4, 128 * 256]

@@ -4,7 +4,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from dopsd_app.models.quantize import nf4_layer
+from dopsd_app.models.quantize import quantize_layer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -12,7 +12,7 @@ from dopsd_app.models.quantize import nf4_layer
 def test_output_and_gradient_are_bitsandbytes_own(bias, dtype):
     torch.manual_seed(0)
     linear = torch.nn.Linear(256, 128, bias=bias, dtype=dtype).requires_grad_(False)
-    ours = nf4_layer(linear, dtype, torch.device("cpu"))
+    ours = quantize_layer(linear, "nf4")
     theirs = bitsandbytes.nn.Linear4bit(256, 128, bias=bias, compute_dtype=dtype, quant_type="nf4")
     theirs.weight, theirs.bias = ours.weight, ours.bias  # in training mode: it would pack them anew
     inputs = [torch.randn(3, 256, generator=torch.Generator().manual_seed(1)).to(dtype) for _ in range(2)]

@@ -1,5 +1,7 @@
 """A linear layer of frozen NF4 weights; apart from the rest, since bitsandbytes is slow to import."""
 
+from typing import cast
+
 import bitsandbytes
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
@@ -16,10 +18,9 @@ class Nf4Linear(bitsandbytes.nn.Linear4bit):
     instructions, no pass packs the weight anew for good.
     """
 
-    weight: bitsandbytes.nn.Params4bit
-
     def forward(self, x: Tensor) -> Tensor:
-        return _Nf4Product.apply(x, self.weight, self.weight.quant_state, self.bias)
+        weight = cast(bitsandbytes.nn.Params4bit, self.weight)
+        return _Nf4Product.apply(x, weight, weight.quant_state, self.bias)
 
 
 class _Nf4Product(torch.autograd.Function):

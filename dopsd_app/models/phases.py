@@ -1,6 +1,6 @@
 """The parts of a base model whose text encoder is a Qwen3, loaded and freed phase by phase."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -18,6 +18,7 @@ from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.offload import OffloadedBlocks, first_blocks
+from dopsd_app.models.prepared import Prepared
 from dopsd_app.models.protocol import loaded
 
 TILE = 512  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
@@ -41,6 +42,7 @@ class LoadedInPhases:
         teacher_context: str,
         context_area: tuple[int, int],
     ):
+        self.place = place
         self.folder, self.eyes, self.context_area = place.folder, place.vision_tower, context_area
         self.device, self.dtype, self.memory_plan = device, dtype, memory_plan
         self.teacher_context = teacher_context
@@ -88,12 +90,25 @@ class LoadedInPhases:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
         plan = self.memory_plan
         first = partial(first_blocks, self.block_lists, plan.offloaded_blocks)
-        self.transformer = self._load(
-            self.transformer_class, "transformer", self.dtype, self.device, plan.quantization, first
-        )
+        self.transformer = self._load_transformer(waiting=first)
         if offloaded := first(self.transformer):
             self.offloaded = OffloadedBlocks(offloaded, self.device)
         self.load_autoencoder()
+
+    def _load_transformer(self, **how: Any):
+        """The transformer; a quantized one is read from where it was kept, or kept there."""
+        quantization, names = self.memory_plan.quantization, ("transformer", self.dtype, self.device)
+        if quantization == "none":
+            return self._load(self.transformer_class, *names, **how)
+        how |= {"quantization": quantization, "targets": self.lora_targets}
+        prepared = Prepared.of(
+            self.place, "transformer", quantization, self.lora_targets, self.dtype, self.device.type
+        )
+        if kept := prepared.read():
+            return self._load(self.transformer_class, *names, prepared=kept, **how)
+        transformer = self._load(self.transformer_class, *names, **how)
+        prepared.write(transformer.state_dict())
+        return transformer
 
     def load_autoencoder(self) -> None:
         """Loads the autoencoder, frozen, where it is not there yet: onto the device, or to wait for it."""
@@ -142,8 +157,7 @@ class LoadedInPhases:
         part: str,
         dtype: torch.dtype,
         device: torch.device,
-        quantization: str = "none",
-        waiting: Callable[[torch.nn.Module], list[torch.nn.Module]] = lambda _: [],
+        **how: Any,
     ):
         folder = self.folder / part
         config = model_class.load_config(folder)
@@ -152,10 +166,8 @@ class LoadedInPhases:
             folder,
             dtype,
             device,
-            quantization=quantization,
-            targets=self.lora_targets,
-            waiting=waiting,
             original=model_class.__name__,
+            **how,
         )
 
     def picture_features(self, picture: Image.Image) -> Tensor:
