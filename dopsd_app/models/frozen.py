@@ -143,7 +143,8 @@ def _put(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
 
 def placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What stands for a weight that is elsewhere: one number in memory; whoever computes with it notices."""
-    number = torch.tensor(float("nan") if dtype.is_floating_point else 0, dtype=dtype, device=device)
+    # By a kernel: a number that is copied there would wait for all that the device still computes.
+    number = torch.full((), float("nan") if dtype.is_floating_point else 0, dtype=dtype, device=device)
     return number.expand(shape)
 
 

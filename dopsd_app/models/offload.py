@@ -4,7 +4,6 @@ Two buffers on the device take them: while one block computes, the next is copie
 back, since nothing changes these weights.
 """
 
-import mmap
 import weakref
 from collections.abc import Sequence
 
@@ -48,6 +47,7 @@ class OffloadedBlocks:
         ]
         self.stored: list[Tensor] = []
         self.views: list[list[Tensor]] = []  # of a block's weights in its buffer
+        self.placeholders: list[list[Tensor]] = []  # while they are not there
         self.held: list[int | None] = [None, None]  # the place of the block in each buffer
         self.last, self.step = 0, 1
         on_card = device.type == "cuda"
@@ -61,24 +61,29 @@ class OffloadedBlocks:
 
     def _store(self, place: int, size: int, device: torch.device) -> None:
         """Puts a block's weights side by side into memory that the device can read, one after the other."""
-        stored = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        stored = torch.empty(size, dtype=torch.uint8)
         if device.type == "cuda":
             _pin(stored)
         self.stored.append(stored)
         starts, _ = _layout(self.parameters[place])
-        views = []
+        views, placeholders = [], []
         for parameter, start in zip(self.parameters[place], starts, strict=True):
             _view(stored, start, parameter).copy_(parameter.data)
             views.append(_view(self.buffers[place % 2], start, parameter))
-            parameter.data = placeholder(parameter.shape, parameter.dtype, device)
+            placeholders.append(placeholder(parameter.shape, parameter.dtype, device))
+            parameter.data = placeholders[-1]
         self.views.append(views)
+        self.placeholders.append(placeholders)
 
     def fetch(self, block: Module) -> None:
         """Has a block's weights on the device for what is computed next, and copies the next block's.
 
-        The pass goes on the way it came: to the next block, or in a backward pass to the one before.
+        The pass goes on the way it came: to the next block, or in a backward pass to the one before. A block
+        that is not offloaded has its weights. One that is computed in parts may be asked for before each.
         """
-        place = self.places[block]
+        place = self.places.get(block)
+        if place is None:
+            return
         if place in (0, len(self.places) - 1):
             self.step = 1 if place == 0 else -1  # what is behind the end is not asked for: no harm is done
         elif place != self.last:
@@ -98,8 +103,7 @@ class OffloadedBlocks:
         if before == place:
             return
         if before is not None:
-            for parameter in self.parameters[before]:
-                parameter.data = placeholder(parameter.shape, parameter.dtype, parameter.device)
+            self._point(before, self.placeholders[before])
         stored = self.stored[place]
         buffer = self.buffers[number][: stored.numel()]
         if self.stream is None:
@@ -110,9 +114,12 @@ class OffloadedBlocks:
                 buffer.copy_(stored, non_blocking=True)
                 self.copied[number].record()
             buffer.record_stream(self.stream)
-        for parameter, view in zip(self.parameters[place], self.views[place], strict=True):
-            parameter.data = view
+        self._point(place, self.views[place])
         self.held[number] = place
+
+    def _point(self, place: int, tensors: list[Tensor]) -> None:
+        for parameter, tensor in zip(self.parameters[place], tensors, strict=True):
+            parameter.data = tensor
 
 
 class _Fetching:
