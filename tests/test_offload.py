@@ -1,17 +1,23 @@
 """Blocks that wait in the computer's memory compute exactly what they compute on the device."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from dopsd_app.checks.lora_check import check_lora
 from dopsd_app.config import TrainConfig
-from dopsd_app.method.adapters import adapter_weights, add_adapters, as_teacher
+from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters, as_teacher
 from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
+from dopsd_app.method.lora_file import save_lora
+from dopsd_app.models.catalog import find_base_model
+from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import ALL, MemoryPlan
-from dopsd_app.models.offload import OffloadedBlocks
+from dopsd_app.models.offload import OffloadedBlocks, _to_pieces, first_blocks
 from dopsd_app.models.protocol import Conditioning
+from dopsd_app.models.z_image_facts import Z_IMAGE
 from tests.support.encoded import trained
 from tests.support.tiny_models import save_klein, save_z_image
 
@@ -34,11 +40,15 @@ def base_of(config, **plan):
     return base_model
 
 
+def is_z_image(base_model):
+    return base_model.architecture is Z_IMAGE
+
+
 def step(base_model, seed=0):
     """Student and teacher on the same noise, and the student's gradients."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1, *base_model.latent_shape(64, 32), generator=generator)
-    width = 32 if base_model.architecture.family.startswith("Z") else 48
+    width = 32 if is_z_image(base_model) else 48
     conditioning = [Conditioning(torch.randn(5, width, generator=generator).to(base_model.dtype))]
     student = base_model.predict_velocity(noise, torch.tensor(0.9), conditioning)
     with as_teacher(base_model.transformer):
@@ -100,6 +110,42 @@ def test_the_device_holds_two_blocks_and_what_is_adapted(config):
     assert sum(memory.values()) <= sum(buffers) + 4 * sum(map(len, frozen))
     lora = [weight for name, weight in base_model.transformer.named_parameters() if "lora_" in name]
     assert all(weight.isfinite().all() for weight in lora)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_lora_file_is_checked_on_offloaded_blocks(config, tmp_path, quantization):
+    base_model = base_of(config, quantization=quantization, offloaded_blocks=ALL)
+    path = tmp_path / "lora.safetensors"
+    save_lora(path, adapter_arrays(base_model.transformer, "student"), config.strength, {})
+    conditioning = Conditioning(torch.randn(5, 32 if is_z_image(base_model) else 48))
+    result = check_lora(path, base_model, config, conditioning, 64, 64)
+    assert result.problems == []
+    assert result.modules == len(adapter_arrays(base_of(config).transformer, "student")) // 2
+
+
+def test_loading_puts_what_waits_into_the_computers_memory_and_the_rest_onto_the_device(config):
+    folder = find_base_model(config.base_model).folder / "transformer"
+    model_class = load_base_model(config).transformer_class
+    lists = load_base_model(config).block_lists
+    meta = torch.device("meta")  # a device like another, where there is no card
+    transformer = load_frozen(
+        lambda: model_class.from_config(model_class.load_config(folder)),
+        folder,
+        torch.float32,
+        meta,
+        waiting=partial(first_blocks, lists, 3),
+    )
+    waiting = {weight for block in first_blocks(lists, 3, transformer) for weight in block.parameters()}
+    for weight in transformer.parameters():
+        assert weight.device.type == ("cpu" if weight in waiting else "meta")
+
+
+def test_what_is_pinned_is_hardly_more_than_what_there_is():
+    together = torch.arange(3_000_000, dtype=torch.int32).view(torch.uint8)
+    pieces = _to_pieces(together, pinned=False)
+    assert torch.cat(pieces).equal(together)
+    taken = [piece.untyped_storage().nbytes() for piece in pieces]
+    assert all(size & (size - 1) == 0 for size in taken) and 0 <= sum(taken) - together.numel() < 4096
 
 
 class Doubling(torch.nn.Module):

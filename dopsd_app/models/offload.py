@@ -4,7 +4,6 @@ Two buffers on the device take them: while one block computes, the next is copie
 back, since nothing changes these weights.
 """
 
-import weakref
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +14,7 @@ from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.frozen import placeholder
 
 ALIGNED = 512  # bytes: where a tensor may begin, as the device's own allocator has it
+SMALLEST = 4096  # bytes of pinned memory, a page
 
 
 def first_blocks(block_lists: Sequence[str], number: int, transformer: Module) -> list[Module]:
@@ -45,7 +45,7 @@ class OffloadedBlocks:
         self.buffers = [
             torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(min(2, len(blocks)))
         ]
-        self.stored: list[Tensor] = []
+        self.stored: list[tuple[Tensor, ...]] = []  # of each block, the bytes in some pieces
         self.views: list[list[Tensor]] = []  # of a block's weights in its buffer
         self.placeholders: list[list[Tensor]] = []  # while they are not there
         self.held: list[int | None] = [None, None]  # the place of the block in each buffer
@@ -53,27 +53,23 @@ class OffloadedBlocks:
         on_card = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if on_card else None
         self.copied = [torch.cuda.Event() for _ in range(2)] if on_card else []
-        if on_card:
-            weakref.finalize(self, _unpin, self.stored).atexit = False
         for block, place in self.places.items():
             self._store(place, sizes[place], device)
             block.forward = _Fetching(self, block, block.forward)
 
     def _store(self, place: int, size: int, device: torch.device) -> None:
-        """Puts a block's weights side by side into memory that the device can read, one after the other."""
-        stored = torch.empty(size, dtype=torch.uint8)
-        if device.type == "cuda":
-            _pin(stored)
-        self.stored.append(stored)
+        """Puts a block's weights side by side into memory that the device can read by itself."""
         starts, _ = _layout(self.parameters[place])
+        together = torch.empty(size, dtype=torch.uint8)
         views, placeholders = [], []
         for parameter, start in zip(self.parameters[place], starts, strict=True):
-            _view(stored, start, parameter).copy_(parameter.data)
+            _view(together, start, parameter).copy_(parameter.data)
             views.append(_view(self.buffers[place % 2], start, parameter))
             placeholders.append(placeholder(parameter.shape, parameter.dtype, device))
             parameter.data = placeholders[-1]
         self.views.append(views)
         self.placeholders.append(placeholders)
+        self.stored.append(_to_pieces(together, pinned=device.type == "cuda"))
 
     def fetch(self, block: Module) -> None:
         """Has a block's weights on the device for what is computed next, and copies the next block's.
@@ -104,14 +100,13 @@ class OffloadedBlocks:
             return
         if before is not None:
             self._point(before, self.placeholders[before])
-        stored = self.stored[place]
-        buffer = self.buffers[number][: stored.numel()]
+        buffer = self.buffers[number]
         if self.stream is None:
-            buffer.copy_(stored)
+            _fill(buffer, self.stored[place])
         else:
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
             with torch.cuda.stream(self.stream):
-                buffer.copy_(stored, non_blocking=True)
+                _fill(buffer, self.stored[place])
                 self.copied[number].record()
             buffer.record_stream(self.stream)
         self._point(place, self.views[place])
@@ -146,17 +141,28 @@ def _view(flat: Tensor, start: int, like: Tensor) -> Tensor:
     return flat[start : start + like.nbytes].view(like.dtype).view(like.shape)
 
 
-def _pin(memory: Tensor) -> None:
-    """Lets the card read memory while it computes; torch's own would be rounded up to a power of two."""
-    result = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
-    if int(result) != 0:
-        raise BaseModelError(
-            f"The system lets the card read no {memory.numel() / 2**30:.1f} GiB more of the computer's"
-            " memory: end other programs, or offload fewer blocks."
-        )
+def _to_pieces(together: Tensor, *, pinned: bool) -> tuple[Tensor, ...]:
+    """Bytes in pieces of a power of two each: as torch rounds up what it pins, one piece could take double.
+
+    Raises `BaseModelError` where the system pins no more.
+    """
+    pieces, start = [], 0
+    while (left := together.numel() - start) > 0:
+        size = max(1 << (left.bit_length() - 1), SMALLEST)
+        try:
+            piece = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        except RuntimeError as error:
+            raise BaseModelError(
+                "The system lets the card read no more of the computer's memory: end other programs, or"
+                " offload fewer blocks."
+            ) from error
+        pieces.append(piece[: min(size, left)].copy_(together[start : start + size]))
+        start += size
+    return tuple(pieces)
 
 
-def _unpin(stored: Sequence[Tensor]) -> None:
-    torch.cuda.synchronize()  # the last copy may still be under way
-    for memory in stored:
-        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+def _fill(buffer: Tensor, pieces: Sequence[Tensor]) -> None:
+    start = 0
+    for piece in pieces:
+        buffer[start : start + piece.numel()].copy_(piece, non_blocking=True)
+        start += piece.numel()
