@@ -1,5 +1,6 @@
 """Blocks that wait in the computer's memory compute exactly what they compute on the device."""
 
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -146,6 +147,14 @@ def test_what_is_pinned_is_hardly_more_than_what_there_is():
     assert torch.cat(pieces).equal(together)
     taken = [piece.untyped_storage().nbytes() for piece in pieces]
     assert all(size & (size - 1) == 0 for size in taken) and 0 <= sum(taken) - together.numel() < 4096
+
+
+def test_memory_is_given_back_with_the_transformer(config):
+    base_model = base_of(config, offloaded_blocks=ALL)
+    step(base_model)
+    offloaded = weakref.ref(base_model.offloaded)
+    base_model.free_transformer()
+    assert offloaded() is None
 
 
 class Doubling(torch.nn.Module):
