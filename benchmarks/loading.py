@@ -25,7 +25,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from benchmarks.record import save_result
 from dopsd_app.models.frozen import load_frozen
-from dopsd_app.models.quantize import nf4_layer
+from dopsd_app.models.quantize import quantize_layer
 from dopsd_app.models.z_image import ZImage
 
 MB = 1024**2
@@ -108,7 +108,8 @@ def load_ours(folder: Path, part: str, to: str) -> torch.nn.Module:
         folder,
         torch.float32 if to == "float32" else torch.bfloat16,
         device,
-        nf4_targets=ZImage.lora_targets if to == "nf4" else None,
+        quantization="nf4" if to == "nf4" else "none",
+        targets=ZImage.lora_targets,
     )
 
 
@@ -119,7 +120,7 @@ def load_theirs(folder: Path, part: str, to: str) -> torch.nn.Module:
     module = model_class.from_pretrained(folder / part, dtype=dtype, use_safetensors=True)
     if to == "nf4":
         for name in [name for name, _ in module.named_modules() if re.fullmatch(ZImage.lora_targets, name)]:
-            module.set_submodule(name, nf4_layer(module.get_submodule(name), dtype, torch.device("cpu")))
+            module.set_submodule(name, quantize_layer(module.get_submodule(name), "nf4"))
     return module
 
 

@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
@@ -42,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def make_base(memory_plan: MemoryPlan, lean: bool) -> ZImage:
-    """A narrow transformer with all of Z-Image-Turbo's blocks, in the product's class and without other parts."""
+    """A narrow transformer with all of Z-Image-Turbo's blocks, in the product's class, alone."""
     torch.manual_seed(0)
     transformer = ZImageTransformer2DModel(n_layers=30, **WIDTH).eval().requires_grad_(False)
     for weight in transformer.parameters():
@@ -91,7 +92,7 @@ def plain_step(memory_plan: MemoryPlan, graphs_kept: bool) -> Callable[[int], ob
 
     def step(number: int) -> None:
         latents, losses = draw_noise(shape, 0, number, 0)[None], []
-        for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, sigma_next in pairwise(sigmas):
             with torch.no_grad():
                 of_teacher = velocity("teacher", latents, sigma, example.teacher[0])
             of_student = velocity("student", latents, sigma, example.student[0])

@@ -152,7 +152,7 @@ def test_nf4_layers_are_those_of_the_weights_in_the_dtype_of_the_rest(part):
     folder, weights = part("transformer")
     save(folder, weights, 3, "diffusion_pytorch_model")
     plain = load_transformer(folder, torch.bfloat16)
-    loaded = load_transformer(folder, torch.bfloat16, nf4_targets=ZImage.lora_targets)
+    loaded = load_transformer(folder, torch.bfloat16, quantization="nf4", targets=ZImage.lora_targets)
     targets = [name for name, _ in plain.named_modules() if re.fullmatch(ZImage.lora_targets, name)]
     assert len(targets) == 7 * 4  # two layers and two refiners
     for name in targets:
@@ -171,13 +171,13 @@ def test_nf4_layers_are_those_of_the_weights_in_the_dtype_of_the_rest(part):
 def test_a_pass_through_nf4_layers_leaves_them_as_they_were_and_able_to_train(part):
     folder, weights = part("transformer")
     save(folder, weights)
-    transformer = load_transformer(folder, torch.bfloat16, nf4_targets=ZImage.lora_targets)
+    transformer = load_transformer(folder, torch.bfloat16, quantization="nf4", targets=ZImage.lora_targets)
     layer = transformer.layers[0].attention.to_q
     packed = layer.weight.clone()
     with torch.no_grad():
         run_transformer(transformer)
     assert layer.weight.equal(packed)
-    assert layer.training and not transformer.training and not transformer.layers[0].training
+    assert not transformer.training and not layer.training
 
 
 def test_a_bias_stays_beside_an_nf4_weight(part):
@@ -185,7 +185,12 @@ def test_a_bias_stays_beside_an_nf4_weight(part):
     save(folder, weights)
     config = Qwen3VLVisionConfig.from_pretrained(folder)
     loaded = load_frozen(
-        lambda: Qwen3VLVisionModel(config), folder, torch.bfloat16, CPU, nf4_targets=r".*\.linear_fc1"
+        lambda: Qwen3VLVisionModel(config),
+        folder,
+        torch.bfloat16,
+        CPU,
+        quantization="nf4",
+        targets=r".*\.linear_fc1",
     )
     layer = loaded.merger.linear_fc1
     assert layer.weight.dtype == torch.uint8
@@ -233,7 +238,7 @@ def test_weights_that_do_not_fit_are_told_before_any_is_read(part, monkeypatch):
     weights["cap_pad_token"] = torch.zeros(1, 31)
     weights |= {f"extra.{index}": torch.zeros(1) for index in range(7)}
     save(folder, weights, 2, "diffusion_pytorch_model")
-    monkeypatch.setattr("dopsd_app.models.frozen._read", None)
+    monkeypatch.setattr("dopsd_app.models.frozen.read_tensor", None)
     with pytest.raises(BaseModelError) as error:
         load_transformer(folder)
     assert str(error.value) == (

@@ -105,6 +105,14 @@ def test_a_good_file_passes_within_5_percent_on_a_rounded_base(
     assert result.effect_error <= 0.05
 
 
+def test_a_good_file_passes_on_an_int8_base(config, tmp_path):
+    base_model, path = load_base_model(config, MemoryPlan(quantization="int8")), tmp_path / LORA_FILE
+    conditioning = save_trained(base_model, config, path)
+    result = check(base_model, config, path, conditioning)
+    assert result.problems == [] and not result.exact
+    assert (result.modules, result.missing_modules) == (28, ())
+
+
 def test_a_bad_file_is_found_on_a_rounded_base_too(config, tmp_path):
     config = replace(config, precision="bfloat16")
     base_model, path = load_base_model(config), tmp_path / LORA_FILE
@@ -128,7 +136,7 @@ def test_nf4_replaces_what_the_lora_adapts_and_stays_close_to_the_base(config):
     for base_model in (exact, quantized):
         base_model.load_transformer()
     layer = quantized.transformer.layers[0]
-    assert type(layer.attention.to_q).__name__ == type(layer.feed_forward.w1).__name__ == "Linear4bit"
+    assert type(layer.attention.to_q).__name__ == type(layer.feed_forward.w1).__name__ == "Nf4Linear"
     assert layer.attention.to_q.weight.dtype == torch.uint8
     assert layer.attention.to_q.weight.numel() == 32 * 32 / 2
     exact.load_encoders()

@@ -21,7 +21,7 @@ from dopsd_app.models.protocol import BaseModel
 def prepare(base_model: BaseModel, config: TrainConfig) -> torch.optim.Optimizer:
     """Puts student and teacher on the loaded transformer and returns the student's optimizer."""
     add_adapters(base_model.transformer, base_model.lora_targets, config)
-    recompute_blocks(base_model)
+    recompute_blocks(base_model, base_model.fetch)
     if config.optimizer == "adamw8bit":
         import bitsandbytes  # slow to import, and not every run needs it
 

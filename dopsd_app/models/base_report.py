@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,7 +96,12 @@ def describe_base(name: str, commit: str) -> tuple[str, str]:
 def fingerprint(place: BaseModelPaths) -> list:
     """Changes with the base model's files, without reading gigabytes: names, sizes and times of change."""
     eyes = place.vision_tower.iterdir() if place.vision_tower else ()
-    own = {*place.folder.glob("*/*"), *eyes}
+    return fingerprint_files({*place.folder.glob("*/*"), *eyes})
+
+
+def fingerprint_files(own: Iterable[Path]) -> list:
+    """Changes with these files, and with those elsewhere that one of them names."""
+    own = set(own)
     elsewhere = {file for path in own if path.name == ELSEWHERE for file in read_elsewhere(path.parent)}
     files = [path for path in sorted(own | elsewhere) if path.is_file()]
     return [

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.pipeline_folder import ELSEWHERE, read_elsewhere
-from dopsd_app.models.quantize import nf4_layer
+from dopsd_app.models.quantize import QUANTIZATIONS, quantize_layer
 from dopsd_app.models.single_file import PREFIX
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -26,7 +26,15 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 # As diffusers and transformers name them; a variant (`model.fp16.safetensors`) is another file's copy.
 WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of numbers that can be cast without a scale
-_KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+KINDS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 NAMED = 5  # weights that a message names; the rest is counted
 
 
@@ -48,15 +56,22 @@ def load_frozen(
     device: torch.device,
     *,
     prefix: str = "",
-    nf4_targets: str | None = None,
+    quantization: str = "none",
+    targets: str = "",
+    unread: str = "",
+    prepared: dict[str, StoredTensor] | None = None,
+    waiting: Callable[[torch.nn.Module], Iterable[torch.nn.Module]] = lambda _: (),
     original: str = "",
 ) -> Module:
     """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
 
     Where names in the folder begin with `prefix`, those alone are read, without it; where none does, all are.
     `original` is diffusers' class whose weights may lie in a single file under other names.
-    Linear layers whose names match `nf4_targets` become NF4 as soon as they are read. Only safetensors files
-    are read: a pickle could run code. Each name that the module knows must be stored, tied weights too.
+    Linear layers whose names match `targets` are quantized as soon as they are read. Where the result was
+    kept (`prepared`: what `state_dict` gave), it is read, and nothing in the folder. Tensors whose names
+    match `unread` are only checked to be there, and are placeholders. The weights of the modules that
+    `waiting` chooses stay in the computer's memory. Only safetensors files are read: a pickle could run code.
+    Each name that the module knows must be stored, tied weights too.
 
     Raises `BaseModelError` for files that are missing or damaged, and before any tensor is read for weights
     that do not fit the module.
@@ -64,40 +79,91 @@ def load_frozen(
     # Buffers are made as ever: rotary frequencies are computed then, and lie in no file.
     with init_empty_weights(include_buffers=False):
         module = make()
-    # Before NF4 layers are in it: `nf4_layer` says why they do not evaluate.
     module.eval().requires_grad_(False)
     wanted = module.state_dict()
-    stored = _read_original(folder, original) if original else None
-    stored = stored or _read_headers(folder, prefix)
-    _check_fit(folder, wanted, stored)
+    if prepared is None:
+        stored = _read_original(folder, original) if original else {}
+        stored = stored or read_headers(folder, prefix)
+        _check_fit(folder, wanted, stored)
+    parts = {part for block in waiting(module) for part in block.modules()}
+    in_ram = {name for name, part in module.named_modules() if part in parts}
     for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
-        for name in names:
-            _load_tensor(module, name, stored[name], dtype, device)
-        if nf4_targets is not None and re.fullmatch(nf4_targets, layer):
-            linear = module.get_submodule(layer)
-            assert isinstance(linear, torch.nn.Linear)  # a LoRA's targets are no others
-            module.set_submodule(layer, nf4_layer(linear, dtype, device))
-    return module.to(device)
+        rests = torch.device("cpu") if layer in in_ram else device
+        is_quantized = quantization != "none" and re.fullmatch(targets, layer)
+        place = device if is_quantized else rests  # a card quantizes faster
+        if prepared is None:
+            for name in names:
+                if unread and re.fullmatch(unread, name):
+                    tensor = placeholder(wanted[name].shape, dtype, place)
+                else:
+                    tensor = read_tensor(stored[name], dtype, place)
+                _put(module, name, tensor)
+            if is_quantized:
+                _quantize(module, layer, quantization)
+        elif is_quantized:
+            _restore(module, layer, quantization, prepared, place)
+        else:
+            for name in names:
+                _put(module, name, read_tensor(prepared[name], None, place))
+        for weight in module.get_submodule(layer).parameters(recurse=False):
+            weight.data = weight.data.to(rests)  # what NF4 has beside it is small, and stays
+    # Those that were made with the module, and lie in no file.
+    for name, buffer in module.named_buffers():
+        _put(module, name, buffer.to(device))
+    return module
 
 
-def _load_tensor(
-    module: torch.nn.Module, name: str, stored: StoredTensor, dtype: torch.dtype, device: torch.device
+def _quantize(module: torch.nn.Module, layer: str, quantization: str) -> None:
+    linear = module.get_submodule(layer)
+    assert isinstance(linear, torch.nn.Linear)  # a LoRA's targets are no others
+    module.set_submodule(layer, quantize_layer(linear, quantization))
+
+
+def _restore(
+    module: torch.nn.Module,
+    layer: str,
+    quantization: str,
+    prepared: dict[str, StoredTensor],
+    device: torch.device,
 ) -> None:
-    tensor = _read(stored, dtype, device)
+    """Makes a quantized layer of what one gave to be kept."""
+    linear, how = module.get_submodule(layer), QUANTIZATIONS[quantization]
+    assert isinstance(linear, torch.nn.Linear)
+    tensors = {part: read_tensor(prepared[f"{layer}.{part}"], None, device) for part in how.parts}
+    bias = None
+    if linear.bias is not None:
+        bias = torch.nn.Parameter(read_tensor(prepared[f"{layer}.bias"], None, device), requires_grad=False)
+    module.set_submodule(layer, how.make(linear, tensors, bias))
+
+
+def _put(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
     # Clearing the cache for every tensor would collect garbage hundreds of times.
-    set_module_tensor_to_device(module, name, device, tensor, dtype=tensor.dtype, clear_cache=False)
+    set_module_tensor_to_device(module, name, tensor.device, tensor, dtype=tensor.dtype, clear_cache=False)
 
 
-def _read(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor with memory of its own, in `dtype` if it is one of floats."""
+def placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What stands for a weight that is elsewhere: one number in memory; whoever computes with it notices."""
+    # By a kernel: a number that is copied there would wait for all that the device still computes.
+    number = torch.full((), float("nan") if dtype.is_floating_point else 0, dtype=dtype, device=device)
+    return number.expand(shape)
+
+
+def is_placeholder(tensor: Tensor) -> bool:
+    return tensor.numel() > 1 and tensor.untyped_storage().nbytes() == tensor.element_size()
+
+
+def read_tensor(stored: StoredTensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """A tensor with memory of its own, in `dtype` if it is one of floats, or as it is stored."""
     # A file that stays open for the next tensor keeps the pages of all that were read before.
     if stored.value is not None:
         mapped = stored.value
     else:
-        with _opened(stored.file) as file:
+        with open_weights(stored.file) as file:
             mapped = file.get_tensor(stored.name)
     # Moved first: cast first, a card's computer would hold the tensor in both dtypes.
-    tensor = mapped.to(device).to(dtype if mapped.is_floating_point() else mapped.dtype)
+    tensor = mapped.to(device)
+    if dtype is not None and mapped.is_floating_point():
+        tensor = tensor.to(dtype)
     # Where nothing was to do, this is still the file: its pages would stay, and a file that is written anew
     # would change the weights or end the program.
     return tensor.clone() if tensor.data_ptr() == mapped.data_ptr() else tensor
@@ -106,11 +172,11 @@ def _read(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> Ten
 # --- what the files hold
 
 
-def _read_headers(folder: Path, prefix: str) -> dict[str, StoredTensor]:
+def read_headers(folder: Path, prefix: str) -> dict[str, StoredTensor]:
     """The tensors in a folder by their names without `prefix`; no tensor is read."""
     tensors = {}
     for file in _find_files(folder, prefix):
-        with _opened(file) as header:
+        with open_weights(file) as header:
             for name in header.keys():  # noqa: SIM118 (not a dict)
                 tensor = header.get_slice(name)
                 tensors[name] = StoredTensor(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
@@ -126,7 +192,7 @@ def _read_original(folder: Path, original: str) -> dict[str, StoredTensor]:
     if not (folder / ELSEWHERE).is_file():
         return {}
     files = read_elsewhere(folder)
-    with _opened(files[0]) as opened:
+    with open_weights(files[0]) as opened:
         tensors = {name.removeprefix(PREFIX): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     # By its class; their own annotation counts all values of its table as one kind.
     convert: Any = SINGLE_FILE_LOADABLE_CLASSES.get(original, {}).get("checkpoint_mapping_fn")
@@ -135,7 +201,7 @@ def _read_original(folder: Path, original: str) -> dict[str, StoredTensor]:
     converted = convert(checkpoint=tensors, config=json.loads((folder / "config.json").read_bytes()))
     return {
         name: StoredTensor(
-            files[0], name, _KINDS.get(value.dtype, str(value.dtype)), tuple(value.shape), value
+            files[0], name, KINDS.get(value.dtype, str(value.dtype)), tuple(value.shape), value
         )
         for name, value in converted.items()
     }
@@ -170,7 +236,7 @@ def _select(names: dict, prefix: str) -> list[str]:
 
 
 @contextmanager
-def _opened(file: Path) -> Generator[safe_open]:
+def open_weights(file: Path) -> Generator[safe_open]:
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened

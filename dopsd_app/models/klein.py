@@ -166,7 +166,8 @@ class Klein(LoadedInPhases):
         """Latents (C, h, w) of an RGB picture, in float32: the mean of the autoencoder's posterior."""
         pixels = VaeImageProcessor().pil_to_numpy(picture)  # (1, H, W, 3), 0..1
         pixels = torch.from_numpy(2 * pixels - 1).permute(0, 3, 1, 2).to(self.device, torch.float32)
-        latents = torch.nn.functional.pixel_unshuffle(loaded(self.vae).encode(pixels).latent_dist.mode(), 2)
+        with self._autoencoder() as vae:
+            latents = torch.nn.functional.pixel_unshuffle(vae.encode(pixels).latent_dist.mode(), 2)
         mean, deviation = self._statistics()
         return ((latents - mean) / deviation)[0]
 
@@ -176,7 +177,7 @@ class Klein(LoadedInPhases):
         mean, variance = vae.bn.running_mean, vae.bn.running_var
         assert mean is not None and variance is not None  # this class tracks them
         deviation = (variance + vae.config["batch_norm_eps"]).sqrt()
-        return mean.view(1, -1, 1, 1), deviation.view(1, -1, 1, 1)
+        return mean.view(1, -1, 1, 1).to(self.device), deviation.view(1, -1, 1, 1).to(self.device)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of height x width pixels."""
@@ -238,7 +239,8 @@ class Klein(LoadedInPhases):
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of the autoencoder's own latents."""
-        decoded = loaded(self.vae).decode(latents.float(), return_dict=False)[0]
+        with self._decoder() as vae:
+            decoded = vae.decode(latents.float(), return_dict=False)[0]
         pictures = VaeImageProcessor().postprocess(decoded, output_type="pil")
         # Of the kinds that it can return, the one that was asked for.
         return cast(list[Image.Image], pictures)
@@ -258,14 +260,15 @@ class Klein(LoadedInPhases):
         """A picture by the official pipeline, of what the student sees; it encodes `image`s itself."""
         embeds = conditioning.prompt_embeds[None]
         # Decoded here: it would give its own autoencoder, which stays in float32, latents in bfloat16.
-        latents = pipeline(
-            prompt_embeds=embeds, guidance_scale=KLEIN.guidance, output_type="latent", **options
-        ).images
+        with self._autoencoder():
+            latents = pipeline(
+                prompt_embeds=embeds, guidance_scale=KLEIN.guidance, output_type="latent", **options
+            ).images
         return self._decode(latents)[0]
 
     def official_features(self, caption: str) -> Tensor:
         """Features (512, D) of a caption as the pipeline's `encode_prompt` makes them."""
-        features, _ = self.make_pipeline().encode_prompt([caption])
+        features, _ = self.make_pipeline().encode_prompt([caption], device=self.device)
         return features[0]
 
     def official_latents(
@@ -285,17 +288,19 @@ class Klein(LoadedInPhases):
         pipeline = self.make_pipeline()
         pipeline.set_progress_bar_config(disable=True)
         height, width = (side * self.picture_multiple for side in noise.shape[2:])
-        pipeline(
-            image=list(references) or None,
-            prompt_embeds=conditioning.prompt_embeds[None],
-            guidance_scale=KLEIN.guidance,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            latents=noise.clone(),
-            output_type="latent",
-            callback_on_step_end=keep,
-        )
+        # A pipeline computes where its autoencoder lies.
+        with self._autoencoder():
+            pipeline(
+                image=list(references) or None,
+                prompt_embeds=conditioning.prompt_embeds[None],
+                guidance_scale=KLEIN.guidance,
+                height=height,
+                width=width,
+                num_inference_steps=num_inference_steps,
+                latents=noise.clone(),
+                output_type="latent",
+                callback_on_step_end=keep,
+            )
         return visited
 
     @torch.no_grad()

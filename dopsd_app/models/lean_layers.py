@@ -50,7 +50,7 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, inner: torch.dtype, outer: torch.dtype) -> Tensor:
-        """Of x (B, T, ..., D) or (T, D): rounded to `inner` before it is weighted, and to `outer` after it."""
+        """Of x (B, T, ..., D) or (T, D): rounded to `inner` before it is weighted, to `outer` after it."""
         result = torch.empty_like(x, dtype=outer, memory_format=torch.contiguous_format)
         scale = torch.empty_like(x[..., :1], dtype=torch.float32, memory_format=torch.contiguous_format)
         for rows, of_rows, made in _some_at_a_time(x, scale, result):
@@ -74,7 +74,7 @@ class RmsNorm(torch.autograd.Function):
 
 
 def _some_at_a_time(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of tensors that are as long as x, along its tokens: so what is made of them in float32 is small."""
+    """Pieces of tensors that are as long as x, along its tokens: in float32, they are small."""
     tokens = min(1, x.ndim - 2)
     length = max(1, PIECE * x.shape[tokens] // x.numel())
     return zip(*(each.split(length, dim=tokens) for each in (x, *others)), strict=True)

@@ -1,5 +1,8 @@
 """The parts of a base model whose text encoder is a Qwen3, loaded and freed phase by phase."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,13 +18,18 @@ from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.models.offload import OffloadedBlocks, first_blocks
+from dopsd_app.models.prepared import Prepared
 from dopsd_app.models.protocol import loaded
+
+TILE = 512  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
 
 
 class LoadedInPhases:
     """What `BaseModel` asks for of loading; a teacher that sees by eyes has them in front of the Qwen3."""
 
     lora_targets: str
+    block_lists: tuple[str, ...]
     transformer_class: ClassVar[Any]  # of diffusers, as is the autoencoder's
     autoencoder_class: ClassVar[Any]
 
@@ -35,6 +43,7 @@ class LoadedInPhases:
         teacher_context: str,
         context_area: tuple[int, int],
     ):
+        self.place = place
         self.folder, self.eyes, self.context_area = place.folder, place.vision_tower, context_area
         self.device, self.dtype, self.memory_plan = device, dtype, memory_plan
         self.teacher_context = teacher_context
@@ -50,17 +59,21 @@ class LoadedInPhases:
         self.vision_tower: Qwen3VLVisionModel | None = None
         self.teacher_encoder: Qwen3VLModel | None = None
         self.transformer: Any = None
+        self.offloaded: OffloadedBlocks | None = None  # where the plan offloads any
         self.vae: Any = None
 
     def load_encoders(self) -> None:
         """Loads onto the device what `encode` needs; for a teacher its eyes, or what encodes a reference."""
         self.tokenizer = qwen.load_tokenizer(self.folder)
-        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device)
+        by_layer = self.memory_plan.encoders_by_layer
+        self.text_encoder = qwen.load_text_encoder(self.folder, self.dtype, self.device, by_layer=by_layer)
         if self.teacher_context == BY_EYES:
             self._load_vision_tower()
             self.teacher_encoder = vision_language.join_encoders(
                 self.text_encoder, loaded(self.vision_tower), self.tokenizer
             )
+            if by_layer:
+                qwen.read_by_layer(self.teacher_encoder.language_model, self.folder / "text_encoder")
         elif self.teacher_context != UNTAUGHT:
             self.load_autoencoder()
 
@@ -76,32 +89,92 @@ class LoadedInPhases:
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
-        nf4_targets = self.lora_targets if self.memory_plan.quantization == "nf4" else None
-        self.transformer = self._load(self.transformer_class, "transformer", self.dtype, nf4_targets)
+        plan = self.memory_plan
+        first = partial(first_blocks, self.block_lists, plan.offloaded_blocks)
+        self.transformer = self._load_transformer(waiting=first)
         keep_less(self.transformer, self.device)
+        if offloaded := first(self.transformer):
+            self.offloaded = OffloadedBlocks(offloaded, self.device)
         self.load_autoencoder()
 
+    def _load_transformer(self, **how: Any):
+        """The transformer; a quantized one is read from where it was kept, or kept there."""
+        quantization, names = self.memory_plan.quantization, ("transformer", self.dtype, self.device)
+        if quantization == "none":
+            return self._load(self.transformer_class, *names, **how)
+        how |= {"quantization": quantization, "targets": self.lora_targets}
+        prepared = Prepared.of(
+            self.place, "transformer", quantization, self.lora_targets, self.dtype, self.device.type
+        )
+        if kept := prepared.read():
+            return self._load(self.transformer_class, *names, prepared=kept, **how)
+        transformer = self._load(self.transformer_class, *names, **how)
+        prepared.write(transformer.state_dict())
+        return transformer
+
+    def fetch(self, block: torch.nn.Module) -> None:
+        """Has a block's weights on the device for what is computed next, where they wait elsewhere."""
+        if self.offloaded:
+            self.offloaded.fetch(block)
+
     def load_autoencoder(self) -> None:
-        """Loads the autoencoder, frozen, onto the device, where it is not there yet."""
+        """Loads the autoencoder, frozen, where it is not there yet: onto the device, or to wait for it."""
         if self.vae is None:
             # Pictures of a bfloat16 autoencoder show bands; float32 costs 0.2 GB more.
-            self.vae = self._load(self.autoencoder_class, "vae", torch.float32)
+            self.vae = self._load(self.autoencoder_class, "vae", torch.float32, self._autoencoder_rests)
+            self.vae.tile_sample_min_size = TILE
+            self.vae.tile_latent_min_size = TILE >> (len(self.vae_config["block_out_channels"]) - 1)
+
+    @property
+    def _autoencoder_rests(self) -> torch.device:
+        return torch.device("cpu") if self.memory_plan.autoencoder_in_ram else self.device
+
+    @contextmanager
+    def _autoencoder(self) -> Generator[Any]:
+        """The autoencoder, on the device for as long."""
+        vae = loaded(self.vae).to(self.device)
+        try:
+            yield vae
+        finally:
+            if self._autoencoder_rests != self.device:
+                vae.to(self._autoencoder_rests)
+                free_memory()
+
+    @contextmanager
+    def _decoder(self) -> Generator[Any]:
+        """The autoencoder, which decodes in tiles for as long where the plan wants it.
+
+        Pictures are always encoded whole: their latents are what is trained on.
+        """
+        with self._autoencoder() as vae:
+            vae.use_tiling = self.memory_plan.tiled_decode
+            try:
+                yield vae
+            finally:
+                vae.use_tiling = False
 
     def free_transformer(self) -> None:
         """Gives the memory of the transformer and the autoencoder back."""
-        self.transformer = self.vae = None
+        self.transformer = self.vae = self.offloaded = None
         free_memory()
 
-    def _load(self, model_class, part: str, dtype: torch.dtype, nf4_targets: str | None = None):
+    def _load(
+        self,
+        model_class,
+        part: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        **how: Any,
+    ):
         folder = self.folder / part
         config = model_class.load_config(folder)
         return load_frozen(
             lambda: model_class.from_config(config),
             folder,
             dtype,
-            self.device,
-            nf4_targets=nf4_targets,
+            device,
             original=model_class.__name__,
+            **how,
         )
 
     def picture_features(self, picture: Image.Image) -> Tensor:

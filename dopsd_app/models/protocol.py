@@ -123,6 +123,9 @@ class BaseModel(Protocol):
     def free_transformer(self) -> None:
         """Gives the memory of the transformer and the autoencoder back."""
 
+    def fetch(self, block: torch.nn.Module) -> None:
+        """Has a block's weights on the device for what is computed next: of a part of it that runs alone."""
+
     def encode(self, pictures: Pictures, caption: str, role: Role) -> Conditioning:
         """What the student sees: exactly what the pipeline gives the transformer at inference.
 

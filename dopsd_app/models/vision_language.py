@@ -92,8 +92,9 @@ def join_encoders(
     encoder.visual = vision_tower
     encoder.language_model.load_state_dict(text_encoder.state_dict(), assign=True)
     # Its frequencies are no weights, so that they are still on "meta".
-    encoder.language_model.rotary_emb = Qwen3VLTextRotaryEmbedding(encoder.language_model.config)
-    return encoder.to(text_encoder.device).eval().requires_grad_(False)
+    rotary = Qwen3VLTextRotaryEmbedding(encoder.language_model.config)
+    encoder.language_model.rotary_emb = rotary.to(text_encoder.device)
+    return encoder.eval().requires_grad_(False)
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

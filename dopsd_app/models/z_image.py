@@ -108,8 +108,8 @@ class ZImage(LoadedInPhases):
         """Latents (C, h, w) of an RGB picture, in float32: the mean of the autoencoder's posterior."""
         pixels = VaeImageProcessor().pil_to_numpy(picture)  # (1, H, W, 3), 0..1
         pixels = torch.from_numpy(2 * pixels - 1).permute(0, 3, 1, 2).to(self.device, torch.float32)
-        vae = loaded(self.vae)
-        latents = vae.encode(pixels).latent_dist.mode()[0]
+        with self._autoencoder() as vae:
+            latents = vae.encode(pixels).latent_dist.mode()[0]
         return (latents - vae.config["shift_factor"]) * vae.config["scaling_factor"]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -143,11 +143,10 @@ class ZImage(LoadedInPhases):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, h, w)."""
-        vae = loaded(self.vae)
-        latents = latents.to(self.device) / vae.config["scaling_factor"] + vae.config["shift_factor"]
-        pictures = VaeImageProcessor().postprocess(
-            vae.decode(latents, return_dict=False)[0], output_type="pil"
-        )
+        with self._decoder() as vae:
+            latents = latents.to(self.device) / vae.config["scaling_factor"] + vae.config["shift_factor"]
+            decoded = vae.decode(latents, return_dict=False)[0]
+        pictures = VaeImageProcessor().postprocess(decoded, output_type="pil")
         # Of the kinds that it can return, the one that was asked for.
         return cast(list[Image.Image], pictures)
 
@@ -165,11 +164,14 @@ class ZImage(LoadedInPhases):
     def draw(self, pipeline: ZImagePipeline, conditioning: Conditioning, **options) -> Image.Image:
         """A picture by the official pipeline, of what the student sees."""
         embeds = [conditioning.prompt_embeds]
-        return pipeline(prompt_embeds=embeds, guidance_scale=Z_IMAGE.guidance, **options).images[0]
+        with self._decoder():
+            return pipeline(prompt_embeds=embeds, guidance_scale=Z_IMAGE.guidance, **options).images[0]
 
     def official_features(self, caption: str) -> Tensor:
         """Features (L, D) of a caption as the pipeline's `encode_prompt` makes them."""
-        features, _ = self.make_pipeline().encode_prompt([caption], do_classifier_free_guidance=False)
+        features, _ = self.make_pipeline().encode_prompt(
+            [caption], device=self.device, do_classifier_free_guidance=False
+        )
         return features[0]
 
     def official_latents(
@@ -189,16 +191,18 @@ class ZImage(LoadedInPhases):
         pipeline = self.make_pipeline()
         pipeline.set_progress_bar_config(disable=True)
         height, width = (side * self.vae_scale_factor for side in noise.shape[2:])
-        pipeline(
-            prompt_embeds=[conditioning.prompt_embeds],
-            guidance_scale=Z_IMAGE.guidance,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            latents=noise.clone(),
-            output_type="latent",
-            callback_on_step_end=keep,
-        )
+        # A pipeline computes where its autoencoder lies.
+        with self._autoencoder():
+            pipeline(
+                prompt_embeds=[conditioning.prompt_embeds],
+                guidance_scale=Z_IMAGE.guidance,
+                height=height,
+                width=width,
+                num_inference_steps=num_inference_steps,
+                latents=noise.clone(),
+                output_type="latent",
+                callback_on_step_end=keep,
+            )
         return visited
 
     @torch.no_grad()

@@ -43,6 +43,7 @@ WEIGHTS = {  # for the person
     "int8": "the base model's weights in 8 bits",
     "nf4": "the base model's weights in 4 bits",
 }
+SECOND_HALF = 0.6  # of the work of a block, its feed-forward layers
 CLEARLY_LESS = 0.9  # of what ran out: so much a smaller plan may take of it
 AS_FAST = 1.05  # times the time of the fastest plan: among those, the weights nearest to the real ones
 
@@ -158,8 +159,9 @@ def _candidates(config: TrainConfig, sizes: Sizes, budget: Budget) -> Iterator[F
     rounded = EXACT if config.quantization == "auto" else (config.quantization,)
     if not budget.on_gpu and config.quantization == "auto":
         rounded = ("none",)  # in a processor's memory, there is room for the models that it can train
-    # In halves, twice as many inputs wait: where they stay on the card, nothing is saved.
-    ways = [(False, False), (False, True), (True, True)] if budget.on_gpu else [(False, False)]
+    ways = [(False, False), (True, False)]  # in halves or not, and inputs in the computer's memory or not
+    if budget.on_gpu:
+        ways += [(False, True), (True, True)]
     for quantization, (halves, inputs_in_ram) in product(rounded, ways):
         plan = MemoryPlan(
             quantization=quantization,
@@ -364,6 +366,8 @@ def slowdown(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int, r
     kinds = sizes.blocks(student_tokens)
     counts = sum(kind.count for kind in kinds)
     again = student * min(plan.recomputed_blocks, counts) / counts
+    if plan.halves and not plan.inputs_in_ram:
+        again *= 1 + SECOND_HALF  # which is made anew with the block, and alone
     work = teacher + student + back
     seconds_of_work = (work + again) * WEIGHTS_SLOWER[plan.quantization]
     if not rate:

@@ -214,6 +214,9 @@ class Toy:
         self.transformer = self._load(ToyTransformer, "transformer")
         self.load_autoencoder()
 
+    def fetch(self, block):
+        pass
+
     def free_transformer(self):
         self.transformer = self.autoencoder = None
 
