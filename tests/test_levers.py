@@ -21,7 +21,7 @@ from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import ALL, MemoryPlan
 from dopsd_app.models.protocol import Conditioning
-from dopsd_app.models.quantize import nf4_layer
+from dopsd_app.models.quantize import quantize_layer
 from tests.support.encoded import trained
 from tests.support.tiny_models import save_klein
 
@@ -154,7 +154,7 @@ def test_a_pass_on_a_rounded_base_is_near_the_classes_own(load, architecture, ho
 def layer_of(kind, dtype, bias):
     torch.manual_seed(0)
     linear = nn.Linear(64, 128, bias=bias).to(dtype).requires_grad_(False)
-    return nf4_layer(linear, dtype, torch.device("cpu")) if kind == "nf4" else linear
+    return quantize_layer(linear, "nf4") if kind == "nf4" else linear
 
 
 @pytest.mark.parametrize("bias", [False, True])
