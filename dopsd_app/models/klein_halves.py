@@ -75,8 +75,11 @@ def single_in_halves(
     """`Flux2SingleTransformerBlock`: attention for all tokens, then all else in chunks of them.
 
     One product makes queries, keys, values and the feed-forward layers' input, nine times the width of a
-    token. It is computed twice, in chunks, and each half takes its part: what is never there is all of it.
+    token. For a graph it is computed twice, in chunks, and each half takes its part: what is never there is
+    all of it. Without one there is less beside it, and once is enough.
     """
+    if not torch.is_grad_enabled():
+        return attend(_attend_and_feed, block, hidden_states, temb_mod, image_rotary_emb)
     attended = attend(_attend_alone, block, hidden_states, temb_mod, image_rotary_emb)
     return in_chunks(
         lambda tokens, seen: feed(_feed_forward_beside, block, tokens, seen, temb_mod),
@@ -87,8 +90,25 @@ def single_in_halves(
 
 def _attend_alone(block: Any, tokens: Tensor, mod: Tensor, rotary: Rotary) -> Tensor:
     """What attention sees (B, T, D), before the product that the feed-forward layers share."""
-    attn = block.attn
-    joined = in_chunks(lambda chunk: _project(block, chunk, mod)[..., : 3 * attn.inner_dim], tokens)
+    inner = 3 * block.attn.inner_dim
+    joined = in_chunks(lambda chunk: _project(block, chunk, mod)[..., :inner], tokens)
+    return _see(block.attn, joined, rotary)
+
+
+def _feed_forward_beside(block: Any, tokens: Tensor, attended: Tensor, mod: Tensor) -> Tensor:
+    joined = _project(block, tokens, mod)[..., 3 * block.attn.inner_dim :]
+    return _feed(block, tokens, attended, joined, mod)
+
+
+def _attend_and_feed(block: Any, tokens: Tensor, mod: Tensor, rotary: Rotary) -> Tensor:
+    inner = 3 * block.attn.inner_dim
+    joined = _project(block, tokens, mod)
+    attended = _see(block.attn, joined[..., :inner], rotary)
+    return in_chunks(lambda *parts: _feed(block, *parts, mod), tokens, attended, joined[..., inner:])
+
+
+def _see(attn: Any, joined: Tensor, rotary: Rotary) -> Tensor:
+    """What attention makes of queries, keys and values side by side (B, T, 3 D)."""
     query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in joined.chunk(3, dim=-1))
     query, key = (_rotated(norm(each), rotary) for norm, each in ((attn.norm_q, query), (attn.norm_k, key)))
     # As the block's own processor asks for it.
@@ -100,11 +120,11 @@ def _rotated(heads: Tensor, rotary: Any) -> Tensor:
     return cast(Tensor, apply_rotary_emb(heads, rotary, sequence_dim=1))
 
 
-def _feed_forward_beside(block: Any, tokens: Tensor, attended: Tensor, mod: Tensor) -> Tensor:
-    attn = block.attn
+def _feed(block: Any, tokens: Tensor, attended: Tensor, joined: Tensor, mod: Tensor) -> Tensor:
+    """The block's result for tokens, with gates and inputs of the feed-forward layers side by side."""
     _, _, gate = Flux2Modulation.split(mod, 1)[0]
-    fed = attn.mlp_act_fn(_project(block, tokens, mod)[..., 3 * attn.inner_dim :])
-    return _clipped(tokens + gate * attn.to_out(torch.cat([attended, fed], dim=-1)))
+    fed = block.attn.mlp_act_fn(joined)
+    return _clipped(tokens + gate * block.attn.to_out(torch.cat([attended, fed], dim=-1)))
 
 
 def _project(block: Any, tokens: Tensor, mod: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class RmsNorm(torch.autograd.Function):
 
 
 def _some_at_a_time(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of tensors that are as long as x, along its tokens: in float32, they are small."""
+    """Pieces of x and others as long, along its tokens: what is made of them in float32 is small."""
     tokens = min(1, x.ndim - 2)
     length = max(1, PIECE * x.shape[tokens] // x.numel())
     return zip(*(each.split(length, dim=tokens) for each in (x, *others)), strict=True)
@@ -94,7 +94,9 @@ class SwiGlu(torch.autograd.Function):
         """Of gate and up."""
         gate, up = ctx.saved_tensors
         of_up = torch.nn.functional.silu(gate).mul_(gradient)
-        return torch.ops.aten.silu_backward(gradient * up, gate), of_up
+        of_gate = gradient * up
+        # In place: these tensors are the largest of a block.
+        return torch.ops.aten.silu_backward(of_gate, gate, grad_input=of_gate), of_up
 
 
 class JoinedSwiGlu(torch.autograd.Function):
@@ -114,6 +116,7 @@ class JoinedSwiGlu(torch.autograd.Function):
         gate, up = joined.chunk(2, dim=-1)
         of_joined = torch.empty_like(joined, memory_format=torch.contiguous_format)
         of_gate, of_up = of_joined.chunk(2, dim=-1)
-        torch.ops.aten.silu_backward(gradient * up, gate, grad_input=of_gate)
+        torch.mul(gradient, up, out=of_gate)
+        torch.ops.aten.silu_backward(of_gate, gate, grad_input=of_gate)
         torch.mul(torch.nn.functional.silu(gate), gradient, out=of_up)
         return of_joined

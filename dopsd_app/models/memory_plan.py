@@ -21,7 +21,6 @@ class MemoryPlan:
     autoencoder_in_ram: bool = False  # but while a picture is encoded or decoded
     encoders_by_layer: bool = False  # the text encoder is read layer by layer, for every caption
     tiled_decode: bool = False  # pictures are decoded in overlapping tiles
-    joint_pass: bool = False  # teacher and student go through the transformer as one batch
 
     def __post_init__(self):
         if self.offloaded_blocks > self.recomputed_blocks:
