@@ -16,7 +16,7 @@ from dopsd_app.models.catalog import find_base_model
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import ALL, MemoryPlan
-from dopsd_app.models.offload import OffloadedBlocks, _to_pieces, first_blocks
+from dopsd_app.models.offload import OffloadedBlocks, StoredBlock, _to_pieces, first_blocks
 from dopsd_app.models.protocol import Conditioning
 from dopsd_app.models.z_image_facts import Z_IMAGE
 from tests.support.encoded import trained
@@ -129,13 +129,17 @@ def test_loading_puts_what_waits_into_the_computers_memory_and_the_rest_onto_the
     model_class = load_base_model(config).transformer_class
     lists = load_base_model(config).block_lists
     meta = torch.device("meta")  # a device like another, where there is no card
+    taken = []
     transformer = load_frozen(
         lambda: model_class.from_config(model_class.load_config(folder)),
         folder,
         torch.float32,
         meta,
         waiting=partial(first_blocks, lists, 3),
+        take=lambda block: taken.append((block, [weight.device.type for weight in block.parameters()])),
     )
+    assert {block for block, _ in taken} == set(first_blocks(lists, 3, transformer)) and len(taken) == 3
+    assert all(set(devices) == {"cpu"} for _, devices in taken)
     waiting = {weight for block in first_blocks(lists, 3, transformer) for weight in block.parameters()}
     for weight in transformer.parameters():
         assert weight.device.type == ("cpu" if weight in waiting else "meta")
@@ -168,9 +172,14 @@ class Doubling(torch.nn.Module):
         return x * self.weight
 
 
+def offload(blocks):
+    cpu = torch.device("cpu")
+    return OffloadedBlocks({block: StoredBlock(block, cpu) for block in blocks}, cpu)
+
+
 def test_blocks_are_copied_ahead_in_the_direction_of_the_pass():
     blocks = [Doubling(number) for number in range(5)]
-    offloaded = OffloadedBlocks(blocks, torch.device("cpu"))
+    offloaded = offload(blocks)
     copied, copy = [], offloaded._copy
 
     def told(place):
@@ -199,7 +208,7 @@ def test_blocks_are_copied_ahead_in_the_direction_of_the_pass():
 
 def test_a_block_whose_weights_have_left_is_not_computed_with():
     blocks = [Doubling(number) for number in range(3)]
-    OffloadedBlocks(blocks, torch.device("cpu"))
+    offload(blocks)
     assert blocks[2].weight.isnan().all() and blocks[2].weight.shape == (3,)
 
 

@@ -61,6 +61,7 @@ def load_frozen(
     unread: str = "",
     prepared: dict[str, StoredTensor] | None = None,
     waiting: Callable[[torch.nn.Module], Iterable[torch.nn.Module]] = lambda _: (),
+    take: Callable[[torch.nn.Module], None] = lambda _: None,
     original: str = "",
 ) -> Module:
     """The module that `make` builds, with the weights of a folder, cast to `dtype`, on `device`.
@@ -70,8 +71,9 @@ def load_frozen(
     Linear layers whose names match `targets` are quantized as soon as they are read. Where the result was
     kept (`prepared`: what `state_dict` gave), it is read, and nothing in the folder. Tensors whose names
     match `unread` are only checked to be there, and are placeholders. The weights of the modules that
-    `waiting` chooses stay in the computer's memory. Only safetensors files are read: a pickle could run code.
-    Each name that the module knows must be stored, tied weights too.
+    `waiting` chooses stay in the computer's memory, and each is given to `take` as soon as it has them all.
+    Only safetensors files are read: a pickle could run code. Each name that the module knows must be stored,
+    tied weights too.
 
     Raises `BaseModelError` for files that are missing or damaged, and before any tensor is read for weights
     that do not fit the module.
@@ -85,10 +87,15 @@ def load_frozen(
         stored = _read_original(folder, original) if original else {}
         stored = stored or read_headers(folder, prefix)
         _check_fit(folder, wanted, stored)
-    parts = {part for block in waiting(module) for part in block.modules()}
-    in_ram = {name for name, part in module.named_modules() if part in parts}
+    names_of = {part: name for name, part in module.named_modules()}
+    blocks = {names_of[part]: block for block in waiting(module) for part in block.modules()}
+    before = None
     for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
-        rests = torch.device("cpu") if layer in in_ram else device
+        block = blocks.get(layer)
+        if before is not None and block is not before:
+            take(before)
+        before = block
+        rests = device if block is None else torch.device("cpu")
         is_quantized = quantization != "none" and re.fullmatch(targets, layer)
         place = device if is_quantized else rests  # a card quantizes faster
         if prepared is None:
@@ -107,6 +114,8 @@ def load_frozen(
                 _put(module, name, read_tensor(prepared[name], None, place))
         for weight in module.get_submodule(layer).parameters(recurse=False):
             weight.data = weight.data.to(rests)  # what NF4 has beside it is small, and stays
+    if before is not None:
+        take(before)
     # Those that were made with the module, and lie in no file.
     for name, buffer in module.named_buffers():
         _put(module, name, buffer.to(device))

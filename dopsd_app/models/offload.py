@@ -24,12 +24,41 @@ def first_blocks(block_lists: Sequence[str], number: int, transformer: Module) -
     ]
 
 
+class StoredBlock:
+    """A block's weights, side by side in memory that the device can read by itself.
+
+    The block is left with placeholders on the device: whatever adapts a layer later looks there for it.
+    """
+
+    def __init__(self, block: Module, device: torch.device):
+        # The very tensors: what adapts a layer changes their names, and adds weights that stay.
+        self.parameters = list(block.parameters())
+        self.starts, self.size = _layout(self.parameters)
+        together = torch.empty(self.size, dtype=torch.uint8)
+        for parameter, start in zip(self.parameters, self.starts, strict=True):
+            _view(together, start, parameter).copy_(parameter.data)
+        self.pieces = _to_pieces(together, pinned=device.type == "cuda")
+        self.placeholders = [placeholder(each.shape, each.dtype, device) for each in self.parameters]
+        self.point(self.placeholders)
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """The weights in a buffer that holds them side by side."""
+        return [
+            _view(buffer, start, like) for start, like in zip(self.starts, self.placeholders, strict=True)
+        ]
+
+    def point(self, tensors: list[Tensor]) -> None:
+        """Has the block compute with these."""
+        for parameter, tensor in zip(self.parameters, tensors, strict=True):
+            parameter.data = tensor
+
+
 class OffloadedBlocks:
     """Has each block's weights on the device while it computes, and while it is computed anew.
 
-    `blocks` come in the order of a pass, with weights in the computer's memory. Their activations must be
-    made anew in the backward pass (`torch.utils.checkpoint`, not reentrant), for autograd would otherwise
-    keep weights that have left; those are NaN, so that it would be noticed.
+    `blocks` come in the order of a pass. Their activations must be made anew in the backward pass
+    (`torch.utils.checkpoint`, not reentrant), for autograd would otherwise keep weights that have left; those
+    are NaN, or refused by NF4's product, so that it would be noticed.
 
     A block always has the same buffer, and its neighbours have the other one. What is copied for a block
     overwrites one that is two further: a forward pass has left it, and so has a backward pass, in which a
@@ -37,39 +66,21 @@ class OffloadedBlocks:
     was asked of the card before, and the block waits for its copy.
     """
 
-    def __init__(self, blocks: Sequence[Module], device: torch.device):
+    def __init__(self, blocks: dict[Module, StoredBlock], device: torch.device):
         self.places = {block: place for place, block in enumerate(blocks)}
-        # The very tensors: what adapts a layer later changes their names, and adds weights that stay.
-        self.parameters = [list(block.parameters()) for block in blocks]
-        sizes = [_layout(parameters)[1] for parameters in self.parameters]
-        self.buffers = [
-            torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(min(2, len(blocks)))
-        ]
-        self.stored: list[tuple[Tensor, ...]] = []  # of each block, the bytes in some pieces
-        self.views: list[list[Tensor]] = []  # of a block's weights in its buffer
-        self.placeholders: list[list[Tensor]] = []  # while they are not there
+        self.stored = list(blocks.values())
+        largest = max(block.size for block in self.stored)
+        count = min(2, len(blocks))
+        self.buffers = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(count)]
+        # Of a block's weights in its buffer.
+        self.views = [block.views(self.buffers[place % 2]) for place, block in enumerate(self.stored)]
         self.held: list[int | None] = [None, None]  # the place of the block in each buffer
         self.last, self.step = 0, 1
         on_card = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if on_card else None
         self.copied = [torch.cuda.Event() for _ in range(2)] if on_card else []
-        for block, place in self.places.items():
-            self._store(place, sizes[place], device)
+        for block in blocks:
             block.forward = _Fetching(self, block, block.forward)
-
-    def _store(self, place: int, size: int, device: torch.device) -> None:
-        """Puts a block's weights side by side into memory that the device can read by itself."""
-        starts, _ = _layout(self.parameters[place])
-        together = torch.empty(size, dtype=torch.uint8)
-        views, placeholders = [], []
-        for parameter, start in zip(self.parameters[place], starts, strict=True):
-            _view(together, start, parameter).copy_(parameter.data)
-            views.append(_view(self.buffers[place % 2], start, parameter))
-            placeholders.append(placeholder(parameter.shape, parameter.dtype, device))
-            parameter.data = placeholders[-1]
-        self.views.append(views)
-        self.placeholders.append(placeholders)
-        self.stored.append(_to_pieces(together, pinned=device.type == "cuda"))
 
     def fetch(self, block: Module) -> None:
         """Has a block's weights on the device for what is computed next, and copies the next block's.
@@ -99,22 +110,18 @@ class OffloadedBlocks:
         if before == place:
             return
         if before is not None:
-            self._point(before, self.placeholders[before])
+            self.stored[before].point(self.stored[before].placeholders)
         buffer = self.buffers[number]
         if self.stream is None:
-            _fill(buffer, self.stored[place])
+            _fill(buffer, self.stored[place].pieces)
         else:
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
             with torch.cuda.stream(self.stream):
-                _fill(buffer, self.stored[place])
+                _fill(buffer, self.stored[place].pieces)
                 self.copied[number].record()
             buffer.record_stream(self.stream)
-        self._point(place, self.views[place])
+        self.stored[place].point(self.views[place])
         self.held[number] = place
-
-    def _point(self, place: int, tensors: list[Tensor]) -> None:
-        for parameter, tensor in zip(self.parameters[place], tensors, strict=True):
-            parameter.data = tensor
 
 
 class _Fetching:

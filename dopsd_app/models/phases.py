@@ -1,6 +1,6 @@
 """The parts of a base model whose text encoder is a Qwen3, loaded and freed phase by phase."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -18,7 +18,7 @@ from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.memory_plan import MemoryPlan
-from dopsd_app.models.offload import OffloadedBlocks, first_blocks
+from dopsd_app.models.offload import OffloadedBlocks, StoredBlock, first_blocks
 from dopsd_app.models.prepared import Prepared
 from dopsd_app.models.protocol import loaded
 
@@ -89,27 +89,38 @@ class LoadedInPhases:
 
     def load_transformer(self) -> None:
         """Loads the transformer and the autoencoder, frozen, onto the device."""
-        plan = self.memory_plan
-        first = partial(first_blocks, self.block_lists, plan.offloaded_blocks)
-        self.transformer = self._load_transformer(waiting=first)
+        first = partial(first_blocks, self.block_lists, self.memory_plan.offloaded_blocks)
+        stored: dict[torch.nn.Module, StoredBlock] = {}
+
+        def take(block: torch.nn.Module) -> None:
+            stored[block] = StoredBlock(block, self.device)
+
+        self.transformer = self._load_transformer(first, take)
         keep_less(self.transformer, self.device)
         if offloaded := first(self.transformer):
-            self.offloaded = OffloadedBlocks(offloaded, self.device)
+            self.offloaded = OffloadedBlocks({block: stored[block] for block in offloaded}, self.device)
         self.load_autoencoder()
 
-    def _load_transformer(self, **how: Any):
+    def _load_transformer(
+        self,
+        waiting: Callable[[torch.nn.Module], list[torch.nn.Module]],
+        take: Callable[[torch.nn.Module], None],
+    ):
         """The transformer; a quantized one is read from where it was kept, or kept there."""
-        quantization, names = self.memory_plan.quantization, ("transformer", self.dtype, self.device)
-        if quantization == "none":
-            return self._load(self.transformer_class, *names, **how)
-        how |= {"quantization": quantization, "targets": self.lora_targets}
-        prepared = Prepared.of(
-            self.place, "transformer", quantization, self.lora_targets, self.dtype, self.device.type
+        quantization, targets = self.memory_plan.quantization, self.lora_targets
+        load = partial(
+            self._load, self.transformer_class, "transformer", self.dtype, self.device, waiting=waiting
         )
+        if quantization == "none":
+            return load(take=take)
+        load = partial(load, quantization=quantization, targets=targets)
+        prepared = Prepared.of(self.place, "transformer", quantization, targets, self.dtype, self.device.type)
         if kept := prepared.read():
-            return self._load(self.transformer_class, *names, prepared=kept, **how)
-        transformer = self._load(self.transformer_class, *names, **how)
-        prepared.write(transformer.state_dict())
+            return load(prepared=kept, take=take)
+        transformer = load()
+        prepared.write(transformer.state_dict())  # before anything is taken out of it
+        for block in waiting(transformer):
+            take(block)
         return transformer
 
     def fetch(self, block: torch.nn.Module) -> None:
