@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from dopsd_app.method.gradient_checkpointing import enable_gradient_checkpointing
 
 from dopsd_app.checks.lora_check import check_lora
 from dopsd_app.config import TrainConfig
 from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters, as_teacher
 from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.recompute import recompute_blocks
 from dopsd_app.models.catalog import find_base_model
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.load import load_base_model
@@ -23,6 +23,7 @@ from tests.support.encoded import trained
 from tests.support.tiny_models import save_klein, save_z_image
 
 HOW = [{}, {"precision": "bfloat16"}, {"quantization": "int8"}, {"quantization": "nf4"}]
+HOW += [{"halves": True}, {"halves": True, "inputs_in_ram": True}]
 
 
 @pytest.fixture(scope="module", params=[save_z_image, save_klein], ids=["z-image", "klein"])
@@ -37,7 +38,7 @@ def base_of(config, **plan):
     base_model.load_transformer()
     add_adapters(base_model.transformer, base_model.lora_targets, config)
     trained(base_model, 0.05)
-    enable_gradient_checkpointing(base_model.transformer)
+    recompute_blocks(base_model, base_model.fetch)
     return base_model
 
 
@@ -77,10 +78,9 @@ def blocks_of(base_model):
 @pytest.mark.parametrize("how", HOW, ids=str)
 @pytest.mark.parametrize("number", [1, 2, 3, ALL])
 def test_velocities_and_gradients_are_bit_by_bit_those_without(config, number, how):
-    quantization = how.get("quantization", "none")
     config = replace(config, precision=how.get("precision", "float32"))
-    plain = base_of(config, quantization=quantization)
-    offloaded = base_of(config, quantization=quantization, offloaded_blocks=number)
+    how = {name: value for name, value in how.items() if name != "precision"}
+    plain, offloaded = base_of(config, **how), base_of(config, **how, offloaded_blocks=number)
     assert len(offloaded.offloaded.places) == min(number, len(blocks_of(plain)))
     for seed in range(2):
         assert_equal(step(offloaded, seed), step(plain, seed))

@@ -177,7 +177,7 @@ def _candidates(config: TrainConfig, sizes: Sizes, budget: Budget) -> Iterator[F
 
         recomputed = _least(blocks, lambda n, plan=plan: enough(replace(plan, recomputed_blocks=n)))
         found = [replace(plan, recomputed_blocks=recomputed)]
-        if budget.on_gpu and quantization != "nf4":
+        if budget.on_gpu:
             offloaded = _least(blocks, lambda n, plan=every: enough(replace(plan, offloaded_blocks=n)))
             found.append(replace(every, offloaded_blocks=offloaded))
         for tried in found:
