@@ -169,6 +169,11 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype | None, device: torch.d
     else:
         with open_weights(stored.file) as file:
             mapped = file.get_tensor(stored.name)
+    return move(mapped, dtype, device)
+
+
+def move(mapped: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """The same for a tensor that is still in its file."""
     # Moved first: cast first, a card's computer would hold the tensor in both dtypes.
     tensor = mapped.to(device)
     if dtype is not None and mapped.is_floating_point():

@@ -1,5 +1,6 @@
 """The text encoder of the base models here, a Qwen3 with its tokenizer."""
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +15,10 @@ from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.frozen import (
     StoredTensor,
     load_frozen,
+    move,
     open_weights,
     placeholder,
     read_headers,
-    read_tensor,
 )
 
 PREFIX = "model."  # of the text encoder's tensors, where it lies as a language model
@@ -60,8 +61,13 @@ def read_by_layer(model: Qwen3Model | Qwen3VLTextModel, folder: Path) -> None:
 
 
 def _bring(weights: dict[Parameter, StoredTensor], *_: Any) -> None:
-    for parameter, stored in weights.items():
-        parameter.data = read_tensor(stored, parameter.dtype, parameter.device)
+    with ExitStack() as opened:
+        # Once for the layer: a large file's header takes as long to read as a tensor.
+        files = {stored.file for stored in weights.values()}
+        readers = {file: opened.enter_context(open_weights(file)) for file in files}
+        for parameter, stored in weights.items():
+            mapped = readers[stored.file].get_tensor(stored.name)
+            parameter.data = move(mapped, parameter.dtype, parameter.device)
 
 
 def _drop(weights: dict[Parameter, StoredTensor], *_: Any) -> None:
