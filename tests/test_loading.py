@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
+from dopsd_app.models import frozen
 from dopsd_app.models.catalog import BaseModelError
 from dopsd_app.models.frozen import load_frozen
+from dopsd_app.models.quantize import quantize_layer
 from dopsd_app.models.z_image import ZImage
 
 CPU = torch.device("cpu")
@@ -146,6 +149,20 @@ def test_a_vision_tower_is_taken_out_of_a_whole_qwen3_vl_of_which_only_its_shard
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     expected = Qwen3VLVisionModel.from_pretrained(z_image_folder / "vision_tower", dtype=torch.float32)
     assert_same(load_vision_tower(folder), expected, run_vision_tower)
+
+
+def test_a_layer_leaves_when_its_quantized_one_has_taken_its_place(z_image_folder, monkeypatch):
+    """On a card, those of the whole model would not fit."""
+    replaced, alive = [], []
+
+    def quantized(linear, quantization):
+        alive.append(sum(layer() is not None for layer in replaced))
+        replaced.append(weakref.ref(linear))
+        return quantize_layer(linear, quantization)
+
+    monkeypatch.setattr(frozen, "quantize_layer", quantized)
+    load_transformer(z_image_folder / "transformer", quantization="int8", targets=ZImage.lora_targets)
+    assert len(alive) == 28 and max(alive) <= 1
 
 
 def test_nf4_layers_are_those_of_the_weights_in_the_dtype_of_the_rest(part):

@@ -15,6 +15,7 @@ from benchmarks.real_size import EXAMPLE, draw_file, enlarge, measure, save_base
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.jobs.events import Finished, LoraChecked, PreviewSaved, Resumed, StepDone, Warned
 from dopsd_app.models.catalog import find_base_model, find_facts
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import Pictures
 from dopsd_app.models.z_image import ZImage
 from dopsd_app.progress import PhaseProgress
@@ -71,7 +72,7 @@ def test_the_product_loads_the_base_and_its_numbers_stay_finite(base):
     assert (stored_as(base), sizes.parameters) == ("float32", 706_144)
     assert sizes.teacher_tokens(64, "auto").caption == 64 + 256  # of 512 x 512 pixels, 32 x 32 each
     place = find_base_model(str(base))
-    loading = {"quantization": "none", "sizes": sizes, "teacher_context": "vision_language"}
+    loading = {"memory_plan": MemoryPlan(), "sizes": sizes, "teacher_context": "vision_language"}
     model = ZImage(place, torch.device("cpu"), torch.float32, **loading)
     model.load_encoders()
     model.load_transformer()

@@ -89,6 +89,7 @@ def load_frozen(
         _check_fit(folder, wanted, stored)
     names_of = {part: name for name, part in module.named_modules()}
     blocks = {names_of[part]: block for block in waiting(module) for part in block.modules()}
+    del names_of  # it would keep each layer that a quantized one takes the place of
     before = None
     for layer, names in groupby(wanted, key=lambda name: name.rpartition(".")[0]):
         block = blocks.get(layer)
