@@ -381,10 +381,12 @@ def test_inputs_that_wait_in_memory_give_the_very_same_gradient(
     assert all(gradient.equal(plain_gradients[name]) for name, gradient in gradients.items())
 
 
-def test_what_is_small_stays_where_it_is():
-    x = drawn(2, 3).requires_grad_()
-    with inputs_in_ram.InputsInRam([x]):
-        assert (x * x).grad_fn._saved_self.data_ptr() == x.data_ptr()
+def test_what_is_small_stays_where_it_is_unless_it_holds_what_is_large():
+    whole = drawn(2**18 + 6).requires_grad_()
+    small, piece = (whole[:6] * 1), whole[-6:]
+    with inputs_in_ram.InputsInRam([small, piece]):
+        assert (small * small).grad_fn._saved_self.data_ptr() == small.data_ptr()
+        assert (piece * piece).grad_fn._saved_self.data_ptr() != piece.data_ptr()
 
 
 @pytest.mark.parametrize(

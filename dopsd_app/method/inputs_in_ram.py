@@ -17,11 +17,12 @@ class InputsInRam(torch.autograd.graph.saved_tensors_hooks):
     """
 
     def __init__(self, inputs: Iterable[Any]):
-        # By their place: what hooks are given is detached, and tells nothing of gradients.
+        # By their place: what hooks are given is detached, and tells nothing of gradients. A small piece of
+        # a large tensor would hold all of it.
         moved = {
             value.data_ptr()
             for value in inputs
-            if isinstance(value, Tensor) and value.requires_grad and value.nbytes >= LEAST
+            if isinstance(value, Tensor) and value.requires_grad and value.untyped_storage().nbytes() >= LEAST
         }
 
         def pack(tensor: Tensor) -> Tensor | tuple[Tensor, torch.device]:
