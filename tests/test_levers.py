@@ -370,7 +370,7 @@ def test_inputs_that_wait_in_memory_give_the_very_same_gradient(
     moved, back = [], []
     to_ram, from_ram = inputs_in_ram.copy_to_ram, inputs_in_ram.copy_back
     monkeypatch.setattr(inputs_in_ram, "copy_to_ram", lambda x: moved.append(x.shape) or to_ram(x))
-    monkeypatch.setattr(inputs_in_ram, "copy_back", lambda *x: back.append(x[0].shape) or from_ram(*x))
+    monkeypatch.setattr(inputs_in_ram, "copy_back", lambda x: back.append(x.shape) or from_ram(x))
     plan = {"recomputed_blocks": 3, "halves": halves}
     velocity, gradients = pass_of(load(architecture, **plan, inputs_in_ram=True), number)
     assert moved
@@ -381,10 +381,25 @@ def test_inputs_that_wait_in_memory_give_the_very_same_gradient(
     assert all(gradient.equal(plain_gradients[name]) for name, gradient in gradients.items())
 
 
-def test_what_is_small_stays_where_it_is():
-    x = drawn(2, 3).requires_grad_()
-    with inputs_in_ram.InputsInRam([x]):
-        assert (x * x).grad_fn._saved_self.data_ptr() == x.data_ptr()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_in_memory_is_in_pieces_of_powers_of_two_and_comes_back_whole(dtype):
+    x = drawn(2, 50_000, 3).to(dtype)[:, 1:]
+    copy = inputs_in_ram.copy_to_ram(x)
+    sizes = [piece.numel() for piece in copy.pieces]
+    assert all(size & (size - 1) == 0 for size in sizes)
+    assert x.nbytes <= sum(sizes) <= x.nbytes + inputs_in_ram.SMALLEST
+    back = inputs_in_ram.copy_back(copy)
+    assert back.equal(x)
+    assert back.dtype == dtype
+    assert inputs_in_ram.piece_sizes(36 * 2**20 + 1) == [2**25, 2**22, 2**16]
+
+
+def test_what_is_small_stays_where_it_is_unless_it_holds_what_is_large():
+    whole = drawn(2**18 + 6).requires_grad_()
+    small, piece = (whole[:6] * 1), whole[-6:]
+    with inputs_in_ram.InputsInRam([small, piece]):
+        assert (small * small).grad_fn._saved_self.data_ptr() == small.data_ptr()
+        assert (piece * piece).grad_fn._saved_self.data_ptr() != piece.data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -29,17 +29,22 @@ from dopsd_app.jobs.events import (
 from dopsd_app.jobs.launcher import launcher
 from dopsd_app.jobs.runs import list_runs
 from dopsd_app.method.encode import Prompt, encode_examples
+from dopsd_app.method.objectives import make_objective
+from dopsd_app.method.objectives.protocol import Material
 from dopsd_app.method.rollout import sample
+from dopsd_app.method.step import optimizer_step, prepare
 from dopsd_app.models.architectures import ARCHITECTURES, register
 from dopsd_app.models.base_report import Finding
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.loaded_model import LoadedModel
+from dopsd_app.models.memory_plan import ALL, MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES, Pictures
 from dopsd_app.planning.machine import Machine
 from dopsd_app.planning.plan import make_plan
 from dopsd_app.schema import STAMP_FILE
 from dopsd_app.torch_build import TorchBuild
+from tests.support.encoded import make_example, trained
 from tests.support.pictures import make_picture
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +96,24 @@ def load(config):
     base_model.load_encoders()
     base_model.load_transformer()
     return base_model
+
+
+def test_a_memory_plan_changes_nothing_that_is_learned(config):
+    plans = MemoryPlan(), MemoryPlan(recomputed_blocks=1), MemoryPlan(recomputed_blocks=ALL, halves=True)
+    made = []
+    for plan in plans:
+        base_model = load(config)
+        base_model.memory_plan = plan
+        examples = (make_example(base_model, 0, "a thing", height=64, width=64),)
+        optimizer = prepare(base_model, config)
+        trained(base_model)
+        objective = make_objective(base_model, config, Material(examples, (), ()))
+        steps = [
+            optimizer_step(base_model, config, examples, objective, optimizer, step) for step in range(1, 4)
+        ]
+        made.append([number for step in steps for number in (step.loss, step.grad_norm)])
+    assert made[1] == pytest.approx(made[0], rel=1e-5)
+    assert made[2] == pytest.approx(made[0], rel=1e-5)
 
 
 @pytest.mark.process

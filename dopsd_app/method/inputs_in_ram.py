@@ -1,6 +1,7 @@
 """What blocks are recomputed from waits in the computer's memory until the backward pass comes to it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -8,6 +9,17 @@ import torch
 from torch import Tensor
 
 LEAST = 2**20  # bytes: what is smaller is not worth a copy
+SMALLEST = 2**16  # bytes, of a piece
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A tensor's bytes in the computer's memory, and what it was."""
+
+    pieces: Sequence[Tensor]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
 
 
 class InputsInRam(torch.autograd.graph.saved_tensors_hooks):
@@ -17,44 +29,73 @@ class InputsInRam(torch.autograd.graph.saved_tensors_hooks):
     """
 
     def __init__(self, inputs: Iterable[Any]):
-        # By their place: what hooks are given is detached, and tells nothing of gradients.
+        # By their place: what hooks are given is detached, and tells nothing of gradients. A small piece of
+        # a large tensor would hold all of it.
         moved = {
             value.data_ptr()
             for value in inputs
-            if isinstance(value, Tensor) and value.requires_grad and value.nbytes >= LEAST
+            if isinstance(value, Tensor) and value.requires_grad and value.untyped_storage().nbytes() >= LEAST
         }
 
-        def pack(tensor: Tensor) -> Tensor | tuple[Tensor, torch.device]:
-            return (copy_to_ram(tensor), tensor.device) if tensor.data_ptr() in moved else tensor
+        def pack(tensor: Tensor) -> Tensor | Copy:
+            return copy_to_ram(tensor) if tensor.data_ptr() in moved else tensor
 
-        def unpack(packed: Tensor | tuple[Tensor, torch.device]) -> Tensor:
-            return packed if isinstance(packed, Tensor) else copy_back(*packed)
+        def unpack(packed: Tensor | Copy) -> Tensor:
+            return copy_back(packed) if isinstance(packed, Copy) else packed
 
         super().__init__(pack, unpack)
 
 
-def copy_to_ram(tensor: Tensor) -> Tensor:
+def copy_to_ram(tensor: Tensor) -> Copy:
     """A copy in the computer's memory, which a card writes while it computes on."""
-    if tensor.device.type != "cuda":
-        return tensor.clone()
     stream = _copying(tensor.device)
-    stream.wait_stream(torch.cuda.current_stream(tensor.device))
-    # Page-locked: a card can write it by itself.
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    together = tensor.contiguous().view(torch.uint8).flatten()
+    # Page-locked for a card, which can then write it by itself.
+    pieces = [
+        torch.empty(size, dtype=torch.uint8, pin_memory=stream is not None)
+        for size in piece_sizes(together.numel())
+    ]
     with torch.cuda.stream(stream):
-        copy.copy_(tensor, non_blocking=True)
-    # Its memory may be used again only after the copy.
-    tensor.record_stream(stream)
-    return copy
+        for piece, part in _parts(pieces, together):
+            piece.copy_(part, non_blocking=True)
+    if stream is not None:
+        # Its memory may be used again only after the copy.
+        together.record_stream(stream)
+    return Copy(pieces, tensor.shape, tensor.dtype, tensor.device)
 
 
-def copy_back(copy: Tensor, device: torch.device) -> Tensor:
+def copy_back(copy: Copy) -> Tensor:
     """The tensor on its device again, for what is computed next there."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).wait_stream(_copying(device))
-    return copy.to(device, non_blocking=True)
+    stream = _copying(copy.device)
+    if stream is not None:
+        torch.cuda.current_stream(copy.device).wait_stream(stream)
+    tensor = torch.empty(copy.shape, dtype=copy.dtype, device=copy.device)
+    for piece, part in _parts(copy.pieces, tensor.view(torch.uint8).flatten()):
+        part.copy_(piece, non_blocking=True)
+    return tensor
+
+
+def piece_sizes(size: int) -> list[int]:
+    """Powers of two that make up so many bytes, but for the last: torch rounds what it pins up to one."""
+    sizes = []
+    while size > 0:
+        sizes.append(max(1 << (size.bit_length() - 1), SMALLEST))
+        size -= sizes[-1]
+    return sizes
+
+
+def _parts(pieces: Sequence[Tensor], together: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each piece, as far as it is used, and the part of all bytes that is in it."""
+    start = 0
+    for piece in pieces:
+        part = together[start : start + piece.numel()]
+        yield piece[: part.numel()], part
+        start += piece.numel()
 
 
 @cache
-def _copying(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+def _copying(device: torch.device) -> torch.cuda.Stream | None:
+    """Where a card copies beside what it computes."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None

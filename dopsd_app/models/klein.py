@@ -202,7 +202,8 @@ class Klein(LoadedInPhases):
             (each.prompt_embeds.shape, tuple(reference.shape for reference in each.reference_latents))
             for each in conditionings
         }
-        sigma = sigma.to(self.device).expand(len(latents))
+        # This and what follows: without waiting for what a card still computes.
+        sigma = sigma.to(self.device, non_blocking=True).expand(len(latents))
         if len(shapes) > 1:
             # Its attention knows no padding, and one place for the tokens of all.
             each = zip(latents, sigma, conditionings, strict=True)
@@ -218,8 +219,8 @@ class Klein(LoadedInPhases):
             hidden_states=tokens.to(self.dtype),
             encoder_hidden_states=texts.to(self.dtype),
             timestep=sigma,
-            img_ids=torch.cat(ids).to(self.device),
-            txt_ids=text_ids.to(self.device),
+            img_ids=torch.cat(ids).to(self.device, non_blocking=True),
+            txt_ids=text_ids.to(self.device, non_blocking=True),
             return_dict=False,
         )[0]
         own = velocities[:, : latents[0, 0].numel()]

@@ -132,7 +132,8 @@ class ZImage(LoadedInPhases):
         """Z-Image counts time from noise to picture and predicts picture - noise: both are flipped here."""
         images = list(latents.to(self.dtype).unsqueeze(2))  # B x (C, 1, h, w)
         texts = [conditioning.prompt_embeds for conditioning in conditionings]  # B x (L, D)
-        time = (1 - sigma).to(self.device).expand(len(images))
+        # Without waiting for what a card still computes.
+        time = (1 - sigma).to(self.device, non_blocking=True).expand(len(images))
         velocities = loaded(self.transformer)(images, time, texts, return_dict=False)[0]
         return -torch.stack(velocities).squeeze(2).float()
 

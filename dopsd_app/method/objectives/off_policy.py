@@ -16,7 +16,9 @@ class OffPolicy(Objective):
     def losses(self, batch: Batch, step: int) -> Iterator[Tensor]:
         base_model, config = self.base_model, self.config
         shape = base_model.latent_shape(*batch.size)
-        noise = draw_noises(shape, config.seed, step, batch.positions).to(base_model.device)
+        noise = draw_noises(shape, config.seed, step, batch.positions).to(
+            base_model.device, non_blocking=True
+        )
         sigmas = training_sigmas(base_model, config, batch.size)
         for visited in rollout(base_model, batch.student, batch.teacher, noise, sigmas, on_policy=False):
             yield distillation_loss(visited, config.loss).sum() / (config.batch_size * config.rollout_steps)
