@@ -55,6 +55,17 @@ def settle_on_a_card() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = best.uuid
 
 
+def settle_on_own_card() -> None:
+    """The same for one of several processes that a launcher has started: the first has the first card."""
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        settle_on_a_card()
+    elif gpus := list_gpus():
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        # One without a card computes on the processor, which the first process refuses in words.
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank].uuid if rank < len(gpus) else ""
+
+
 @functools.lru_cache(maxsize=1)
 def _gpus(moment: int) -> tuple[Gpu, ...]:
     """The cards that nvidia-smi lists; none where it is missing or fails. `moment` makes the memory short."""

@@ -1,10 +1,23 @@
-"""The training run: a generator of events."""
+"""The training run: a generator of events.
+
+`accelerate launch -m dopsd_app.train FOLDER` makes one run on several cards, with a process for each.
+"""
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
+
+from dopsd_app.gpus import settle_on_own_card
+
+if __name__ == "__main__":  # before torch is imported
+    settle_on_own_card()
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from dopsd_app.check_base import fetch_and_check
@@ -14,6 +27,8 @@ from dopsd_app.checks.lora_check import check_lora
 from dopsd_app.checks.previews import Pair, draw_pairs, read_thumbnail, save_rollout, save_samples
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
+from dopsd_app.jobs import worker
+from dopsd_app.jobs.card import CardLock, card_name, wait_for_card
 from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
@@ -26,15 +41,25 @@ from dopsd_app.jobs.events import (
     Stopped,
     Warned,
 )
-from dopsd_app.jobs.job import Job, take_commands
+from dopsd_app.jobs.job import Job, RunError, take_commands
+from dopsd_app.jobs.launcher import STOP_SIGNALS
+from dopsd_app.jobs.queue import describe
 from dopsd_app.jobs.runs import Run, complete_checkpoints, pin_revision
 from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
-from dopsd_app.method.encode import EncodedExample, EncodedPrompt, Prompt, crop_example, encode_examples
+from dopsd_app.method.encode import (
+    Encoded,
+    EncodedExample,
+    EncodedPrompt,
+    Prompt,
+    crop_example,
+    encode_examples,
+)
 from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.method.objectives import make_objective
-from dopsd_app.method.objectives.protocol import Material
+from dopsd_app.method.objectives.protocol import Material, Objective
+from dopsd_app.method.processes import ALONE, Ended, Processes, joined
 from dopsd_app.method.step import optimizer_step, prepare
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import choose_device, load_base_model
@@ -42,9 +67,13 @@ from dopsd_app.models.protocol import BaseModel
 from dopsd_app.progress import PhaseProgress
 
 
-def train(run: Run) -> Iterator[Event]:
-    """Trains the run's LoRA by its objective, from its newest checkpoint if there is one."""
+def train(run: Run, processes: Processes = ALONE) -> Iterator[Event]:
+    """Trains the run's LoRA by its objective, from its newest checkpoint if there is one.
+
+    Of several processes it is the first one's part; the others' is `assist`.
+    """
     config = run.config
+    _check_shares(config, processes)
     choose_device(config)  # what cannot compute here is told before gigabytes are fetched
     yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
@@ -59,6 +88,7 @@ def train(run: Run) -> Iterator[Event]:
     encoded = yield from encode_examples(
         base_model, config, examples, prompts, facts.neutral_prompts, run.path.parent / ".cache"
     )
+    processes.meet()  # what is encoded is there for the others too
     yield PhaseProgress("loading", 1, 2)
     base_model.load_transformer()
     optimizer = prepare(base_model, config)
@@ -69,17 +99,15 @@ def train(run: Run) -> Iterator[Event]:
     size = (encoded.examples[0].height, encoded.examples[0].width)
     crops = [crop_example(example, config, base_model) for example in examples]
     step = yield from load_checkpoint(run, base_model.transformer, optimizer)
-    # Not kept on disk: the autoencoder is there, and takes less time than a step.
-    shown_pictures = crops if OBJECTIVES[config.objective].latents else ()
-    latents = tuple(base_model.encode_picture(picture) for picture in shown_pictures)
-    material = Material(encoded.examples, latents, encoded.neutral)
-    objective = make_objective(base_model, config, material)
+    processes.meet()  # what is damaged is put aside
+    objective = _make_objective(base_model, config, crops, encoded)
     texts = tuple(prompt.text for prompt in prompts)
     meter = HealthMeter(run, base_model, crops, texts, encoded.neutral, size, step)
+    _check_devices(processes.meet(base_model.device.type))
     yield Resumed(step)
     while step < config.steps:
         step += 1
-        done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step)
+        done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step, processes)
         yield StepDone(step, done.loss, done.grad_norm, done.seconds, _peak_memory(base_model.device))
         commands = take_commands(run)
         if "preview-now" in commands or _previews_at(config, step):
@@ -96,6 +124,15 @@ def train(run: Run) -> Iterator[Event]:
             yield Stopped(step)
             return
     yield from _finish(run, base_model, encoded.examples[0], step, about(step, read_thumbnail(run, step)))
+
+
+def _make_objective(
+    base_model: BaseModel, config: TrainConfig, crops: Sequence[Image], encoded: Encoded
+) -> Objective:
+    # Not kept on disk: the autoencoder is there, and takes less time than a step.
+    shown_pictures = crops if OBJECTIVES[config.objective].latents else ()
+    latents = tuple(base_model.encode_picture(picture) for picture in shown_pictures)
+    return make_objective(base_model, config, Material(encoded.examples, latents, encoded.neutral))
 
 
 def _previews_at(config: TrainConfig, step: int) -> bool:
@@ -174,3 +211,85 @@ def work(job: Job) -> Generator[Event]:
     """The job of a worker process: as `train`, with kernels that repeat themselves."""
     use_repeatable_kernels()
     yield from train(Run(job.path))
+
+
+# --- with several processes
+
+
+def assist(run: Run, processes: Processes) -> Iterator[Event]:
+    """The part of each process beside the first: its shares of the steps, until that has ended.
+
+    It writes nothing into the run, and nobody hears what it yields. Ends with `Ended`.
+    """
+    processes.meet()  # the first one fetches and encodes alone
+    with processes.together():
+        config = run.config
+        _take_own_card(run)
+        base_model = load_base_model(config)
+        examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
+        neutral = find_facts(config.base_model, config.revision).neutral_prompts
+        cache = run.path.parent / ".cache"
+        encoded = yield from encode_examples(base_model, config, examples, (), neutral, cache)
+        base_model.load_transformer()
+        optimizer = prepare(base_model, config)
+    with processes.together(base_model.device.type):
+        step = yield from load_checkpoint(run, base_model.transformer, optimizer)
+        crops = [crop_example(example, config, base_model) for example in examples]
+        objective = _make_objective(base_model, config, crops, encoded)
+    while step < config.steps:
+        step += 1
+        optimizer_step(base_model, config, encoded.examples, objective, optimizer, step, processes)
+    processes.meet()
+
+
+def _check_shares(config: TrainConfig, processes: Processes) -> None:
+    if processes.count > config.batch_size:
+        raise RunError(
+            f"{processes.count} processes cannot share the {config.batch_size} pictures of a step: start as"
+            " many as `batch_size` at the most."
+        )
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    if len(set(devices)) > 1:
+        raise RunError(
+            f"The processes compute on {', '.join(devices)}: start as many as there are cards that can be"
+            " used, or set `device` to cpu."
+        )
+
+
+def _take_own_card(run: Run) -> None:
+    """Holds the card of a process beside the first one as long as it lives; a processor is nobody's own."""
+    if card_name() == "cpu" or run.config.device == "cpu":
+        return
+    if not wait_for_card(CardLock(), run.runs_dir, describe(run), seconds=2):
+        raise RunError("Another job uses its card. Wait for its end, or start fewer processes.")
+
+
+def main(arguments: list[str]) -> int:
+    """Makes the run in this folder, alone or with the processes that a launcher has started beside it."""
+    run = Run(Path(arguments[0]).absolute()) if len(arguments) == 1 else None
+    if run is None or not (run.path / "config.json").is_file():
+        print("Name the folder of one run, as `python -m dopsd_app train --prepare-only` makes it.")
+        return 2
+    use_repeatable_kernels()
+    with joined(partial(worker.explain, job=run)) as processes:
+        if processes.leads:
+            return worker.work(run, partial(_lead, processes=processes))
+        for number in STOP_SIGNALS:  # the first process stops, and says so
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(Ended):
+            for _ in assist(run, processes):
+                pass
+    return 0
+
+
+def _lead(job: Job, processes: Processes) -> Generator[Event]:
+    try:
+        yield from train(Run(job.path), processes)
+    finally:
+        processes.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
