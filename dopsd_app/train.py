@@ -6,6 +6,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -28,7 +29,7 @@ from dopsd_app.checks.previews import Pair, draw_pairs, read_thumbnail, save_rol
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
 from dopsd_app.jobs import worker
-from dopsd_app.jobs.card import CardLock, card_name, wait_for_card
+from dopsd_app.jobs.card import CardLock, ask_for_card, card_name, read_holder, wait_for_card
 from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
@@ -275,6 +276,9 @@ def main(arguments: list[str]) -> int:
     use_repeatable_kernels()
     with joined(partial(worker.explain, job=run)) as processes:
         if processes.leads:
+            while (holder := read_holder()) and holder.warm:  # the page's, which only keeps a model loaded
+                ask_for_card()
+                time.sleep(0.1)
             return worker.work(run, partial(_lead, processes=processes))
         for number in STOP_SIGNALS:  # the first process stops, and says so
             signal.signal(number, signal.SIG_IGN)
