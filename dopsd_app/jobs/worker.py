@@ -95,10 +95,8 @@ def _claim(job: Job, lock: CardLock | None) -> bool:
             print(f"{job.id} is {status.state} already.", file=sys.stderr)
             return False
         if lock and not lock.take(job.runs_dir, describe(job), warm=job.kind.warm, timeout=1):
-            if not status.live:
-                print("Another job is at work. Wait for its end, or stop it.", file=sys.stderr)
-            else:
-                print("Another job uses the GPU; this one waits in the queue.", file=sys.stderr)
+            waits = "this one waits in the queue" if status.busy else "wait for its end, or stop it"
+            print(f"Another job uses the GPU; {waits}.", file=sys.stderr)
                 state = "stopped" if is_asked(job, "stop") else "queued"
                 write_status(job, state=state, pid=None, pid_started=None)
             return False
