@@ -26,6 +26,7 @@ from dopsd_app.jobs.kinds import CHECK_BASE, DRAW, KINDS
 from dopsd_app.jobs.launcher import LOG, LocalProcess
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.progress import PhaseProgress
+from tests.support import nvml
 from tests.support.waiting import ended, wait_for
 
 pytestmark = pytest.mark.process
@@ -145,18 +146,11 @@ def test_two_folders_of_runs_share_the_card(toy, runs_dir, tmp_path):
     assert ended(there).state == "finished"
 
 
-def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\nprintf 'A, 10, 9, GPU-1, 0, 580.1, 8.9\\nB, 10, 9, GPU-2, 0, 580.1, 8.9\\n'\n"
-    )
-    program.chmod(0o755)
+def test_a_card_is_told_by_its_own_number():
     code = "from dopsd_app.jobs.card import card_name; print(card_name())"
-    for path, name in (
-        (f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GPU-2"),
-        (str(tmp_path / "x"), "cpu"),
-    ):
-        ours = os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": "1"}
+    cards = [nvml.card(name, 10, uuid=f"GPU-{name}", capability=(8, 9)) for name in "AB"]
+    for environment, name in ((nvml.environment(*cards), "GPU-B"), (nvml.environment(), "cpu")):
+        ours = os.environ | environment | {"CUDA_VISIBLE_DEVICES": "1"}
         told = subprocess.run(
             [sys.executable, "-c", code], env=ours, cwd=TOY.parents[2], capture_output=True, text=True
         )

@@ -97,6 +97,7 @@ def _claim(job: Job, lock: CardLock | None) -> bool:
         if lock and not lock.take(job.runs_dir, describe(job), warm=job.kind.warm, timeout=1):
             waits = "this one waits in the queue" if status.busy else "wait for its end, or stop it"
             print(f"Another job uses the GPU; {waits}.", file=sys.stderr)
+            if status.live:
                 state = "stopped" if is_asked(job, "stop") else "queued"
                 write_status(job, state=state, pid=None, pid_started=None)
             return False

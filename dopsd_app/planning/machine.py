@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from dopsd_app.gpus import Gpu, list_gpus
+from dopsd_app.gpus import Gpu, all_gpus
 from dopsd_app.processor import count_cores, read_load
 from dopsd_app.torch_build import TorchBuild, installed_torch, why_unusable
 
@@ -16,7 +16,7 @@ CGROUP = Path("/sys/fs/cgroup")
 class Machine:
     """What there is to train on."""
 
-    gpus: tuple[Gpu, ...]  # those that a process started from here may use
+    gpus: tuple[Gpu, ...]  # those that jobs of this process may use; it computes on the first
     torch: TorchBuild  # the installed one
     memory: int  # bytes that this process and its like may use in all
     free_memory: int
@@ -38,7 +38,7 @@ def read_machine() -> Machine:
     """This computer as it stands now."""
     total, free = _memory()
     gpus = tuple(
-        replace(gpu, memory=total, free_memory=free) if gpu.shares_memory else gpu for gpu in list_gpus()
+        replace(gpu, memory=total, free_memory=free) if gpu.shares_memory else gpu for gpu in all_gpus()
     )
     return Machine(gpus, installed_torch(), total, free, count_cores(), read_load())
 
