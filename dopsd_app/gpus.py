@@ -52,8 +52,7 @@ def list_gpus() -> tuple[Gpu, ...]:
     if VISIBLE in os.environ:
         return _visible(cards, os.environ[VISIBLE])
     found = [gpu for card in cards for gpu in card]
-    able = sorted(found, key=lambda gpu: gpu.memory, reverse=True)
-    return tuple(sorted(able, key=lambda gpu: (gpu.capability or (0, 0)) < BFLOAT16))
+    return tuple(sorted(found, key=lambda gpu: (_computes(gpu), gpu.memory), reverse=True))
 
 
 def all_gpus() -> tuple[Gpu, ...]:
@@ -65,14 +64,28 @@ def all_gpus() -> tuple[Gpu, ...]:
     return (*own, *sorted(others, key=lambda gpu: allowed.index(gpu.uuid)))
 
 
+def automatic_gpus() -> tuple[Gpu, ...]:
+    """Those that a job may be given whose card nobody chose: the first of all, and those that can as much.
+
+    What was planned for the first fits them too.
+    """
+    order = os.environ.get(CARDS, "").split(",")
+    gpus = sorted(all_gpus(), key=lambda gpu: order.index(gpu.uuid) if gpu.uuid in order else 0)
+    return tuple(gpu for gpu in gpus if _computes(gpu) >= _computes(gpus[0]) and gpu.memory >= gpus[0].memory)
+
+
+def _computes(gpu: Gpu) -> bool:
+    return (gpu.capability or (0, 0)) >= BFLOAT16
+
+
 def on_card(uuid: str) -> dict[str, str]:
     """The environment of a process that is to compute on this card alone, and to know of the others."""
-    known = ",".join(gpu.uuid for gpu in all_gpus())
+    known = os.environ.get(CARDS) or ",".join(gpu.uuid for gpu in all_gpus())
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", CARDS: known, VISIBLE: uuid}
 
 
-def settle_on_a_card() -> None:
-    """Leaves this process one card of several: plan and training mean the same.
+def settle_on_a_card(chosen: str = "") -> None:
+    """Leaves this process one card of several: plan and training mean the same. `chosen` is a UUID.
 
     CUDA would take the one that it holds for the fastest. Before torch is imported. What the person has
     chosen by CUDA_VISIBLE_DEVICES counts in the driver's order; of several, the first is taken.
@@ -80,7 +93,8 @@ def settle_on_a_card() -> None:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     gpus = list_gpus()
     if len(gpus) > 1 and all(gpu.uuid for gpu in gpus):
-        os.environ.update(on_card(gpus[0].uuid))
+        there = [gpu.uuid for gpu in gpus]
+        os.environ.update(on_card(chosen if chosen in there else there[0]))
 
 
 def settle_on_own_card() -> None:

@@ -209,7 +209,12 @@ def use_repeatable_kernels() -> None:
 
 
 def work(job: Job) -> Generator[Event]:
-    """The job of a worker process: as `train`, with kernels that repeat themselves."""
+    """The job of a worker process: as `train`, with kernels that repeat themselves, on the chosen card."""
+    config = Run(job.path).config
+    if config.card and config.device != "cpu" and config.card != card_name():
+        raise RunError(
+            "The card that this run was made for is not here any more. Start a new run, with another `card`."
+        )
     use_repeatable_kernels()
     yield from train(Run(job.path))
 

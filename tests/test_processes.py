@@ -5,19 +5,21 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from filelock import FileLock
 
+from dopsd_app.jobs import card
 from dopsd_app.jobs.events import CheckpointSaved, StepDone, read_events
 from dopsd_app.jobs.job import place_command
 from dopsd_app.method.encode import EncodedExample
 from dopsd_app.method.processes import Processes
 from dopsd_app.method.step import micro_batches
 from dopsd_app.train import train
-from tests.support import forks
+from tests.support import forks, nvml
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -35,7 +37,8 @@ def together(run, tmp_path, count=2, **environment):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count)}
         ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-m", "dopsd_app.train", str(run.path)]
-        start = forks.Forked if forks.can_fork() else subprocess.Popen
+        # What is imported first, as the imitation of the driver is, needs a new process.
+        start = forks.Forked if forks.can_fork() and not environment else subprocess.Popen
         processes.append(
             start(
                 command,
@@ -133,3 +136,23 @@ def test_more_processes_than_pictures_of_a_step_are_refused(new_run, tiny_config
     assert run.status.reason == (
         "2 processes cannot share the 1 pictures of a step: start as many as `batch_size` at the most."
     )
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_each_process_holds_a_card_of_its_own(new_run, tiny_config, tmp_path, taken):
+    """Of cards that this torch cannot compute on, so that the processor does."""
+    cards = [nvml.card("A100", 40960, uuid=f"GPU-{name}", capability=(8, 0)) for name in "AB"]
+    run = new_run(replace(tiny_config, steps=100_000, checkpoint_every=100_000))
+    with ExitStack() as stack:
+        if taken:
+            stack.enter_context(FileLock(card._file("lock", "GPU-B")))
+        processes = stack.enter_context(together(run, tmp_path, **nvml.environment(*cards)))
+        if taken:
+            assert [process.wait(120) for process in processes] == [1, 0]
+            assert run.status.reason.startswith("In process 1: Another job uses its card.")
+            return
+        wait_for(lambda: steps_of(run))
+        assert not card.is_card_free("GPU-A") and not card.is_card_free("GPU-B")
+        place_command(run, "stop")
+        assert [process.wait(120) for process in processes] == [0, 0]
+    assert card.is_card_free("GPU-A") and card.is_card_free("GPU-B")

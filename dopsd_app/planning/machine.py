@@ -23,6 +23,10 @@ class Machine:
     cores: int
     load: float = 0.0  # threads that want these cores, those of our own jobs included
 
+    def only(self, card: str) -> "Machine":
+        """The same with this card alone, by its UUID; as it is where none is named."""
+        return replace(self, gpus=tuple(gpu for gpu in self.gpus if gpu.uuid == card)) if card else self
+
     def card(self, precision: str = "auto") -> Gpu | None:
         """The card that computes in this precision of `TrainConfig`; None where the processor has to."""
         return self.gpus[0] if self.gpus and not self.why_no_card(precision) else None
