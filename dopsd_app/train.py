@@ -228,9 +228,10 @@ def assist(run: Run, processes: Processes) -> Iterator[Event]:
     It writes nothing into the run, and nobody hears what it yields. Ends with `Ended`.
     """
     processes.meet()  # the first one fetches and encodes alone
+    lock = CardLock()  # given back when this process ends
     with processes.together():
         config = run.config
-        _take_own_card(run)
+        _take_own_card(run, lock)
         base_model = load_base_model(config)
         examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
         neutral = find_facts(config.base_model, config.revision).neutral_prompts
@@ -264,11 +265,11 @@ def _check_devices(devices: Sequence[str]) -> None:
         )
 
 
-def _take_own_card(run: Run) -> None:
-    """Holds the card of a process beside the first one as long as it lives; a processor is nobody's own."""
+def _take_own_card(run: Run, lock: CardLock) -> None:
+    """Takes the card of a process beside the first one; a processor is nobody's own."""
     if card_name() == "cpu" or run.config.device == "cpu":
         return
-    if not wait_for_card(CardLock(), run.runs_dir, describe(run), seconds=2):
+    if not wait_for_card(lock, run.runs_dir, describe(run), seconds=2):
         raise RunError("Another job uses its card. Wait for its end, or start fewer processes.")
 
 

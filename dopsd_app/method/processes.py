@@ -63,7 +63,7 @@ class Processes:
     def together(self, told: Any = None) -> Generator[list]:
         """Meets the others at the end: what all have told is in the list then.
 
-        Raises its own failure, `KnownFailure` for another's in the first process, and `Ended` in the others.
+        Raises in the first process its own failure, or `KnownFailure` for another's; in the others `Ended`.
         """
         all_told: list = [told]
         if self.count == 1:
@@ -75,7 +75,10 @@ class Processes:
             with suppress(RuntimeError):  # nobody is left who could hear it
                 trace = "".join(traceback.format_exception(error))
                 self._exchange(_Failure(self.rank, self.explain(error), trace))
-            raise
+            if self.leads:
+                raise
+            traceback.print_exception(error)
+            raise Ended from error
         all_told[:] = self.meet(told)
 
     def meet(self, told: Any = None) -> list:
