@@ -7,7 +7,8 @@ from filelock import FileLock
 
 from dopsd_app import gpus
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.drafts import load_example, read_draft
+from dopsd_app.data.drafts import read_draft
+from dopsd_app.data.uploads import load_example
 from dopsd_app.jobs import card
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.plan import make_plan
@@ -37,6 +38,7 @@ def driver(monkeypatch):
 
 @pytest.fixture
 def draft(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOPSD_DRAFTS", str(tmp_path / "drafts"))
     monkeypatch.setenv("DOPSD_RUNS", str(tmp_path / "runs"))
     return load_example(tmp_path / "drafts", "zorp")
 
