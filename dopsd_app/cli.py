@@ -116,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--detach", action="store_true", help="return at once; the run goes on, or waits its turn"
     )
+    train.add_argument(
+        "--prepare-only",
+        action="store_true",
+        help="make the run's folder, for `accelerate launch -m dopsd_app.train FOLDER`",
+    )
     _add_settings(add("plan", _plan, "Tell what a run would need, and how it fits, without starting it."))
     preview = add(
         "preview", _preview, "Show what the teacher sees, of up to 4 pictures, before any training."
@@ -244,6 +249,9 @@ def _train(options: argparse.Namespace) -> int:
     run = create_run(options.runs, config, dataset)
     assert plan.promise is not None  # it is left out only where there are problems
     keep_promise(run.path, plan.promise)
+    if options.prepare_only:
+        print(run.path)
+        return 0
     enqueue(run)
     start(run.runs_dir)
     print(f"Run {run.id}")

@@ -276,6 +276,8 @@ class TrainConfig:
     device: str = _setting(
         "auto", "Device", page=MORE, choices={"auto": "Automatic", "cpu": "Processor", "cuda": "NVIDIA card"}
     )
+    # By its UUID, as `nvidia-smi -L` lists it. The page shows it where there are several.
+    card: str = _setting("", "Card", "Which of several; empty: the best one that is free", MAIN)
 
     def __post_init__(self):
         object.__setattr__(self, "preview_prompts", tuple(self.preview_prompts))

@@ -4,6 +4,8 @@
 class KnownFailure(ValueError):
     """A failure with a sentence for the person: what is wrong, which value, what to do."""
 
+    detail = ""  # for the log: another's own words
+
 
 def unexpected(error: Exception) -> str:
     """The first line of an error that nobody foresaw."""

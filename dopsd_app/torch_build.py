@@ -8,9 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dopsd_app.gpus import Gpu
+from dopsd_app.gpus import BFLOAT16, Gpu
 
-BFLOAT16 = (8, 0)  # the least compute capability that computes in it: of the A100, and the RTX 30 series
 VERSION = "2.13.0"  # of the torch that requirements.txt asks for
 # Compute capabilities that its wheels hold code for, by processor and CUDA: PYTORCH_RELEASES_CODE_CC of
 # torch.cuda, which the plan does not import.

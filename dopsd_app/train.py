@@ -1,13 +1,26 @@
-"""The training run: a generator of events."""
+"""The training run: a generator of events.
+
+`accelerate launch -m dopsd_app.train FOLDER` makes one run on several cards, with a process for each.
+"""
 
 import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dopsd_app.gpus import settle_on_own_card
+
+if __name__ == "__main__":  # before torch is imported
+    settle_on_own_card()
+
 import torch
 from diffusers.training_utils import free_memory
+from PIL.Image import Image
 from torch import Tensor
 
 from dopsd_app.check_base import fetch_and_check
@@ -18,6 +31,8 @@ from dopsd_app.checks.previews import Pair, draw_pairs, read_thumbnail, save_rol
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
 from dopsd_app.errors import is_out_of_memory
+from dopsd_app.jobs import worker
+from dopsd_app.jobs.card import CardLock, ask_for_card, card_name, read_holder, wait_for_card
 from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
@@ -31,16 +46,26 @@ from dopsd_app.jobs.events import (
     Stopped,
     Warned,
 )
-from dopsd_app.jobs.job import Job, take_commands
+from dopsd_app.jobs.job import Job, RunError, take_commands
 from dopsd_app.jobs.kept_plan import KeptPlan, keep_plan, read_kept_plan
+from dopsd_app.jobs.launcher import STOP_SIGNALS
+from dopsd_app.jobs.queue import describe
 from dopsd_app.jobs.runs import Run, complete_checkpoints, latest_checkpoint, pin_revision
 from dopsd_app.method.adapters import adapter_arrays
 from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
-from dopsd_app.method.encode import EncodedExample, EncodedPrompt, Prompt, crop_example, encode_examples
+from dopsd_app.method.encode import (
+    Encoded,
+    EncodedExample,
+    EncodedPrompt,
+    Prompt,
+    crop_example,
+    encode_examples,
+)
 from dopsd_app.method.lora_file import save_lora
 from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.method.objectives import make_objective
-from dopsd_app.method.objectives.protocol import Material
+from dopsd_app.method.objectives.protocol import Material, Objective
+from dopsd_app.method.processes import ALONE, Ended, Processes, joined
 from dopsd_app.method.step import HalfUpdatedError, optimizer_step, prepare
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import choose_device, load_base_model
@@ -55,14 +80,18 @@ from dopsd_app.progress import PhaseProgress
 DOING = {"encoding": "captions were read", "training": "it trained", "drawing": "pictures were drawn"}
 
 
-def train(run: Run) -> Iterator[Event]:
-    """Trains the run's LoRA by its objective, from its newest checkpoint if there is one."""
+def train(run: Run, processes: Processes = ALONE) -> Iterator[Event]:
+    """Trains the run's LoRA by its objective, from its newest checkpoint if there is one.
+
+    Of several processes it is the first one's part; the others' is `assist`.
+    """
     config = run.config
+    _check_shares(config, processes)
     choose_device(config)  # what cannot compute here is told before gigabytes are fetched
     yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
     pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)
-    yield from _train_within_memory(run)
+    yield from _train_within_memory(run, processes)
 
 
 @dataclass
@@ -73,8 +102,11 @@ class _Place:
     step: int = 0  # that is done, and kept in a checkpoint where it is not the last one's
 
 
-def _train_within_memory(run: Run) -> Iterator[Event]:
-    """Trains by the run's memory plan; where memory runs out, by the next smaller one, from the last step."""
+def _train_within_memory(run: Run, processes: Processes) -> Iterator[Event]:
+    """Trains by the run's memory plan; where memory runs out, by the next smaller one, from the last step.
+
+    Of several processes none can go on alone: then they end, and the run is resumed by the smaller plan.
+    """
     config, sources = run.config, run.sources
     sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
     kept = read_kept_plan(run.path)
@@ -87,13 +119,17 @@ def _train_within_memory(run: Run) -> Iterator[Event]:
         yield MemoryPlanned(place.step, fitted.memory.peak, fitted.budget.device, words)
         smaller = partial(next_smaller, config, sizes, fitted)
         try:
-            yield from _train(run, fitted.plan, place, lambda phase, find=smaller: find(phase) is not None)
+            can_shrink = partial(_can_shrink, smaller, processes)
+            yield from _train(run, fitted.plan, place, can_shrink, processes)
             return
         except Exception as error:
             following = smaller(place.phase) if is_out_of_memory(error) else None
             if following is None:
                 raise
             fitted = following
+            if processes.count > 1:
+                keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out)))
+                raise
         # Now that the error is gone, which held what the training had loaded.
         free_memory()
         yield Warned(
@@ -101,6 +137,10 @@ def _train_within_memory(run: Run) -> Iterator[Event]:
             f"Memory ran out while {DOING[place.phase]}. Training goes on from step {place.step} in a way"
             f" that takes less: {words_for_plan(fitted, sizes)}",
         )
+
+
+def _can_shrink(smaller: Callable[[str], Fitted | None], processes: Processes, phase: str) -> bool:
+    return processes.count == 1 and smaller(phase) is not None
 
 
 def hold_to(fitted: Fitted) -> None:
@@ -116,7 +156,11 @@ def hold_to(fitted: Fitted) -> None:
 
 
 def _train(
-    run: Run, memory_plan: MemoryPlan, place: _Place, can_shrink: Callable[[str], bool]
+    run: Run,
+    memory_plan: MemoryPlan,
+    place: _Place,
+    can_shrink: Callable[[str], bool],
+    processes: Processes,
 ) -> Iterator[Event]:
     config = run.config
     base_model = load_base_model(config, memory_plan)
@@ -128,6 +172,7 @@ def _train(
     encoded = yield from encode_examples(
         base_model, config, examples, prompts, facts.neutral_prompts, run.path.parent / ".cache"
     )
+    processes.meet()  # what is encoded is there for the others too
     yield PhaseProgress("loading", 1, 2)
     place.phase = "training"
     base_model.load_transformer()
@@ -139,13 +184,11 @@ def _train(
     size = (encoded.examples[0].height, encoded.examples[0].width)
     crops = [crop_example(example, config, base_model) for example in examples]
     step = yield from load_checkpoint(run, base_model.transformer, optimizer)
-    # Not kept on disk: the autoencoder is there, and takes less time than a step.
-    shown_pictures = crops if OBJECTIVES[config.objective].latents else ()
-    latents = tuple(base_model.encode_picture(picture) for picture in shown_pictures)
-    material = Material(encoded.examples, latents, encoded.neutral)
-    objective = make_objective(base_model, config, material)
+    processes.meet()  # what is damaged is put aside
+    objective = _make_objective(base_model, config, crops, encoded)
     texts = tuple(prompt.text for prompt in prompts)
     meter = HealthMeter(run, base_model, crops, texts, encoded.neutral, size, step)
+    _check_devices(processes.meet(base_model.device.type))
     yield Resumed(step)
     keep = partial(_keep_step, run, base_model.transformer, optimizer, meter, about)
     slow = SlowSteps(base_model.device.type == "cuda")
@@ -153,7 +196,7 @@ def _train(
     while step < config.steps:
         step += 1
         try:
-            done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step)
+            done = optimizer_step(base_model, config, encoded.examples, objective, optimizer, step, processes)
         except Exception as error:
             if is_out_of_memory(error):
                 if step > 1 and not isinstance(error, HalfUpdatedError):
@@ -206,6 +249,15 @@ def _keep_step(
 def _last_kept(run: Run) -> int:
     checkpoint = latest_checkpoint(run)
     return int(checkpoint.name) if checkpoint else 0
+
+
+def _make_objective(
+    base_model: BaseModel, config: TrainConfig, crops: Sequence[Image], encoded: Encoded
+) -> Objective:
+    # Not kept on disk: the autoencoder is there, and takes less time than a step.
+    shown_pictures = crops if OBJECTIVES[config.objective].latents else ()
+    latents = tuple(base_model.encode_picture(picture) for picture in shown_pictures)
+    return make_objective(base_model, config, Material(encoded.examples, latents, encoded.neutral))
 
 
 def _previews_at(config: TrainConfig, step: int) -> bool:
@@ -276,6 +328,99 @@ def use_repeatable_kernels() -> None:
 
 
 def work(job: Job) -> Generator[Event]:
-    """The job of a worker process: as `train`, with kernels that repeat themselves."""
+    """The job of a worker process: as `train`, with kernels that repeat themselves, on the chosen card."""
+    config = Run(job.path).config
+    if config.card and config.device != "cpu" and config.card != card_name():
+        raise RunError(
+            "The card that this run was made for is not here any more. Start a new run, with another `card`."
+        )
     use_repeatable_kernels()
     yield from train(Run(job.path))
+
+
+# --- with several processes
+
+
+def assist(run: Run, processes: Processes) -> Iterator[Event]:
+    """The part of each process beside the first: its shares of the steps, until that has ended.
+
+    It writes nothing into the run, and nobody hears what it yields. Ends with `Ended`.
+    """
+    processes.meet()  # the first one fetches and encodes alone
+    lock = CardLock()  # given back when this process ends
+    with processes.together():
+        config = run.config
+        _take_own_card(run, lock)
+        kept = read_kept_plan(run.path)
+        assert kept is not None  # the first process has kept it before it encoded
+        base_model = load_base_model(config, kept.plan)
+        examples = read_examples(run.dataset, minimum_side=config.minimum_side).examples
+        neutral = find_facts(config.base_model, config.revision).neutral_prompts
+        cache = run.path.parent / ".cache"
+        encoded = yield from encode_examples(base_model, config, examples, (), neutral, cache)
+        base_model.load_transformer()
+        optimizer = prepare(base_model, config)
+    with processes.together(base_model.device.type):
+        step = yield from load_checkpoint(run, base_model.transformer, optimizer)
+        crops = [crop_example(example, config, base_model) for example in examples]
+        objective = _make_objective(base_model, config, crops, encoded)
+    while step < config.steps:
+        step += 1
+        optimizer_step(base_model, config, encoded.examples, objective, optimizer, step, processes)
+    processes.meet()
+
+
+def _check_shares(config: TrainConfig, processes: Processes) -> None:
+    if processes.count > config.batch_size:
+        raise RunError(
+            f"{processes.count} processes cannot share the {config.batch_size} pictures of a step: start as"
+            " many as `batch_size` at the most."
+        )
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    if len(set(devices)) > 1:
+        raise RunError(
+            f"The processes compute on {', '.join(devices)}: start as many as there are cards that can be"
+            " used, or set `device` to cpu."
+        )
+
+
+def _take_own_card(run: Run, lock: CardLock) -> None:
+    """Takes the card of a process beside the first one; a processor is nobody's own."""
+    if card_name() == "cpu" or run.config.device == "cpu":
+        return
+    if not wait_for_card(lock, run.runs_dir, describe(run), seconds=2):
+        raise RunError("Another job uses its card. Wait for its end, or start fewer processes.")
+
+
+def main(arguments: list[str]) -> int:
+    """Makes the run in this folder, alone or with the processes that a launcher has started beside it."""
+    run = Run(Path(arguments[0]).absolute()) if len(arguments) == 1 else None
+    if run is None or not (run.path / "config.json").is_file():
+        print("Name the folder of one run, as `python -m dopsd_app train --prepare-only` makes it.")
+        return 2
+    use_repeatable_kernels()
+    with joined(partial(worker.explain, job=run)) as processes:
+        if processes.leads:
+            while (holder := read_holder()) and holder.warm:  # the page's, which only keeps a model loaded
+                ask_for_card()
+                time.sleep(0.1)
+            return worker.work(run, partial(_lead, processes=processes))
+        for number in STOP_SIGNALS:  # the first process stops, and says so
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(Ended):
+            for _ in assist(run, processes):
+                pass
+    return 0
+
+
+def _lead(job: Job, processes: Processes) -> Generator[Event]:
+    try:
+        yield from train(Run(job.path), processes)
+    finally:
+        processes.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

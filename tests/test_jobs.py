@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from filelock import FileLock
 
-from dopsd_app import __version__
+from dopsd_app import __version__, gpus
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.data.pictures import Dataset
 from dopsd_app.hub.card_pictures import card_pictures
@@ -26,6 +27,7 @@ from dopsd_app.jobs.kinds import CHECK_BASE, DRAW, KINDS
 from dopsd_app.jobs.launcher import LOG, LocalProcess
 from dopsd_app.jobs.watch import RunWatcher
 from dopsd_app.progress import PhaseProgress
+from tests.support import nvml
 from tests.support.waiting import ended, wait_for
 
 pytestmark = pytest.mark.process
@@ -145,18 +147,63 @@ def test_two_folders_of_runs_share_the_card(toy, runs_dir, tmp_path):
     assert ended(there).state == "finished"
 
 
-def test_a_card_is_told_by_its_own_number(monkeypatch, tmp_path):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\nprintf 'A, 10, 9, GPU-1, 0, 580.1, 8.9\\nB, 10, 9, GPU-2, 0, 580.1, 8.9\\n'\n"
-    )
-    program.chmod(0o755)
+@pytest.fixture
+def cards(monkeypatch):
+    """Two cards alike and a smaller one, for this process and for the workers that it starts."""
+    both = [nvml.card("A100", 40960, uuid=f"GPU-{name}", capability=(8, 0)) for name in "AB"]
+    small = nvml.card("RTX 3060", 12288, uuid="GPU-small", capability=(8, 6))
+    for name, value in nvml.environment(small, *both).items():
+        monkeypatch.setenv(name, value)
+    nvml.install(monkeypatch.setattr, [small, *both])
+    monkeypatch.setattr(card, "_known_card", "")
+    monkeypatch.setattr(card, "_known_cards", ())
+    for name in ("CUDA_VISIBLE_DEVICES", gpus.CARDS):
+        monkeypatch.delenv(name, raising=False)
+    gpus._cards.cache_clear()
+    yield
+    gpus._cards.cache_clear()
+
+
+def test_of_two_cards_each_does_a_job_and_a_third_job_waits(toy, runs_dir, cards):
+    first, second, third = (ask(runs_dir, toy.ADD, *range(1000), seconds=0.02) for _ in range(3))
+    wait_for(lambda: first.status.state == second.status.state == "adding")
+    assert third.status.state == "queued"  # the smaller card may not do what was planned for these
+    on = [psutil.Process(one.status.pid).environ()["CUDA_VISIBLE_DEVICES"] for one in (first, second)]
+    assert on == [one.status.card for one in (first, second)] == ["GPU-A", "GPU-B"]
+    assert card.read_holder("GPU-A").pid == first.status.pid
+    assert card.read_holder("GPU-B").pid == second.status.pid
+    queue.send_command(second, "stop")
+    wait_for(lambda: third.status.state == "adding")
+    assert (third.status.card, first.status.state) == ("GPU-B", "adding")
+    for one in (first, third):
+        queue.send_command(one, "stop")
+        assert ended(one).state == "stopped"
+
+
+def test_a_training_waits_for_the_card_that_it_was_given(toy, runs_dir, cards):
+    working = ask(runs_dir, toy.ADD, *range(1000), seconds=0.02)
+    wait_for(lambda: working.status.state == "adding")
+    for chosen, expected in (("GPU-A", ""), ("GPU-B", "GPU-B"), ("GPU-small", "GPU-small"), ("", "GPU-B")):
+        run = runs.create_run(runs_dir, TrainConfig(card=chosen), Dataset((), ()))
+        assert queue._find_card(run, queue._taken_cards(runs_dir)) == expected
+    queue.send_command(working, "stop")
+    ended(working)
+
+
+def test_a_drawing_is_refused_beside_a_training_only_where_no_card_is_free(toy, runs_dir, cards):
+    run = runs.create_run(runs_dir, TrainConfig(), Dataset((), ()))
+    ours = {"pid": os.getpid(), "pid_started": launcher.process_started(os.getpid())}
+    job.write_status(run, state="training", card="GPU-A", **ours)
+    queue.refuse_beside_training(runs_dir)
+    with FileLock(card._file("lock", "GPU-B")), pytest.raises(RunError, match="is being trained"):
+        queue.refuse_beside_training(runs_dir)
+
+
+def test_a_card_is_told_by_its_own_number():
     code = "from dopsd_app.jobs.card import card_name; print(card_name())"
-    for path, name in (
-        (f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GPU-2"),
-        (str(tmp_path / "x"), "cpu"),
-    ):
-        ours = os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": "1"}
+    cards = [nvml.card(name, 10, uuid=f"GPU-{name}", capability=(8, 9)) for name in "AB"]
+    for environment, name in ((nvml.environment(*cards), "GPU-B"), (nvml.environment(), "cpu")):
+        ours = os.environ | environment | {"CUDA_VISIBLE_DEVICES": "1"}
         told = subprocess.run(
             [sys.executable, "-c", code], env=ours, cwd=TOY.parents[2], capture_output=True, text=True
         )

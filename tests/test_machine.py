@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
+import pynvml
 import pytest
 
 from dopsd_app import gpus, processor
@@ -11,34 +13,38 @@ from dopsd_app.files import free_disk
 from dopsd_app.gpus import Gpu
 from dopsd_app.planning import machine
 from dopsd_app.planning.machine import read_machine
+from tests.support import nvml
 
 GIB = 1024**3
 MIB = 1024**2
-TWO_CARDS = (
-    "NVIDIA GeForce RTX 4070, 12282, 11000, GPU-8f, 35, 551.23, 8.9\\n"
-    "NVIDIA A100-SXM4-40GB, 40960, 512, GPU-1c, [N/A], 580.65.06, 8.0\\n"
+RTX_4070 = nvml.card("NVIDIA GeForce RTX 4070", 12282, 11000, "GPU-8f", 35, (8, 9))
+A100 = nvml.card("NVIDIA A100-SXM4-40GB", 40960, 512, "GPU-1c", None, (8, 0))
+RTX_4070_READ = Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB, "GPU-8f", 0.35, (8, 9), 580)
+A100_READ = Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB, "GPU-1c", 0.0, (8, 0), 580)
+DIVIDED = nvml.card(
+    "NVIDIA H100",
+    81559,
+    uuid="GPU-h1",
+    capability=(9, 0),
+    parts=[
+        nvml.card("NVIDIA H100 MIG 3g.40gb", 40320, 40000, "MIG-a", capability=(9, 0)),
+        nvml.card("NVIDIA H100 MIG 1g.10gb", 9984, 9900, "MIG-b", capability=(9, 0)),
+    ],
 )
-
-posix_only = pytest.mark.skipif(os.name == "nt", reason="the imitation is a shell script")
-pytestmark = posix_only
 
 
 @pytest.fixture
-def nvidia_smi(tmp_path, monkeypatch):
-    """Puts an nvidia-smi on the path that runs these shell lines, and forgets what the last one said."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def driver(monkeypatch):
+    """Puts an imitation of the driver's library in place, and forgets what the last one said."""
+    for name in ("CUDA_VISIBLE_DEVICES", gpus.CARDS):
+        monkeypatch.delenv(name, raising=False)
 
-    def install(script):
-        gpus._gpus.cache_clear()
-        program = folder / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
+    def tell(*cards, **options):
+        gpus._cards.cache_clear()
+        nvml.install(monkeypatch.setattr, cards, **options)
 
-    yield install
-    gpus._gpus.cache_clear()
+    yield tell
+    gpus._cards.cache_clear()
 
 
 @pytest.fixture
@@ -54,109 +60,165 @@ def limits(tmp_path, monkeypatch):
     return write
 
 
-def test_cards_are_what_the_driver_says(nvidia_smi):
-    nvidia_smi(f"printf '{TWO_CARDS}'")
-    assert read_machine().gpus == (
-        Gpu("NVIDIA GeForce RTX 4070", 12282 * MIB, 11000 * MIB, "GPU-8f", 0.35, (8, 9), 551),
-        Gpu("NVIDIA A100-SXM4-40GB", 40960 * MIB, 512 * MIB, "GPU-1c", 0.0, (8, 0), 580),
-    )
+def test_cards_are_what_the_driver_says_the_largest_first(driver):
+    driver(RTX_4070, A100)
+    assert read_machine().gpus == (A100_READ, RTX_4070_READ)
 
 
-def test_the_driver_is_asked_for_plain_numbers(nvidia_smi, tmp_path):
-    nvidia_smi(f'echo "$@" > {tmp_path}/asked')
-    read_machine()
-    assert (tmp_path / "asked").read_text().split() == [
-        "--query-gpu=name,memory.total,memory.free,uuid,utilization.gpu,driver_version,compute_cap",
-        "--format=csv,noheader,nounits",
-    ]
-
-
-def test_the_answer_is_remembered_for_a_moment(nvidia_smi, tmp_path):
-    nvidia_smi(f"echo x >> {tmp_path}/calls")
+def test_the_answer_is_remembered_for_a_moment(driver):
+    driver(RTX_4070, calls=(calls := []))
     for _ in range(3):
         read_machine()
-    assert len((tmp_path / "calls").read_text().split()) <= 2  # a moment may end between two of them
+    assert 1 <= len(calls) <= 2  # a moment may end between two of them
 
 
 @pytest.mark.parametrize(
-    "script",
+    "error",
     [
-        "echo No devices were found; exit 6",
-        "echo 'NVIDIA GeForce RTX 3060, [GPU is lost], [GPU is lost], GPU-2, 0, 580.65, 8.6'",
-        "echo 'Failed to initialize NVML: Driver/library version mismatch'",
-        "exec 1>&-",
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
     ],
 )
-def test_a_driver_that_tells_nothing_means_no_card(nvidia_smi, script):
-    nvidia_smi(script)
+def test_a_driver_that_tells_nothing_means_no_card(driver, error):
+    driver(RTX_4070, fails=error)
     assert read_machine().gpus == ()
 
 
-@pytest.mark.parametrize("told", ["[N/A]", "[Not Supported]"])
-def test_a_card_without_memory_of_its_own_has_the_computer_s(nvidia_smi, limits, told):
+def test_a_card_that_fails_is_left_out(driver):
+    driver(nvml.card("NVIDIA GeForce RTX 3060", 12288, lost=True), A100)
+    assert read_machine().gpus == (A100_READ,)
+
+
+def test_a_driver_that_hangs_means_no_card_after_a_while(driver, monkeypatch):
+    driver(A100)
+    hangs = threading.Event()
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: hangs.wait(60) and 1)
+    monkeypatch.setattr(gpus, "PATIENCE", 0.1)
+    begun = time.monotonic()
+    assert read_machine().gpus == ()
+    assert time.monotonic() - begun < 10
+    hangs.set()
+    monkeypatch.setattr(gpus, "PATIENCE", 10)
+    gpus._cards.cache_clear()
+    assert read_machine().gpus == (A100_READ,)
+
+
+def test_a_card_without_memory_of_its_own_has_the_computer_s(driver, limits):
     limits(900 * MIB, 800 * MIB, cached=300 * MIB)  # what there is for a process here
-    nvidia_smi(f"echo 'NVIDIA GB10, {told}, {told}, GPU-2, 0, 580.95.05, 12.1'")
+    driver(nvml.card("NVIDIA GB10", None, uuid="GPU-2", busy=0, capability=(12, 1)))
     [gpu] = read_machine().gpus
     assert (gpu.name, gpu.shares_memory, gpu.capability) == ("NVIDIA GB10", True, (12, 1))
     assert (gpu.memory, gpu.free_memory) == (900 * MIB, 400 * MIB)
 
 
-def test_what_a_card_does_not_tell_is_not_known(nvidia_smi):
-    nvidia_smi("echo 'Orin (nvgpu), [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]'")
+def test_what_a_card_does_not_tell_is_not_known(driver):
+    driver(nvml.card("Orin (nvgpu)"), driver=None)
     [gpu] = read_machine().gpus
     assert (gpu.uuid, gpu.busy, gpu.capability, gpu.driver) == ("", 0.0, None, 0)
 
 
-def test_an_old_driver_that_knows_no_compute_capability_still_tells_its_card(nvidia_smi):
-    refusal = """echo 'Field "compute_cap" is not a valid field to query.'; exit 2"""
-    answer = "echo 'GeForce GTX 1080, 8119, 8000, GPU-2, 0, 470.256.02'"
-    nvidia_smi(f"case $1 in *compute_cap*) {refusal};; esac; {answer}")
+def test_an_old_driver_that_lacks_a_question_still_tells_its_card(driver, monkeypatch):
+    driver(nvml.card("GeForce GTX 1080", 8119, 8000, "GPU-2", 0, (6, 1)), driver="470.256.02")
+
+    def unknown(handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCudaComputeCapability", unknown)
     [gpu] = read_machine().gpus
     assert (gpu.name, gpu.capability, gpu.driver) == ("GeForce GTX 1080", None, 470)
 
 
-def test_no_driver_means_no_card(monkeypatch, tmp_path):
-    gpus._gpus.cache_clear()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert read_machine().gpus == ()
+def test_a_divided_card_is_its_parts(driver):
+    driver(DIVIDED)
+    large, small = read_machine().gpus
+    assert (large.name, large.memory, large.uuid) == ("NVIDIA H100 MIG 3g.40gb", 40320 * MIB, "MIG-a")
+    assert (small.name, small.free_memory, small.capability) == (
+        "NVIDIA H100 MIG 1g.10gb",
+        9900 * MIB,
+        (9, 0),
+    )
 
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [("1", [1]), ("1,0", [1, 0]), ("", []), ("-1", []), ("0,5,1", [0]), ("GPU-1", [1]), ("GPU-7", [])],
+    [
+        ("1", ["GPU-1c"]),
+        ("1,0", ["GPU-1c", "GPU-8f"]),
+        ("0, 1", ["GPU-8f", "GPU-1c"]),
+        ("", []),
+        ("-1", []),
+        ("1,-1,0", ["GPU-1c"]),  # CUDA stops at what it cannot read
+        ("0,5,1", ["GPU-8f"]),
+        ("NoDevFiles", []),
+        ("GPU-1", ["GPU-1c"]),
+        ("GPU-7", []),
+        ("GPU-8f,GPU-1c", ["GPU-8f", "GPU-1c"]),
+        ("0,1,0", []),  # CUDA refuses what stands twice
+        ("0,GPU-8f", []),
+        ("MIG-b", ["MIG-b"]),
+        ("MIG-b,MIG-a", ["MIG-b"]),  # a process sees one part alone
+        ("2", ["MIG-a"]),
+        ("0,2", ["MIG-a"]),  # and then no whole card
+        ("MIG-c", []),
+    ],
 )
-def test_only_the_cards_that_cuda_may_use_count(nvidia_smi, monkeypatch, visible, expected):
-    nvidia_smi(f"printf '{TWO_CARDS}'")
-    cards = read_machine().gpus
+def test_only_the_cards_that_cuda_may_use_count(driver, monkeypatch, visible, expected):
+    driver(RTX_4070, A100, DIVIDED)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert read_machine().gpus == tuple(cards[index] for index in expected)
+    assert [gpu.uuid for gpu in read_machine().gpus] == expected
 
 
 @pytest.mark.parametrize(
-    ("cards", "chosen"),
+    ("cards", "order"),
     [
         (
-            ("GTX 1060, 6144, 6000, GPU-1, 0, 580.1, 6.1", "RTX 3090, 24576, 24000, GPU-2, 0, 580.1, 8.6"),
-            "GPU-2",
+            (
+                nvml.card("GTX 1060", 6144, 6000, "GPU-1", 0, (6, 1)),
+                nvml.card("RTX 3090", 24576, 24000, "GPU-2", 0, (8, 6)),
+            ),
+            ["GPU-2", "GPU-1"],
         ),
         # The larger one computes no bfloat16.
         (
-            ("RTX 3060, 12288, 12000, GPU-1, 0, 580.1, 8.6", "TITAN RTX, 24576, 24000, GPU-2, 0, 580.1, 7.5"),
-            "GPU-1",
+            (
+                nvml.card("TITAN RTX", 24576, 24000, "GPU-2", 0, (7, 5)),
+                nvml.card("RTX 3060", 12288, 12000, "GPU-1", 0, (8, 6)),
+            ),
+            ["GPU-1", "GPU-2"],
         ),
-        (("RTX 3060, 12288, 12000, GPU-1, 0, 580.1, 8.6",), None),
+        ((nvml.card("RTX 3060", 12288, 12000, "GPU-1", 0, (8, 6)),), ["GPU-1"]),
     ],
 )
-def test_of_several_cards_a_process_and_its_workers_settle_on_one(nvidia_smi, monkeypatch, cards, chosen):
+def test_of_several_cards_a_process_settles_on_one_and_knows_the_others(driver, monkeypatch, cards, order):
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    nvidia_smi("printf '" + "\\n".join(cards) + "\\n'")
+    driver(*cards)
     gpus.settle_on_a_card()
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == chosen
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == (order[0] if len(cards) > 1 else None)
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert [gpu.uuid for gpu in read_machine().gpus] == [chosen or "GPU-1"]
+    assert [gpu.uuid for gpu in gpus.list_gpus()] == order[:1]
+    assert [gpu.uuid for gpu in read_machine().gpus] == order
+    os.environ |= gpus.on_card(order[-1])  # a worker of its own
+    gpus.settle_on_a_card()
+    assert [gpu.uuid for gpu in gpus.list_gpus()] == order[-1:]
+    assert [gpu.uuid for gpu in read_machine().gpus] == order[::-1]
+    del os.environ[gpus.CARDS]
     os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # a person's own choice
     gpus.settle_on_a_card()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    assert len(read_machine().gpus) == 1
+
+
+def test_each_process_of_a_launcher_has_a_card_of_its_own(driver, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    driver(RTX_4070, A100)
+    own = []
+    for rank in range(3):
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        os.environ |= {"WORLD_SIZE": "3", "LOCAL_RANK": str(rank)}
+        gpus.settle_on_own_card()
+        own.append([gpu.uuid for gpu in gpus.list_gpus()])
+    assert own == [["GPU-1c"], ["GPU-8f"], []]
 
 
 def test_the_memory_is_the_computers_where_nothing_limits_it(limits):

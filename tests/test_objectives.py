@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import replace
 
-import gradio as gr
 import pytest
 import torch
 from safetensors import safe_open
@@ -207,7 +206,8 @@ def test_the_page_offers_two_and_what_a_copied_run_had(tmp_path):
     step = lay_out(lambda _: plan_step())
 
     def offered(draft):
-        (choice,) = [part for part in step.show(draft).values() if isinstance(part, gr.Dropdown)]
+        control = next(control for control in step.controls if control.name == "objective")
+        choice = step.show(draft)[control.part]
         return [value for _, value in choice.choices], choice.value
 
     assert offered(draft) == (["dopsd", "sft"], "dopsd")

@@ -1,4 +1,7 @@
-"""One card, one job: who computes on this machine, in whatever folder its runs are kept."""
+"""One card, one job: who computes on this machine, in whatever folder its runs are kept.
+
+Functions are about the card of this process, unless another one is named.
+"""
 
 import hashlib
 import json
@@ -12,7 +15,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from dopsd_app.files import read_value, replace_file, retry
-from dopsd_app.gpus import list_gpus
+from dopsd_app.gpus import all_gpus, automatic_gpus, list_gpus
 from dopsd_app.jobs.launcher import is_process, process_started
 
 
@@ -27,7 +30,9 @@ class Holder:
     warm: bool = False  # whether it only keeps a model loaded, and gives way
 
 
-_known_card = ""  # a card stays what it is, but its driver may fail to answer
+# A card stays what it is, but its driver may fail to answer.
+_known_card = ""
+_known_cards: tuple[str, ...] = ()
 
 
 def card_name() -> str:
@@ -38,10 +43,23 @@ def card_name() -> str:
     return _known_card or "cpu"
 
 
-def _file(ending: str) -> Path:
+def card_names() -> tuple[str, ...]:
+    """All cards that jobs which are started from here may use, first that of this process."""
+    global _known_cards
+    if not _known_cards:
+        _known_cards = tuple(gpu.uuid for gpu in all_gpus() if gpu.uuid)
+    return tuple(dict.fromkeys((card_name(), *_known_cards)))
+
+
+def automatic_cards() -> tuple[str, ...]:
+    """Those that a job may be given whose card nobody chose, the best first."""
+    return tuple(gpu.uuid for gpu in automatic_gpus() if gpu.uuid) or (card_name(),)
+
+
+def _file(ending: str, card: str = "") -> Path:
     folder = user_cache_path("dopsd") / "cards"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{card_name()}.{ending}"
+    return folder / f"{card or card_name()}.{ending}"
 
 
 class CardLock:
@@ -68,28 +86,28 @@ class CardLock:
             self._lock.release()
 
 
-def is_card_free() -> bool:
+def is_card_free(card: str = "") -> bool:
     """Whether nobody computes at this moment."""
     try:
-        with FileLock(_file("lock")).acquire(timeout=0):
+        with FileLock(_file("lock", card)).acquire(timeout=0):
             return True
     except Timeout:
         return False
 
 
-def read_holder() -> Holder | None:
+def read_holder(card: str = "") -> Holder | None:
     """Who computes now; None where nobody does, or does not say so."""
     with suppress(OSError, ValueError):
-        holder = read_value(Holder, retry(_file("json").read_bytes))
+        holder = read_value(Holder, retry(_file("json", card).read_bytes))
         if is_process(holder.pid, holder.pid_started):
             return holder
     return None
 
 
-def note_waiting(runs_dir: Path) -> None:
+def note_waiting(runs_dir: Path, card: str = "") -> None:
     """Tells whoever computes that something waits in this folder of runs too."""
     name = hashlib.sha256(str(runs_dir).encode()).hexdigest()[:16]
-    file = _file("waiting") / name
+    file = _file("waiting", card) / name
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         replace_file(file, str(runs_dir))
@@ -105,9 +123,9 @@ def take_waiting() -> list[Path]:
     return found
 
 
-def ask_for_card() -> None:
+def ask_for_card(card: str = "") -> None:
     """Asks a process that only keeps a model loaded to give way."""
-    _file("wanted").touch()
+    _file("wanted", card).touch()
 
 
 def is_card_wanted() -> bool:

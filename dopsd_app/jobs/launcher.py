@@ -12,6 +12,7 @@ from typing import Protocol
 
 import psutil
 
+from dopsd_app.gpus import on_card
 from dopsd_app.hub_errors import ambient_token
 from dopsd_app.jobs.status import Status
 
@@ -29,9 +30,10 @@ GRACE_SECONDS = 5.0  # that a process has to end by itself when it is asked to
 class Launcher(Protocol):
     """Starts workers, knows whether they live, and ends them."""
 
-    def start(self, folder: Path, secret: str = "") -> dict:
+    def start(self, folder: Path, secret: str = "", card: str = "") -> dict:
         """Starts the worker of the job in this folder; returns the fields of `Status` that tell it again.
 
+        `card` is the UUID of the one that it is to compute on; without one, this process's own.
         `secret` is a token that the worker gets and nobody else can read; without one, this process's own.
         Raises `OSError`.
         """
@@ -49,7 +51,7 @@ class LocalProcess:
     def __init__(self):
         self.command = (sys.executable, "-m", "dopsd_app.jobs.worker")  # gets the job's folder, and "-"
 
-    def start(self, folder: Path, secret: str = "") -> dict:
+    def start(self, folder: Path, secret: str = "", card: str = "") -> dict:
         """Starts the worker of the job in this folder; see `Launcher`."""
         apart = 0
         if os.name == "nt":
@@ -62,6 +64,7 @@ class LocalProcess:
                 # A log to follow, in one encoding.
                 env=({} if "OMP_WAIT_POLICY" in ours else PATIENT)
                 | ours
+                | (on_card(card) if card else {})
                 | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
                 stdin=subprocess.PIPE,
                 stdout=log,

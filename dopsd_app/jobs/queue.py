@@ -1,10 +1,14 @@
-"""What starts when: jobs that compute wait for their turn, and trainings go first."""
+"""What starts when: jobs that compute wait for a card, and trainings go first."""
 
+from contextlib import suppress
 from pathlib import Path
 
+from dopsd_app.config import load_config
 from dopsd_app.jobs.card import (
     CardLock,
     ask_for_card,
+    automatic_cards,
+    card_names,
     is_card_free,
     is_card_wanted,
     note_waiting,
@@ -22,7 +26,7 @@ from dopsd_app.jobs.job import (
     start_lock,
     write_status,
 )
-from dopsd_app.jobs.kinds import CHECK_BASE, TRAIN, Kind
+from dopsd_app.jobs.kinds import CHECK_BASE, TRAIN
 from dopsd_app.jobs.launcher import launcher
 from dopsd_app.jobs.status import Status
 
@@ -88,18 +92,18 @@ def describe(job: Job) -> str:
 
 
 def start_next(runs_dir: Path) -> Job | None:
-    """Starts the worker of the first waiting job, when nobody computes; returns the job that it started."""
+    """Starts the workers of waiting jobs that find a card free; returns the first job that it started."""
     if not runs_dir.is_dir():
         return None
     with start_lock(runs_dir):
         waiting = waiting_jobs(runs_dir)
-        if not waiting:
-            return None
-        # A worker that was started takes the card only when it is up: until then its status speaks for it.
-        if _is_taken(runs_dir, waiting[0].kind):
-            note_waiting(runs_dir.absolute())
-            return None
-        return waiting[0] if start(waiting[0]) else None
+        taken = _taken_cards(runs_dir) if waiting else set()
+        started = []
+        for job in waiting:
+            if (card := _find_card(job, taken)) and start(job, card=card):
+                taken.add(card)
+                started.append(job)
+        return started[0] if started else None
 
 
 def start_what_waits(runs_dir: Path) -> None:
@@ -109,28 +113,69 @@ def start_what_waits(runs_dir: Path) -> None:
         start_next(folder)  # which notes again that something waits, where it does
 
 
-def _is_taken(runs_dir: Path, kind: Kind) -> bool:
-    holder = read_holder()
-    if holder and holder.warm and not (kind.warm and holder.runs_dir == str(runs_dir.absolute())):
-        ask_for_card()  # of this folder, it takes the next drawing by itself
-    return bool(computing(runs_dir)) or not is_card_free()
+def chosen_card(job: Job) -> str:
+    """The card that a training's settings ask for, by its UUID; "" where any will do."""
+    if kind_or_none(job) != TRAIN:
+        return ""
+    with suppress(OSError, ValueError):
+        return load_config(job.path / "config.json").card
+    return ""  # what cannot be read, its worker tells
 
 
-def start(job: Job, secret: str = "") -> bool:
-    """Starts a job's worker at once, under `start_lock`; False where the system does not allow it."""
+def _cards_for(job: Job) -> tuple[str, ...]:
+    chosen = chosen_card(job)
+    # One that is not there any more: its worker tells that on any card.
+    return (chosen,) if chosen in card_names() else automatic_cards()
+
+
+def _taken_cards(runs_dir: Path) -> set[str]:
+    """The cards of this folder's jobs; a worker takes its own when it is up, its status tells it before."""
+    taken: set[str] = set()
+    for job, status in statuses(runs_dir):
+        if status.live and (kind := kind_or_none(job)) and kind.computes:
+            taken |= {status.card} if status.card else set(card_names())
+    return taken
+
+
+def _find_card(job: Job, taken: set[str]) -> str:
+    """A card that the job can have now; "" where there is none, and then who holds them knows of it."""
+    runs_dir, cards = job.runs_dir.absolute(), _cards_for(job)
+    held = [(card, holder) for card in cards if (holder := read_holder(card)) and holder.warm]
+    # A warm worker of this folder takes the next drawing by itself.
+    if not (job.kind.warm and any(holder.runs_dir == str(runs_dir) for _, holder in held)):
+        for card in cards:
+            if card not in taken and is_card_free(card):
+                return card
+        for card, _ in held[:1]:
+            ask_for_card(card)
+    for card in cards:
+        note_waiting(runs_dir, card)
+    return ""
+
+
+def start(job: Job, secret: str = "", card: str = "") -> bool:
+    """Starts a job's worker at once, under `start_lock`; False where the system does not allow it.
+
+    `card` is the one that it gets, by its name among locks.
+    """
     try:
-        process = launcher.start(job.path, secret)
+        process = launcher.start(job.path, secret, card if len(card_names()) > 1 else "")
     except OSError as error:  # it must not be tried again and again
         write_status(job, state="failed", reason=f"The worker could not be started: {error}.")
         return False
     # The worker waits for the start lock before it writes, so this cannot overwrite its word. If it dies
     # before that, a live state without a process is left: that reads as interrupted and stays so.
-    write_status(job, state="loading", **process)
+    write_status(job, state="loading", card=card, **process)
     return True
 
 
 def refuse_beside_training(runs_dir: Path) -> None:
     """Raises `RunError` where a drawing would have to wait for a training."""
+    if len(cards := automatic_cards()) > 1:
+        waits = any(kind_or_none(job) == TRAIN for job in waiting_jobs(runs_dir))
+        taken = _taken_cards(runs_dir)
+        if not waits and any(card not in taken and is_card_free(card) for card in cards):
+            return
     for job, status in statuses(runs_dir):
         if status.busy and kind_or_none(job) == TRAIN:
             what = "is being trained" if status.live else "waits to be trained"
@@ -180,6 +225,8 @@ def reason_to_leave(runs_dir: Path) -> str:
     """Why a warm worker must give its card back, as the sentence for drawings that this cuts off; or ""."""
     # Read first: a training is in the queue before it asks for the card, and is not to be taken for another.
     wanted = is_card_wanted()
+    if not wanted and len(card_names()) > 1:  # another card may be free: whoever needs this one asks for it
+        return ""
     waiting = [job.kind for job in waiting_jobs(runs_dir) if not job.kind.warm]
     if TRAIN in waiting:
         return CUT_OFF

@@ -20,6 +20,7 @@ class Status:
     speed: float = 0.0  # of a download, in bytes per second
     pid: int | None = None  # the worker's, and when it started: a pid alone may be reused
     pid_started: float | None = None
+    card: str = ""  # that its worker has, by its name among locks; "" where it was not told
     queue_number: int | None = None  # first in, first out
     reason: str = ""  # a sentence for the person: why it failed or was interrupted
     updated: float = 0.0  # seconds since 1970

@@ -23,7 +23,7 @@ from dopsd_app.files import is_disk_full, replace_file
 from dopsd_app.gpus import settle_on_a_card
 from dopsd_app.hub_errors import keep_token
 from dopsd_app.jobs.awake import awake
-from dopsd_app.jobs.card import CardLock
+from dopsd_app.jobs.card import CardLock, card_name
 from dopsd_app.jobs.events import (
     Event,
     Failed,
@@ -45,7 +45,7 @@ from dopsd_app.jobs.job import (
 )
 from dopsd_app.jobs.kinds import TRAIN
 from dopsd_app.jobs.launcher import STOP_SIGNALS, process_started, unblock_signals
-from dopsd_app.jobs.queue import describe, leave, reason_to_leave, start_what_waits, take_next
+from dopsd_app.jobs.queue import chosen_card, describe, leave, reason_to_leave, start_what_waits, take_next
 from dopsd_app.jobs.runs import Run, latest_checkpoint
 from dopsd_app.progress import DownloadProgress, PhaseProgress
 
@@ -95,7 +95,8 @@ def _claim(job: Job, lock: CardLock | None) -> bool:
             print(f"{job.id} is {status.state} already.", file=sys.stderr)
             return False
         if lock and not lock.take(job.runs_dir, describe(job), warm=job.kind.warm, timeout=1):
-            print("Another job uses the GPU; this one waits in the queue.", file=sys.stderr)
+            waits = "this one waits in the queue" if status.busy else "wait for its end, or stop it"
+            print(f"Another job uses the GPU; {waits}.", file=sys.stderr)
             if status.live:
                 state = "stopped" if is_asked(job, "stop") else "queued"
                 write_status(job, state=state, pid=None, pid_started=None)
@@ -107,7 +108,7 @@ def _claim(job: Job, lock: CardLock | None) -> bool:
 
 
 def _this_process() -> dict:
-    return {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
+    return {"pid": os.getpid(), "pid_started": process_started(os.getpid()), "card": card_name()}
 
 
 @contextmanager
@@ -285,10 +286,11 @@ def _smaller(job: Job) -> str:
 def main(arguments: list[str]) -> int:
     """Does the job in this folder; a "-" after it says that a token for the Hub comes on standard input."""
     folder, *more = arguments
-    settle_on_a_card()
+    job = Job(Path(folder).absolute())
+    settle_on_a_card(chosen_card(job))
     if more == ["-"]:
         keep_token(sys.stdin.read())
-    return work(Job(Path(folder).absolute()))
+    return work(job)
 
 
 if __name__ == "__main__":

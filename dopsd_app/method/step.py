@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from dopsd_app.method import randomness
 from dopsd_app.method.adapters import adapter_weights, add_adapters, update_teacher
 from dopsd_app.method.encode import EncodedExample
 from dopsd_app.method.objectives.protocol import Batch, Objective
+from dopsd_app.method.processes import ALONE, Processes
 from dopsd_app.method.recompute import recompute_blocks
 from dopsd_app.models.protocol import BaseModel
 
@@ -53,18 +54,25 @@ def optimizer_step(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     step: int,
+    processes: Processes = ALONE,
 ) -> OptimizerStep:
-    """One step for the batch that belongs to `step`; the same for every micro-batch size."""
+    """One step for the batch that belongs to `step`; the same for every micro-batch size.
+
+    Of several processes, each backpropagates its share of the batch, and all make the same step.
+    """
     started = time.perf_counter()
-    losses = []
-    for drawn in micro_batches(config, examples, step):
-        for loss in objective.losses(draw_batch(config, examples, step, drawn), step):
-            loss.backward()  # at once: one graph is alive at a time, and the gradient is the same
-            losses.append(loss.detach())
+
+    def backpropagate() -> Iterator[Tensor]:
+        for drawn in micro_batches(config, examples, step, processes):
+            for loss in objective.losses(draw_batch(config, examples, step, drawn), step):
+                loss.backward()  # at once: one graph is alive at a time, and the gradient is the same
+                yield loss.detach()
+
     student_weights = optimizer.param_groups[0]["params"]
+    total = processes.add_up(student_weights, backpropagate())
     norm = torch.nn.utils.clip_grad_norm_(student_weights, config.max_grad_norm)
     # Read together: a card would wait for the processor after each that is read, and then for its next work.
-    *totals, grad_norm = torch.stack([*losses, norm]).tolist()
+    loss, grad_norm = torch.stack([total, norm]).tolist()
     if not math.isfinite(grad_norm):  # one such step would spoil student, teacher and every later checkpoint
         raise KnownFailure(
             f"The gradient of step {step} is not a number, so training cannot go on. Start a run with a"
@@ -76,17 +84,18 @@ def optimizer_step(
         raise HalfUpdatedError(f"The update of step {step} failed: {error}") from error
     optimizer.zero_grad()
     update_teacher(base_model.transformer, config.ema_decay)
-    return OptimizerStep(sum(totals), grad_norm, time.perf_counter() - started, objective.rollout_states)
+    return OptimizerStep(loss, grad_norm, time.perf_counter() - started, objective.rollout_states)
 
 
 def micro_batches(
-    config: TrainConfig, examples: tuple[EncodedExample, ...], step: int
+    config: TrainConfig, examples: tuple[EncodedExample, ...], step: int, processes: Processes = ALONE
 ) -> list[dict[int, int]]:
-    """The step's batch in passes of one picture size: position in the batch -> which example."""
+    """This process's share of the step's batch in passes of one picture size: position -> which example."""
     drawn = randomness.draw_examples(config.seed, step, config.batch_size, len(examples))
     by_size: dict[tuple[int, int], list[int]] = {}
-    for position, index in enumerate(drawn):
-        by_size.setdefault((examples[index].height, examples[index].width), []).append(position)
+    for position in processes.share(range(config.batch_size)):
+        example = examples[drawn[position]]
+        by_size.setdefault((example.height, example.width), []).append(position)
     return [
         {position: drawn[position] for position in positions[start : start + config.micro_batch]}
         for positions in by_size.values()

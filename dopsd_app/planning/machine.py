@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from dopsd_app.gpus import Gpu, list_gpus
+from dopsd_app.gpus import Gpu, all_gpus
 from dopsd_app.processor import count_cores, read_load
 from dopsd_app.torch_build import TorchBuild, installed_torch, why_unusable
 
@@ -16,12 +16,16 @@ CGROUP = Path("/sys/fs/cgroup")
 class Machine:
     """What there is to train on."""
 
-    gpus: tuple[Gpu, ...]  # those that a process started from here may use
+    gpus: tuple[Gpu, ...]  # those that jobs of this process may use; it computes on the first
     torch: TorchBuild  # the installed one
     memory: int  # bytes that this process and its like may use in all
     free_memory: int
     cores: int
     load: float = 0.0  # threads that want these cores, those of our own jobs included
+
+    def only(self, card: str) -> "Machine":
+        """The same with this card alone, by its UUID; as it is where none is named."""
+        return replace(self, gpus=tuple(gpu for gpu in self.gpus if gpu.uuid == card)) if card else self
 
     def card(self, precision: str = "auto") -> Gpu | None:
         """The card that computes in this precision of `TrainConfig`; None where the processor has to."""
@@ -38,7 +42,7 @@ def read_machine() -> Machine:
     """This computer as it stands now."""
     total, free = _memory()
     gpus = tuple(
-        replace(gpu, memory=total, free_memory=free) if gpu.shares_memory else gpu for gpu in list_gpus()
+        replace(gpu, memory=total, free_memory=free) if gpu.shares_memory else gpu for gpu in all_gpus()
     )
     return Machine(gpus, installed_torch(), total, free, count_cores(), read_load())
 

@@ -76,6 +76,8 @@ def make_plan(
 
     `sources` is how many pictures to start from one of them has, at the most.
     """
+    missing_card = _missing_card(config, machine)
+    machine = machine.only(config.card)
     gpu = _card(config, machine)
     on_gpu = gpu is not None
     device = gpu or machine
@@ -89,7 +91,7 @@ def make_plan(
         disk_free=free_disk(runs_dir),
     )
     problems = [problem.message for problem in check_count(pictures, "the set")]
-    problems += _base_problems(config)
+    problems += [*missing_card, *_base_problems(config)]
     try:
         facts = find_facts(config.base_model, config.revision)
         sizes = facts.sizes_for(config, sources)
@@ -205,7 +207,7 @@ def check_base(config: TrainConfig) -> None:
 
 def check_device(config: TrainConfig) -> None:
     """Raises `KnownFailure` where a base model of which something is known cannot be computed here."""
-    machine, facts = read_machine(), find_facts(config.base_model, config.revision)
+    machine, facts = read_machine().only(config.card), find_facts(config.base_model, config.revision)
     sizes = facts.sizes_for(config)  # which also looks at its settings
     if problems := list(_device_problems(config, sizes, machine)):
         raise KnownFailure("\n".join(dict.fromkeys(problems)))
@@ -223,6 +225,12 @@ def check_fetch(config: TrainConfig, context: str) -> None:
 def _card(config: TrainConfig, machine: Machine) -> Gpu | None:
     """The card that a run is for; None for the processor."""
     return None if config.device == "cpu" else machine.card(config.precision)
+
+
+def _missing_card(config: TrainConfig, machine: Machine) -> list[str]:
+    if config.device == "cpu" or not config.card or machine.only(config.card).gpus:
+        return []
+    return ["The card that `card` names is not here. Choose another one, or leave it empty."]
 
 
 def _device_name(gpu: Gpu | None, machine: Machine) -> str:

@@ -17,6 +17,8 @@ from dopsd_app.config import MAIN, MORE, SETTINGS, ConfigError, TrainConfig, loa
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
+from dopsd_app.gpus import Gpu
+from dopsd_app.jobs.card import is_card_free
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import enqueue, start_next
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
 
 PROMPTS = "preview_prompts"  # one per line
+BUSY = 0.5  # share of the last moment, from which on a card is called busy
+CARD = "card"  # shown where there are several
 STARTED = "started.json"  # in the draft's folder: which run was started from it
 
 
@@ -87,6 +91,9 @@ class Control:
         """The setting's value."""
         if isinstance(self.part, KeptText):
             return self.part.fill(value)
+        if self.name == CARD:
+            cards = _card_choices(value)
+            return {self.part: gr.Dropdown(choices=cards, value=value, visible=len(cards) > 2 or bool(value))}
         if SETTINGS[self.name].rare:
             return {self.part: gr.Dropdown(choices=_choices(self.name, value), value=value)}
         return {self.part: value}
@@ -211,7 +218,9 @@ def _control(name: str) -> Control:
     label, info, elem_id = setting.label, setting.info or None, f"set-{name.replace('_', '-')}"
     kind = next(field.type for field in dataclasses.fields(TrainConfig) if field.name == name)
     part: gr.Dropdown | gr.Number | KeptText
-    if setting.choices:
+    if name == CARD:
+        part = gr.Dropdown(_card_choices(""), label=label, info=info, elem_id=elem_id, visible=False)
+    elif setting.choices:
         part = gr.Dropdown(_choices(name), label=label, info=info, elem_id=elem_id)
     elif kind is str:
         part = kept_text(label, info=info, elem_id=elem_id, max_length=100)
@@ -230,6 +239,18 @@ def _choices(name: str, chosen: str = "") -> list[tuple[str, str]]:
         for value, label in setting.choices.items()
         if value == chosen or value not in setting.rare
     ]
+
+
+def _card_choices(chosen: str) -> list[tuple[str, str]]:
+    """The cards that there are, and one that was chosen and is not there any more."""
+    found = [(_card_label(gpu), gpu.uuid) for gpu in read_machine().gpus if gpu.uuid]
+    gone = [("A card that is not here", chosen)] if chosen not in ("", *(uuid for _, uuid in found)) else []
+    return [("Automatic", ""), *found, *gone]
+
+
+def _card_label(gpu: Gpu) -> str:
+    busy = "" if is_card_free(gpu.uuid) and gpu.busy < BUSY else ", busy"
+    return f"{gpu.name}, {words.memory(gpu.memory)}{busy}"
 
 
 def _learn(draft: Draft) -> None:
