@@ -19,7 +19,6 @@ class Copy:
     pieces: Sequence[Tensor]
     shape: torch.Size
     dtype: torch.dtype
-    device: torch.device
 
 
 class InputsInRam(torch.autograd.graph.saved_tensors_hooks):
@@ -37,11 +36,11 @@ class InputsInRam(torch.autograd.graph.saved_tensors_hooks):
             if isinstance(value, Tensor) and value.requires_grad and value.untyped_storage().nbytes() >= LEAST
         }
 
-        def pack(tensor: Tensor) -> Tensor | Copy:
-            return copy_to_ram(tensor) if tensor.data_ptr() in moved else tensor
+        def pack(tensor: Tensor) -> Tensor | tuple[Copy, torch.device]:
+            return (copy_to_ram(tensor), tensor.device) if tensor.data_ptr() in moved else tensor
 
-        def unpack(packed: Tensor | Copy) -> Tensor:
-            return copy_back(packed) if isinstance(packed, Copy) else packed
+        def unpack(packed: Tensor | tuple[Copy, torch.device]) -> Tensor:
+            return packed if isinstance(packed, Tensor) else copy_back(*packed)
 
         super().__init__(pack, unpack)
 
@@ -63,15 +62,15 @@ def copy_to_ram(tensor: Tensor) -> Copy:
     if stream is not None:
         # Its memory may be used again only after the copy.
         together.record_stream(stream)
-    return Copy(pieces, tensor.shape, tensor.dtype, tensor.device)
+    return Copy(pieces, tensor.shape, tensor.dtype)
 
 
-def copy_back(copy: Copy) -> Tensor:
+def copy_back(copy: Copy, device: torch.device) -> Tensor:
     """The tensor on its device again, for what is computed next there."""
-    stream = _copying(copy.device)
+    stream = _copying(device)
     if stream is not None:
-        torch.cuda.current_stream(copy.device).wait_stream(stream)
-    tensor = torch.empty(copy.shape, dtype=copy.dtype, device=copy.device)
+        torch.cuda.current_stream(device).wait_stream(stream)
+    tensor = torch.empty(copy.shape, dtype=copy.dtype, device=device)
     for piece, part in _parts(copy.pieces, tensor.view(torch.uint8).flatten()):
         part.copy_(piece, non_blocking=True)
     return tensor
