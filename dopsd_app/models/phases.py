@@ -22,7 +22,7 @@ from dopsd_app.models.offload import OffloadedBlocks, StoredBlock, first_blocks
 from dopsd_app.models.prepared import Prepared
 from dopsd_app.models.protocol import loaded
 
-TILE = 512  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
+TILE = 384  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
 
 
 class LoadedInPhases:

@@ -32,7 +32,7 @@ BYTES = {
 }  # of a rounded weight, without its scales where they are few
 ENCODING = 1.03  # of the encoders' weights: with what they keep of caption and picture, measured on a card
 LAYER_SHARE = 0.06  # of the encoders' weights that are on the card, where they are read by layer
-TILE = 512  # pixels: the side of a tile in which pictures are decoded
+TILE = 384  # pixels: the side of a tile in which pictures are decoded
 COMPUTER = 3 * GIB  # of the computer's own memory: the program with CUDA, and a tensor on its way
 ERROR = {True: 0.02, False: 0.15}  # of the formulas on a card and on a processor
 # GB of 2^30 bytes of cards that compute in bfloat16; their drivers tell up to a fiftieth less.
