@@ -95,6 +95,8 @@ class Blocks:
     passing: Working  # in a pass without gradient
     back_in_halves: Working  # the same of one that is in two halves
     passing_in_halves: Working
+    # Passes' work that halves take more: of inputs in the computer's memory, and of others.
+    work_of_halves: tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ NON_COMMERCIAL = Licence(
 KEPT_DOUBLE, KEPT_SINGLE, BESIDE = 18.9, 18.46, 2.7
 BACK, PASSING = Working(27.4, 13.4), Working(22.0, 20.0)
 BACK_IN_HALVES, PASSING_IN_HALVES = Working(16.0, 14.0), Working(12.5, 10.6)
+WORK_OF_HALVES = (1.35, 2.03)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,7 @@ class KleinSizes(Sizes):
             passing=PASSING,
             back_in_halves=BACK_IN_HALVES,
             passing_in_halves=PASSING_IN_HALVES,
+            work_of_halves=WORK_OF_HALVES,
         )
         single = Blocks(
             count=self.single_blocks,
@@ -152,6 +154,7 @@ class KleinSizes(Sizes):
             passing=PASSING,
             back_in_halves=BACK_IN_HALVES,
             passing_in_halves=PASSING_IN_HALVES,
+            work_of_halves=WORK_OF_HALVES,
         )
         return double, single
 

@@ -35,6 +35,7 @@ APACHE = Licence("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LI
 KEPT, BESIDE = 20.25, 3.0
 BACK, PASSING = Working(27.4, 23.1), Working(13.2, 10.6)
 BACK_IN_HALVES, PASSING_IN_HALVES = Working(16.0, 14.0), Working(12.5, 10.6)
+WORK_OF_HALVES = (0.0, 0.54)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ class ZImageSizes(Sizes):
                 passing=PASSING,
                 back_in_halves=BACK_IN_HALVES,
                 passing_in_halves=PASSING_IN_HALVES,
+                work_of_halves=WORK_OF_HALVES,
             )
             for count, length in (
                 (self.refiners, tokens.picture),

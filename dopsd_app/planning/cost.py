@@ -19,8 +19,10 @@ def step_work(config: TrainConfig, sizes: Sizes, plan: MemoryPlan) -> float:
     teacher = sum(sizes.work(sizes.teacher_tokens(config.resolution, config.teacher_context)))
     tokens = sizes.student_tokens(config.resolution)
     linear, attention = sizes.work(tokens)
-    blocks = sum(kind.count for kind in sizes.blocks(tokens))
-    student = (linear + attention) * (1 + min(plan.recomputed_blocks, blocks) / blocks)
+    kinds = sizes.blocks(tokens)
+    blocks = sum(kind.count for kind in kinds)
+    again = 1 + (kinds[-1].work_of_halves[0 if plan.inputs_in_ram else 1] if plan.halves else 0)
+    student = (linear + attention) * (1 + again * min(plan.recomputed_blocks, blocks) / blocks)
     backward = linear + 2.5 * attention
     of_student, of_teacher = config.passes
     return config.batch_size * (of_teacher * teacher + of_student * (student + backward))

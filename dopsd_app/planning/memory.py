@@ -12,8 +12,9 @@ from itertools import product
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.models.architecture import Blocks, Sizes
-from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.models.memory_plan import NOTHING_SAVED, MemoryPlan
 from dopsd_app.planning.cards import COPYING, WEIGHTS_SLOWER, operations_per_second
+from dopsd_app.planning.cost import step_work
 from dopsd_app.planning.machine import Machine
 
 GIB = 2**30
@@ -43,7 +44,6 @@ WEIGHTS = {  # for the person
     "int8": "the base model's weights in 8 bits",
     "nf4": "the base model's weights in 4 bits",
 }
-SECOND_HALF = 0.6  # of the work of a block, its feed-forward layers
 CLEARLY_LESS = 0.9  # of what ran out: so much a smaller plan may take of it
 AS_FAST = 1.05  # times the time of the fastest plan: among those, the weights nearest to the real ones
 
@@ -357,31 +357,22 @@ def slowdown(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int, r
 
     `rate` is in operations per second, without which copying takes no time.
     """
-    of_student, of_teacher = config.passes
-    student_tokens = sizes.student_tokens(config.resolution)
-    linear, attention = sizes.work(student_tokens)
-    teacher = sum(sizes.work(sizes.teacher_tokens(config.resolution, config.teacher_context))) * of_teacher
-    student = (linear + attention) * of_student
-    back = (linear + 2.5 * attention) * of_student
-    kinds = sizes.blocks(student_tokens)
-    counts = sum(kind.count for kind in kinds)
-    again = student * min(plan.recomputed_blocks, counts) / counts
-    if plan.halves and not plan.inputs_in_ram:
-        again *= 1 + SECOND_HALF  # which is made anew with the block, and alone
-    work = teacher + student + back
-    seconds_of_work = (work + again) * WEIGHTS_SLOWER[plan.quantization]
+    plain = step_work(config, sizes, NOTHING_SAVED)
+    work = step_work(config, sizes, plan) * WEIGHTS_SLOWER[plan.quantization]
     if not rate:
-        return seconds_of_work / work
-    each = BYTES[plan.quantization] or number
-    offloaded = (
-        sum([kind.parameters for kind in kinds for _ in range(kind.count)][: plan.offloaded_blocks]) * each
-    )
+        return work / plain
+    of_student, of_teacher = config.passes
+    kinds = [
+        kind for kind in sizes.blocks(sizes.student_tokens(config.resolution)) for _ in range(kind.count)
+    ]
+    weights = sum(kind.parameters for kind in kinds[: plan.offloaded_blocks])
+    passes = (of_teacher + 2 * of_student) * config.batch_size / config.micro_batch
+    copying = passes * weights * (BYTES[plan.quantization] or number) / COPYING
     # A pass waits for its copies only as far as they take longer than its work.
-    copies = (of_teacher + 2 * of_student) * offloaded / COPYING / config.micro_batch
-    waiting = max(0.0, copies - seconds_of_work / rate)
-    inputs = [kind.features for kind in kinds for _ in range(kind.count)][: plan.recomputed_blocks]
-    moved = 2 * of_student * number * sum(inputs) / COPYING if plan.inputs_in_ram else 0.0
-    return (seconds_of_work / rate + waiting + moved) * rate / work
+    waiting = max(0.0, copying - work / rate)
+    inputs = sum(kind.features for kind in kinds[: plan.recomputed_blocks]) if plan.inputs_in_ram else 0
+    moving = 2 * of_student * config.batch_size * inputs * number / COPYING
+    return (work / rate + waiting + moving) * rate / plain
 
 
 # --- in words

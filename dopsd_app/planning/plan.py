@@ -30,14 +30,24 @@ from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.planning.cost import disk, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
 from dopsd_app.planning.memory import Budget, Fitted, budget_of, fit, least_card, within, words_for_plan
-from dopsd_app.planning.pace import Pace, reckon_pace
+from dopsd_app.planning.pace import Pace, reckon_pace, weighted_work
 from dopsd_app.progress import words_for_count, words_for_time
 
 GIB = 1024**3
 LONG = 12 * 3600  # seconds
+RESOLUTIONS = (512, 768, 1024)  # pixels, that are told beside the one that is chosen
 SLOW = 1.5  # times the time of a computer that does nothing else: from here on it is told
 START = 10  # seconds until torch and diffusers are imported
 READING = 5e8  # bytes of weights per second, from disk to where they are used
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the same run would take at another resolution; reckoned from the plan's own step."""
+
+    resolution: int  # pixels
+    memory: int  # bytes at the most, on the device that trains
+    seconds: float  # the whole run
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class Plan:
     promise: Promise | None = None  # the same in parts, for the run's folder
     fitted: Fitted | None = None  # how it is made to fit into the memory
     fitted_in_words: str = ""  # the same as one sentence
+    options: tuple[Option, ...] = ()  # for a base model that needs a card: resolutions that fit
     disk: int = 0  # bytes that the run folder grows to
     problems: tuple[str, ...] = ()  # a start is refused for each of these
     warnings: tuple[str, ...] = ()
@@ -119,6 +130,7 @@ def make_plan(
         plan = replace(plan, seconds_per_step=0.0, source="", seconds=0.0, promise=None)
     else:
         warnings += [*_time_warnings(plan, pace), *_card_warnings(config, machine)]
+        plan = replace(plan, options=tuple(_options(config, facts, sources, fitted, promise)))
     warnings += _steps_warnings(config, facts.native_steps)
     return replace(plan, problems=tuple(problems), warnings=tuple(warnings))
 
@@ -231,6 +243,23 @@ def _missing_card(config: TrainConfig, machine: Machine) -> list[str]:
     if config.device == "cpu" or not config.card or machine.only(config.card).gpus:
         return []
     return ["The card that `card` names is not here. Choose another one, or leave it empty."]
+
+
+def _options(
+    config: TrainConfig, facts: BaseModelFacts, sources: int, fitted: Fitted, promise: Promise
+) -> Iterator[Option]:
+    """The usual resolutions, where a base model has a choice of them."""
+    sizes = facts.sizes_for(config, sources)
+    if not sizes.needs_card:
+        return
+    own = weighted_work(config, sizes, fitted.plan)
+    for resolution in sorted({*RESOLUTIONS, config.resolution}):
+        other = replace(config, resolution=resolution)
+        found = fitted if other == config else fit(other, sizes, fitted.budget)
+        if found is not None and (not facts.resolutions or resolution <= facts.resolutions[1]):
+            share = weighted_work(other, sizes, found.plan) / own
+            seconds = promise.loading + share * (promise.seconds(config.steps) - promise.loading)
+            yield Option(resolution, found.memory.peak, seconds)
 
 
 def _device_name(gpu: Gpu | None, machine: Machine) -> str:

@@ -314,8 +314,21 @@ def _memory(plan: Plan) -> str:
     label = f"Memory while it trains: {told}, of {words.memory(whole)}"
     return (
         f"<div class='memory'><div class='bar' role='img' aria-label='{words.text(label)}'>{bar}</div>"
-        f"<ul>{legend}</ul><p>{words.text(plan.fitted_in_words)}</p></div>"
+        f"<ul>{legend}</ul><p>{words.text(plan.fitted_in_words)}</p>{_options(plan)}</div>"
     )
+
+
+def _options(plan: Plan) -> str:
+    """The same run at other resolutions."""
+    if len(plan.options) < 2:
+        return ""
+    rows = "".join(
+        f"<tr><th scope='row'>{option.resolution} x {option.resolution}</th>"
+        f"<td>{words.memory(option.memory)}</td><td>{words.in_time(option.seconds)}</td></tr>"
+        for option in plan.options
+    )
+    head = "<tr><th scope='col'>Resolution</th><th scope='col'>Memory</th><th scope='col'>Time</th></tr>"
+    return f"<table class='options'><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
 def _messages(plan: Plan) -> str:

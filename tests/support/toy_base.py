@@ -97,6 +97,7 @@ class ToySizes(Sizes):
                 passing=Working(4.0, 4.0),
                 back_in_halves=Working(5.0, 5.0),
                 passing_in_halves=Working(4.0, 4.0),
+                work_of_halves=(0.0, 0.0),
             ),
         )
 
