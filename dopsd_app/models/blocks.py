@@ -1,6 +1,6 @@
 """The blocks of a transformer, as a memory plan counts them, and what their halves have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -24,5 +24,10 @@ def blocks_of(transformer: Transformer, block_lists: Sequence[str]) -> list[Any]
 
 def in_chunks(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
     """What a function makes of tokens (B, T, ...), a number of them at a time."""
-    made = [function(*chunks) for chunks in zip(*(each.split(CHUNK, dim=1) for each in tokens), strict=True)]
+    made = [function(*chunks) for chunks in chunks_of(*tokens)]
     return torch.cat(made, dim=1) if len(made) > 1 else made[0]
+
+
+def chunks_of(*tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A number of tokens at a time, of each of these tensors (B, T, ...)."""
+    return zip(*(each.split(CHUNK, dim=1) for each in tokens), strict=True)

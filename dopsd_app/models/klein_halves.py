@@ -8,7 +8,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
 from torch import Tensor
 
-from dopsd_app.models.blocks import Run, in_chunks
+from dopsd_app.models.blocks import CHUNK, Run, in_chunks
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -76,7 +76,7 @@ def single_in_halves(
 
     One product makes queries, keys, values and the feed-forward layers' input, nine times the width of a
     token. For a graph it is computed twice, in chunks, and each half takes its part: what is never there is
-    all of it. Without one there is less beside it, and once is enough.
+    all of it. Without one it is computed once, in chunks, of which both parts are kept.
     """
     if not torch.is_grad_enabled():
         return attend(_attend_and_feed, block, hidden_states, temb_mod, image_rotary_emb)
@@ -101,10 +101,19 @@ def _feed_forward_beside(block: Any, tokens: Tensor, attended: Tensor, mod: Tens
 
 
 def _attend_and_feed(block: Any, tokens: Tensor, mod: Tensor, rotary: Rotary) -> Tensor:
-    inner = 3 * block.attn.inner_dim
-    joined = _project(block, tokens, mod)
-    attended = _see(block.attn, joined[..., :inner], rotary)
-    return in_chunks(lambda *parts: _feed(block, *parts, mod), tokens, attended, joined[..., inner:])
+    attn = block.attn
+    inner = 3 * attn.inner_dim
+    seen = tokens.new_empty(*tokens.shape[:2], inner)
+    fed = tokens.new_empty(*tokens.shape[:2], attn.mlp_hidden_dim)
+    for chunk, of_seen, of_fed in zip(
+        *(each.split(CHUNK, dim=1) for each in (tokens, seen, fed)), strict=True
+    ):
+        joined = _project(block, chunk, mod)
+        of_seen.copy_(joined[..., :inner])
+        of_fed.copy_(attn.mlp_act_fn(joined[..., inner:]))
+    attended = _see(attn, seen, rotary)
+    del seen
+    return in_chunks(lambda *parts: _put_out(block, *parts, mod), tokens, attended, fed)
 
 
 def _see(attn: Any, joined: Tensor, rotary: Rotary) -> Tensor:
@@ -122,8 +131,11 @@ def _rotated(heads: Tensor, rotary: Any) -> Tensor:
 
 def _feed(block: Any, tokens: Tensor, attended: Tensor, joined: Tensor, mod: Tensor) -> Tensor:
     """The block's result for tokens, with gates and inputs of the feed-forward layers side by side."""
+    return _put_out(block, tokens, attended, block.attn.mlp_act_fn(joined), mod)
+
+
+def _put_out(block: Any, tokens: Tensor, attended: Tensor, fed: Tensor, mod: Tensor) -> Tensor:
     _, _, gate = Flux2Modulation.split(mod, 1)[0]
-    fed = block.attn.mlp_act_fn(joined)
     return _clipped(tokens + gate * block.attn.to_out(torch.cat([attended, fed], dim=-1)))
 
 
