@@ -8,7 +8,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
 from torch import Tensor
 
-from dopsd_app.models.blocks import CHUNK, Run, in_chunks
+from dopsd_app.models.blocks import Run, chunks_of, in_chunks
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -105,9 +105,7 @@ def _attend_and_feed(block: Any, tokens: Tensor, mod: Tensor, rotary: Rotary) ->
     inner = 3 * attn.inner_dim
     seen = tokens.new_empty(*tokens.shape[:2], inner)
     fed = tokens.new_empty(*tokens.shape[:2], attn.mlp_hidden_dim)
-    for chunk, of_seen, of_fed in zip(
-        *(each.split(CHUNK, dim=1) for each in (tokens, seen, fed)), strict=True
-    ):
+    for chunk, of_seen, of_fed in chunks_of(tokens, seen, fed):
         joined = _project(block, chunk, mod)
         of_seen.copy_(joined[..., :inner])
         of_fed.copy_(attn.mlp_act_fn(joined[..., inner:]))
