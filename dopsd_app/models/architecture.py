@@ -16,6 +16,7 @@ from dopsd_app.errors import KnownFailure
 Role = Literal["student", "teacher"]
 BY_EYES = "vision_language"  # the teacher context that a vision tower is needed for
 UNTAUGHT = "none"  # in place of a teacher context: for a base model that only draws, without any teacher
+CHUNK = 1024  # tokens, of the half of a block in which they do not see each other
 CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
 REAL_SIZE = 1e9  # parameters of a transformer: on a processor, a larger one would train for weeks
 
@@ -72,10 +73,13 @@ class Working:
 
     most: float  # in between its products
     product: float  # in a product, beside which rounded weights are unpacked
+    chunk: float = 0.0  # besides, of those that go into a chunk of its tokens
+    unpacked: float = 1.0  # times the weights of its largest layer
 
-    def bytes(self, features: int, number: int, unpacked: float) -> float:
-        """At the most, with numbers of so many bytes and `unpacked` bytes of weights."""
-        return max(self.most * features * number, self.product * features * number + unpacked)
+    def bytes(self, features: int, chunk: int, number: int, unpacked: float) -> float:
+        """At the most, with numbers of so many bytes; `unpacked` are the bytes of its largest layer."""
+        in_product = number * (self.product * features + self.chunk * min(features, chunk))
+        return max(self.most * features * number, in_product + self.unpacked * unpacked)
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,19 @@ class Blocks:
     """
 
     count: int
-    parameters: int  # of the linear layers of one of them
-    largest: int  # of those, in the largest layer
+    parameters: int  # of the linear layers of one of them that are rounded
+    others: int  # of one of them besides
+    largest: int  # in the largest of its layers
     features: int  # numbers that go into one of them: tokens times their width
+    chunk: int  # of these, in a chunk of tokens
     kept: float  # by autograd, for the way back, of one that is not recomputed
     beside: float  # while such a one goes back
     back: Working  # while one goes back whose activations are made anew
     passing: Working  # in a pass without gradient
-    back_in_halves: Working  # the same of one that is in two halves
+    # The same of one that is in halves: with inputs on the device, and in the computer's memory.
+    back_in_halves: tuple[Working, Working]
     passing_in_halves: Working
-    # Passes' work that halves take more: of inputs in the computer's memory, and of others.
-    work_of_halves: tuple[float, float]
+    work_of_halves: tuple[float, float]  # that they take more, in passes
 
 
 @dataclass(frozen=True)

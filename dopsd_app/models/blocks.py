@@ -6,9 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dopsd_app.models.architecture import CHUNK
 from dopsd_app.models.protocol import Transformer
-
-CHUNK = 1024  # tokens, of the half of a block in which they do not see each other
 
 
 class Run(Protocol):

@@ -5,6 +5,7 @@ from typing import Self
 
 from dopsd_app.models.architecture import (
     BY_EYES,
+    CHUNK,
     Architecture,
     BaseModelFacts,
     Blocks,
@@ -39,9 +40,10 @@ NON_COMMERCIAL = Licence(
 
 # Numbers for each token and each of its features: benchmarks/results/simulated.json.
 KEPT_DOUBLE, KEPT_SINGLE, BESIDE = 18.9, 18.46, 2.7
-BACK, PASSING = Working(27.4, 13.4), Working(22.0, 20.0)
-BACK_IN_HALVES, PASSING_IN_HALVES = Working(16.0, 14.0), Working(12.5, 10.6)
-WORK_OF_HALVES = (1.35, 2.03)
+BACK, PASSING = Working(29.4, 13.3), Working(0.0, 21.5, unpacked=0.5)
+BACK_IN_HALVES = Working(0.0, 13.3, chunk=10.6), Working(0.0, 12.1, chunk=1.1)
+PASSING_IN_HALVES = Working(16.0, 14.0)
+WORK_OF_HALVES = 2.03, 1.35
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,10 @@ class KleinSizes(Sizes):
         double = Blocks(
             count=self.double_blocks,
             parameters=26 * self.dim**2,
+            others=0,
             largest=6 * self.dim**2,
             features=features,
+            chunk=CHUNK * self.dim,
             kept=KEPT_DOUBLE,
             beside=BESIDE,
             back=BACK,
@@ -146,8 +150,10 @@ class KleinSizes(Sizes):
         single = Blocks(
             count=self.single_blocks,
             parameters=13 * self.dim**2,
+            others=0,
             largest=9 * self.dim**2,
             features=features,
+            chunk=CHUNK * self.dim,
             kept=KEPT_SINGLE,
             beside=BESIDE,
             back=BACK,

@@ -23,16 +23,14 @@ GIB = 2**30
 PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
 WORKSPACE = 2 * 8 * 4 * 2**20  # bytes: cuBLAS's, of the thread that trains and of autograd's
 SMALL_WORKSPACE = 2 * 8 * 16 * 2**10  # the smallest that repeats itself
-# What the allocator takes from the card over what tensors hold, where its segments can grow and where not.
-RESERVED = {True: 1.02, False: 1.08}
-LEFT_FREE = 0.7 * 1e9  # bytes: CUDA's context, which is there before the first tensor
-BYTES = {
-    "none": 0.0,
-    "int8": 1.0,
-    "nf4": 0.5156,
-}  # of a rounded weight, without its scales where they are few
-ENCODING = 1.03  # of the encoders' weights: with what they keep of caption and picture, measured on a card
-LAYER_SHARE = 0.06  # of the encoders' weights that are on the card, where they are read by layer
+# Times what activations take, as the allocator takes it from the card: where its segments can grow, or not.
+RESERVED = {True: 1.15, False: 1.5}
+CONVOLUTIONS = 2**29  # bytes: cuDNN's work space in the autoencoder, as a card has shown it at 512 x 512
+BYTES = {"none": 0.0, "int8": 1.0003, "nf4": 0.5156}  # of a rounded weight, with its share of the scales
+SCALES = {"none": 0.0, "int8": 0.0, "nf4": 0.0156}  # of these, what stays on the device in any case
+ENCODING = 1.04  # of the encoders' weights: with what they keep of caption and picture
+# Of these weights, where they are read by layer: one of them, and beside it the teacher's eyes, or none.
+LAYER_SHARE = {"eyes": 0.17, "reference": 0.09}
 TILE = 384  # pixels: the side of a tile in which pictures are decoded
 COMPUTER = 3 * GIB  # of the computer's own memory: the program with CUDA, and a tensor on its way
 ERROR = {True: 0.02, False: 0.15}  # of the formulas on a card and on a processor
@@ -236,17 +234,26 @@ def reckon(
     program = program_bytes(on_gpu)
     base, lora = _weights(sizes, plan, number), _adapters(config, sizes)
     resting = base + lora
+    convolutions = 0
     if on_gpu:
         resting += SMALL_WORKSPACE if plan.halves else WORKSPACE
+        convolutions = CONVOLUTIONS
     autoencoder = 4 * sizes.decoder_parameters
     always = 0 if plan.autoencoder_in_ram else autoencoder
-    encoders = number * sizes.encoder_parameters
-    held = LAYER_SHARE * encoders if plan.encoders_by_layer else ENCODING * encoders
-    encoding = held + sizes.encoding_bytes(config.resolution, config.teacher_context)
+    reference = sizes.encoding_bytes(config.resolution, config.teacher_context)
+    by_layer = LAYER_SHARE["reference" if reference else "eyes"]
+    encoders = (by_layer if plan.encoders_by_layer else ENCODING) * number * sizes.encoder_parameters
+    reference += convolutions if reference else 0
+    # Read by layer, the text encoder is not there while pictures are encoded.
+    encoding = max(encoders, reference) if plan.encoders_by_layer else encoders + reference
     side = min(config.resolution, TILE) if plan.tiled_decode else config.resolution
-    drawing = resting + autoencoder + sizes.decoding_bytes(side)
-    training = resting + always + _activations(config, sizes, plan, number)
-    encoding, training, drawing = (program + int(growing * phase) for phase in (encoding, training, drawing))
+    # Meanwhile there is no gradient.
+    of_gradient = 4 * sizes.lora_parameters(config.rank)
+    decoding = autoencoder + sizes.decoding_bytes(side) + convolutions
+    walking = always + max(_passing(kind, plan, number) for kind in _student(config, sizes))
+    drawing = resting - of_gradient + max(decoding, walking)
+    training = resting + always + growing * _activations(config, sizes, plan, number)
+    encoding, training, drawing = (program + int(phase) for phase in (encoding, training, drawing))
     parts = {"Program": program, "Base model": int(base + always), "LoRA": lora}
     parts["Activations"] = training - sum(parts.values())
     return Memory(
@@ -280,10 +287,12 @@ def least_card(sizes: Sizes) -> int:
 def _weights(sizes: Sizes, plan: MemoryPlan, number: int) -> float:
     """The transformer's on the device, with the two blocks of those that are copied there in turn."""
     each = BYTES[plan.quantization] or number
-    kinds = sizes.blocks(sizes.student_tokens(1024))
-    sizes_of = [kind.parameters for kind in kinds for _ in range(kind.count)]
-    linear = sum(sizes_of[plan.offloaded_blocks :]) + 2 * max(sizes_of[: plan.offloaded_blocks], default=0)
-    return linear * each + (sizes.parameters - sizes.linear_parameters) * number
+    kinds = [kind for kind in sizes.blocks(sizes.student_tokens(1024)) for _ in range(kind.count)]
+    blocks = [kind.parameters * each + kind.others * number for kind in kinds]
+    here, elsewhere = blocks[plan.offloaded_blocks :], blocks[: plan.offloaded_blocks]
+    outside = sizes.parameters - sum(kind.parameters + kind.others for kind in kinds)
+    scales = sum(kind.parameters for kind in kinds[: plan.offloaded_blocks]) * SCALES[plan.quantization]
+    return sum(here) + 2 * max(elsewhere, default=0) + scales + outside * number
 
 
 def _adapters(config: TrainConfig, sizes: Sizes) -> int:
@@ -294,20 +303,21 @@ def _adapters(config: TrainConfig, sizes: Sizes) -> int:
 
 def _activations(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int) -> float:
     """The greater of the student's pass with its way back, and a pass without gradient."""
-    student = sizes.blocks(sizes.student_tokens(config.resolution))
+    student = _student(config, sizes)
     seeing = sizes.blocks(sizes.teacher_tokens(config.resolution, config.teacher_context))
     together = OBJECTIVES[config.objective].together
     back = _way_back([_times(kind, config.micro_batch * together) for kind in student], plan, number)
     passing = [_times(kind, config.micro_batch) for kind in (seeing if config.passes[1] else student)]
-    return max(
-        back,
-        *(
-            (kind.passing_in_halves if plan.halves else kind.passing).bytes(
-                kind.features, number, _unpacked(kind, plan, number)
-            )
-            for kind in passing
-        ),
-    )
+    return max(back, *(_passing(kind, plan, number) for kind in passing))
+
+
+def _student(config: TrainConfig, sizes: Sizes) -> tuple[Blocks, ...]:
+    return sizes.blocks(sizes.student_tokens(config.resolution))
+
+
+def _passing(kind: Blocks, plan: MemoryPlan, number: int) -> float:
+    working = kind.passing_in_halves if plan.halves else kind.passing
+    return working.bytes(kind.features, kind.chunk, number, _unpacked(kind, plan, number))
 
 
 def _times(kind: Blocks, pictures: int) -> Blocks:
@@ -319,8 +329,8 @@ def _way_back(kinds: Sequence[Blocks], plan: MemoryPlan, number: int) -> float:
     most, held, at = 0.0, 0.0, 0
     for kind in kinds:
         entering = kind.features * number  # what goes into one of them
-        working = kind.back_in_halves if plan.halves else kind.back
-        peak = working.bytes(kind.features, number, _unpacked(kind, plan, number))
+        working = kind.back_in_halves[plan.inputs_in_ram] if plan.halves else kind.back
+        peak = working.bytes(kind.features, kind.chunk, number, _unpacked(kind, plan, number))
         for _ in range(kind.count):
             at += 1
             if at > plan.recomputed_blocks:
