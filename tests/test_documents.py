@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import cards
 from dopsd_app import __version__
 from dopsd_app.cli import _parser
 from dopsd_app.config import OBJECTIVES, TrainConfig, parse_setting
@@ -109,6 +110,18 @@ def test_the_readmes_figures_are_the_files():
         shown = f"{mean['fidelity']:.0%} | {mean['following']:.0%}".replace("%", " %")
         assert f"| {label} | {shown} | {mean['quality']:.2f} |" in readme
     assert f"{mean_takeover():.0%} show the learned one".replace("%", " %") in " ".join(readme.split())
+
+
+def test_the_tables_of_cards_are_what_is_planned_now():
+    """Whoever changes a formula makes them anew: `python -m benchmarks.cards`."""
+    planned = read_result("cards")["rows"]
+    assert planned == cards.rows()
+    assert cards.table(planned) in text_of(cards.DOCUMENT)
+    readme = text_of(README)
+    for name, size in {(row["card"], row["card_gb"]) for row in planned}:
+        hours = {(row["base"], row["resolution"]): row["hours"] for row in planned if row["card"] == name}
+        shown = [hours[base, side] for base in ("Z-Image-Turbo", "FLUX.2 klein 4B") for side in (512, 1024)]
+        assert f"| {name}, {size} GB | {' | '.join(f'{each:.1f}' for each in shown)} |" in readme
 
 
 def mean_takeover():

@@ -7,6 +7,7 @@ from dopsd_app.planning.machine import Machine
 # Dense bfloat16 with float32 accumulation, 10^12 operations per second, from NVIDIA's architecture papers
 # and data sheets. The longest name that fits counts.
 DATA_SHEET = {
+    "RTX 3050": 18,
     "RTX 3060": 26,
     "RTX 3060 Ti": 32,
     "RTX 3070": 41,

@@ -21,7 +21,7 @@ def step_work(config: TrainConfig, sizes: Sizes, plan: MemoryPlan) -> float:
     linear, attention = sizes.work(tokens)
     kinds = sizes.blocks(tokens)
     blocks = sum(kind.count for kind in kinds)
-    again = 1 + (kinds[-1].work_of_halves[0 if plan.inputs_in_ram else 1] if plan.halves else 0)
+    again = 1 + (kinds[-1].work_of_halves[plan.inputs_in_ram] if plan.halves else 0)
     student = (linear + attention) * (1 + again * min(plan.recomputed_blocks, blocks) / blocks)
     backward = linear + 2.5 * attention
     of_student, of_teacher = config.passes

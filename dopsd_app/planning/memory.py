@@ -23,8 +23,10 @@ GIB = 2**30
 PROGRAM_ON_CPU, PROGRAM_ON_GPU = 600_000_000, 690_000_000
 WORKSPACE = 2 * 8 * 4 * 2**20  # bytes: cuBLAS's, of the thread that trains and of autograd's
 SMALL_WORKSPACE = 2 * 8 * 16 * 2**10  # the smallest that repeats itself
-# Times what activations take, as the allocator takes it from the card: where its segments can grow, or not.
-RESERVED = {True: 1.15, False: 1.5}
+# What the allocator takes of the card besides, where its segments can grow, or not: of what a block works
+# with, and of what is kept for the way back.
+FRAGMENTS = {True: 0.35, False: 1.1}
+FRAGMENTS_KEPT = 0.07
 CONVOLUTIONS = 2**29  # bytes: cuDNN's work space in the autoencoder, as a card has shown it at 512 x 512
 BYTES = {"none": 0.0, "int8": 1.0003, "nf4": 0.5156}  # of a rounded weight, with its share of the scales
 SCALES = {"none": 0.0, "int8": 0.0, "nf4": 0.0156}  # of these, what stays on the device in any case
@@ -34,8 +36,9 @@ LAYER_SHARE = {"eyes": 0.17, "reference": 0.09}
 TILE = 384  # pixels: the side of a tile in which pictures are decoded
 COMPUTER = 3 * GIB  # of the computer's own memory: the program with CUDA, and a tensor on its way
 ERROR = {True: 0.02, False: 0.15}  # of the formulas on a card and on a processor
-# GB of 2^30 bytes of cards that compute in bfloat16; their drivers tell up to a fiftieth less.
-CARDS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
+# GB of 2^30 bytes of cards that compute in bfloat16, but for a few of 4 GB that nothing was planned for;
+# their drivers tell up to a fiftieth less.
+CARDS = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
 EXACT = ("none", "int8", "nf4")  # what a base's weights may be rounded to, from the nearest to the real ones
 WEIGHTS = {  # for the person
     "none": "the base model's weights as they are",
@@ -101,7 +104,9 @@ def budget_of(config: TrainConfig, machine: Machine, *, own: bool = True) -> Bud
     if config.memory_limit:
         device = min(device, int(config.memory_limit * GIB))
     rate = operations_per_second(machine, gpu is not None)
-    return Budget(device, machine.free_memory, gpu is not None, rate)
+    computer = machine.free_memory if own else machine.memory
+    # Windows lets a card read half of it by itself.
+    return Budget(device, computer // 2 if sys.platform == "win32" else computer, gpu is not None, rate)
 
 
 def fit(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted | None:
@@ -230,7 +235,6 @@ def reckon(
     `expandable` says whether the allocator's segments can grow: of this computer, unless it is given.
     """
     number = number_bytes(config, on_gpu)
-    growing = RESERVED[can_grow() if expandable is None else expandable] if on_gpu else 1.0
     program = program_bytes(on_gpu)
     base, lora = _weights(sizes, plan, number), _adapters(config, sizes)
     resting = base + lora
@@ -252,7 +256,11 @@ def reckon(
     decoding = autoencoder + sizes.decoding_bytes(side) + convolutions
     walking = always + max(_passing(kind, plan, number) for kind in _student(config, sizes))
     drawing = resting - of_gradient + max(decoding, walking)
-    training = resting + always + growing * _activations(config, sizes, plan, number)
+    working, held = _activations(config, sizes, plan, number)
+    training = resting + always + working + held
+    if on_gpu:
+        grows = can_grow() if expandable is None else expandable
+        training += FRAGMENTS[grows] * working + FRAGMENTS_KEPT * held
     encoding, training, drawing = (program + int(phase) for phase in (encoding, training, drawing))
     parts = {"Program": program, "Base model": int(base + always), "LoRA": lora}
     parts["Activations"] = training - sum(parts.values())
@@ -301,14 +309,14 @@ def _adapters(config: TrainConfig, sizes: Sizes) -> int:
     return sizes.lora_parameters(config.rank) * (4 + 4 + moments + (4 if config.has_ema_teacher else 0))
 
 
-def _activations(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int) -> float:
-    """The greater of the student's pass with its way back, and a pass without gradient."""
+def _activations(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int) -> tuple[float, float]:
+    """What a block works with, and what is held beside it: of the way back, or of a pass without gradient."""
     student = _student(config, sizes)
     seeing = sizes.blocks(sizes.teacher_tokens(config.resolution, config.teacher_context))
     together = OBJECTIVES[config.objective].together
     back = _way_back([_times(kind, config.micro_batch * together) for kind in student], plan, number)
     passing = [_times(kind, config.micro_batch) for kind in (seeing if config.passes[1] else student)]
-    return max(back, *(_passing(kind, plan, number) for kind in passing))
+    return max(back, *((_passing(kind, plan, number), 0.0) for kind in passing), key=sum)
 
 
 def _student(config: TrainConfig, sizes: Sizes) -> tuple[Blocks, ...]:
@@ -324,9 +332,9 @@ def _times(kind: Blocks, pictures: int) -> Blocks:
     return replace(kind, features=pictures * kind.features)
 
 
-def _way_back(kinds: Sequence[Blocks], plan: MemoryPlan, number: int) -> float:
-    """Bytes at the most while the student goes back: block after block, from the last to the first."""
-    most, held, at = 0.0, 0.0, 0
+def _way_back(kinds: Sequence[Blocks], plan: MemoryPlan, number: int) -> tuple[float, float]:
+    """The same while the student goes back: block after block, from the last to the first."""
+    most, held, at = (0.0, 0.0), 0.0, 0
     for kind in kinds:
         entering = kind.features * number  # what goes into one of them
         working = kind.back_in_halves[plan.inputs_in_ram] if plan.halves else kind.back
@@ -340,7 +348,7 @@ def _way_back(kinds: Sequence[Blocks], plan: MemoryPlan, number: int) -> float:
                 held += 0 if plan.inputs_in_ram else entering
                 # One input that comes back from there, and one that follows.
                 beside = peak + (2 * entering if plan.inputs_in_ram else 0)
-            most = max(most, held + beside)
+            most = max(most, (beside, held), key=sum)
     return most
 
 
