@@ -403,7 +403,7 @@ def memory_levers(config: TrainConfig) -> list[tuple[str, object]]:
     return [
         (name, setting.lever)
         for name, setting in SETTINGS.items()
-        if setting.saves_memory(getattr(config, name))
+        if setting.saves_memory(getattr(config, name)) and getattr(config, name) != "nf4"
     ]
 
 

@@ -60,7 +60,7 @@ def all_gpus() -> tuple[Gpu, ...]:
     own = list_gpus()
     allowed = os.environ.get(CARDS, "").split(",")
     found = [gpu for card in _cards(round(time.monotonic() / ANSWER_SECONDS)) for gpu in card]
-    others = [gpu for gpu in found if gpu.uuid in allowed and gpu not in own]
+    others = [gpu for gpu in found if gpu.uuid in allowed and gpu.uuid not in {each.uuid for each in own}]
     return (*own, *sorted(others, key=lambda gpu: allowed.index(gpu.uuid)))
 
 
@@ -112,6 +112,7 @@ def settle_on_own_card() -> None:
 # One that hangs would take whoever asks it along: it is asked in a thread, and nobody waits for that for
 # ever. While it hangs, it is not asked again.
 _asking = threading.Lock()
+_silent = threading.Event()  # while one that was asked does not answer
 
 
 @functools.lru_cache(maxsize=1)
@@ -120,7 +121,7 @@ def _cards(moment: int) -> tuple[tuple[Gpu, ...], ...]:
 
     None where there is no driver, or it does not answer.
     """
-    if not _asking.acquire(timeout=PATIENCE):
+    if not _asking.acquire(timeout=0 if _silent.is_set() else PATIENCE):
         return ()
     answer: list[tuple[Gpu, ...]] = []
     complete = threading.Event()
@@ -130,11 +131,14 @@ def _cards(moment: int) -> tuple[tuple[Gpu, ...], ...]:
             answer.extend(_ask())
             complete.set()
         finally:
+            _silent.clear()
             _asking.release()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
+    if thread.is_alive():
+        _silent.set()
     return tuple(answer) if complete.is_set() else ()
 
 

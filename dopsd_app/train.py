@@ -30,7 +30,7 @@ from dopsd_app.checks.lora_check import check_lora
 from dopsd_app.checks.previews import Pair, draw_pairs, read_thumbnail, save_rollout, save_samples
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
-from dopsd_app.errors import is_out_of_memory
+from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs import worker
 from dopsd_app.jobs.card import CardLock, ask_for_card, card_name, read_holder, wait_for_card
 from dopsd_app.jobs.events import (
@@ -46,7 +46,7 @@ from dopsd_app.jobs.events import (
     Stopped,
     Warned,
 )
-from dopsd_app.jobs.job import Job, RunError, take_commands
+from dopsd_app.jobs.job import Job, RunError, place_command, take_commands
 from dopsd_app.jobs.kept_plan import KeptPlan, keep_plan, read_kept_plan
 from dopsd_app.jobs.launcher import STOP_SIGNALS
 from dopsd_app.jobs.queue import describe
@@ -69,15 +69,20 @@ from dopsd_app.method.processes import ALONE, Ended, Processes, joined
 from dopsd_app.method.step import HalfUpdatedError, optimizer_step, prepare
 from dopsd_app.models.catalog import find_base_model, find_facts
 from dopsd_app.models.load import choose_device, load_base_model
-from dopsd_app.models.memory_plan import MemoryPlan
+from dopsd_app.models.memory_plan import ComputersMemoryError, MemoryPlan
 from dopsd_app.models.protocol import BaseModel, Transformer
-from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.machine import Machine, read_machine
 from dopsd_app.planning.memory import Fitted, next_smaller, program_bytes, words_for_plan
 from dopsd_app.planning.plan import choose_plan
 from dopsd_app.planning.slow_steps import SlowSteps
 from dopsd_app.progress import PhaseProgress
 
-DOING = {"encoding": "captions were read", "training": "it trained", "drawing": "pictures were drawn"}
+DOING = {
+    "encoding": "captions were read",
+    "training": "it trained",
+    "drawing": "pictures were drawn",
+    "computer": "the computer's own was set aside for the card",
+}
 
 
 def train(run: Run, processes: Processes = ALONE) -> Iterator[Event]:
@@ -87,22 +92,24 @@ def train(run: Run, processes: Processes = ALONE) -> Iterator[Event]:
     """
     config = run.config
     _check_shares(config, processes)
-    choose_device(config)  # what cannot compute here is told before gigabytes are fetched
+    device = choose_device(config)  # what cannot compute here is told before gigabytes are fetched
+    # Before a base model is checked here: what that leaves on a card would count as another program's.
+    machine = read_machine()
     yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
     pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)
-    yield from _train_within_memory(run, processes)
+    yield from _train_within_memory(run, machine, device, processes)
 
 
 @dataclass
 class _Place:
     """How far a training came: where memory ran out, if it does."""
 
+    step: int  # that is done, and kept in a checkpoint where it is not the last one's
     phase: str = "encoding"  # of `Memory`
-    step: int = 0  # that is done, and kept in a checkpoint where it is not the last one's
 
 
-def _train_within_memory(run: Run, processes: Processes) -> Iterator[Event]:
+def _train_within_memory(run: Run, machine: Machine, device: str, processes: Processes) -> Iterator[Event]:
     """Trains by the run's memory plan; where memory runs out, by the next smaller one, from the last step.
 
     Of several processes none can go on alone: then they end, and the run is resumed by the smaller plan.
@@ -110,11 +117,15 @@ def _train_within_memory(run: Run, processes: Processes) -> Iterator[Event]:
     config, sources = run.config, run.sources
     sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
     kept = read_kept_plan(run.path)
-    fitted = choose_plan(config, read_machine(), sources=sources, kept=kept)
+    fitted = choose_plan(config, machine, sources=sources, kept=kept, begun=_last_kept(run) > 0)
+    if fitted.budget.on_gpu != (device == "cuda"):
+        raise KnownFailure(
+            "The card's driver does not say what memory it has. Try again, or restart the computer."
+        )
     while True:
         keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out)))
         hold_to(fitted)
-        place = _Place()
+        place = _Place(_last_kept(run))
         words = words_for_plan(fitted, sizes)
         yield MemoryPlanned(place.step, fitted.memory.peak, fitted.budget.device, words)
         smaller = partial(next_smaller, config, sizes, fitted)
@@ -123,7 +134,8 @@ def _train_within_memory(run: Run, processes: Processes) -> Iterator[Event]:
             yield from _train(run, fitted.plan, place, can_shrink, processes)
             return
         except Exception as error:
-            following = smaller(place.phase) if is_out_of_memory(error) else None
+            phase = "computer" if isinstance(error, ComputersMemoryError) else place.phase
+            following = smaller(phase) if is_out_of_memory(error) else None
             if following is None:
                 raise
             fitted = following
@@ -134,7 +146,7 @@ def _train_within_memory(run: Run, processes: Processes) -> Iterator[Event]:
         free_memory()
         yield Warned(
             place.step,
-            f"Memory ran out while {DOING[place.phase]}. Training goes on from step {place.step} in a way"
+            f"Memory ran out while {DOING[phase]}. Training goes on from step {place.step} in a way"
             f" that takes less: {words_for_plan(fitted, sizes)}",
         )
 
@@ -219,6 +231,9 @@ def _train(
             except Exception as error:  # whatever it is: the training is worth more
                 if is_out_of_memory(error) and can_shrink("drawing"):
                     keep(step)
+                    # What was asked for is not forgotten; the preview comes after the next step.
+                    for command in commands | {"preview-now"}:
+                        place_command(run, command)
                     raise
                 free_memory()
                 yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")

@@ -173,6 +173,6 @@ def _save_pictures(run: Run, pictures: Sequence[CardPicture], folder: Path) -> N
 
 
 def _published_settings(config: TrainConfig, with_captions: bool) -> dict:
-    """The settings without folders of this computer, and without prompts if captions are not asked for."""
-    settings = asdict(config) | {"base_model": public_name(config.base_model)}
+    """The settings without what is of this computer, and without prompts if captions are not asked for."""
+    settings = asdict(config) | {"base_model": public_name(config.base_model), "card": ""}
     return settings if with_captions else settings | {"preview_prompts": ()}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dopsd_app.models.memory_plan import ComputersMemoryError
+
 LEAST = 2**20  # bytes: what is smaller is not worth a copy
 SMALLEST = 2**16  # bytes, of a piece
 
@@ -47,15 +49,19 @@ class InputsInRam(torch.autograd.graph.saved_tensors_hooks):
 
 def copy_to_ram(tensor: Tensor) -> Copy:
     """A copy in the computer's memory, which a card writes while it computes on."""
+    # Before the copying stream is told what to wait for: this may be work of the computing one.
+    together = tensor.contiguous().view(torch.uint8).flatten()
     stream = _copying(tensor.device)
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
-    together = tensor.contiguous().view(torch.uint8).flatten()
     # Page-locked for a card, which can then write it by itself.
-    pieces = [
-        torch.empty(size, dtype=torch.uint8, pin_memory=stream is not None)
-        for size in piece_sizes(together.numel())
-    ]
+    try:
+        pieces = [
+            torch.empty(size, dtype=torch.uint8, pin_memory=stream is not None)
+            for size in piece_sizes(together.numel())
+        ]
+    except RuntimeError as error:
+        raise ComputersMemoryError(f"{together.numel()} bytes could not be pinned: {error}") from error
     with torch.cuda.stream(stream):
         for piece, part in _parts(pieces, together):
             piece.copy_(part, non_blocking=True)

@@ -22,7 +22,7 @@ from dopsd_app.errors import KnownFailure
 # That one waits for another: a download, previews at real size. That one ends, the others hear at once.
 PATIENCE = timedelta(days=7)
 LOST = (
-    "Another process of this training ended without saying why: killed, or out of memory. Resume the run to"
+    "Another process of this training ended without saying why: it may have been killed. Resume the run to"
     " go on from its last checkpoint."
 )
 

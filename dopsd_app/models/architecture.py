@@ -17,6 +17,7 @@ Role = Literal["student", "teacher"]
 BY_EYES = "vision_language"  # the teacher context that a vision tower is needed for
 UNTAUGHT = "none"  # in place of a teacher context: for a base model that only draws, without any teacher
 CHUNK = 1024  # tokens, of the half of a block in which they do not see each other
+TILE = 384  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
 CAPTION_TOKENS = 64  # a caption of two sentences, with its chat template
 REAL_SIZE = 1e9  # parameters of a transformer: on a processor, a larger one would train for weeks
 
@@ -103,6 +104,7 @@ class Blocks:
     back_in_halves: tuple[Working, Working]
     passing_in_halves: Working
     work_of_halves: tuple[float, float]  # that they take more, in passes
+    inputs_in_halves: float  # times what goes into the block, of what goes into all its parts
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ BACK, PASSING = Working(29.4, 13.3), Working(0.0, 21.5, unpacked=0.5)
 BACK_IN_HALVES = Working(0.0, 13.3, chunk=10.6), Working(0.0, 12.1, chunk=1.1)
 PASSING_IN_HALVES = Working(16.0, 14.0)
 WORK_OF_HALVES = 2.03, 1.35
+INPUTS_IN_HALVES = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,7 @@ class KleinSizes(Sizes):
             back_in_halves=BACK_IN_HALVES,
             passing_in_halves=PASSING_IN_HALVES,
             work_of_halves=WORK_OF_HALVES,
+            inputs_in_halves=INPUTS_IN_HALVES,
         )
         single = Blocks(
             count=self.single_blocks,
@@ -161,6 +163,7 @@ class KleinSizes(Sizes):
             back_in_halves=BACK_IN_HALVES,
             passing_in_halves=PASSING_IN_HALVES,
             work_of_halves=WORK_OF_HALVES,
+            inputs_in_halves=INPUTS_IN_HALVES,
         )
         return double, single
 

@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass, fields
 ALL = 10_000  # blocks: more than any transformer has
 
 
+class ComputersMemoryError(MemoryError):
+    """The system sets no more of the computer's own memory aside for a card."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """What is held on the card, and what is made anew or copied there when it is needed.

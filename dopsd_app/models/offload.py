@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from dopsd_app.models.architecture import BaseModelError
 from dopsd_app.models.frozen import placeholder
+from dopsd_app.models.memory_plan import ComputersMemoryError
 
 ALIGNED = 512  # bytes: where a tensor may begin, as the device's own allocator has it
 SMALLEST = 4096  # bytes of pinned memory, a page
@@ -151,7 +151,7 @@ def _view(flat: Tensor, start: int, like: Tensor) -> Tensor:
 def _to_pieces(together: Tensor, *, pinned: bool) -> tuple[Tensor, ...]:
     """Bytes in pieces of a power of two each: as torch rounds up what it pins, one piece could take double.
 
-    Raises `BaseModelError` where the system pins no more.
+    Raises `ComputersMemoryError` where the system pins no more.
     """
     pieces, start = [], 0
     while (left := together.numel() - start) > 0:
@@ -159,10 +159,7 @@ def _to_pieces(together: Tensor, *, pinned: bool) -> tuple[Tensor, ...]:
         try:
             piece = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         except RuntimeError as error:
-            raise BaseModelError(
-                "The system lets the card read no more of the computer's memory: end other programs, or"
-                " offload fewer blocks."
-            ) from error
+            raise ComputersMemoryError(f"{size} bytes could not be pinned: {error}") from error
         pieces.append(piece[: min(size, left)].copy_(together[start : start + size]))
         start += size
     return tuple(pieces)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3Model, Qwen3VLModel, Qwen3VLVisionModel
 
 from dopsd_app.models import qwen, vision_language
-from dopsd_app.models.architecture import BY_EYES, UNTAUGHT
+from dopsd_app.models.architecture import BY_EYES, TILE, UNTAUGHT
 from dopsd_app.models.catalog import BaseModelPaths
 from dopsd_app.models.frozen import load_frozen
 from dopsd_app.models.lean_layers import keep_less
@@ -21,8 +21,6 @@ from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.offload import OffloadedBlocks, StoredBlock, first_blocks
 from dopsd_app.models.prepared import Prepared
 from dopsd_app.models.protocol import loaded
-
-TILE = 384  # pixels: what a picture that is decoded in tiles is cut into; they overlap by a quarter
 
 
 class LoadedInPhases:

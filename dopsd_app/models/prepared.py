@@ -21,6 +21,7 @@ SCHEMA = 1  # of such a file, and of how int8 rounds
 PREPARED_FOLDER = "prepared"
 # In a file's header: the hash of all that it follows from, and that of the rest of the header.
 MADE_OF, TENSORS = "made_of", "tensors"
+UNFINISHED = 86_400  # seconds after which nobody writes an unfinished file any more
 DISK_ROOM = 5 * 2**30  # bytes that are left free
 
 
@@ -77,16 +78,20 @@ class Prepared:
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(self.file, _pieces(tensors, self.made_of))
         except OSError:
-            # The run has what it needs: without a file here, the next one prepares it again.
-            self.file.unlink(missing_ok=True)
+            # The run has what it needs: the next one prepares it again. What is there is whole.
+            return
 
     def _remove_others(self, folder: Path) -> None:
         """Removes those of other files, others of the same quantization, and what was never finished."""
         quantization, source, _ = self.file.name.split("-")
         for path in folder.glob("*"):
-            kept = path.name.split("-")
-            if path.name.startswith(".") or kept[0] == quantization or kept[1:2] != [source]:
-                path.unlink()
+            kept, age = path.name.split("-"), time.time() - path.stat().st_mtime
+            if path.name.startswith("."):
+                old = age > UNFINISHED  # another process may be writing it now
+            else:
+                old = path != self.file and (kept[0] == quantization or kept[1:2] != [source])
+            if old:
+                path.unlink(missing_ok=True)
 
 
 def _hash(content: object) -> str:

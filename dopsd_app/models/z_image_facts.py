@@ -38,6 +38,7 @@ BACK, PASSING = Working(24.6, 22.97), Working(13.15, 10.5)
 BACK_IN_HALVES = Working(0.0, 11.3, chunk=12.1), Working(14.35, 2.3, chunk=12.1)
 PASSING_IN_HALVES = Working(12.15, 0.0, chunk=11.6)
 WORK_OF_HALVES = 0.54, 0.0
+INPUTS_IN_HALVES = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,7 @@ class ZImageSizes(Sizes):
                 back_in_halves=BACK_IN_HALVES,
                 passing_in_halves=PASSING_IN_HALVES,
                 work_of_halves=WORK_OF_HALVES,
+                inputs_in_halves=INPUTS_IN_HALVES,
             )
             for count, length, others in kinds
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.models.architecture import Blocks, Sizes
+from dopsd_app.models.architecture import TILE, Blocks, Sizes
 from dopsd_app.models.memory_plan import NOTHING_SAVED, MemoryPlan
 from dopsd_app.planning.cards import COPYING, WEIGHTS_SLOWER, operations_per_second
 from dopsd_app.planning.cost import step_work
@@ -33,12 +33,12 @@ SCALES = {"none": 0.0, "int8": 0.0, "nf4": 0.0156}  # of these, what stays on th
 ENCODING = 1.04  # of the encoders' weights: with what they keep of caption and picture
 # Of these weights, where they are read by layer: one of them, and beside it the teacher's eyes, or none.
 LAYER_SHARE = {"eyes": 0.17, "reference": 0.09}
-TILE = 384  # pixels: the side of a tile in which pictures are decoded
 COMPUTER = 3 * GIB  # of the computer's own memory: the program with CUDA, and a tensor on its way
 ERROR = {True: 0.02, False: 0.15}  # of the formulas on a card and on a processor
 # GB of 2^30 bytes of cards that compute in bfloat16, but for a few of 4 GB that nothing was planned for;
 # their drivers tell up to a fiftieth less.
 CARDS = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
+IN_16_GB = 12 * GIB  # what a computer with so much memory has free
 EXACT = ("none", "int8", "nf4")  # what a base's weights may be rounded to, from the nearest to the real ones
 WEIGHTS = {  # for the person
     "none": "the base model's weights as they are",
@@ -105,8 +105,8 @@ def budget_of(config: TrainConfig, machine: Machine, *, own: bool = True) -> Bud
         device = min(device, int(config.memory_limit * GIB))
     rate = operations_per_second(machine, gpu is not None)
     computer = machine.free_memory if own else machine.memory
-    # Windows lets a card read half of it by itself.
-    return Budget(device, computer // 2 if sys.platform == "win32" else computer, gpu is not None, rate)
+    # Windows lets a card read half of it by itself, in its subsystem for Linux too.
+    return Budget(device, computer if can_grow() else computer // 2, gpu is not None, rate)
 
 
 def fit(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted | None:
@@ -121,13 +121,15 @@ def fit(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted | None:
 
 def within(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted:
     """`fit`, or the smallest plan where none fits."""
-    return fit(config, sizes, budget) or replace(smallest(config, sizes, budget.on_gpu), budget=budget)
+    return fit(config, sizes, budget) or _smallest(config, sizes, budget)
 
 
-def smallest(config: TrainConfig, sizes: Sizes, on_gpu: bool) -> Fitted:
-    """The plan that needs the least memory of the device."""
-    endless = Budget(0, 2**62, on_gpu)
-    return min(_candidates(config, sizes, endless), key=lambda fitted: fitted.memory.peak)
+def _smallest(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted:
+    """The plan that needs the least of the device, and of the computer no more than it has, if any."""
+    found = list(_candidates(config, sizes, replace(budget, device=0)))
+    possible = [fitted for fitted in found if fitted.memory.computer <= budget.computer] or found
+    smallest = min(possible, key=lambda fitted: fitted.memory.peak)
+    return replace(smallest, budget=budget)
 
 
 def can_grow() -> bool:
@@ -283,7 +285,7 @@ def least_gpu_memory(sizes: Sizes) -> int:
     if not sizes.needs_card:
         return 0
     config = TrainConfig(optimizer="adamw8bit", rank=16, resolution=512, micro_batch=1)
-    return smallest(config, sizes, on_gpu=True).memory.peak
+    return _smallest(config, sizes, Budget(0, IN_16_GB, on_gpu=True)).memory.peak
 
 
 def least_card(sizes: Sizes) -> int:
@@ -362,9 +364,13 @@ def _in_ram(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int) ->
     kinds = sizes.blocks(sizes.student_tokens(config.resolution))
     each = BYTES[plan.quantization] or number
     weights = [kind.parameters for kind in kinds for _ in range(kind.count)][: plan.offloaded_blocks]
-    inputs = [kind.features for kind in kinds for _ in range(kind.count)][: plan.recomputed_blocks]
+    halved = [kind.inputs_in_halves if plan.halves else 1.0 for kind in kinds]
+    inputs = [
+        factor * kind.features for kind, factor in zip(kinds, halved, strict=True) for _ in range(kind.count)
+    ][: plan.recomputed_blocks]
+    pictures = config.micro_batch * OBJECTIVES[config.objective].together
     waiting = sum(weights) * each + (4 * sizes.decoder_parameters if plan.autoencoder_in_ram else 0)
-    return int(waiting + (config.micro_batch * number * sum(inputs) if plan.inputs_in_ram else 0))
+    return int(waiting + (pictures * number * sum(inputs) if plan.inputs_in_ram else 0))
 
 
 # --- time
@@ -388,7 +394,11 @@ def slowdown(config: TrainConfig, sizes: Sizes, plan: MemoryPlan, number: int, r
     copying = passes * weights * (BYTES[plan.quantization] or number) / COPYING
     # A pass waits for its copies only as far as they take longer than its work.
     waiting = max(0.0, copying - work / rate)
-    inputs = sum(kind.features for kind in kinds[: plan.recomputed_blocks]) if plan.inputs_in_ram else 0
+    inputs = sum(
+        kind.features * (kind.inputs_in_halves if plan.halves else 1)
+        for kind in kinds[: plan.recomputed_blocks]
+        if plan.inputs_in_ram
+    )
     moving = 2 * of_student * config.batch_size * inputs * number / COPYING
     return (work / rate + waiting + moving) * rate / plain
 
@@ -404,9 +414,9 @@ def words_for_plan(fitted: Fitted, sizes: Sizes) -> str:
     if plan.recomputed_blocks:
         share = min(1.0, plan.recomputed_blocks / blocks)
         does.append(f"{share:.0%} of each pass is made anew on the way back")
-    if waiting := {"weights": plan.offloaded_blocks, "activations": plan.inputs_in_ram}:
-        what = " and ".join(name for name, waits in waiting.items() if waits)
-        does += [f"{what} wait in the computer's memory"] if what else []
+    waiting = {"weights": plan.offloaded_blocks, "activations": plan.inputs_in_ram}
+    if what := " and ".join(name for name, waits in waiting.items() if waits):
+        does.append(f"{what} wait in the computer's memory")
     if plan.encoders_by_layer:
         does.append("captions are read layer by layer")
     if plan.tiled_decode:

@@ -11,6 +11,7 @@ from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import free_disk
 from dopsd_app.gpus import Gpu
+from dopsd_app.jobs.card import read_holder
 from dopsd_app.jobs.kept_plan import KeptPlan
 from dopsd_app.jobs.promise import Promise
 from dopsd_app.jobs.queue import computing
@@ -144,26 +145,41 @@ def plan_memory(config: TrainConfig, sizes: Sizes, machine: Machine, *, own: boo
 
 
 def choose_plan(
-    config: TrainConfig, machine: Machine, *, sources: int = 0, kept: KeptPlan | None = None
+    config: TrainConfig,
+    machine: Machine,
+    *,
+    sources: int = 0,
+    kept: KeptPlan | None = None,
+    begun: bool = False,
 ) -> Fitted:
-    """The plan for a run that begins now, or goes on: then with the weights that it has trained with.
+    """The plan for a run that begins now, or has `begun`: then with the weights that it has trained with.
 
-    Raises `KnownFailure` where none fits into what the card has free.
+    Raises `KnownFailure` where none fits into what is free of the card, and of the computer's own memory.
     """
-    if kept:
+    if kept and begun:
         config = replace(config, quantization=kept.plan.quantization)
     sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
     budget = plan_memory(config, sizes, machine)
     if kept:
         budget = replace(budget, ran_out=kept.ran_out)
     fitted = within(config, sizes, budget)
-    if budget.on_gpu and fitted.memory.peak > budget.device:
-        needed, free = tell_apart(fitted.memory.peak, budget.device, GIB)
-        raise KnownFailure(
-            f"The card has {free} for this run, and it needs {needed}. Close other programs that use the"
-            " card, or start a run with a lower `resolution` or `rank`."
-        )
+    if budget.on_gpu and (lack := _lack(fitted, budget)):
+        limit = "Raise `memory_limit`" if config.memory_limit else "Close other programs that use it"
+        raise KnownFailure(f"{lack}. {limit}, or start a run with a lower `resolution` or `rank`.")
     return fitted
+
+
+def _lack(fitted: Fitted, budget: Budget) -> str:
+    """What a plan needs more than there is, as a sentence without its end; empty where it fits."""
+    holder = "the card" if budget.on_gpu else "this computer"
+    for needed, there, of_what, where in (
+        (fitted.memory.peak, budget.device, "of memory", f"on {holder}"),
+        (fitted.memory.computer, budget.computer, "of the computer's own memory", "there"),
+    ):
+        if needed > there:
+            more, less = tell_apart(needed, there, GIB)
+            return f"The run needs about {more} {of_what}, and {less} are free {where} now"
+    return ""
 
 
 def plan_drawing(config: TrainConfig, kept: KeptPlan | None = None) -> MemoryPlan:
@@ -182,27 +198,27 @@ def _fit_memory(
 
     While a job of ours computes, the memory that it has will be free.
     """
-    now = plan_memory(config, sizes, machine, own=not computing(runs_dir))
+    now = plan_memory(config, sizes, machine, own=not _ours(runs_dir))
     if fitted := fit(config, sizes, now):
         return fitted, [], []
     alone = plan_memory(config, sizes, machine, own=False)
     fitted = within(config, sizes, alone)
-    holder = "the card" if now.on_gpu else "this computer"
     if fitted.memory.peak > alone.device:
         needed, there = tell_apart(fitted.memory.peak, alone.device, GIB)
+        holder = "the card" if now.on_gpu else "this computer"
         limit = "may use" if config.memory_limit else "has"
         advice = _advice(config, sizes, alone) or "No settings make it small enough."
         return fitted, [f"The run needs about {needed} of memory, and {holder} {limit} {there}. {advice}"], []
     if fitted.memory.computer > alone.computer:
         needed, there = tell_apart(fitted.memory.computer, alone.computer, GIB)
         return fitted, [f"The run needs about {needed} of the computer's own memory, which has {there}."], []
-    if fitted.memory.peak > now.device:
-        needed, free = tell_apart(fitted.memory.peak, now.device, GIB)
-        warning = f"The run needs about {needed} of memory, and {free} are free on {holder} now"
-    else:
-        needed, free = tell_apart(fitted.memory.computer, now.computer, GIB)
-        warning = f"The run needs about {needed} of the computer's own memory, and {free} are free now"
-    return fitted, [], [f"{warning}. Close other programs that use it."]
+    return fitted, [], [f"{_lack(within(config, sizes, now), now)}. Close other programs that use it."]
+
+
+def _ours(runs_dir: Path) -> bool:
+    """Whether a job of ours holds memory that the next one will have: at work, or warm after a drawing."""
+    holder = read_holder()
+    return bool(computing(runs_dir)) or (holder is not None and holder.warm)
 
 
 def check_base(config: TrainConfig) -> None:

@@ -100,6 +100,7 @@ class ToySizes(Sizes):
                 back_in_halves=(Working(5.0, 5.0), Working(5.0, 5.0)),
                 passing_in_halves=Working(4.0, 4.0),
                 work_of_halves=(0.0, 0.0),
+                inputs_in_halves=1.0,
             ),
         )
 
