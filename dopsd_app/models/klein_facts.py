@@ -42,7 +42,7 @@ NON_COMMERCIAL = Licence(
 KEPT_DOUBLE, KEPT_SINGLE, BESIDE = 18.9, 18.46, 2.7
 BACK, PASSING = Working(29.4, 13.3), Working(0.0, 21.5, unpacked=0.5)
 BACK_IN_HALVES = Working(0.0, 13.3, chunk=10.6), Working(0.0, 12.1, chunk=1.1)
-PASSING_IN_HALVES = Working(16.0, 14.0)
+PASSING_IN_HALVES = Working(17.2, 10.6, chunk=12.8)
 WORK_OF_HALVES = 2.03, 1.35
 INPUTS_IN_HALVES = 3.0
 

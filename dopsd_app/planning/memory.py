@@ -25,8 +25,8 @@ WORKSPACE = 2 * 8 * 4 * 2**20  # bytes: cuBLAS's, of the thread that trains and 
 SMALL_WORKSPACE = 2 * 8 * 16 * 2**10  # the smallest that repeats itself
 # What the allocator takes of the card besides, where its segments can grow, or not: of what a block works
 # with, and of what is kept for the way back.
-FRAGMENTS = {True: 0.35, False: 1.1}
-FRAGMENTS_KEPT = 0.07
+FRAGMENTS = {True: 0.37, False: 1.1}
+FRAGMENTS_KEPT = 0.08
 CONVOLUTIONS = 2**29  # bytes: cuDNN's work space in the autoencoder, as a card has shown it at 512 x 512
 BYTES = {"none": 0.0, "int8": 1.0003, "nf4": 0.5156}  # of a rounded weight, with its share of the scales
 SCALES = {"none": 0.0, "int8": 0.0, "nf4": 0.0156}  # of these, what stays on the device in any case
