@@ -36,6 +36,7 @@ from dopsd_app.jobs.events import (
     Event,
     HealthMeasured,
     LoraChecked,
+    MemoryPlanned,
     PreviewSaved,
     Resumed,
     StepDone,
@@ -78,7 +79,7 @@ TINY_CHANNELS = (32, 32, 32, 32)
 TINY_SHARDS = {"transformer": "1200KB", "text_encoder": "60KB"}
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"  # as each calls its files
 ONE_FILE = "10GB"
-TYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors calls them
+TYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}  # as safetensors calls them
 
 
 # --- the base
@@ -158,6 +159,14 @@ def draw_file(path: Path, weights: dict[str, Tensor]) -> None:
 
     The library's own writer wants all of a file's tensors at once: up to 10 GB.
     """
+    with path.open("wb") as file:
+        file.write(make_header(weights))
+        for name, weight in weights.items():
+            file.write(draw(name, weight).cpu().flatten().view(torch.uint8).numpy())
+
+
+def make_header(weights: dict[str, Tensor]) -> bytes:
+    """What a safetensors file of these names, types and shapes begins with."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, weight in weights.items():
         start, end = end, end + weight.nbytes
@@ -165,10 +174,7 @@ def draw_file(path: Path, weights: dict[str, Tensor]) -> None:
         header[name] = {"dtype": TYPES[weight.dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, weight in weights.items():
-            file.write(draw(name, weight).cpu().view(torch.uint8).numpy())
+    return len(text).to_bytes(8, "little") + text
 
 
 def draw(name: str, weight: Tensor) -> Tensor:
@@ -193,22 +199,22 @@ def run_case(folder: Path, card: float, resolution: int, quantization: str) -> d
     sizes = find_facts(config.base_model).sizes
     fitted = within(config, sizes, Budget(int(card * GIB), psutil.virtual_memory().available, cuda))
     row = {"card_gb": card, "resolution": resolution, "quantization": quantization}
-    row |= {"stored_as": stored_as(folder), "stored_gb": _gb(sizes.stored_bytes)}
+    row |= {"stored_as": stored_as(folder), "stored_gb": to_gb(sizes.stored_bytes)}
     row |= {"parameters": sizes.parameters, "steps": STEPS, "warm_up_steps": WARM_UP, "hardware": hardware()}
     row["memory_plan"] = fitted.plan.to_fields()
     row["reckoned_gb"] = {
-        name: _gb(getattr(fitted.memory, name)) for name in ("encoding", "training", "drawing")
+        name: to_gb(getattr(fitted.memory, name)) for name in ("encoding", "training", "drawing")
     }
     row["reckoned_tflop_per_step"] = round(step_work(config, sizes, fitted.plan) / 1e12, 1)
     if cuda:
-        row["context_gb"] = _gb(limit_memory(card * GIB))
+        row["context_gb"] = to_gb(limit_memory(card * GIB))
     with tempfile.TemporaryDirectory() as place:
         pictures = enlarge(EXAMPLE, Path(place) / "pictures", resolution)
         dataset = read_examples(pictures, minimum_side=config.minimum_side)
         row |= measure(train(create_run(Path(place) / "runs", config, dataset)))
     if cuda:
-        row["context_afterwards_gb"] = _gb(read_context())  # with kernels that were loaded on the way
-    row["computers_own_memory_gb"] = _gb(_resident())
+        row["context_afterwards_gb"] = to_gb(read_context())  # with kernels that were loaded on the way
+    row["computers_own_memory_gb"] = to_gb(read_resident())
     return row
 
 
@@ -232,10 +238,10 @@ def read_context() -> int:
     return total - free - torch.cuda.memory_reserved()
 
 
-def enlarge(example: Path, folder: Path, resolution: int) -> Path:
-    """An example's pictures, as large as they are wanted, with their captions."""
+def enlarge(example: Path, folder: Path, resolution: int, most: int | None = None) -> Path:
+    """An example's first pictures, as large as they are wanted, with their captions; all, if not so many."""
     folder.mkdir()
-    for path in example.glob("[0-9]*.png"):
+    for path in sorted(example.glob("[0-9]*.png"))[:most]:
         with Image.open(path) as picture:
             picture.resize((resolution, resolution), Image.Resampling.LANCZOS).save(folder / path.name)
         shutil.copy(path.with_suffix(".txt"), folder)
@@ -244,7 +250,7 @@ def enlarge(example: Path, folder: Path, resolution: int) -> Path:
 
 def measure(events: Iterator[Event]) -> dict:
     """What each phase of a run took at the most, and each step."""
-    phases, seconds, steps, reserved = defaultdict(int), defaultdict(float), [], 0
+    phases, seconds, steps, reserved = defaultdict(int), defaultdict(float), [], defaultdict(int)
     resident = {}
     found = {"check": "", "warnings": []}  # a preview that did not fit is a warning
     started = time.perf_counter()
@@ -252,7 +258,7 @@ def measure(events: Iterator[Event]) -> dict:
         phase = _phase(event)
         phases[phase] = max(phases[phase], _peak())
         seconds[phase] += time.perf_counter() - started
-        resident[phase] = _resident()
+        resident[phase] = read_resident()
         if isinstance(event, StepDone):
             steps.append(event)
         if isinstance(event, Warned):
@@ -260,15 +266,17 @@ def measure(events: Iterator[Event]) -> dict:
         if isinstance(event, LoraChecked):
             found["check"] = event.summary
         if torch.cuda.is_available():
-            reserved = max(reserved, torch.cuda.max_memory_reserved())
+            reserved[phase] = max(reserved[phase], torch.cuda.max_memory_reserved())
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
     return {
         # Of loading, only what is there at its end: `train` begins to count anew there.
-        "allocated_gb": {phase: _gb(peak) for phase, peak in phases.items()},
-        "reserved_gb": _gb(reserved),  # with what torch keeps for later, as far as the card has room
+        "allocated_gb": {phase: to_gb(peak) for phase, peak in phases.items()},
+        # With what torch keeps for later, as far as the card has room.
+        "reserved_gb": to_gb(max(reserved.values(), default=0)),
+        "reserved_until_gb": {phase: to_gb(peak) for phase, peak in reserved.items()},
         # The computer's own, from the program's start to the phase's end: it never falls.
-        "resident_until_gb": {phase: _gb(peak) for phase, peak in resident.items()},
+        "resident_until_gb": {phase: to_gb(peak) for phase, peak in resident.items()},
         "seconds": {phase: round(taken, 1) for phase, taken in seconds.items()},
         "seconds_per_step": [round(step.seconds, 3) for step in steps],
         "losses": [step.loss for step in steps],
@@ -288,7 +296,7 @@ def _phase(event: Event) -> str:
     match event:
         case PhaseProgress(phase=phase):
             return phase
-        case Resumed():
+        case Resumed() | MemoryPlanned():
             return "loading"
         case StepDone():
             return "training"
@@ -304,12 +312,12 @@ def _peak() -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
-def _resident() -> int:
+def read_resident() -> int:
     """Bytes of the computer's memory that this process had at the most until now."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _gb(size: float) -> float:
+def to_gb(size: float) -> float:
     return round(size / GIB, 2)
 
 

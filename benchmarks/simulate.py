@@ -100,11 +100,18 @@ def simulate(
             num_inference_steps=STATES,
             batch_size=1,
         )
-        ledger = Ledger(sms)
-        if memory_plan.halves:  # as `train.hold_to` asks for it
-            ledger.cublas = 8 * 16 * 2**10
-        with as_on_a_card(ledger):
-            run(config, memory_plan, ledger, sources)
+        return simulate_run(config, memory_plan, sources=sources, sms=sms)
+
+
+def simulate_run(
+    config: TrainConfig, memory_plan: MemoryPlan, *, sources: int = 0, sms: int = 24
+) -> Simulated:
+    """A run by a configuration that visits one state; the weights of its base model are never read."""
+    ledger = Ledger(sms)
+    if memory_plan.halves:  # as `train.hold_to` asks for it
+        ledger.cublas = 8 * 16 * 2**10
+    with as_on_a_card(ledger):
+        run(config, memory_plan, ledger, sources)
     return summarize(ledger)
 
 

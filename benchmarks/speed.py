@@ -33,7 +33,7 @@ from dopsd_app.method.rollout import RolloutStep, training_sigmas
 from dopsd_app.method.step import optimizer_step, prepare
 from dopsd_app.models.lean_layers import keep_less
 from dopsd_app.models.memory_plan import ALL, MemoryPlan
-from dopsd_app.models.protocol import Conditioning
+from dopsd_app.models.protocol import BaseModel, Conditioning
 from dopsd_app.models.z_image import ZImage
 
 STEPS, WARM_UP = 15, 3
@@ -74,24 +74,25 @@ def product_step(memory_plan: MemoryPlan) -> Callable[[int], object]:
     return lambda step: optimizer_step(base_model, config, examples, objective, optimizer, step)
 
 
-def plain_step(memory_plan: MemoryPlan, graphs_kept: bool) -> Callable[[int], object]:
+def plain_step(
+    base_model: BaseModel, config: TrainConfig, example: EncodedExample, graphs_kept: bool
+) -> Callable[[int], object]:
     """The same by PEFT's layers, which are switched one by one, and weight after weight for the teacher."""
-    base_model, config, example = make_base(memory_plan, lean=False), make_config(), make_example()
     optimizer = prepare(base_model, config)
     transformer = base_model.transformer
     for layer in transformer.modules():
         if isinstance(layer, LoraLayer):
             del layer.forward
     students, teachers = (adapter_weights(transformer, name) for name in ("student", "teacher"))
-    sigmas = training_sigmas(base_model, config, (SIDE, SIDE))
-    shape = base_model.latent_shape(SIDE, SIDE)
+    sigmas = training_sigmas(base_model, config, (example.height, example.width))
+    shape = base_model.latent_shape(example.height, example.width)
 
     def velocity(adapter: str, latents: Tensor, sigma: Tensor, seen: Conditioning) -> Tensor:
         transformer.set_adapter(adapter)
         return base_model.predict_velocity(latents, sigma, [seen])
 
     def step(number: int) -> None:
-        latents, losses = draw_noise(shape, 0, number, 0)[None], []
+        latents, losses = draw_noise(shape, 0, number, 0)[None].to(base_model.device), []
         for sigma, sigma_next in pairwise(sigmas):
             with torch.no_grad():
                 of_teacher = velocity("teacher", latents, sigma, example.teacher[0])
@@ -123,11 +124,15 @@ def make_example() -> EncodedExample:
 def measure() -> dict[str, float]:
     """Milliseconds of one thread's own time for a step of each, in turns, the median."""
     everything = MemoryPlan(recomputed_blocks=ALL)
+
+    def plain(graphs_kept: bool) -> Callable[[int], object]:
+        return plain_step(make_base(MemoryPlan(), lean=False), make_config(), make_example(), graphs_kept)
+
     steps = {
         "product": product_step(MemoryPlan()),
         "product, all recomputed": product_step(everything),
-        "PEFT's layers": plain_step(MemoryPlan(), graphs_kept=False),
-        "released loop": plain_step(MemoryPlan(), graphs_kept=True),
+        "PEFT's layers": plain(graphs_kept=False),
+        "released loop": plain(graphs_kept=True),
     }
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(1, WARM_UP + STEPS + 1):

@@ -1,6 +1,7 @@
 """A run whose memory runs out goes on by a smaller plan, and trains the same LoRA."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from dopsd_app import train as training
 from dopsd_app.config import save_config
 from dopsd_app.jobs.events import Finished, LoraChecked, MemoryPlanned, StepDone, Warned
 from dopsd_app.jobs.kept_plan import read_kept_plan
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.z_image import ZImage
 from dopsd_app.planning import memory
+from dopsd_app.planning.memory import GIB, Budget, Fitted
 from dopsd_app.planning.slow_steps import SlowSteps
-from dopsd_app.train import train
+from dopsd_app.train import hold_to, train
 
 
 @pytest.fixture
@@ -111,3 +114,22 @@ def test_slow_steps_are_told_once_and_then_that_all_is_well():
     assert told.startswith("A step took 4 times as long as those before.")
     assert steps.judge(4.0) is None  # told already
     assert steps.judge(1.0) == ""
+
+
+def test_memory_is_taken_as_it_was_reckoned(monkeypatch):
+    """A plan for segments that can grow is held to with such segments, and only where they can."""
+    limits = []
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    card = SimpleNamespace(total_memory=10 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    budget = Budget(memory.program_bytes(on_gpu=True) + 5 * GIB, 0, on_gpu=True)
+    fitted = Fitted(MemoryPlan(), memory.Memory(0, 0, 0), 1.0, budget)
+    for grows in (False, True):
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
+        monkeypatch.setattr(training, "can_grow", lambda grows=grows: grows)
+        hold_to(fitted)
+        settings = torch._C._accelerator_getAllocatorSettings()
+        assert settings == f"expandable_segments:{grows}"
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
+    assert limits == [0.5, 0.5]

@@ -24,7 +24,7 @@ def trained(base_model, size=0.05):
         generator = torch.Generator().manual_seed(seed)
         for name, weight in adapter_weights(base_model.transformer, adapter).items():
             if "lora_B" in name:
-                weight.data = size * torch.randn(weight.shape, generator=generator)
+                weight.data = size * torch.randn(weight.shape, generator=generator).to(weight.device)
 
 
 def gradients_of(optimizer):

@@ -55,8 +55,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_z_image(folder: Path) -> None:
-    """A tiny random Z-Image with a vision tower: sides of multiples of 16 pixels, latents of 4 channels."""
+def save_z_image(folder: Path, width: int = 32, layers: int = 2) -> None:
+    """A tiny random Z-Image with a vision tower: sides of multiples of 16 pixels, latents of 4 channels.
+
+    `width`, a multiple of 16, and `layers` are the transformer's.
+    """
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     text_encoder = Qwen3Model(
@@ -74,11 +77,11 @@ def save_z_image(folder: Path) -> None:
     )
     transformer = ZImageTransformer2DModel(
         in_channels=4,
-        dim=32,
-        n_layers=2,
+        dim=width,
+        n_layers=layers,
         n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
+        n_heads=width // 16,
+        n_kv_heads=width // 16,
         cap_feat_dim=32,
         axes_dims=[4, 6, 6],
         axes_lens=[512, 64, 64],
