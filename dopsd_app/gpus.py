@@ -2,6 +2,8 @@
 
 import functools
 import os
+import platform
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -84,6 +86,11 @@ def on_card(uuid: str) -> dict[str, str]:
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", CARDS: known, VISIBLE: uuid}
 
 
+def can_grow() -> bool:
+    """Whether torch's segments of a card's memory can grow: not on Windows, nor in its Linux subsystem."""
+    return sys.platform == "linux" and "microsoft" not in platform.release().lower()
+
+
 def settle_on_a_card(chosen: str = "") -> None:
     """Leaves this process one card of several: plan and training mean the same. `chosen` is a UUID.
 
@@ -91,17 +98,26 @@ def settle_on_a_card(chosen: str = "") -> None:
     chosen by CUDA_VISIBLE_DEVICES counts in the driver's order; of several, the first is taken.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    _let_memory_grow()
     gpus = list_gpus()
     if len(gpus) > 1 and all(gpu.uuid for gpu in gpus):
         there = [gpu.uuid for gpu in gpus]
         os.environ.update(on_card(chosen if chosen in there else there[0]))
 
 
+def _let_memory_grow() -> None:
+    """As plans are reckoned: without, what freed segments leave between them is lost. Before torch."""
+    if can_grow():
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 def settle_on_own_card() -> None:
     """The same for one of several processes that a launcher has started: the first has the first card."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         settle_on_a_card()
-    elif gpus := list_gpus():
+        return
+    _let_memory_grow()
+    if gpus := list_gpus():
         rank = int(os.environ.get("LOCAL_RANK", 0))
         # One without a card computes on the processor, which the first process refuses in words.
         os.environ.update(on_card(gpus[rank].uuid if rank < len(gpus) else ""))

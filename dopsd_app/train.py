@@ -72,7 +72,7 @@ from dopsd_app.models.load import choose_device, load_base_model
 from dopsd_app.models.memory_plan import ComputersMemoryError, MemoryPlan
 from dopsd_app.models.protocol import BaseModel, Transformer
 from dopsd_app.planning.machine import Machine, read_machine
-from dopsd_app.planning.memory import Fitted, can_grow, next_smaller, program_bytes, words_for_plan
+from dopsd_app.planning.memory import Fitted, next_smaller, program_bytes, words_for_plan
 from dopsd_app.planning.plan import choose_plan
 from dopsd_app.planning.slow_steps import SlowSteps
 from dopsd_app.progress import PhaseProgress
@@ -163,9 +163,6 @@ def hold_to(fitted: Fitted) -> None:
     if not fitted.budget.on_gpu:
         return
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8" if fitted.plan.halves else ":4096:8"
-    if can_grow():
-        # As the plan is reckoned: without, what freed segments leave between them is lost.
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (fitted.budget.device - program_bytes(True)) / total))
 

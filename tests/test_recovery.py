@@ -1,5 +1,6 @@
 """A run whose memory runs out goes on by a smaller plan, and trains the same LoRA."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dopsd_app import gpus
 from dopsd_app import train as training
 from dopsd_app.config import save_config
-from dopsd_app.jobs.events import Finished, LoraChecked, MemoryPlanned, StepDone, Warned
+from dopsd_app.jobs.events import Finished, LoraChecked, MemoryPlanned, StepDone, Stopped, Warned
+from dopsd_app.jobs.job import place_command
 from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.z_image import ZImage
@@ -116,20 +119,35 @@ def test_slow_steps_are_told_once_and_then_that_all_is_well():
     assert steps.judge(1.0) == ""
 
 
-def test_memory_is_taken_as_it_was_reckoned(monkeypatch):
-    """A plan for segments that can grow is held to with such segments, and only where they can."""
+def test_a_process_takes_no_more_than_was_planned_for(monkeypatch):
     limits = []
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     card = SimpleNamespace(total_memory=10 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
     budget = Budget(memory.program_bytes(on_gpu=True) + 5 * GIB, 0, on_gpu=True)
-    fitted = Fitted(MemoryPlan(), memory.Memory(0, 0, 0), 1.0, budget)
-    for grows in (False, True):
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
-        monkeypatch.setattr(training, "can_grow", lambda grows=grows: grows)
-        hold_to(fitted)
-        settings = torch._C._accelerator_getAllocatorSettings()
-        assert settings == f"expandable_segments:{grows}"
-    torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
-    assert limits == [0.5, 0.5]
+    hold_to(Fitted(MemoryPlan(), memory.Memory(0, 0, 0), 1.0, budget))
+    assert limits == [0.5]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_memory_is_taken_in_segments_that_can_grow_where_they_can(monkeypatch, windows):
+    for name in ("PYTORCH_ALLOC_CONF", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(gpus, "can_grow", lambda: not windows)
+    gpus.settle_on_a_card()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if windows else "expandable_segments:True")
+
+
+def test_a_stop_is_not_forgotten_when_a_preview_runs_out(new_run, tiny_config, run_out, monkeypatch):
+    monkeypatch.setattr(memory, "TILE", 16)
+    run = new_run(replace(tiny_config, steps=6, preview_every=2))
+    run_out(ZImage, "decode", 1)
+    steps = []
+    for event in train(run):
+        if isinstance(event, StepDone):
+            steps.append(event.step)
+            if event.step == 2:
+                place_command(run, "stop")
+    assert isinstance(event, Stopped) and event.step == steps[-1] == 3

@@ -4,13 +4,12 @@ Bytes are reckoned by formulas whose numbers come from steps of the real models 
 (benchmarks/results/simulated.json).
 """
 
-import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
+from dopsd_app.gpus import can_grow
 from dopsd_app.models.architecture import TILE, Blocks, Sizes
 from dopsd_app.models.memory_plan import NOTHING_SAVED, MemoryPlan
 from dopsd_app.planning.cards import COPYING, WEIGHTS_SLOWER, operations_per_second
@@ -130,11 +129,6 @@ def _smallest(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted:
     possible = [fitted for fitted in found if fitted.memory.computer <= budget.computer] or found
     smallest = min(possible, key=lambda fitted: fitted.memory.peak)
     return replace(smallest, budget=budget)
-
-
-def can_grow() -> bool:
-    """Whether the allocator's segments can grow here: not on Windows, nor in its subsystem for Linux."""
-    return sys.platform == "linux" and "microsoft" not in platform.release().lower()
 
 
 def next_smaller(config: TrainConfig, sizes: Sizes, fitted: Fitted, phase: str) -> Fitted | None:
