@@ -204,7 +204,7 @@ class TrainConfig:
         "Base model's weights",
         page=MORE,
         choices={
-            "auto": "Automatic: as the card has room",
+            "auto": "Automatic",
             "none": "As they are",
             "int8": "8 bits",
             "nf4": "4 bits",
@@ -277,7 +277,7 @@ class TrainConfig:
         "auto", "Device", page=MORE, choices={"auto": "Automatic", "cpu": "Processor", "cuda": "NVIDIA card"}
     )
     # By its UUID, as `nvidia-smi -L` lists it. The page shows it where there are several.
-    card: str = _setting("", "Card", "Which of several; empty: the best one that is free", MAIN)
+    card: str = _setting("", "Card", "Of several: automatic takes the best that is free", MAIN)
 
     def __post_init__(self):
         object.__setattr__(self, "preview_prompts", tuple(self.preview_prompts))

@@ -284,7 +284,11 @@ def _needs(plan: Plan) -> str:
     cells = {
         "Steps": (f"{plan.steps}", f"{words.count(plan.pictures_per_step, 'picture')} each{sources}"),
         **({"Time": (time, timed)} if plan.promise else {}),
-        "Memory": (words.memory(plan.memory), f"at most, of {free} free, {plan.device}"),
+        **(
+            {"Memory": (words.memory(plan.memory), f"at most, of {free} free, {plan.device}")}
+            if plan.promise
+            else {}
+        ),
         "Disk": (words.disk(plan.disk), f"at most, of {disk_free} free"),
     }
     if lacks := plan.lacks:
@@ -299,7 +303,9 @@ def _needs(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> str:
     """How the run is made to fit: a bar of all that may be used, and one sentence."""
-    assert plan.fitted is not None  # as of each base model of which something is known
+    if plan.promise is None:  # it cannot run here, and what is wrong is said
+        return ""
+    assert plan.fitted is not None  # as of each run that can
     whole = max(plan.fitted.budget.device, plan.fitted.memory.training)
     parts = [part for part in plan.fitted.memory.parts if part[1] > 0]
     told = ", ".join(f"{name} {words.memory(taken)}" for name, taken in parts)
