@@ -476,8 +476,8 @@ def test_nothing_of_it_stays_in_memory(config, tmp_path, monkeypatch):
     kept = []
     load = base_check.load_base_model
 
-    def load_and_keep(config):
-        kept.append(load(config))
+    def load_and_keep(*given):
+        kept.append(load(*given))
         return kept[-1]
 
     monkeypatch.setattr(base_check, "load_base_model", load_and_keep)

@@ -521,7 +521,7 @@ def test_one_thing_is_no_plural():
 def test_little_memory_of_the_computer_is_told_where_the_base_passes_through_it():
     machine = replace(with_card(), memory=16 * GIB)
     [warning] = plan_for(Z_IMAGE, replace(machine, free_memory=2 * GIB)).warnings
-    assert "of the computer's own memory, and 2.0 GB are free now" in warning
+    assert "of the computer's own memory, and 2.0 GB are free there now" in warning
     assert plan_for(Z_IMAGE, replace(machine, free_memory=4 * GIB)).warnings == ()
 
 

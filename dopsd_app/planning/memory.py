@@ -126,8 +126,9 @@ def within(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted:
 def _smallest(config: TrainConfig, sizes: Sizes, budget: Budget) -> Fitted:
     """The plan that needs the least of the device, and of the computer no more than it has, if any."""
     found = list(_candidates(config, sizes, replace(budget, device=0)))
-    possible = [fitted for fitted in found if fitted.memory.computer <= budget.computer] or found
-    smallest = min(possible, key=lambda fitted: fitted.memory.peak)
+    possible = [fitted for fitted in found if fitted.memory.computer <= budget.computer]
+    of_the_computer = min(found, key=lambda fitted: fitted.memory.computer)
+    smallest = min(possible or [of_the_computer], key=lambda fitted: fitted.memory.peak)
     return replace(smallest, budget=budget)
 
 
