@@ -92,9 +92,9 @@ def train(run: Run, processes: Processes = ALONE) -> Iterator[Event]:
     """
     config = run.config
     _check_shares(config, processes)
-    device = choose_device(config)  # what cannot compute here is told before gigabytes are fetched
-    # Before a base model is checked here: what that leaves on a card would count as another program's.
+    # Before torch looks at a card, or a base model is checked: what that takes would count as others'.
     machine = read_machine()
+    device = choose_device(config)  # what cannot compute here is told before gigabytes are fetched
     yield from fetch_and_check(config, run.runs_dir)
     # Whatever the Hub has later: a resumed run, its pictures and its card are of this very commit.
     pin_revision(run, find_base_model(config.base_model, config.revision, config.teacher_context).commit)
