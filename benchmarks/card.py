@@ -30,7 +30,7 @@ from PIL import Image
 
 from benchmarks.hollow_bases import save_base_like
 from benchmarks.real_size import EXAMPLE, draw_file, enlarge, measure, read_context, to_gb
-from benchmarks.record import RESULTS, save_result
+from benchmarks.record import RESULTS, hardware, save_result
 from benchmarks.simulate import PHASES, Simulated, simulate_run
 from benchmarks.speed import plain_step
 from dopsd_app.config import TrainConfig, load_preset, make_config
@@ -81,16 +81,16 @@ def make_settings(base: str, folder: Path, limit: float, tiny: bool) -> TrainCon
 
 
 def save_base(base: str, folder: Path, tiny: bool) -> dict:
-    """Makes the folder; tells the card's multiprocessors, on which the work space of its kernels depends."""
+    """Makes the folder; tells of the card, on whose multiprocessors the work space of kernels depends."""
     save_base_like(base, folder, draw_file, tiny=tiny)
     cuda = torch.cuda.is_available()
-    return {"multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else 24}
+    count = torch.cuda.get_device_properties(0).multi_processor_count if cuda else 24
+    return {"hardware": hardware(), "multiprocessors": count}
 
 
 def run_plan(config: TrainConfig) -> dict:
     """The product's run, phase by phase, in what memory it is allowed."""
     use_repeatable_kernels()
-    context = load_context()
     with tempfile.TemporaryDirectory() as place:
         pictures = enlarge(EXAMPLE, Path(place) / "pictures", config.resolution, most=PICTURES)
         run = create_run(
@@ -98,18 +98,11 @@ def run_plan(config: TrainConfig) -> dict:
         )
         row = measure(train(run))
         kept = read_kept_plan(run.path)
-    row["context_gb"] = to_gb(context)
+    # With the kernels that were loaded on the way.
+    row["context_gb"] = to_gb(read_context()) if torch.cuda.is_available() else 0.0
     # Another one than was planned where memory ran out on the way: the warnings say where.
     row["plan_at_the_end"] = kept.plan.to_fields() if kept else None
     return row
-
-
-def load_context() -> int:
-    """Bytes that CUDA itself takes in this process."""
-    if not torch.cuda.is_available():
-        return 0
-    torch.zeros(1, device="cuda")
-    return read_context()
 
 
 def run_released(config: TrainConfig) -> dict:
@@ -133,6 +126,7 @@ def run_released(config: TrainConfig) -> dict:
     step = plain_step(base_model, config, encoded, graphs_kept=True)
     cuda = torch.cuda.is_available()
     if cuda:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for number in range(1, WARM_UP + STEPS + 1):
@@ -203,6 +197,7 @@ def compare(rows: list[dict], floor_seconds: float) -> list[dict]:
     for row in rows:
         seconds, taken = step_seconds(row), training_gb(row, context)
         row = {**row, "step_seconds": seconds, "training_gb": taken}
+        row["most_gb"] = round(row.get("reserved_gb", 0.0) + row.get("context_gb", 0.0), 2) or None
         row["times_unlimited"] = ratio(seconds, step_seconds(unlimited))
         row["times_released"] = ratio(seconds, step_seconds(released))
         row["memory_of_released"] = ratio(taken, training_gb(released, context))
@@ -222,6 +217,7 @@ def goals_of(row: dict) -> list[str]:
         wanted += [("times the floor", row["times_the_floor"], TIMES_THE_FLOOR)]
         wanted += [("times the released loop's seconds", row["times_released"], OF_RELEASED)]
     elif row["name"] != RELEASED:
+        wanted += [("GB of the card at the most", row["most_gb"], row["card_gb"])]
         if row["card_gb"] in SLOWER:
             what = "times the unlimited plan's seconds"
             wanted += [(what, row["times_unlimited"], SLOWER[row["card_gb"]])]
@@ -264,8 +260,11 @@ def result_of(submitted: Future) -> dict:
         return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
-def measure_all(base: str, tiny: bool, save: Callable[[list[dict]], None]) -> None:
-    """All rows, handed to `save` whenever there is something new."""
+def measure_all(base: str, tiny: bool, save: Callable[[str, list[dict]], None]) -> None:
+    """All rows, handed to `save` with the card's name whenever there is something new.
+
+    This process leaves the card alone: what it took would be missing there.
+    """
     rows: list[dict] = []
     # A tiny base's processes are forked with the libraries imported, which takes longest there.
     context = multiprocessing.get_context("forkserver" if tiny else "spawn")
@@ -288,7 +287,7 @@ def measure_all(base: str, tiny: bool, save: Callable[[list[dict]], None]) -> No
             for row, simulated in [pair for pair in waiting if pair[1].done()]:
                 row["simulated_gb"] = result_of(simulated)
                 waiting.remove((row, simulated))
-            save(compare(rows, floor_seconds))
+            save(about["hardware"], compare(rows, floor_seconds))
 
         for limit in (0, None, *(TINY_CARDS if tiny else CARDS)):
             name = {0: UNLIMITED, None: RELEASED}.get(limit, f"{limit} GB")
@@ -327,14 +326,15 @@ def main(given: list[str] | None = None) -> None:
     tests = run_tests()
     printed: set[str] = set()
 
-    def save(rows: list[dict]) -> None:
+    def save(card: str, rows: list[dict]) -> None:
         for row in rows:
             text = json.dumps(row)
             if text not in printed:
                 printed.add(text)
                 print(text, flush=True)
         if not arguments.tiny:
-            about = {"tests": tests, "steps": STEPS, "warm_up_steps": WARM_UP, "states": STATES}
+            about = {"hardware": card, "tests": tests, "states": STATES}
+            about |= {"steps": STEPS, "warm_up_steps": WARM_UP}
             save_result("card", {**about, "rows": [*other_rows(arguments.base), *rows]})
 
     measure_all(arguments.base, arguments.tiny, save)

@@ -181,7 +181,7 @@ def test_the_script_for_a_card_tells_row_by_row_what_a_tiny_base_took(monkeypatc
     monkeypatch.setenv("HF_HOME", "")  # which the script changes
     monkeypatch.setattr(card, "TINY_CARDS", (12,))
     told = []
-    card.measure_all("klein-4b", True, told.append)
+    card.measure_all("klein-4b", True, lambda hardware, rows: told.append(rows))
     names = [[row["name"] for row in rows] for rows in told]
     order = [card.UNLIMITED, card.RELEASED, "12 GB"]
     assert names[:3] == [order[:1], order[:2], order] and all(each == order for each in names[3:])
@@ -206,14 +206,20 @@ def test_goals_are_told_by_the_steps_behind_the_warm_up_and_by_the_memory_of_tra
     rows = [
         row_of(card.UNLIMITED, 3.0, 40.0, card_gb=None, context_gb=1.0),
         row_of(card.RELEASED, 4.0, 39.0, card_gb=None),
-        row_of("12 GB", 4.2, 11.0, card_gb=12, context_gb=1.0),
+        row_of("12 GB", 4.2, 11.0, card_gb=12, context_gb=1.0, reserved_gb=11.5),
     ]
     unlimited, released, limited = card.compare(rows, floor_seconds=2.0)
     assert (unlimited["times_the_floor"], unlimited["times_released"]) == (1.5, 0.75)
     assert [words.rpartition(" ")[2] for words in unlimited["goals"]] == ["reached", "reached"]
     assert released["goals"] == []
     assert (limited["times_unlimited"], limited["times_released"]) == (1.4, 1.05)
-    assert limited["memory_of_released"] == 0.3  # both with CUDA's own context
-    assert [words.rpartition(" ")[2] for words in limited["goals"]] == ["missed", "reached", "reached"]
+    # Both with CUDA's own context.
+    assert (limited["memory_of_released"], limited["most_gb"]) == (0.3, 12.5)
+    assert [words.rpartition(" ")[2] for words in limited["goals"]] == [
+        "missed",
+        "missed",
+        "reached",
+        "reached",
+    ]
     failed = card.compare([*rows[:1], {"name": "8 GB", "card_gb": 8, "failed": "of memory"}], 2.0)[1]
     assert (failed["step_seconds"], failed["goals"]) == (None, [])
