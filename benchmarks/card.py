@@ -35,6 +35,7 @@ from benchmarks.simulate import PHASES, Simulated, simulate_run
 from benchmarks.speed import plain_step
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.data.pictures import read_examples
+from dopsd_app.gpus import settle_on_a_card
 from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method.encode import EncodedExample
@@ -323,6 +324,8 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--base", choices=PRESETS, default="z-image-turbo")
     parser.add_argument("--tiny", action="store_true", help="a tiny base, to try this script on a processor")
     arguments = parser.parse_args(given)
+    # For the processes that are started from here: card and allocator as the product has them.
+    settle_on_a_card()
     tests = run_tests()
     printed: set[str] = set()
 
