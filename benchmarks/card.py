@@ -30,11 +30,12 @@ from PIL import Image
 
 from benchmarks.hollow_bases import save_base_like
 from benchmarks.real_size import EXAMPLE, draw_file, enlarge, measure, read_context, to_gb
-from benchmarks.record import save_result
+from benchmarks.record import RESULTS, hardware, save_result
 from benchmarks.simulate import PHASES, Simulated, simulate_run
 from benchmarks.speed import plain_step
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.data.pictures import read_examples
+from dopsd_app.gpus import settle_on_a_card
 from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method.encode import EncodedExample
@@ -45,11 +46,12 @@ from dopsd_app.models.protocol import Pictures
 from dopsd_app.planning.cards import peak_operations
 from dopsd_app.planning.cost import step_work
 from dopsd_app.planning.machine import read_machine
-from dopsd_app.planning.memory import program_bytes
-from dopsd_app.planning.plan import choose_plan
+from dopsd_app.planning.memory import program_bytes, within
+from dopsd_app.planning.plan import plan_memory
 from dopsd_app.train import train, use_repeatable_kernels
 
 PRESETS = {"z-image-turbo": "z-image-subject", "klein-4b": "klein-4b-subject"}
+RESULT = RESULTS / "card.json"
 UNLIMITED, RELEASED = "unlimited", "released loop"
 CARDS, TINY_CARDS = (12, 16, 24, 8), (12, 8)  # GB; those first for which a goal is set
 WARM_UP, STEPS, STATES = 1, 3, 4
@@ -80,16 +82,16 @@ def make_settings(base: str, folder: Path, limit: float, tiny: bool) -> TrainCon
 
 
 def save_base(base: str, folder: Path, tiny: bool) -> dict:
-    """Makes the folder; tells the card's multiprocessors, on which the work space of its kernels depends."""
+    """Makes the folder; tells of the card, on whose multiprocessors the work space of kernels depends."""
     save_base_like(base, folder, draw_file, tiny=tiny)
     cuda = torch.cuda.is_available()
-    return {"multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else 24}
+    count = torch.cuda.get_device_properties(0).multi_processor_count if cuda else 24
+    return {"hardware": hardware(), "multiprocessors": count}
 
 
 def run_plan(config: TrainConfig) -> dict:
     """The product's run, phase by phase, in what memory it is allowed."""
     use_repeatable_kernels()
-    context = load_context()
     with tempfile.TemporaryDirectory() as place:
         pictures = enlarge(EXAMPLE, Path(place) / "pictures", config.resolution, most=PICTURES)
         run = create_run(
@@ -97,18 +99,11 @@ def run_plan(config: TrainConfig) -> dict:
         )
         row = measure(train(run))
         kept = read_kept_plan(run.path)
-    row["context_gb"] = to_gb(context)
+    # With the kernels that were loaded on the way.
+    row["context_gb"] = to_gb(read_context()) if torch.cuda.is_available() else 0.0
     # Another one than was planned where memory ran out on the way: the warnings say where.
     row["plan_at_the_end"] = kept.plan.to_fields() if kept else None
     return row
-
-
-def load_context() -> int:
-    """Bytes that CUDA itself takes in this process."""
-    if not torch.cuda.is_available():
-        return 0
-    torch.zeros(1, device="cuda")
-    return read_context()
 
 
 def run_released(config: TrainConfig) -> dict:
@@ -132,6 +127,7 @@ def run_released(config: TrainConfig) -> dict:
     step = plain_step(base_model, config, encoded, graphs_kept=True)
     cuda = torch.cuda.is_available()
     if cuda:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for number in range(1, WARM_UP + STEPS + 1):
@@ -202,6 +198,7 @@ def compare(rows: list[dict], floor_seconds: float) -> list[dict]:
     for row in rows:
         seconds, taken = step_seconds(row), training_gb(row, context)
         row = {**row, "step_seconds": seconds, "training_gb": taken}
+        row["most_gb"] = round(row.get("reserved_gb", 0.0) + row.get("context_gb", 0.0), 2) or None
         row["times_unlimited"] = ratio(seconds, step_seconds(unlimited))
         row["times_released"] = ratio(seconds, step_seconds(released))
         row["memory_of_released"] = ratio(taken, training_gb(released, context))
@@ -221,6 +218,7 @@ def goals_of(row: dict) -> list[str]:
         wanted += [("times the floor", row["times_the_floor"], TIMES_THE_FLOOR)]
         wanted += [("times the released loop's seconds", row["times_released"], OF_RELEASED)]
     elif row["name"] != RELEASED:
+        wanted += [("GB of the card at the most", row["most_gb"], row["card_gb"])]
         if row["card_gb"] in SLOWER:
             what = "times the unlimited plan's seconds"
             wanted += [(what, row["times_unlimited"], SLOWER[row["card_gb"]])]
@@ -252,17 +250,26 @@ def alone(context: BaseContext, function: Callable, *given) -> dict:
     What it failed by is its result, so that the other rows are measured.
     """
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(function, *given).result()
-        except Exception as error:
-            return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+        return result_of(pool.submit(function, *given))
 
 
-def measure_all(base: str, tiny: bool, save: Callable[[list[dict]], None]) -> None:
-    """All rows, handed to `save` whenever there is something new."""
+def result_of(submitted: Future) -> dict:
+    """What came of it, or what it failed by."""
+    try:
+        return submitted.result()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+
+
+def measure_all(base: str, tiny: bool, save: Callable[[str, list[dict]], None]) -> None:
+    """All rows, handed to `save` with the card's name whenever there is something new.
+
+    This process leaves the card alone: what it took would be missing there.
+    """
     rows: list[dict] = []
     # A tiny base's processes are forked with the libraries imported, which takes longest there.
     context = multiprocessing.get_context("forkserver" if tiny else "spawn")
+    context.set_forkserver_preload(["benchmarks.simulate", "dopsd_app.train"])
     with tempfile.TemporaryDirectory() as place, ProcessPoolExecutor(2, context, without_card) as pool:
         # The rounded weights that the product keeps for the next run would outlive this one.
         os.environ["HF_HOME"] = f"{place}/cache"
@@ -270,42 +277,46 @@ def measure_all(base: str, tiny: bool, save: Callable[[list[dict]], None]) -> No
         about = alone(context, save_base, base, folder, tiny)
         if "failed" in about:
             raise SystemExit(about["failed"])
-        sizes = find_facts(str(folder)).sizes
-        machine = read_machine()
-        floor = step_work(make_settings(base, folder, 0, tiny), sizes, NOTHING_SAVED)
+        plain, machine = make_settings(base, folder, 0, tiny), read_machine()
+        sizes = find_facts(str(folder)).sizes_for(plain)
+        floor = step_work(plain, sizes, NOTHING_SAVED)
         card = machine.gpus[0].name if machine.gpus else ""
         floor_seconds = floor / (peak_operations(card) * 1e12)
         waiting: list[tuple[dict, Future]] = []
 
-        def told() -> None:
+        def tell() -> None:
             for row, simulated in [pair for pair in waiting if pair[1].done()]:
-                row["simulated_gb"] = simulated.result()
+                row["simulated_gb"] = result_of(simulated)
                 waiting.remove((row, simulated))
-            save(compare(rows, floor_seconds))
+            save(about["hardware"], compare(rows, floor_seconds))
 
-        for name, limit in (
-            (UNLIMITED, 0),
-            (RELEASED, 0),
-            *((f"{gb} GB", gb) for gb in (TINY_CARDS if tiny else CARDS)),
-        ):
-            config = make_settings(base, folder, limit, tiny)
+        for limit in (0, None, *(TINY_CARDS if tiny else CARDS)):
+            name = {0: UNLIMITED, None: RELEASED}.get(limit, f"{limit} GB")
+            config = make_settings(base, folder, limit or 0, tiny)
             row = {"name": name, "base": base, "resolution": config.resolution, "card_gb": limit or None}
             rows.append(row)
             started = time.perf_counter()
             if name == RELEASED:
                 row |= alone(context, run_released, config)
             else:
-                fitted = choose_plan(config, read_machine())
+                # As the run itself chooses: it finds the card as free as it is now.
+                fitted = within(config, sizes, plan_memory(config, sizes, read_machine()))
                 plan, memory = fitted.plan, fitted.memory
                 row |= {"memory_plan": plan.to_fields(), "planned_slower": round(fitted.slower, 3)}
                 row["planned_gb"] = {phase: to_gb(getattr(memory, phase)) for phase in PHASES_OF}
                 waiting.append((row, pool.submit(simulated_gb, config, plan, about["multiprocessors"])))
                 row |= alone(context, run_plan, config)
             row["seconds_in_all"] = round(time.perf_counter() - started, 1)
-            told()
+            tell()
         while waiting:
             waiting[0][1].exception()  # waits for it
-            told()
+            tell()
+
+
+def other_rows(base: str) -> list[dict]:
+    """What was measured before, of other bases."""
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else []
+    return [row for row in rows if row["base"] != base]
 
 
 def main(given: list[str] | None = None) -> None:
@@ -313,19 +324,21 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--base", choices=PRESETS, default="z-image-turbo")
     parser.add_argument("--tiny", action="store_true", help="a tiny base, to try this script on a processor")
     arguments = parser.parse_args(given)
-    if arguments.tiny:
-        multiprocessing.set_forkserver_preload(["benchmarks.simulate", "dopsd_app.train"])
+    # For the processes that are started from here: card and allocator as the product has them.
+    settle_on_a_card()
     tests = run_tests()
     printed: set[str] = set()
 
-    def save(rows: list[dict]) -> None:
+    def save(card: str, rows: list[dict]) -> None:
         for row in rows:
             text = json.dumps(row)
             if text not in printed:
                 printed.add(text)
                 print(text, flush=True)
         if not arguments.tiny:
-            save_result("card", {"tests": tests, "steps": STEPS, "warm_up_steps": WARM_UP, "rows": rows})
+            about = {"hardware": card, "tests": tests, "states": STATES}
+            about |= {"steps": STEPS, "warm_up_steps": WARM_UP}
+            save_result("card", {**about, "rows": [*other_rows(arguments.base), *rows]})
 
     measure_all(arguments.base, arguments.tiny, save)
 

@@ -76,6 +76,7 @@ from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
 from dopsd_app.method.step import prepare
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.load import load_base_model
+from dopsd_app.models.memory_plan import MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning
 from pocket.measure import PARENT
 
@@ -129,7 +130,7 @@ def load_compiled(config: TrainConfig) -> BaseModel:
     """The base with a transformer whose blocks are compiled at their first use: 1.5 times as fast."""
     torch._dynamo.config.recompile_limit = 200  # adapters on and off, with gradient and without, and so on
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    base_model = load_base_model(config)
+    base_model = load_base_model(config, MemoryPlan(quantization=config.quantization))
     base_model.load_transformer()
     base_model.transformer.compile_repeated_blocks(dynamic=True)
     return base_model

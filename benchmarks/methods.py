@@ -29,6 +29,7 @@ PAPERS_SETTINGS = {  # whatever a preset says today; but rank 16 is enough for t
     "ema_decay": 0.9999,
     "rank": 16,
     "lora_alpha": 0.0,
+    "quantization": "none",
 }
 
 

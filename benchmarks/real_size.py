@@ -31,6 +31,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from benchmarks.record import RESULTS, hardware, save_result
 from dopsd_app.config import load_preset, make_config
 from dopsd_app.data.pictures import read_examples
+from dopsd_app.gpus import settle_on_a_card
 from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
@@ -327,6 +328,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the base is kept for the next call")
     parser.add_argument("--tiny", action="store_true", help="a tiny base, to try this script on a CPU")
     arguments = parser.parse_args()
+    # For the processes that are started from here: card and allocator as the product has them.
+    settle_on_a_card()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as place:
         folder = arguments.folder or Path(place) / "base"

@@ -20,7 +20,8 @@ def save_result(name: str, result: dict) -> Path:
     facts = {
         "command": command,
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft", "bitsandbytes")},
-        "hardware": hardware(),
+        # Given by who must not touch the card itself.
+        "hardware": result.get("hardware") or hardware(),
         "threads": torch.get_num_threads(),
     }
     RESULTS.mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from benchmarks.concepts import ConceptData, encode_concept
 from benchmarks.record import RESULTS, save_result
 from benchmarks.rows import base_mark, product
 from benchmarks.scores import BATCH, concept_scores, draw_pictures
+from benchmarks.tables import mean_and_interval
 from dopsd_app.config import DEFAULT_PRESET, TrainConfig, load_preset, make_config
 from dopsd_app.method import randomness
 from dopsd_app.method.adapters import adapter_weights, load_adapter_weights
@@ -139,26 +141,64 @@ def save(row: dict) -> list[dict]:
     case = ("rounding", "concept", "seed")
     rows = [other for other in rows if any(other[name] != row[name] for name in case)]
     rows = sorted([*rows, row], key=lambda one: [one[name] for name in ("concept", "seed")])
-    save_result("rounding", {"base": base_mark(), "preset": DEFAULT_PRESET, "rows": rows})
+    about = {"base": base_mark(), "preset": DEFAULT_PRESET, "means": summarize(rows)}
+    save_result("rounding", {**about, "rows": rows})
     return rows
 
 
-def as_markdown(rows: list[dict]) -> str:
-    """Means over what was trained on each base."""
-    lines = ["| base | trainings | velocity apart | product there | product on the exact base |"]
-    lines.append("| --- | --- | --- | --- | --- |")
+def summarize(rows: list[dict]) -> dict[str, dict]:
+    """Of each base, means over what was trained on it, and how far the exact base's LoRAs are ahead."""
+    found = {}
     for rounding in ROUNDINGS:
-        found = [row for row in rows if row["rounding"] == rounding]
-        if not found:
+        trainings = {case_of(row): row for row in rows if row["rounding"] == rounding}
+        exact = {case_of(row): row for row in rows if row["rounding"] == EXACT}
+        if not trainings:
             continue
-        errors = [sum(row["velocity_errors"]) / len(row["velocity_errors"]) for row in found]
-        figures = [
-            errors,
-            *([row[where]["product"] for row in found] for where in ("own_base", "exact_base")),
-        ]
-        means = [sum(figure) / len(found) for figure in figures]
-        lines.append(f"| {rounding} | {len(found)} | {means[0]:.1%} | {means[1]:.2f} | {means[2]:.2f} |")
-    return "\n".join(lines)
+        errors = [error for row in trainings.values() for error in row["velocity_errors"]]
+        found[rounding] = {"trainings": len(trainings), "velocity_error": round(float(np.mean(errors)), 4)}
+        for where in ("own_base", "exact_base"):
+            products = [row[where]["product"] for row in trainings.values()]
+            # Paired: of the same creature and seed.
+            leads = [
+                exact[case]["exact_base"]["product"] - row[where]["product"]
+                for case, row in trainings.items()
+                if case in exact
+            ]
+            found[rounding][where] = {
+                "product": mean_and_interval(products),
+                "behind": mean_and_interval(leads),
+            }
+    return found
+
+
+def case_of(row: dict) -> tuple[int, int]:
+    return row["concept"], row["seed"]
+
+
+def as_markdown(rows: list[dict]) -> str:
+    """A line for each base."""
+    columns = [
+        "trained on",
+        "trainings",
+        "velocities apart by",
+        "product there",
+        "on the exact base",
+        "behind by",
+    ]
+    lines = [columns, ["---"] * len(columns)]
+    for rounding, means in summarize(rows).items():
+        there, moved = means["own_base"], means["exact_base"]
+        figures = [there["product"], moved["product"], moved["behind"]]
+        apart = f"{means['velocity_error']:.1%}"
+        lines.append([rounding, str(means["trainings"]), apart, *map(in_words, figures)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def in_words(value: dict | None) -> str:
+    if value is None:
+        return ""
+    half = "" if value["interval_95"] is None else f" ± {value['interval_95']:.2f}"
+    return f"{value['mean']:.2f}{half}"
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ BENCHMARKS = (  # the folders that those tests are of, and they themselves
     "tests/test_method_table.py",
     "tests/test_pocket.py",
     "tests/test_real_size.py",
+    "tests/test_rounding.py",
 )
 LONGEST = (
     "test_page_fetch.py",

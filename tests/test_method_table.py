@@ -289,6 +289,15 @@ def world():
     return config, encode_concept(base_model, "test", 0), priors
 
 
+def test_a_method_trains_on_the_weights_that_its_name_tells():
+    rounded = {name: method.load_learner(*method.settings_of(name)) for name in ("dopsd_ema", "dopsd_nf4")}
+    layers = {
+        name: {type(layer).__name__ for layer in base_model.transformer.modules()}
+        for name, base_model in rounded.items()
+    }
+    assert "Nf4Linear" in layers["dopsd_nf4"] and "Nf4Linear" not in layers["dopsd_ema"]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_the_lora_within_its_passes(world, name, monkeypatch):
     monkeypatch.setattr("dopsd_app.method.objectives.made.SAMPLES", 6)

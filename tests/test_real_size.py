@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks import real_size
+from benchmarks import card, real_size
 from benchmarks.real_size import EXAMPLE, draw_file, enlarge, measure, save_base, stored_as
 from dopsd_app.data.pictures import read_examples
 from dopsd_app.jobs.events import Finished, LoraChecked, PreviewSaved, Resumed, StepDone, Warned
@@ -171,3 +171,55 @@ def test_pictures_of_the_example_are_as_large_as_they_are_wanted(tmp_path):
     examples = read_examples(enlarge(EXAMPLE, tmp_path / "pictures", 256), minimum_side=256).examples
     assert len(examples) == 6
     assert all(example.captions for example in examples)
+
+
+# --- what a card is asked
+
+
+@pytest.mark.process
+def test_the_script_for_a_card_tells_row_by_row_what_a_tiny_base_took(monkeypatch):
+    monkeypatch.setenv("HF_HOME", "")  # which the script changes
+    monkeypatch.setattr(card, "TINY_CARDS", (12,))
+    told = []
+    card.measure_all("klein-4b", True, lambda hardware, rows: told.append(rows))
+    names = [[row["name"] for row in rows] for rows in told]
+    order = [card.UNLIMITED, card.RELEASED, "12 GB"]
+    assert names[:3] == [order[:1], order[:2], order] and all(each == order for each in names[3:])
+    assert not any("failed" in row for row in told[-1])
+    unlimited, released, limited = told[-1]
+    for row in (unlimited, limited):
+        assert row["check"].startswith("The LoRA file is good") and row["warnings"] == []
+        assert row["plan_at_the_end"] == row["memory_plan"]
+        assert row["simulated_gb"]["reserved"].keys() == row["planned_gb"].keys() == card.PHASES_OF.keys()
+    assert len(released["seconds_per_step"]) == card.WARM_UP + card.STEPS
+    assert limited["times_unlimited"] == pytest.approx(
+        limited["step_seconds"] / unlimited["step_seconds"], abs=1e-3
+    )
+
+
+def row_of(name, seconds, reserved, **more):
+    steps = [9.0, seconds, seconds, seconds]
+    return {"name": name, "seconds_per_step": steps, "reserved_until_gb": {"training": reserved}, **more}
+
+
+def test_goals_are_told_by_the_steps_behind_the_warm_up_and_by_the_memory_of_training():
+    rows = [
+        row_of(card.UNLIMITED, 3.0, 40.0, card_gb=None, context_gb=1.0),
+        row_of(card.RELEASED, 4.0, 39.0, card_gb=None),
+        row_of("12 GB", 4.2, 11.0, card_gb=12, context_gb=1.0, reserved_gb=11.5),
+    ]
+    unlimited, released, limited = card.compare(rows, floor_seconds=2.0)
+    assert (unlimited["times_the_floor"], unlimited["times_released"]) == (1.5, 0.75)
+    assert [words.rpartition(" ")[2] for words in unlimited["goals"]] == ["reached", "reached"]
+    assert released["goals"] == []
+    assert (limited["times_unlimited"], limited["times_released"]) == (1.4, 1.05)
+    # Both with CUDA's own context.
+    assert (limited["memory_of_released"], limited["most_gb"]) == (0.3, 12.5)
+    assert [words.rpartition(" ")[2] for words in limited["goals"]] == [
+        "missed",
+        "missed",
+        "reached",
+        "reached",
+    ]
+    failed = card.compare([*rows[:1], {"name": "8 GB", "card_gb": 8, "failed": "of memory"}], 2.0)[1]
+    assert (failed["step_seconds"], failed["goals"]) == (None, [])
