@@ -134,6 +134,8 @@ def test_a_check_of_other_captions_says_so(call, server):
 def test_the_plan_tells_what_is_needed(job):
     assert job.plan["problems"] == [] and job.plan["steps"] == 4
     assert job.plan["seconds"] > 0 and job.plan["memory"] > 0 and job.plan["disk"] > 0
+    assert job.plan["memory"] == max(job.plan["memory_by_phase"].values())
+    assert job.plan["memory_plan"]["quantization"] == "none"
 
 
 def test_a_run_is_shown_to_its_end(job):

@@ -135,7 +135,7 @@ def test_a_reload_loses_no_picture_caption_word_or_setting(page, server, files):
     expect(box(page, "set-steps")).to_have_value("17")
     expect(box(page, "set-preview-prompts")).to_have_value("zorp at home\nzorp abroad")
     unfold(page, "more")
-    expect(page.locator("#set-gradient-checkpointing input")).to_be_checked()
+    expect(box(page, "set-seed")).to_have_value("5")
 
 
 def test_what_is_typed_or_pasted_is_kept_though_the_box_is_never_left(page, server, files):

@@ -274,7 +274,7 @@ def test_a_run_killed_at_any_moment_is_interrupted_and_goes_on(runs_dir):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("fails-memory", "Out of memory. .*`quantization` nf4"),
+        ("fails-memory", "Out of memory. .*`rank` 16"),
         ("fails-sentence", "The model is gone. Fetch it again."),
         (
             "fails-x",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.method.lora_product import LoraProduct
+from dopsd_app.method.lora_product import LoraProduct, add_product
 from dopsd_app.models.protocol import Transformer
 
 
@@ -100,6 +100,8 @@ def _forward(layer: LoraLayer, adapters: Adapters) -> Callable[[Tensor], Tensor]
         result, adapter = base_layer(x), adapters.active
         if adapter is None:
             return result
+        if not torch.is_grad_enabled():
+            return add_product(result, x, *matrices[adapter], scales[adapter])[0]
         return LoraProduct.apply(result, x, *matrices[adapter], scales[adapter])
 
     return forward

@@ -9,6 +9,17 @@ from torch import Tensor
 from torch.nn import Parameter
 
 
+def add_product(result: Tensor, x: Tensor, a: Parameter, b: Parameter, scale: float) -> tuple[Tensor, Tensor]:
+    """The sum, and x A^T (tokens, rank); alone where no gradient is wanted: a Function costs more time."""
+    down = x.flatten(0, -2) @ a.to(x.dtype).T
+    # The same memory: a second tensor of this size would be the largest that the layer makes. Not
+    # `mark_dirty`: a result can be a view that was made in a Function (as bitsandbytes' with a bias is),
+    # and those may not be changed. Nothing that makes it, a product, keeps it for its backward pass.
+    added = result.detach()
+    added.view(-1, added.shape[-1]).addmm_(down, b.to(x.dtype).T, alpha=scale)
+    return added, down
+
+
 class LoraProduct(torch.autograd.Function):
     """result + scale * x A^T B^T, with gradients of x, A and B in their own types.
 
@@ -18,12 +29,7 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, result: Tensor, x: Tensor, a: Parameter, b: Parameter, scale: float) -> Tensor:
         """Result (..., out), which nobody else may use any more; x (..., in); A (rank, in); B (out, rank)."""
-        down = x.flatten(0, -2) @ a.to(x.dtype).T
-        # The same memory: a second tensor of this size would be the largest that the layer makes. Not
-        # `mark_dirty`: a result can be a view that was made in a Function (as bitsandbytes' with a bias is),
-        # and those may not be changed. Nothing that makes it, a product, keeps it for its backward pass.
-        added = result.detach()
-        added.view(-1, added.shape[-1]).addmm_(down, b.to(x.dtype).T, alpha=scale)
+        added, down = add_product(result, x, a, b, scale)
         ctx.save_for_backward(x, down, a, b)
         ctx.scale = scale
         return added

@@ -75,6 +75,8 @@ class RmsNorm(torch.autograd.Function):
 
 def _some_at_a_time(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Pieces of x and others as long, along its tokens: what is made of them in float32 is small."""
+    if x.numel() <= PIECE:
+        return iter([(x, *others)])
     tokens = min(1, x.ndim - 2)
     length = max(1, PIECE * x.shape[tokens] // x.numel())
     return zip(*(each.split(length, dim=tokens) for each in (x, *others)), strict=True)

@@ -43,6 +43,7 @@ from dopsd_app.ui.server.guard import Handler, guarded
 from dopsd_app.ui.server.lora_copies import lora_copy
 from dopsd_app.ui.server.uploads import removed_afterwards
 
+PHASES = ("encoding", "training", "drawing")  # of a plan's memory
 TYPES = {
     str: "text",
     int: "a whole number",
@@ -185,7 +186,12 @@ def cancel_check(draft_id: str) -> str:
 
 def make_plan(draft_id: str) -> dict:
     """What a run of the draft would need: time, memory, disk, and the reasons that it cannot start."""
-    return asdict(plan.plan_draft(pictures.the_draft(draft_id)))
+    made = plan.plan_draft(pictures.the_draft(draft_id))
+    fitted = made.fitted
+    told = {name: value for name, value in asdict(made).items() if name != "fitted"}
+    phases = {name: getattr(fitted.memory, name) for name in PHASES} if fitted else {}
+    how = fitted.plan.to_fields() if fitted else {}
+    return {**told, "memory": made.memory, "memory_by_phase": phases, "memory_plan": how}
 
 
 def start(draft_id: str) -> str:
