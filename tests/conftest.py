@@ -24,6 +24,7 @@ import pytest
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
+from dopsd_app.jobs import card
 from dopsd_app.jobs.runs import create_run
 from tests.support import forks
 from tests.support.browser import Visit, chromium
@@ -93,6 +94,13 @@ def pytest_unconfigure():
     if fork_server.name == str(os.getpid()):
         forks.end()
         shutil.rmtree(fork_server.parent, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_card_is_known(monkeypatch):
+    """What one test imitates of cards is not remembered in the next: locks are named after them."""
+    monkeypatch.setattr(card, "_known_card", "")
+    monkeypatch.setattr(card, "_known_cards", ())
 
 
 @pytest.fixture(scope="session")
