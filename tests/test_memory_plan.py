@@ -145,6 +145,28 @@ def test_the_computers_memory_decides_too():
     assert planned("z-image-turbo", 1024, 8, IN_32_GB).plan.quantization == "none"
 
 
+@pytest.mark.parametrize("free", [step / 4 for step in range(14, 60)])
+def test_no_plan_is_missed_for_the_computers_memory(free):
+    """The first number of blocks that the card needs elsewhere is the one that the computer bears best."""
+    config, sizes = config_of("z-image-turbo", quantization="none"), CATALOG["z-image-turbo"].sizes
+    budget = on_card(8, int(free * GIB))
+    plans = [
+        MemoryPlan(
+            recomputed_blocks=34,
+            offloaded_blocks=number,
+            autoencoder_in_ram=True,
+            encoders_by_layer=True,
+            tiled_decode=True,
+        )
+        for number in range(35)
+    ]
+    taken = [reckon(config, sizes, plan, on_gpu=True) for plan in plans]
+    possible = any(
+        memory.computer <= budget.computer and memory.peak * 1.02 <= budget.device for memory in taken
+    )
+    assert (fit(config, sizes, budget) is not None) >= possible
+
+
 def test_where_nothing_fits_the_smallest_plan_is_told_with_what_it_needs():
     config, sizes = config_of("z-image-turbo"), CATALOG["z-image-turbo"].sizes
     assert fit(config, sizes, on_card(1)) is None

@@ -149,21 +149,12 @@ class KleinSizes(Sizes):
             work_of_halves=WORK_OF_HALVES,
             inputs_in_halves=INPUTS_IN_HALVES,
         )
-        single = Blocks(
+        single = replace(
+            double,
             count=self.single_blocks,
             parameters=13 * self.dim**2,
-            others=0,
             largest=9 * self.dim**2,
-            features=features,
-            chunk=CHUNK * self.dim,
             kept=KEPT_SINGLE,
-            beside=BESIDE,
-            back=BACK,
-            passing=PASSING,
-            back_in_halves=BACK_IN_HALVES,
-            passing_in_halves=PASSING_IN_HALVES,
-            work_of_halves=WORK_OF_HALVES,
-            inputs_in_halves=INPUTS_IN_HALVES,
         )
         return double, single
 

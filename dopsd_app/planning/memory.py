@@ -162,6 +162,9 @@ def _candidates(config: TrainConfig, sizes: Sizes, budget: Budget) -> Iterator[F
     ways = [(False, False), (True, False)]  # in halves or not, and inputs in the computer's memory or not
     if budget.on_gpu:
         ways += [(False, True), (True, True)]
+    # What is saved there waits in the computer's memory: more of it fits the device better, and that worse.
+    ran_out = {phase: most for phase, most in budget.ran_out.items() if phase != "computer"}
+    of_device = replace(budget, computer=2**62, ran_out=ran_out)
     for quantization, (halves, inputs_in_ram) in product(rounded, ways):
         plan = MemoryPlan(
             quantization=quantization,
@@ -173,7 +176,7 @@ def _candidates(config: TrainConfig, sizes: Sizes, budget: Budget) -> Iterator[F
         every = replace(plan, recomputed_blocks=blocks)
 
         def enough(tried: MemoryPlan) -> bool:
-            return _fits(_measured(config, sizes, tried, budget), budget)
+            return _fits(_measured(config, sizes, tried, budget), of_device)
 
         recomputed = _least(blocks, lambda n, plan=plan: enough(replace(plan, recomputed_blocks=n)))
         found = [replace(plan, recomputed_blocks=recomputed)]
