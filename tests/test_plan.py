@@ -439,6 +439,7 @@ def test_a_limit_that_is_set_by_hand_is_what_the_plan_keeps_to():
     assert limited.memory.peak <= 8 * GIB < free.memory.peak
     [problem] = plan_for(replace(Z_IMAGE, memory_limit=2.0), with_card(size=24)).problems
     assert "and the card may use 2.0 GB" in problem
+    assert problem.endswith("Raise `memory_limit`.")
 
 
 def test_while_a_run_of_ours_trains_the_next_one_is_planned_with_what_that_will_leave(told_run, tmp_path):

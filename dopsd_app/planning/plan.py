@@ -207,7 +207,8 @@ def _fit_memory(
         needed, there = tell_apart(fitted.memory.peak, alone.device, GIB)
         holder = "the card" if now.on_gpu else "this computer"
         limit = "may use" if config.memory_limit else "has"
-        advice = _advice(config, sizes, alone) or "No settings make it small enough."
+        nothing = "Raise `memory_limit`." if config.memory_limit else "No settings make it small enough."
+        advice = _advice(config, sizes, alone) or nothing
         return fitted, [f"The run needs about {needed} of memory, and {holder} {limit} {there}. {advice}"], []
     if fitted.memory.computer > alone.computer:
         needed, there = tell_apart(fitted.memory.computer, alone.computer, GIB)
