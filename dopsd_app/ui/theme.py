@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS = Path(__file__).parent / "page.css"
+CSS = sorted((Path(__file__).parent / "css").glob("*.css"))  # page.css for all steps, and one for each
 
 theme = gr.themes.Base(
     primary_hue="indigo",
