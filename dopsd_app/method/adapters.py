@@ -75,6 +75,30 @@ def remove_adapters(transformer: Transformer) -> None:
     del transformer.adapters
 
 
+@contextmanager
+def spare_adapter(transformer: Transformer, name: str) -> Generator[None]:
+    """The bare base, on which a LoRA can be loaded under this name and drawn with, by PEFT's own layers.
+
+    Afterwards that LoRA is gone, and all is as training left it.
+    """
+    ours = {layer: layer.forward for layer in _lora_layers(transformer).values()}
+    learns = {weight: weight.requires_grad for layer in ours for weight in layer.parameters()}
+    for layer in ours:
+        del layer.forward
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        if name in transformer.peft_config:
+            transformer.delete_adapters([name])
+        transformer.enable_adapters()
+        transformer.set_adapter("student")
+        for layer, forward in ours.items():
+            layer.forward = forward
+        for weight, needed in learns.items():
+            weight.requires_grad_(needed)
+
+
 def _lora_layers(transformer: Transformer) -> dict[str, Any]:
     """PEFT's layers by name: each is a `LoraLayer` and a module."""
     return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}

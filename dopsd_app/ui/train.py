@@ -170,7 +170,7 @@ class TrainStep:
 
     def _buttons(self, run: Run | None, view: RunView | None) -> dict:
         state = view.status.state if view else ""
-        live = state in ("downloading", "loading", "encoding", "training")
+        live = state in ("downloading", "loading", "encoding", "training", "drawing")
         active = {
             self.stop: live or state == "queued",
             self.resume: state in ("draft", "stopped", "failed", "interrupted"),

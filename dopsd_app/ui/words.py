@@ -25,6 +25,7 @@ STATES = {
     "loading": "Loading the base model",
     "encoding": "Reading pictures and captions",
     "training": "Training",
+    "drawing": "Drawing what was asked for, between two steps",
     "stopping": "Stopping after this step",
     "stopped": "Stopped",
     "failed": "Failed",
