@@ -18,7 +18,7 @@ from dopsd_app.jobs.drawing import Drawing, wanted_by
 from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job, RunError
 from dopsd_app.jobs.runs import Run
-from dopsd_app.method.adapters import spare_adapter
+from dopsd_app.method.adapters import remove_spare, room_for_a_spare_one, spare_adapter
 from dopsd_app.method.processes import Processes
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.loaded_model import LoadedModel
@@ -114,13 +114,14 @@ class _Lent(LoadedModel):
 
     def load_lora(self, lora: Path, strength: float) -> None:
         """Loads a LoRA file beside the student, and sets its strength."""
-        super().load_lora(lora, strength)
+        with room_for_a_spare_one():
+            super().load_lora(lora, strength)
         loaded(self.pipeline).enable_lora()
 
     def unload_lora(self) -> None:
         """The bare base again; the student stays where it is."""
         if self.loaded_lora:
-            self.base_model.transformer.delete_adapters(["lora"])
+            remove_spare(self.base_model.transformer, "lora")
             loaded(self.pipeline).disable_lora()
             self.loaded_lora = None
 

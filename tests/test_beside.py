@@ -74,9 +74,9 @@ def equal(one, other):
 
 
 def test_a_run_draws_what_a_warm_worker_would_and_trains_as_if_it_drew_nothing(
-    finished, new_run, tiny_config, monkeypatch
+    finished, new_run, tiny_config
 ):
-    config = replace(tiny_config, steps=8, learning_rate=0.01, checkpoint_every=1, preview_every=4)
+    config = replace(tiny_config, steps=8, learning_rate=0.01, checkpoint_every=1)
     alone, runs_dir = new_run(config), finished.runs_dir
     assert work(alone) == 0
     run = new_run(config)
@@ -91,8 +91,9 @@ def test_a_run_draws_what_a_warm_worker_would_and_trains_as_if_it_drew_nothing(
     gone = wait_in_line(runs_dir, CheckRequest(tiny_config, runs_dir / "nothing"))
     assert work(run) == 0
 
-    states = [one.status.state for one in (drawn, bad, weak, check, own, gone)]
-    assert states == ["finished", "failed", "finished", "finished", "finished", "failed"]
+    ends = [one.status for one in (drawn, bad, weak, check, own, gone)]
+    states = ["finished", "failed", "finished", "finished", "finished", "failed"]
+    assert [end.state for end in ends] == states, ends
     assert "is damaged" in bad.status.reason and "no folder" in gone.status.reason
     assert all(one.status.pid == os.getpid() for one in (drawn, weak, check, own))
     assert equal(what_is_trained(run), what_is_trained(alone))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import diffusers.utils.logging
 import numpy as np
 import torch
 from peft import LoraConfig
@@ -48,9 +49,7 @@ def add_adapters(transformer: Transformer, targets: str, config: TrainConfig) ->
         init_lora_weights="gaussian",
         target_modules=targets,
     )
-    with warnings.catch_warnings():
-        # PEFT warns of a second adapter; two are what the method needs.
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+    with more_than_one():
         if config.has_ema_teacher:
             transformer.add_adapter(lora, adapter_name="teacher")
         transformer.add_adapter(lora, adapter_name="student")
@@ -65,6 +64,33 @@ def add_adapters(transformer: Transformer, targets: str, config: TrainConfig) ->
             if adapter == "student" and name.endswith("lora_A.weight"):
                 weight.data.copy_(torch.randn(weight.shape, generator=generator) / config.rank)
     update_teacher(transformer, ema_decay=0.0)
+
+
+@contextmanager
+def more_than_one() -> Generator[None]:
+    """PEFT warns of a second adapter; two are what the method needs, and a third is for drawing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        yield
+
+
+@contextmanager
+def room_for_a_spare_one() -> Generator[None]:
+    """The same for a LoRA that is loaded beside others: diffusers misses their weights in its file."""
+    before = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        with more_than_one():
+            yield
+    finally:
+        diffusers.utils.logging.set_verbosity(before)
+
+
+def remove_spare(transformer: Transformer, name: str) -> None:
+    """Takes a LoRA that was loaded under this name off again, if it is there."""
+    transformer.set_adapter("student")  # PEFT would warn of one that is active
+    if name in transformer.peft_config:
+        transformer.delete_adapters([name])
 
 
 def remove_adapters(transformer: Transformer) -> None:
@@ -89,10 +115,8 @@ def spare_adapter(transformer: Transformer, name: str) -> Generator[None]:
     try:
         yield
     finally:
-        if name in transformer.peft_config:
-            transformer.delete_adapters([name])
+        remove_spare(transformer, name)
         transformer.enable_adapters()
-        transformer.set_adapter("student")
         for layer, forward in ours.items():
             layer.forward = forward
         for weight, needed in learns.items():
