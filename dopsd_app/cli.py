@@ -385,7 +385,7 @@ def _stop(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     before = run.status.state
     send_command(run, "stop")
-    what = "saves a checkpoint and stops" if before == "training" else "stops"
+    what = "saves a checkpoint and stops" if before in ("training", "drawing") else "stops"
     print(f"{run.id} {'is out of the queue' if before == 'queued' else what}.")
     return 0
 

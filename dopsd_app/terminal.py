@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dopsd_app.errors import KnownFailure, is_out_of_memory
+from dopsd_app.jobs.beside import when_free
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
 from dopsd_app.jobs.follow import BYTES, hint, show_bytes
 from dopsd_app.jobs.job import RunError
@@ -91,5 +92,6 @@ def _at_work(runs_dir: Path) -> str:
 
 def _wait(runs_dir: Path) -> str:
     live = computing(runs_dir)
-    stop = f", or stop it: {hint('stop', Run(live[0].path))}" if live and live[0].kind == TRAIN else ""
-    return f"Wait for its end{stop}."
+    if live and live[0].kind == TRAIN:
+        return when_free(runs_dir, f": {hint('stop', Run(live[0].path))}")
+    return "Wait for its end."

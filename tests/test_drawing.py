@@ -146,7 +146,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
     job.write_status(
         other, state="training", pid=os.getpid(), pid_started=launcher.process_started(os.getpid())
     )
-    with pytest.raises(RunError, match=f"{other.id} is being trained"):
+    with pytest.raises(RunError, match=f"{other.id} is being trained, and has not come to its first step"):
         ask(runs_dir, picture_of(trained))
     job.write_status(other, state="stopped")
     with holding_the_card(runs_dir), pytest.raises(RunError, match="Another job is at work"):

@@ -94,7 +94,10 @@ def why_not(run: Run, offer: Offer | None, wanted: Wanted) -> str:
 
 def _differences(trained: TrainConfig, offer: Offer, wanted: Wanted) -> Iterator[str]:
     config = wanted.config
-    if not _same_base(trained, wanted):
+    context = config.teacher_context if wanted.teaches else UNTAUGHT
+    if needs_fetching(config.base_model, config.revision, context):
+        yield "this needs a base model, or a part of one, that is not here yet"
+    if not _same_base(trained, config):
         yield "this needs another base model"
     if config.quantization not in ("auto", offer.quantization):
         yield f"its base model is loaded in other weights than this needs ({config.quantization})"
@@ -110,31 +113,27 @@ def _differences(trained: TrainConfig, offer: Offer, wanted: Wanted) -> Iterator
         yield f"there is no room for a second LoRA of rank {config.rank} beside it"
 
 
-def _same_base(trained: TrainConfig, wanted: Wanted) -> bool:
-    """Whether it is the very folder that is loaded, where nothing lacks."""
-    config = wanted.config
-    context = config.teacher_context if wanted.teaches else UNTAUGHT
+def _same_base(trained: TrainConfig, config: TrainConfig) -> bool:
+    """Whether it is the very folder that is loaded, in the same precision and place."""
     if (config.precision, config.device) != (trained.precision, trained.device):
         return False
     try:
-        if needs_fetching(config.base_model, config.revision, context):
-            return False
         loaded = find_base_model(trained.base_model, trained.revision, UNTAUGHT)
         return find_base_model(config.base_model, config.revision, UNTAUGHT).folder == loaded.folder
     except KnownFailure:  # it is not there any more
         return False
 
 
-def when_free(runs_dir: Path) -> str:
+def when_free(runs_dir: Path, how_to_stop: str = "") -> str:
     """A sentence: when the trainings of this folder, those that wait included, will have ended."""
     runs = [Run(job.path) for job, now in statuses(runs_dir) if now.busy and kind_or_none(job) == TRAIN]
     others = words_for_count(len(runs) - 1, "training")
     all_of_them = f"It, with {others} that {'wait' if len(runs) > 2 else 'waits'}," if runs[1:] else "It"
     seconds = [_seconds_left(run) for run in runs]
     if not seconds or None in seconds:
-        return "Draw when it has ended, or stop it."
+        return f"Draw when it has ended, or stop it{how_to_stop}."
     left = words_for_time(max(1.0, sum(each for each in seconds if each)))
-    return f"{all_of_them} will have ended in {left}; or stop it."
+    return f"{all_of_them} will have ended in {left}; or stop it{how_to_stop}."
 
 
 def _seconds_left(run: Run) -> float | None:

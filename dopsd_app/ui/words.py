@@ -25,7 +25,7 @@ STATES = {
     "loading": "Loading the base model",
     "encoding": "Reading pictures and captions",
     "training": "Training",
-    "drawing": "Drawing what was asked for, between two steps",
+    "drawing": "Drawing pictures, then it trains on",
     "stopping": "Stopping after this step",
     "stopped": "Stopped",
     "failed": "Failed",
