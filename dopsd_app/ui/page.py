@@ -10,6 +10,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.access import AccessError, check_access, this_space
 from dopsd_app.jobs.runs import default_runs_dir, list_runs
 from dopsd_app.ui import run_actions
+from dopsd_app.ui.enlarge import ENLARGE
 from dopsd_app.ui.events import IN_BROWSER, source_of
 from dopsd_app.ui.navigation import (
     PICTURES,
@@ -86,6 +87,7 @@ class Page:
             js=REMEMBERED,
         )
         app.load(None, js=ACCESSIBILITY, **IN_BROWSER)
+        app.load(None, js=ENLARGE, **IN_BROWSER)
         self.train.run_id.change(None, self.train.run_id, None, js=REMEMBER_RUN, **IN_BROWSER)
         at = [self.pictures.draft, self.train.run_id]
         self.navigation.connect(app, steps, self.reopen, at, self._steps)
