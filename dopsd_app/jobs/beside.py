@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value, replace_file, retry
 from dopsd_app.jobs.card import is_card_free, read_holder
 from dopsd_app.jobs.events import StepDone, read_events
@@ -66,7 +65,10 @@ def read_offer(run: Run) -> Offer | None:
 
 
 def check_room(runs_dir: Path, wanted: Wanted) -> None:
-    """Raises `RunError` where nobody could draw this soon: with the reason, and when it will be free."""
+    """Raises `RunError` where nobody could draw this soon: with the reason, and when it will be free.
+
+    Raises `BaseModelError` for a base model that cannot be read.
+    """
     if is_card_to_spare(runs_dir):
         return
     trainings = [(Run(job.path), now) for job, now in statuses(runs_dir) if kind_or_none(job) == TRAIN]
@@ -117,11 +119,8 @@ def _same_base(trained: TrainConfig, config: TrainConfig) -> bool:
     """Whether it is the very folder that is loaded, in the same precision and place."""
     if (config.precision, config.device) != (trained.precision, trained.device):
         return False
-    try:
-        loaded = find_base_model(trained.base_model, trained.revision, UNTAUGHT)
-        return find_base_model(config.base_model, config.revision, UNTAUGHT).folder == loaded.folder
-    except KnownFailure:  # it is not there any more
-        return False
+    loaded = find_base_model(trained.base_model, trained.revision, UNTAUGHT)
+    return find_base_model(config.base_model, config.revision, UNTAUGHT).folder == loaded.folder
 
 
 def when_free(runs_dir: Path, how_to_stop: str = "") -> str:
