@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,12 +14,17 @@ import psutil
 from dopsd_app.jobs.events import (
     Event,
     EventReader,
+    Failed,
+    Finished,
     HealthMeasured,
     LoraChecked,
+    MemoryPlanned,
     PreviewSaved,
     StepDone,
+    Stopped,
     Warned,
     measured_in,
+    read_timed_events,
 )
 from dopsd_app.jobs.promise import Promise, measured_pace, read_promise, words_for_delay
 from dopsd_app.jobs.runs import Run
@@ -28,6 +34,8 @@ from dopsd_app.progress import DownloadProgress
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
 SHOWN_PREVIEWS = 24
 KEPT_READERS = 8  # runs whose events are held in memory between two looks
+
+ENDINGS = (Finished, Stopped, Failed)
 
 T = TypeVar("T")
 
@@ -67,6 +75,7 @@ class RunView:
     download: DownloadProgress | None  # how far the base model has been fetched, while it is
     check: str  # what the check of the LoRA file found; empty before it
     passed: bool  # whether that was good
+    seconds: float | None  # that its processes worked, until its end; None before
     promise: Promise | None  # what the plan said of its time
 
     @property
@@ -131,7 +140,18 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "download": events[-1] if events and isinstance(events[-1], DownloadProgress) else None,
         "check": check.summary if check else "",
         "passed": bool(check and check.passed),
+        "seconds": _worked(run) if events and isinstance(events[-1], ENDINGS) else None,
     }
+
+
+def _worked(run: Run) -> float:
+    """Seconds from each process' first event to its last: what passed between two of them does not count."""
+    timed = read_timed_events(run.events_file)
+    return sum(
+        until - since
+        for (since, before), (until, event) in pairwise(timed)
+        if not isinstance(before, ENDINGS) and not isinstance(event, MemoryPlanned)
+    )
 
 
 def standing_warnings(warned: list[Warned]) -> tuple[str, ...]:
