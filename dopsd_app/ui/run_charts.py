@@ -19,14 +19,14 @@ from dopsd_app.ui.events import listen
 from dopsd_app.ui.run_actions import run_name, watcher
 
 SCORES = {
-    "Like your pictures": ("#4f46e5", "should rise: how like them its pictures of the prompts are"),
-    "Follows the prompt": ("#d97706", "should stay high: 1 is the most, 0 is chance"),
-    "Clean pictures": ("#16a34a", "should stay high: it falls when pictures get worse"),
-    "Other prompts change": ("#dc2626", "should stay low: how far pictures of something else have moved"),
+    "Like your pictures": ("#4f46e5", "should rise", "How like them its pictures of the prompts are"),
+    "Follows the prompt": ("#d97706", "should stay high", "1 is the most, 0 is chance"),
+    "Clean pictures": ("#16a34a", "should stay high", "It falls when pictures get worse"),
+    "Other prompts change": ("#dc2626", "should stay low", "How far pictures of something else have moved"),
 }
 LEGEND = "".join(
-    f"<p class='hint'><span style='background:{colour}'></span><b>{name}</b> {meaning}</p>"
-    for name, (colour, meaning) in SCORES.items()
+    f"<p class='hint' title='{meaning}'><span style='background:{colour}'></span><b>{name}</b> {wish}</p>"
+    for name, (colour, wish, meaning) in SCORES.items()
 )
 UNMEASURED = "<p class='hint'>The health is measured with the first whole preview.</p>"
 FIRST = next(iter(SCORES))
@@ -138,17 +138,17 @@ def run_charts() -> RunCharts:
         "buttons": [],
     }
     with gr.Tabs(elem_id="charts"):
-        with gr.Tab("Health", id="health-tab"):
-            health_plot = gr.LinePlot(
-                y="score", height=220, show_label=False, label="Health by step", elem_id="health", **common
-            )
-            legend = gr.HTML(elem_id="health-legend", elem_classes="legend")
         with gr.Tab("Loss", id="loss-tab"):
             curve_plot = gr.LinePlot(
                 y="loss", height=220, show_label=False, label="Loss by step", elem_id="loss", **common
             )
             gr.HTML("<p class='hint'>It is noisy and does not go to zero: trust the pictures.</p>")
             smoothing = gr.Radio(list(SMOOTHING), value=LIGHT, label="Smoothing", elem_id="smoothing")
+        with gr.Tab("Health", id="health-tab"):
+            health_plot = gr.LinePlot(
+                y="score", height=220, show_label=False, label="Health by step", elem_id="health", **common
+            )
+            legend = gr.HTML(elem_id="health-legend", elem_classes="legend")
     runs_legend = gr.HTML(elem_id="runs-legend", elem_classes="legend")
     with gr.Row(elem_classes="choose"):
         compared = gr.Dropdown(
@@ -251,7 +251,7 @@ def health(
 
 
 def _plot(rows: list[tuple], columns: list[str], others: Sequence[str]) -> dict:
-    colours = {name: colour for name, (colour, _) in SCORES.items()} | COLOURS
+    colours = {name: colour for name, (colour, *_) in SCORES.items()} | COLOURS
     colours |= dict(zip(others, OTHERS, strict=False))
     return gr.update(value=pd.DataFrame(rows, columns=columns), color_map=colours, visible=True)
 

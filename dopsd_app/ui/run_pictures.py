@@ -1,6 +1,7 @@
 """What a run draws, as the fourth step shows it: prompt by step, two steps side by side, and the roll-out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from gradio.components import Component
 
 from dopsd_app.jobs.watch import Rollout, RunView, Samples
 from dopsd_app.ui import words
+from dopsd_app.ui.server.picture_files import address, read_size
+from dopsd_app.ui.words import ENLARGED
 
 NEWEST = -1  # in place of a step
 CELL, LARGE = 256, 1024  # pixels that pictures are fetched at
@@ -156,11 +159,21 @@ def _row(samples: Samples, number: int, prompt: str, columns: int) -> str:
     cells = [_cell(_of(samples.sources, number), "Source")] if samples.sources else []
     cells += [_cell(_of(files, number), step_name(step)) for step, files in samples.steps]
     title = words.text(prompt)
+    shape = _shape(file for _, files in samples.steps[:1] if (file := _of(files, number)))
     return (
-        f"<tbody data-group='prompt-{number}' data-about='{about}'>"
+        f"<tbody data-group='prompt-{number}' data-about='{about}'{shape}>"
         f"<tr><th colspan='{columns}' scope='rowgroup'><span title='{title}'>{title}</span></th></tr>"
         f"<tr>{''.join(cells)}</tr></tbody>"
     )
+
+
+def _shape(files: Iterable[Path]) -> str:
+    """The pictures' shape as a style: their places are laid out before they are fetched."""
+    for file in files:
+        with suppress(OSError):
+            width, height = read_size(str(file), file.stat().st_mtime_ns)
+            return f" style='--shape:{width}/{height}'"
+    return ""
 
 
 def _of(files: Sequence[Path | None], number: int) -> Path | None:
@@ -168,7 +181,15 @@ def _of(files: Sequence[Path | None], number: int) -> Path | None:
 
 
 def _cell(file: Path | None, name: str) -> str:
-    return f"<td>{words.picture(file, name, longest=CELL) if file else ''}</td>"
+    """A picture as `words.picture` has it, in few bytes: there are hundreds, and their shape is the row's."""
+    try:
+        small, large = (address(file, side) for side in (CELL, ENLARGED)) if file else ("", "")
+    except OSError:  # deleted
+        small = large = ""
+    if not small:
+        return "<td></td>"
+    shown = f'<img src="{words.text(small)}" alt="{name}" loading=lazy>'
+    return f'<td><a class=enlarge href="{words.text(large)}">{shown}</a></td>'
 
 
 def _sheets(sheets: Sequence[tuple[int, Path]]) -> str:

@@ -70,4 +70,4 @@ def foot(view: RunView) -> str:
         doing = f"Step {status.step} of {status.steps}"
     if view.seconds_left is not None:
         doing += f", {words.in_time(view.seconds_left)} left"
-    return doing
+    return words.foot(doing)
