@@ -33,7 +33,7 @@ FIRST = next(iter(SCORES))
 SMOOTHING = {"Off": 0.0, "Light": 0.8, "Strong": 0.96}  # how much of the mean so far each step keeps
 LIGHT = "Light"
 OWN, RAW = "This run", "Each step"
-COLOURS = {OWN: "#4f46e5", RAW: "#c7d2fe"}
+COLOURS = {OWN: "#4f46e5", RAW: "rgba(129, 140, 248, 0.4)"}
 OTHERS = ("#0891b2", "#c026d3", "#65a30d", "#b45309")  # of the runs beside it
 MOST = len(OTHERS)
 OTHERS_POINTS = 150  # of a curve beside others: all of them go over the wire
@@ -140,17 +140,20 @@ def run_charts() -> RunCharts:
     with gr.Tabs(elem_id="charts"):
         with gr.Tab("Loss", id="loss-tab"):
             curve_plot = gr.LinePlot(
-                y="loss", height=220, show_label=False, label="Loss by step", elem_id="loss", **common
+                y="loss", height=190, show_label=False, label="Loss by step", elem_id="loss", **common
             )
             gr.HTML("<p class='hint'>It is noisy and does not go to zero: trust the pictures.</p>")
-            smoothing = gr.Radio(list(SMOOTHING), value=LIGHT, label="Smoothing", elem_id="smoothing")
         with gr.Tab("Health", id="health-tab"):
             health_plot = gr.LinePlot(
-                y="score", height=220, show_label=False, label="Health by step", elem_id="health", **common
+                y="score", height=190, show_label=False, label="Health by step", elem_id="health", **common
             )
             legend = gr.HTML(elem_id="health-legend", elem_classes="legend")
     runs_legend = gr.HTML(elem_id="runs-legend", elem_classes="legend")
-    with gr.Row(elem_classes="choose"):
+    with gr.Row(elem_classes="buttons"):
+        whole = gr.Button("Show all steps", size="sm", visible=False, elem_id="whole")
+    with gr.Accordion("Smoothing and earlier runs", open=False, elem_id="curves"):
+        gr.HTML("<p class='hint'>Draw over steps in a curve to enlarge them.</p>")
+        smoothing = gr.Radio(list(SMOOTHING), value=LIGHT, label="Smoothing of the loss", elem_id="smoothing")
         compared = gr.Dropdown(
             [],
             value=[],
@@ -164,7 +167,6 @@ def run_charts() -> RunCharts:
         score = gr.Dropdown(
             list(SCORES), value=FIRST, label="Health shown", visible=False, elem_id="health-score"
         )
-        whole = gr.Button("All steps", size="sm", visible=False, elem_id="whole")
     return RunCharts(curve_plot, health_plot, legend, runs_legend, smoothing, compared, score, whole)
 
 

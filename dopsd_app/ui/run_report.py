@@ -13,6 +13,14 @@ EMPTY = (
 NONE_CHOSEN = "<div class='empty'><p>Choose one of the runs to see how it stands.</p></div>"
 
 
+NEXT = {
+    "finished": "The LoRA is there: try it, then publish it.",
+    "stopped": "It is stopped: resume it, or try what it has learned so far.",
+    "failed": "It has failed: what to do stands above.",
+    "interrupted": "It was interrupted: resume it, and it goes on from its last checkpoint.",
+}
+
+
 def status(run: Run, view: RunView) -> str:
     """The run's state, and what there is to know about it."""
     status = view.status
@@ -70,4 +78,4 @@ def foot(view: RunView) -> str:
         doing = f"Step {status.step} of {status.steps}"
     if view.seconds_left is not None:
         doing += f", {words.in_time(view.seconds_left)} left"
-    return words.foot(doing)
+    return words.foot(NEXT.get(status.state, doing))

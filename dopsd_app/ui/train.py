@@ -269,8 +269,8 @@ class TrainStep:
 def train_step(to_runs: gr.Button) -> TrainStep:
     """Lays the step out; the button that leads to it stands outside."""
     with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=320):
-            with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=320, elem_classes="watched"):
+            with gr.Row(equal_height=False, elem_classes="now"):
                 with gr.Column(min_width=320):
                     status = gr.HTML(run_report.EMPTY, elem_id="run-status")
                     progress = gr.HTML(elem_id="run-progress")
@@ -279,12 +279,12 @@ def train_step(to_runs: gr.Button) -> TrainStep:
                         resume_button = gr.Button("Resume", visible=False, elem_id="resume")
                         preview = gr.Button("Preview now", visible=False, elem_id="preview-now")
                         save = gr.Button("Save now", visible=False, elem_id="save-now")
-                    with gr.Row(visible=False, elem_classes="buttons") as further:
-                        more = gr.Number(
-                            MORE, label="More steps", precision=0, minimum=1, elem_id="more-steps"
-                        )
-                        go_on = gr.Button("Train further", elem_id="go-on")
-                with gr.Column(min_width=320):
+                        with gr.Row(visible=False, elem_classes="buttons further") as further:
+                            more = gr.Number(
+                                MORE, label="More steps", precision=0, minimum=1, elem_id="more-steps"
+                            )
+                            go_on = gr.Button("Train further", elem_id="go-on")
+                with gr.Column(min_width=320, elem_classes="charts"):
                     charts = run_charts()
             samples = run_samples()
             compare = comparing_steps()
