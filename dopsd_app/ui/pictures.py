@@ -28,7 +28,6 @@ from dopsd_app.data.drafts import (
     set_settings,
     take_kind,
 )
-from dopsd_app.data.pictures import MAX_PICTURES
 from dopsd_app.data.uploads import Added, add_pictures, add_sources, list_examples, load_example
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value
@@ -58,6 +57,8 @@ if TYPE_CHECKING:
 
     from dopsd_app.ui.page import Page
 
+CARDS_PER_PAGE = 20
+
 Shown = TypeVar("Shown", bound="DataclassInstance")
 KINDS = [
     ("A subject: a dog, a face, a product", SUBJECT),
@@ -67,7 +68,7 @@ KINDS = [
 ABOUT_EDITS = (
     "Each picture needs what it is made from: drop cat_source.png in with cat.png, or add it on the card."
 )
-EMPTY = "<div class='empty'><p>No pictures yet. Add 4 to 20 of your own, or load an example.</p></div>"
+EMPTY = "<div class='empty'><p>No pictures yet. Add 4 to 200 of your own, or load an example.</p></div>"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class ShownDraft:
 
 @dataclass(eq=False)
 class Slot:
-    """The place of one picture; there are MAX_PICTURES of them, which never come or go."""
+    """The place of one picture; there are CARDS_PER_PAGE of them, which never come or go."""
 
     step: "PicturesStep" = field(init=False)
     number: int  # from 0
@@ -425,7 +426,7 @@ def pictures_step() -> PicturesStep:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             upload = gr.File(
-                label="4 to 20 pictures, and their .txt captions",
+                label="4 to 200 pictures, and their .txt captions",
                 file_count="multiple",
                 file_types=["image", ".txt", ".jsonl"],
                 height=150,
@@ -460,7 +461,7 @@ def pictures_step() -> PicturesStep:
     empty = gr.HTML(elem_id="no-pictures")
     real = gr.Button("Use Z-Image-Turbo", variant="primary", visible=False, elem_id="use-real-base")
     with gr.Row(elem_classes="slots", elem_id="slots"):
-        slots = [_slot(number) for number in range(MAX_PICTURES)]
+        slots = [_slot(number) for number in range(CARDS_PER_PAGE)]
     message = gr.HTML(elem_id="set-problems")
     go = gr.Button("Next: what the teacher sees", variant="primary", interactive=False, elem_id="to-teacher")
     return PicturesStep(

@@ -15,6 +15,7 @@ from gradio.blocks import Block
 from dopsd_app.checks.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 from dopsd_app.config import load_preset
 from dopsd_app.data.caption_file import clean_captions
+from dopsd_app.data.crops import MIDDLE
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.data.pictures import copy_examples
 from dopsd_app.errors import KnownFailure
@@ -214,7 +215,13 @@ def _asked(draft: Draft) -> AskedCheck | None:
 def _digest(draft: Draft) -> str:
     settings = load_preset(draft.preset).settings | draft.settings  # which may not be whole just now
     pictures = [
-        (item.key, item.caption, *(source.key for source in item.sources)) for item in draft.items[:CHECKED]
+        (
+            item.key,
+            item.caption,
+            *(source.key for source in item.sources),
+            *(item.focus if item.focus != MIDDLE else ()),
+        )
+        for item in draft.items[:CHECKED]
     ]
     seen = ("teacher_context", "teacher_picture_minimum", "teacher_picture_maximum")
     checked = [pictures, *(settings.get(name) for name in ("base_model", "resolution", *seen))]
