@@ -69,7 +69,9 @@ class Adding:
         cards = step.cards
         outputs = [self.upload, self.folder, *step.outputs]
         chosen = {step.draft, self.upload, self.folder}
-        listen([self.upload.upload, self.folder.upload], self.add_files, chosen, outputs, progress_on=self.upload)
+        listen(
+            [self.upload.upload, self.folder.upload], self.add_files, chosen, outputs, progress_on=self.upload
+        )
         uploads = [slot.add for slot in cards.slots]
         added = [upload.upload for upload in uploads]
         progress = {"progress_on": step.message}
@@ -83,7 +85,7 @@ class Adding:
             added = add_pictures(draft_of(values[self.step.draft]), files)
         # The first new picture is to be seen.
         page = page_of(added.draft, added.keys[0]) if added.keys else shown.page
-        shown_now = self.step.show(added.draft, page=page)
+        shown_now = self.step.show_page(added.draft, page)
         # A folder's button would bring the files before back at its next choice.
         emptied = {self.upload: None, self.folder: gr.UploadButton(value=None)}
         return {**shown_now, self.report: report(added), **emptied}
@@ -97,7 +99,7 @@ class Adding:
         files = values[add] or []
         with removed_afterwards(files):
             added = add_sources(draft_of(shown), key_at(shown, number), files)
-        step = self.step.show(added.draft, page=read_shown(ShownDraft, shown).page)
+        step = self.step.show_page(added.draft, read_shown(ShownDraft, shown).page)
         return {**step, self.report: report(added), add: gr.UploadButton(value=None)}
 
 
@@ -105,7 +107,7 @@ def adding() -> Adding:
     """Lays the places out, and what is said of the last files below them."""
     # Files of any kind: Gradio refuses all of an upload where one of them is of another.
     upload = gr.File(
-        label="Pictures, and their captions where you have them. A folder or a .zip, too",
+        label="Pictures, captions, a .zip",
         file_count="multiple",
         height=150,
         elem_id="upload",

@@ -72,15 +72,13 @@ class Slot:
         }
 
     def show_kind(self, draft: Draft, item: Item, place: int, edits: bool, shape: CropShape) -> dict:
-        """The picture, and what it has besides where the draft is of an edit; words in the box are left alone.
+        """The picture, and what it has besides where the draft is of an edit; its caption is left alone.
 
         Sources can be added where the base model `edits`, and taken away from any picture.
         """
         return {
             self.picture: _pictures(draft, item, shape),
-            self.add: gr.UploadButton(
-                f"Add source to picture {place}", visible=draft.kind == EDIT and edits
-            ),
+            self.add: gr.UploadButton(f"Add source to picture {place}", visible=draft.kind == EDIT and edits),
             self.without: gr.Button(f"Remove sources of picture {place}", visible=bool(item.sources)),
             self.caption.box: gr.Textbox(label=_label(draft, place)),
         }
@@ -163,10 +161,10 @@ class Cards:
 
     def show(self, draft: Draft, shown: ShownDraft, *, as_built: bool = False) -> dict:
         """A page of cards; `as_built`: the slots are empty and hidden."""
-        slots, edits, shape = {}, can_edit(draft), crop_shape(draft)
+        slots, edits = {}, can_edit(draft)
         items = [item for item in items_of(draft, shown) if item]
         for slot, item in zip(self.slots, items, strict=False):
-            slots |= slot.show(draft, item, _place(shown, slot), edits, shape)
+            slots |= slot.show(draft, item, _place(shown, slot), edits, shown.shape)
         if not as_built:
             for slot in self.slots[len(items) :]:
                 slots |= slot.hide()
@@ -191,7 +189,7 @@ class Cards:
         return messages
 
     def read_typed(self, values: dict) -> dict[str, str]:
-        """The captions, by picture key, that stand in the boxes and are not kept yet: they are on their way."""
+        """The captions, by picture key, that stand in the boxes and are still on their way."""
         keys = read_shown(ShownDraft, values[self.draft]).keys
         captions = [slot.caption for slot in self.slots[: len(keys)]]
         return {
@@ -236,11 +234,10 @@ class Cards:
         """Removes the picture on a card."""
         return self.step.remove(shown, int(source_of(event).removeprefix("remove-")) - 1)
 
-    def move_crop(self, shown: object, moved: object) -> dict:
+    def move_crop(self, shown: object, moved: object) -> None:
         """Keeps where a crop was moved to; its card shows it already."""
         crop = read_shown(MovedCrop, moved)
         set_focus(draft_of(shown), crop.key, (crop.across, crop.down))
-        return {}
 
 
 def cards(draft: gr.JSON) -> Cards:

@@ -9,7 +9,7 @@ from dopsd_app.data.drafts import Draft, draft_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.models.catalog import CATALOG, find_facts
 from dopsd_app.ui import words
-from dopsd_app.ui.server.picture_files import ENLARGED, address
+from dopsd_app.ui.server.picture_files import address
 
 MOVABLE = 0.01  # of the picture: where less falls away, there is nothing to choose
 
@@ -106,10 +106,12 @@ class CropShape:
 
 
 def crop_shape(draft: Draft) -> CropShape:
-    """The shape of the crops that the draft's settings ask for; of the usual ones while those are not whole."""
+    """The shape of the crops that the draft's settings ask for; of the usual ones, while they cannot work."""
     try:
         config = draft_config(draft)
-        return CropShape(config.resolution, find_facts(config.base_model, config.revision).sizes.side_multiple)
+        return CropShape(
+            config.resolution, find_facts(config.base_model, config.revision).sizes.side_multiple
+        )
     except KnownFailure:  # reported where the settings and the base model are
         usual = TrainConfig()
         return CropShape(usual.resolution, CATALOG[usual.base_model].sizes.side_multiple)
@@ -117,7 +119,7 @@ def crop_shape(draft: Draft) -> CropShape:
 
 def framed(draft: Draft, item: Item, shape: CropShape) -> str:
     """A picture, darkened where it falls away."""
-    whole = address(draft.pictures / f"{item.key}.png", ENLARGED)
+    whole = address(draft.pictures / f"{item.key}.png", words.ENLARGED)
     small = words.image(draft.thumbnail(item), item.name)
     picture = f"<a class='enlarge' href='{words.text(whole)}' data-group='cards'>{small}</a>"
     width, height = item.size

@@ -112,5 +112,7 @@ def draft_list() -> DraftList:
         delete = gr.Button("Delete draft", size="sm", elem_id="delete-draft")
     deletion = confirmation("draft", "Delete its pictures", "Keep them")
     # It may send its last choice once more when its list is another one already: no error then.
-    earlier = gr.Dropdown([], label="Earlier drafts", visible=False, allow_custom_value=True, elem_id="earlier")
+    earlier = gr.Dropdown(
+        [], label="Earlier drafts", visible=False, allow_custom_value=True, elem_id="earlier"
+    )
     return DraftList(examples, fresh, delete, deletion, earlier)

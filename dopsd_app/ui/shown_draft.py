@@ -7,11 +7,13 @@ from dopsd_app.data.draft_file import DraftError, Item
 from dopsd_app.data.drafts import Draft, current_draft, default_drafts_dir, find_draft
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value
+from dopsd_app.ui.crops import CropShape, crop_shape
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Shown = TypeVar("Shown", bound="DataclassInstance")
+NO_SHAPE = CropShape(0, 0)
 ON_A_PAGE = 20  # cards: a page that describes more of them opens more slowly
 
 
@@ -22,13 +24,14 @@ class ShownDraft:
     id: str
     keys: tuple[str, ...]  # of the pictures on the cards
     page: int = 0  # of the cards, from 0
+    shape: CropShape = NO_SHAPE  # of the crops on them
 
 
 def show_page(draft: Draft, page: int) -> ShownDraft:
     """A page of a draft's cards, or the last one where there are fewer."""
     page = min(max(page, 0), count_pages(draft) - 1)
     items = draft.items[page * ON_A_PAGE : (page + 1) * ON_A_PAGE]
-    return ShownDraft(draft.id, tuple(item.key for item in items), page)
+    return ShownDraft(draft.id, tuple(item.key for item in items), page, crop_shape(draft))
 
 
 def count_pages(draft: Draft) -> int:
