@@ -154,6 +154,11 @@ class Cards:
         return [*(pager.unready for pager in self.pagers), *(slot.message for slot in self.slots)]
 
     @property
+    def of_captions(self) -> list[Block]:
+        """What `show_captions` fills."""
+        return [part for slot in self.slots for part in slot.caption.outputs]
+
+    @property
     def typed(self) -> set[Component]:
         """What `read_typed` reads."""
         captions = [slot.caption for slot in self.slots]
@@ -178,6 +183,13 @@ class Cards:
         for slot, item in zip(self.slots, items_of(draft, shown), strict=False):
             cards |= slot.show_kind(draft, item, _place(shown, slot), edits, shape) if item else {}
         return cards
+
+    def show_captions(self, draft: Draft, shown: ShownDraft) -> dict:
+        """The captions, which something else than a person's typing has changed."""
+        captions: dict = {}
+        for slot, item in zip(self.slots, items_of(draft, shown), strict=False):
+            captions |= slot.caption.fill(item.caption) if item else {}
+        return captions
 
     def show_messages(self, findings: Findings, shown: ShownDraft) -> dict:
         """What is said on the cards, and how many on other pages need something."""

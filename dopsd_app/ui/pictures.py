@@ -33,6 +33,7 @@ from dopsd_app.ui.base_choice import (
     unsuited_sources,
 )
 from dopsd_app.ui.base_here import begin_checking, begin_fetching, cancel
+from dopsd_app.ui.caption_tools import CaptionTools, caption_tools
 from dopsd_app.ui.cards import Cards, cards
 from dopsd_app.ui.crops import crop_shape
 from dopsd_app.ui.draft_list import DraftList, draft_list
@@ -78,6 +79,7 @@ class PicturesStep:
     empty: gr.Column  # there while there are no pictures
     watch: gr.Button
     message: gr.HTML  # what there is to say of the whole set
+    tools: CaptionTools
     cards: Cards
     missing: gr.HTML
     go: gr.Button
@@ -88,7 +90,7 @@ class PicturesStep:
     def outputs(self) -> list[Block]:
         """What `show` fills; the draft first, for the boxes tell of their changes at once."""
         around = [*self.choice.outputs, *self.adding.outputs, *self.drafts.outputs, *self.trigger.outputs]
-        return [*self.cards.outputs, *around, self.kind, *self.messages]
+        return [*self.cards.outputs, *around, self.kind, *self.messages, *self.tools.of_answer]
 
     @property
     def of_kind(self) -> list[Block]:
@@ -98,7 +100,7 @@ class PicturesStep:
     @property
     def messages(self) -> list[Block]:
         """What `show_messages` fills."""
-        around = [*self.advice.outputs, self.empty, self.message, self.missing, self.go]
+        around = [*self.advice.outputs, self.empty, self.message, *self.tools.outputs, self.missing, self.go]
         return [*around, *self.cards.messages]
 
     def show(self, draft: Draft, *, as_built: bool = False) -> dict:
@@ -106,6 +108,7 @@ class PicturesStep:
         return {
             **self.choice.show(draft),
             **self.adding.clear(),
+            **self.tools.clear(),
             **self.drafts.show(draft),
             **self.show_page(draft, 0, as_built=as_built),
         }
@@ -135,6 +138,7 @@ class PicturesStep:
             **self.advice.show(draft),
             self.empty: gr.Column(visible=not draft.items),
             self.message: findings.whole_set,
+            **self.tools.show(draft),
             self.missing: f"<p class='missing'>{words.message(missing)}</p>" if missing else "",
             self.go: gr.Button(
                 interactive=not stands_still and not impossible,
@@ -152,6 +156,7 @@ class PicturesStep:
         self.adding.connect(self)
         self.drafts.connect(self)
         self.cards.connect(self)
+        self.tools.connect(self)
         about = [*self.of_kind, *self.messages]
         listen(self.kind.input, self.choose_kind, [self.draft, self.kind], about)
         self.trigger.connect(self.draft, self.write_trigger, self.messages)
@@ -309,6 +314,7 @@ def pictures_step() -> PicturesStep:
         )
         kind = gr.Radio(KINDS, label="What is new", elem_id="kind")
     message = gr.HTML(elem_id="set-problems")
+    tools = caption_tools()
     shown_cards = cards(draft)
     with gr.Row(elem_classes="foot"):
         missing = gr.HTML(elem_id="missing")
@@ -326,6 +332,7 @@ def pictures_step() -> PicturesStep:
         empty=empty,
         watch=watch,
         message=message,
+        tools=tools,
         cards=shown_cards,
         missing=missing,
         go=go,
