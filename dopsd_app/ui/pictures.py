@@ -109,7 +109,6 @@ class PicturesStep:
             **self.choice.show(draft),
             **self.adding.clear(),
             **self.tools.clear(),
-            **self.drafts.show(draft),
             **self.show_page(draft, 0, as_built=as_built),
         }
 
@@ -118,6 +117,7 @@ class PicturesStep:
         shown = show_page(draft, page)
         return {
             self.draft: asdict(shown),
+            **self.drafts.show(draft),
             **self.trigger.fill(draft.trigger_word),
             self.kind: gr.Radio(**_kinds(draft), value=draft.kind),
             **self.cards.show(draft, shown, as_built=as_built),
