@@ -244,7 +244,7 @@ def test_a_drawing_stops_with_its_own_command_and_waits_on_when_its_run_is_stopp
     wait_for(lambda: checks[0].status.state == "drawing")
     cancel(checks[0])
     assert ended(checks[0]).state == "stopped"
-    assert run.status.state in ("training", "drawing")
+    assert run.status.state in ("training", "beside")
     wait_for(lambda: checks[1].status.state in ("loading", "encoding", "drawing"))
     queue.send_command(run, "stop")
     assert ended(run).state == "stopped"

@@ -95,7 +95,7 @@ def _stop(run: Run) -> None:
     except RunError:  # it ended in the meantime
         return
     saves = ": the run saves a checkpoint first"
-    first = {"training": saves, "drawing": saves, "downloading": ": what was fetched is kept"}
+    first = {"training": saves, "beside": saves, "downloading": ": what was fetched is kept"}
     tqdm.write(f"Stopping{first.get(before, '')}. Ctrl-C again does not wait for it.")
 
 

@@ -156,7 +156,7 @@ def do_beside(host: Job, function: Function) -> bool:
     """
     if is_asked(host, "stop") or (job := take_next(host.runs_dir, _this_process())) is None:
         return False
-    write_status(host, state="drawing")
+    write_status(host, state="beside")
     try:
         _record_all(job, function, host)
     finally:

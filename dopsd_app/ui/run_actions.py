@@ -38,7 +38,7 @@ def stop_run(run_id: str) -> str:
     if state == "downloading":
         return "Stopping. What was fetched is kept."
     return (
-        "Stopping after this step. A checkpoint is kept." if state in ("training", "drawing") else "Stopping."
+        "Stopping after this step. A checkpoint is kept." if state in ("training", "beside") else "Stopping."
     )
 
 
