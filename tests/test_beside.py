@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dopsd_app import generate
+from dopsd_app.beside import _Lent
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import TrainConfig
 from dopsd_app.jobs import card, job, launcher, queue, runs
@@ -22,10 +23,19 @@ from dopsd_app.jobs.job import RunError, create_job
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.promise import Promise, keep_promise
 from dopsd_app.jobs.worker import find_function, work
+from dopsd_app.method.adapters import adapter_arrays, adapter_weights, add_adapters
+from dopsd_app.method.lora_file import save_lora
+from dopsd_app.method.recompute import recompute_blocks
 from dopsd_app.models.catalog import find_facts
+from dopsd_app.models.load import load_base_model
+from dopsd_app.models.loaded_model import LoadedModel
+from dopsd_app.models.memory_plan import ALL, MemoryPlan
+from dopsd_app.models.protocol import Conditioning
 from dopsd_app.planning.beside import NO_ROOM, make_offer
 from dopsd_app.planning.memory import Budget, fit
 from dopsd_app.train import train
+from tests.support.encoded import trained
+from tests.support.tiny_models import save_klein, save_z_image
 from tests.support.waiting import ended, wait_for
 
 pytestmark = pytest.mark.process
@@ -177,6 +187,74 @@ def test_an_offer_is_what_fits_into_the_budget_beside_the_training(base_model, g
 
 
 # --- drawing
+
+
+LEVERS = {"recomputed_blocks": ALL, "offloaded_blocks": ALL, "autoencoder_in_ram": True}
+
+
+@pytest.mark.parametrize("plan", [{}, LEVERS, LEVERS | {"quantization": "nf4"}, {"quantization": "int8"}])
+@pytest.mark.parametrize("save", [save_z_image, save_klein])
+def test_a_lent_base_draws_as_a_loaded_one_and_comes_back_as_it_was(save, plan, tmp_path):
+    save(tmp_path / "base")
+    config = TrainConfig(
+        base_model=str(tmp_path / "base"),
+        rank=4,
+        lora_alpha=6.0,
+        resolution=64,
+        rollout_steps=2,
+        num_inference_steps=2,
+    )
+    plan = MemoryPlan(**plan)
+    ours = load_base_model(config, plan)
+    ours.load_transformer()
+    add_adapters(ours.transformer, ours.lora_targets, config)
+    trained(ours)
+    lora = tmp_path / "lora.safetensors"
+    save_lora(lora, adapter_arrays(ours.transformer, "student"), config.strength, {})
+    for weight in adapter_weights(ours.transformer, "student").values():
+        weight.data *= -0.5  # training went on
+    recompute_blocks(ours, ours.fetch)
+    before = state_of(ours)
+
+    lent, model = _Lent(config, ours, True, {}), LoadedModel(config, plan)
+    with lent.lent():
+        here = pictures_by(lent, config, lora)
+        lent.unload_lora()
+        bare = lent.draw(lent.encode(["a dog"])[0], config, 1, with_lora=False)
+    base, drawn = pictures_by(model, config, lora)
+    assert here == (base, drawn) and base != drawn and bare == base
+    assert equal(state_of(ours), before)
+    assert ours.text_encoder is None
+
+
+def pictures_by(model, config, lora):
+    """The base's picture, and the LoRA's."""
+    conditioning = model.encode(["a dog"])[0]
+    model.load_transformer()
+    model.load_lora(lora, 0.7)
+    return tuple(model.draw(conditioning, config, 1, with_lora=with_lora) for with_lora in (False, True))
+
+
+def state_of(base_model):
+    """All that training works with: weights, what learns, which adapter is active, and what it predicts."""
+    transformer = base_model.transformer
+    conditioning = Conditioning(torch.ones(20, transformer_width(base_model)))
+    latents = torch.ones(1, *base_model.latent_shape(64, 64))
+    velocity = base_model.predict_velocity(latents, torch.tensor(0.7), [conditioning])
+    velocity.square().sum().backward()
+    weights = adapter_weights(transformer, "student")
+    gradients = {name: weight.grad for name, weight in weights.items()}
+    transformer.zero_grad()
+    modules = {
+        name: (module.training, sorted(module.__dict__), getattr(module, "active_adapters", None))
+        for name, module in transformer.named_modules()
+    }
+    learns = {name: weight.requires_grad for name, weight in transformer.named_parameters()}
+    return [velocity.detach(), gradients, modules, learns, sorted(transformer.peft_config)]
+
+
+def transformer_width(base_model):
+    return 32 if base_model.lora_targets.startswith("(layers") else 48
 
 
 def test_a_run_draws_what_a_warm_worker_would_and_trains_as_if_it_drew_nothing(

@@ -194,8 +194,8 @@ class TrainStep:
         active = {
             self.stop: live or state == "queued",
             self.resume: state in ("draft", "stopped", "failed", "interrupted"),
-            self.preview: state == "training",
-            self.save: state == "training",
+            self.preview: state in ("training", "beside"),
+            self.save: state in ("training", "beside"),
             self.clone: bool(view),
             self.delete: bool(view) and not (live or state == "stopping"),
             self.to_try: bool(run) and can_try(run),
