@@ -245,8 +245,9 @@ def state_of(base_model):
     weights = adapter_weights(transformer, "student")
     gradients = {name: weight.grad for name, weight in weights.items()}
     transformer.zero_grad()
+    empty = {"_diffusers_hook"}  # an empty list of hooks, which klein's pipeline leaves
     modules = {
-        name: (module.training, sorted(module.__dict__), getattr(module, "active_adapters", None))
+        name: (module.training, module.__dict__.keys() - empty, getattr(module, "active_adapters", None))
         for name, module in transformer.named_modules()
     }
     learns = {name: weight.requires_grad for name, weight in transformer.named_parameters()}
