@@ -65,6 +65,11 @@ def lines(messages: Iterable[str], kind: str) -> str:
     return "".join(f"<p class='{kind}'>{message(sentence)}</p>" for sentence in messages)
 
 
+def foot(line: str) -> str:
+    """What stands beside the button at a step's foot: what is missing, or what comes next, in one line."""
+    return f"<p>{message(line)}</p>" if line else ""
+
+
 def image(path: Path, alt: str, longest: int = 512) -> str:
     """An <img> of a picture of a draft, a run or a job; empty where it is not there or not whole."""
     try:
