@@ -142,7 +142,7 @@ def test_a_run_is_shown_to_its_end(job):
     assert (job.shown["state"], job.shown["step"]) == ("finished", 4), job.log
     assert [step for step, _ in job.shown["loss"]] == [1, 2, 3, 4]
     assert job.shown["check"].startswith("The LoRA file is good.")
-    assert {"id": job.run, "name": "my-zorp", "state": "finished"}.items() <= job.listed[0].items()
+    assert {"id": job.run, "name": "my zorp", "state": "finished"}.items() <= job.listed[0].items()
     assert "Traceback" not in job.log
     assert {sample["step"] for sample in job.pictures["samples"]} == {2, 4}
     for kind in ("rollouts", "samples"):

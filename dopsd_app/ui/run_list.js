@@ -18,8 +18,8 @@ const fill = (item, row) => {
     const picture = part("thumb", "");
     picture.innerHTML = row.picture; // an <img> of the server's own
     const told = part("told", "");
-    told.append(part("name", row.name), part(`state ${row.kind}`, row.state), part("live", ""), part("facts", row.facts));
-    told.append(part("about", row.about), part("made", row.made), part("note", row.note));
+    told.append(part("name", row.name), part(`state ${row.kind}`, row.state), part("live", ""), part("done", row.facts));
+    told.append(part("about", row.about), part("made", row.made), part("remark", row.note));
     choose.replaceChildren(picture, told);
 };
 

@@ -34,6 +34,12 @@ TEMPLATE = (
     "<input type='search' aria-label='Find a run' placeholder='Name, trigger word or notes' hidden>"
     "<p role='status' class='hint' hidden>No run has these words.</p><ul aria-label='Runs'></ul>"
 )
+# On narrow screens the list stands below all that is told of a run.
+SHOW_LIST = "() => innerWidth < 700 && document.getElementById('runs').scrollIntoView({ block: 'center' })"
+# What is ticked at the moment of a click: what the server was last told may be on its way still.
+TICKED = """() => [
+    [...document.querySelectorAll("#runs .tick input:checked")].map((box) => box.closest("li").dataset.run)
+]"""
 SHOW_COMPARISON = "() => document.getElementById('comparison')?.scrollIntoView({ block: 'start' })"
 BETWEEN = "/"  # ids of several runs in one text: no folder's name holds it
 
@@ -44,7 +50,7 @@ class RunList:
 
     step: "TrainStep" = field(init=False)
     cards: gr.HTML  # one for each run
-    ticked: gr.JSON  # ids
+    ticked: gr.JSON  # ids, of the moment of a click
     delete_ticked: gr.Button
     compare: gr.Button
     clone: gr.Button
@@ -78,14 +84,13 @@ class RunList:
         # Else what is pressed while an answer is on its way would be lost.
         each = {"trigger_mode": "multiple"}
         listen(self.cards.select, self.choose, None, step.outputs, **each)
-        of_ticked = [self.ticked, self.delete_ticked, self.compare]
-        listen(self.cards.input, self.tick, None, of_ticked, **each)
+        listen(self.cards.input, self.tick, None, [self.delete_ticked, self.compare], **each)
         listen(self.delete.click, self.ask_to_delete, step.run_id, self.deletion.outputs)
-        listen(self.delete_ticked.click, self.ask_to_delete_all, self.ticked, self.deletion.outputs)
+        asked = self.deletion.outputs
+        listen(self.delete_ticked.click, self.ask_to_delete_all, self.ticked, asked, js=TICKED)
         self.deletion.connect(self.delete_runs, [step.run_id], step.outputs)
-        comparing = listen(
-            self.compare.click, self.show_comparison, self.ticked, [self.comparison, self.compared]
-        )
+        shown = [self.comparison, self.compared]
+        comparing = listen(self.compare.click, self.show_comparison, self.ticked, shown, js=TICKED)
         comparing.then(None, js=SHOW_COMPARISON, **IN_BROWSER)
         listen(self.close.click, self.close_comparison, None, self.comparison)
         self.name.connect(step.run_id, self.rename, [self.cards])
@@ -133,7 +138,6 @@ class RunList:
         """Offers what can be done with the runs that are ticked now."""
         ids = _ids(_told(event).get("ticked"))
         return {
-            self.ticked: ids,
             self.delete_ticked: gr.Button(f"Delete selected ({len(ids)})", visible=bool(ids)),
             self.compare: gr.Button(visible=len(ids) == 2),
         }
@@ -202,7 +206,7 @@ class RunList:
 def comparison_box() -> tuple[gr.Column, gr.HTML, gr.Button]:
     """Lays out the place of a comparison."""
     with gr.Column(visible=False, elem_id="comparison") as column:
-        compared = gr.HTML(elem_id="compared")
+        compared = gr.HTML(elem_id="compared", apply_default_css=False)
         close = gr.Button("Close", size="sm", elem_id="close-comparison")
     return column, compared, close
 

@@ -10,11 +10,11 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.runs import Run, default_runs_dir, list_runs
 from dopsd_app.jobs.watch import RunView
 from dopsd_app.ui import run_actions, run_report, words
-from dopsd_app.ui.events import held, listen, on_tick
+from dopsd_app.ui.events import IN_BROWSER, held, listen, on_tick
 from dopsd_app.ui.navigation import TRAIN, TRY
 from dopsd_app.ui.pictures import draft_of
 from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, statuses, watcher
-from dopsd_app.ui.run_list import RunList, comparison_box, run_list
+from dopsd_app.ui.run_list import SHOW_LIST, RunList, comparison_box, run_list
 from dopsd_app.ui.try_it import cancel_others
 from dopsd_app.ui.updates import only_changed
 from dopsd_app.ui.when_finished import WhenFinished, describe_scheduled, when_finished
@@ -84,7 +84,9 @@ class TrainStep:
         listen(self.log.expand, self.read_log, self.run_id, self.log_text)
         self.when_finished.connect(self.run_id)
         steps = [*page.navigation.outputs, *page.plan.outputs]
-        listen(self.to_runs.click, self.open, [page.pictures.draft, self.run_id], [*steps, *self.outputs])
+        opening = [page.pictures.draft, self.run_id]
+        opened = listen(self.to_runs.click, self.open, opening, [*steps, *self.outputs])
+        opened.then(None, js=SHOW_LIST, **IN_BROWSER)
         listen(
             self.to_try.click,
             self.try_lora,
