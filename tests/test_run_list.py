@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import gradio as gr
 import pytest
 
+from dopsd_app.cli import main
 from dopsd_app.config import load_preset, make_config
 from dopsd_app.data.drafts import draft_config, draft_dataset, set_settings
 from dopsd_app.data.run_settings import take_settings
@@ -109,6 +110,16 @@ def test_a_name_has_an_end_and_a_damaged_run_has_one(new_run):
         set_name(run, "x" * (MAX_NAME + 1))
     (run.path / "config.json").write_text("{")
     assert name_of(run) == "zorp"
+
+
+def test_the_command_line_lists_what_a_run_is_called_and_what_is_written_of_it(new_run, capsys):
+    run = new_run(name="zorp")
+    set_name(run, "The dark one")
+    set_notes(run, "Too dark.\nTry rank 8.")
+    assert main(["runs", "--runs", str(run.runs_dir)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith(run.id)
+    assert told[2:] == ["    The dark one", "    Too dark.", "    Try rank 8."]
 
 
 # --- how long it has worked

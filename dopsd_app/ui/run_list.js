@@ -18,8 +18,10 @@ const fill = (item, row) => {
     const picture = part("thumb", "");
     picture.innerHTML = row.picture; // an <img> of the server's own
     const told = part("told", "");
-    told.append(part("name", row.name), part(`state ${row.kind}`, row.state), part("live", ""), part("done", row.facts));
-    told.append(part("about", row.about), part("made", row.made), part("remark", row.note));
+    const line = part("line", "");
+    line.append(part(`state ${row.kind}`, row.state), " ", part("made", row.made));
+    told.append(part("name", row.name), line, part("live", ""), part("done", row.facts));
+    told.append(part("about", row.about), part("remark", row.note));
     choose.replaceChildren(picture, told);
 };
 

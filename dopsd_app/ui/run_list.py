@@ -82,9 +82,9 @@ class RunList:
         """Connects the list's events."""
         self.step = step
         # Else what is pressed while an answer is on its way would be lost.
-        each = {"trigger_mode": "multiple"}
-        listen(self.cards.select, self.choose, None, step.outputs, **each)
-        listen(self.cards.input, self.tick, None, [self.delete_ticked, self.compare], **each)
+        of_ticked = [self.delete_ticked, self.compare]
+        listen(self.cards.select, self.choose, None, step.outputs, trigger_mode="multiple")
+        listen(self.cards.input, self.tick, None, of_ticked, trigger_mode="multiple")
         listen(self.delete.click, self.ask_to_delete, step.run_id, self.deletion.outputs)
         asked = self.deletion.outputs
         listen(self.delete_ticked.click, self.ask_to_delete_all, self.ticked, asked, js=TICKED)
@@ -232,7 +232,7 @@ def run_list(comparison: tuple[gr.Column, gr.HTML, gr.Button]) -> RunList:
     deletion = confirmation("run", "Delete for good", "Keep")
     with gr.Column(visible=False, elem_id="about-run") as about:
         name = kept_text(
-            "Name", elem_id="run-name", max_length=MAX_NAME, info="Yours; the LoRA keeps its own"
+            "Name", elem_id="run-name", max_length=MAX_NAME, info="The LoRA keeps its own"
         )
         notes = kept_text("Notes", elem_id="run-notes", lines=2, max_lines=8, max_length=MAX_NOTES)
     with gr.Row(elem_classes="buttons"):

@@ -252,7 +252,7 @@ def train_step(to_runs: gr.Button) -> TrainStep:
             )
             with gr.Accordion("Log", open=False, elem_id="log") as log:
                 log_text = words.code_box("Log", "log-text")
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=320):
             runs = run_list(comparison)
             with gr.Accordion("When finished", open=False, elem_id="when-finished"):
                 scheduled = when_finished()
