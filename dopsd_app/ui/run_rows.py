@@ -147,7 +147,7 @@ def _about(run: Run, stamp: tuple[int, ...]) -> dict[str, str]:
         "made": _made(run),
         "about": " · ".join(filter(None, (base, preset))),
         "note": first_line[: LONGEST_NOTE - 1] + "…" if len(first_line) > LONGEST_NOTE else first_line,
-        "found_by": "\n".join((name, trigger, notes)).casefold(),
+        "found_by": "\n".join((name, trigger, notes)).lower(),
         "picture": words.image(sample, "", THUMBNAIL) if sample else "",
     }
 
