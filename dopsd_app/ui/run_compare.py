@@ -9,7 +9,7 @@ from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.worked_time import worked_seconds
 from dopsd_app.ui import words
 from dopsd_app.ui.run_actions import watcher
-from dopsd_app.ui.run_report import SCORES
+from dopsd_app.ui.run_charts import SCORES
 from dopsd_app.ui.run_rows import base_label
 
 NOTHING = "-"
@@ -106,7 +106,7 @@ def _samples(first: Run, second: Run, names: list[str]) -> str:
         f"<div class='pair'>{_pair(prompt, pair, names)}</div></figure>"
         for prompt, pair in rows
     )
-    return f"<h3>Newest samples</h3>{note}<div class='pairs'>{figures}</div>"
+    return f"<h3>Newest samples</h3>{note}<div class='shared'>{figures}</div>"
 
 
 def _pair(prompt: str, pair: list[tuple[int, Path]], names: list[str]) -> str:

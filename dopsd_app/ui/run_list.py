@@ -114,7 +114,7 @@ class RunList:
             self.take: status is not None,
             self.delete: status is not None and not status.live,
         }
-        buttons = {button: (on, lambda on=on: gr.Button(interactive=on)) for button, on in active.items()}
+        buttons = {button: (on, lambda on=on: gr.Button(visible=on)) for button, on in active.items()}
         listed_runs = {"value": rows(known), "live": live_words(known), "shown": run.id if run else ""}
         return {self.cards: listed_runs, **buttons}
 
@@ -206,7 +206,7 @@ class RunList:
 def comparison_box() -> tuple[gr.Column, gr.HTML, gr.Button]:
     """Lays out the place of a comparison."""
     with gr.Column(visible=False, elem_id="comparison") as column:
-        compared = gr.HTML(elem_id="compared", apply_default_css=False)
+        compared = gr.HTML(elem_id="comparison-result", apply_default_css=False)
         close = gr.Button("Close", size="sm", elem_id="close-comparison")
     return column, compared, close
 
@@ -231,14 +231,12 @@ def run_list(comparison: tuple[gr.Column, gr.HTML, gr.Button]) -> RunList:
         )
     deletion = confirmation("run", "Delete for good", "Keep")
     with gr.Column(visible=False, elem_id="about-run") as about:
-        name = kept_text(
-            "Name", elem_id="run-name", max_length=MAX_NAME, info="The LoRA keeps its own"
-        )
+        name = kept_text("Name", elem_id="run-name", max_length=MAX_NAME, info="The LoRA keeps its own")
         notes = kept_text("Notes", elem_id="run-notes", lines=2, max_lines=8, max_length=MAX_NOTES)
     with gr.Row(elem_classes="buttons"):
-        clone = gr.Button("Use again", interactive=False, size="sm", elem_id="clone")
-        take = gr.Button("Use its settings", interactive=False, size="sm", elem_id="take-settings")
-        delete = gr.Button("Delete", interactive=False, size="sm", elem_id="delete")
+        clone = gr.Button("Use again", visible=False, size="sm", elem_id="clone")
+        take = gr.Button("Use its settings", visible=False, size="sm", elem_id="take-settings")
+        delete = gr.Button("Delete", visible=False, size="sm", elem_id="delete")
     return RunList(
         cards=cards,
         ticked=held(),
