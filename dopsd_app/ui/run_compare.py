@@ -31,7 +31,7 @@ def compare(first: Run, second: Run) -> str:
 def _table(title: str, names: list[str], lines: list[tuple[str, str, str]]) -> str:
     if not lines:
         return ""
-    head = "".join(f"<th scope='col'>{words.text(name)}</th>" for name in names)
+    head = "".join(f"<th scope='col'><span>{words.text(name)}</span></th>" for name in names)
     body = "".join(
         f"<tr><th scope='row'>{words.text(label)}</th>"
         f"<td>{words.text(one)}</td><td>{words.text(other)}</td></tr>"
