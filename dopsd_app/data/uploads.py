@@ -13,6 +13,7 @@ from PIL import Image
 from dopsd_app.config import EDIT, TrainConfig
 from dopsd_app.data.caption_file import parse_metadata, parse_row, read_text
 from dopsd_app.data.creatures import is_creature
+from dopsd_app.data.crops import CROPS_FILE, read_crops
 from dopsd_app.data.draft_file import DraftContent, DraftError, Item, Source, change_content
 from dopsd_app.data.drafts import (
     MAX_CAPTION_TEXT,
@@ -22,10 +23,12 @@ from dopsd_app.data.drafts import (
     delete_files,
     new_draft,
     read_draft,
+    set_focus,
     set_settings,
     take_kind,
 )
-from dopsd_app.data.picture_file import PicturesError, decode, fold_name, picture_format, shown
+from dopsd_app.data.picture_file import PicturesError, decode, fold_name, shown
+from dopsd_app.data.picture_formats import picture_format
 from dopsd_app.data.pictures import (
     IGNORED,
     MAX_PICTURES,
@@ -90,8 +93,12 @@ def clone_run(drafts_dir: Path, config: TrainConfig, dataset: Path) -> Draft:
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:
     draft = new_draft(drafts_dir)
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CROPS_FILE)
         added = _add(set_settings(draft, **settings), files)
+        keys = {item.name: item.key for item in added.draft.items}
+        for name, focus in read_crops(folder).items():
+            if name in keys:  # or somebody took the picture out of the folder
+                set_focus(draft, keys[name], focus)
         problems = [*added.problems]
         for item in added.draft.items:
             copies = find_copies(folder, int(item.stem)) if item.stem.isdecimal() else []

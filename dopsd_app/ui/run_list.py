@@ -19,10 +19,10 @@ from dopsd_app.ui.confirmation import Confirmation, confirmation
 from dopsd_app.ui.events import IN_BROWSER, held, listen
 from dopsd_app.ui.kept_text import KeptText, kept_text
 from dopsd_app.ui.navigation import PICTURES, PLAN
-from dopsd_app.ui.pictures import draft_of
 from dopsd_app.ui.run_actions import statuses, the_run
 from dopsd_app.ui.run_compare import compare
 from dopsd_app.ui.run_rows import listed, live_words, rows
+from dopsd_app.ui.shown_draft import draft_of
 
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page

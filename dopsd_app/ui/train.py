@@ -13,11 +13,11 @@ from dopsd_app.jobs.watch import RunView
 from dopsd_app.ui import run_actions, run_report, words
 from dopsd_app.ui.events import IN_BROWSER, held, listen, on_tick
 from dopsd_app.ui.navigation import TRAIN, TRY
-from dopsd_app.ui.pictures import draft_of
 from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, statuses, watcher
 from dopsd_app.ui.run_charts import RunCharts, run_charts
 from dopsd_app.ui.run_list import SHOW_LIST, RunList, comparison_box, run_list
 from dopsd_app.ui.run_pictures import RunPictures, comparing_steps, how_it_learns, run_samples
+from dopsd_app.ui.shown_draft import draft_of
 from dopsd_app.ui.try_it import cancel_others
 from dopsd_app.ui.updates import only_changed
 from dopsd_app.ui.when_finished import WhenFinished, describe_scheduled, when_finished
