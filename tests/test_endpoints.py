@@ -142,7 +142,7 @@ def test_a_run_is_shown_to_its_end(job):
     assert (job.shown["state"], job.shown["step"]) == ("finished", 4), job.log
     assert [step for step, _ in job.shown["loss"]] == [1, 2, 3, 4]
     assert job.shown["check"].startswith("The LoRA file is good.")
-    assert {"id": job.run, "name": "my-zorp", "state": "finished"}.items() <= job.listed[0].items()
+    assert {"id": job.run, "name": "my zorp", "state": "finished"}.items() <= job.listed[0].items()
     assert "Traceback" not in job.log
     assert {sample["step"] for sample in job.pictures["samples"]} == {2, 4}
     for kind in ("rollouts", "samples"):
@@ -210,6 +210,11 @@ def test_a_run_is_steered_and_another_one_waits(call, server):
     assert call("resume_run", waiting) == "Starts from the beginning."
     assert call("show_run", waiting)["state"] == "queued"
     call("stop_run", waiting)
+    assert call("rename_run", waiting, " The \n second") == "The second"
+    call("write_notes", waiting, "Too long")
+    assert {"name": "The second", "notes": "Too long"}.items() <= call("list_all_runs")[0].items()
+    other = call("use_settings", call("load_example", "mibbit")["id"], waiting)
+    assert {"steps": 4000, "trigger_word": "mibbit"}.items() <= other["settings"].items()
     assert "is deleted" in call("remove_run", waiting)
     assert "not there any more" in call.refused("show_run", waiting)
     wait_for(lambda: call("show_run", run)["step"] >= 1, "the first step")

@@ -117,6 +117,12 @@ def clone_run(run_id: str) -> dict:
     return _describe(clone_to_draft(default_drafts_dir(), run.config, run.dataset))
 
 
+def use_settings(draft_id: str, run_id: str) -> dict:
+    """Gives a draft a run's settings in place of its own; trigger word, name and prompts stay the draft's."""
+    draft, remarks = run_actions.take_settings(shown_draft.the_draft(draft_id), run_id)
+    return {**_describe(draft), "notes": remarks}
+
+
 def add_pictures(draft_id: str, files: list[dict]) -> dict:
     """Adds pictures and .txt captions of the same names: `[handle_file("1.png"), handle_file("1.txt")]`."""
     paths = _uploaded(files)
@@ -334,6 +340,7 @@ ENDPOINTS: tuple[Handler, ...] = (
     begin_draft,
     load_example,
     clone_run,
+    use_settings,
     add_pictures,
     caption_picture,
     add_sources,
@@ -351,6 +358,8 @@ ENDPOINTS: tuple[Handler, ...] = (
     run_actions.preview_now,
     run_actions.save_now,
     run_actions.read_log,
+    run_actions.rename_run,
+    run_actions.write_notes,
     run_actions.remove_run,
     run_actions.schedule_push,
     show_scheduled_push,

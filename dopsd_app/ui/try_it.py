@@ -16,13 +16,14 @@ from dopsd_app.hub.model_card import make_snippet
 from dopsd_app.hub.publication import healthier_checkpoint
 from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, last_drawing, unfinished_drawings
 from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.run_notes import name_of
 from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
 from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.catalog import find_facts, is_known
 from dopsd_app.planning.plan import check_fetch
 from dopsd_app.ui import words
 from dopsd_app.ui.events import held, listen
-from dopsd_app.ui.run_actions import run_name, the_run, watcher
+from dopsd_app.ui.run_actions import the_run, watcher
 from dopsd_app.ui.server.lora_copies import lora_copy
 from dopsd_app.ui.server.uploads import removed_afterwards
 from dopsd_app.ui.try_sources import NOTHING, can_start, find_sources, keep_sources, list_sources
@@ -116,7 +117,7 @@ class TryStep:
         sources = list_sources(run, drawing)
         source = sources[0][1] if sources else NOTHING
         return {
-            self.title: f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
+            self.title: f"<h2>Try {words.text(name_of(run))}</h2>{_reminder(word)}",
             self.prompt: asked.prompt,
             self.start: gr.Row(visible=can_start(run)),
             self.source: gr.Dropdown(choices=sources, value=source),
