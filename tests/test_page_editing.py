@@ -122,7 +122,7 @@ def test_it_is_checked_planned_and_trained(page, server):
     expect(page.locator("#needs")).to_contain_text("with 2 sources")
     page.click("#start")
     expect(page.locator("#run-status")).to_contain_text("Finished")
-    expect(page.locator("#samples")).to_contain_text("Left: the source")
+    expect(page.locator("#samples thead")).to_contain_text("Source Base")
     [run] = list_runs(server.runs)
     assert run.sources == 2
 
