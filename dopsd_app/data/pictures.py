@@ -152,7 +152,8 @@ def note_lines(captions: Sequence[tuple[str, int]]) -> Iterator[Note]:
     several = [(name, count) for name, count in captions if count > 1]
     if several:
         name, count = several[0]
-        others = f", and so have {len(several) - 1} others several" if len(several) > 1 else ""
+        more = len(several) - 1
+        others = f" ({more} more {'has' if more == 1 else 'have'} several)" if more else ""
         yield Note(
             "",
             f"{name} has {count} captions, one per line{others}: each step draws one of them. Join the lines"
