@@ -17,6 +17,7 @@ from dopsd_app.ui.server.delivery import Delivery
 from dopsd_app.ui.server.doors import Doors
 from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.server.guard import GuardedBlocks
+from dopsd_app.ui.server.picture_files import PictureFiles
 from dopsd_app.ui.theme import CSS, theme
 from dopsd_app.ui.visitors import NO_ZERO_GPU
 
@@ -48,7 +49,7 @@ def launch_options() -> dict:
         # Gradio reads these out by their keys, for it has words for neither, in no language.
         "i18n": gr.I18n(en={"common.complete": "Done", "common.upload": "Upload"}),
         "run_history": False,  # it would keep inputs, passwords included, as plain text in the browser
-        "max_file_size": "25mb",
+        "max_file_size": "200mb",  # a zip of many; how large a picture may be is asked when it is read
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "enable_monitoring": False,  # it would be open to every visitor
@@ -60,6 +61,7 @@ def launch_options() -> dict:
                 Middleware(ForeignPages),
                 Middleware(Doors),
                 Middleware(Delivery),
+                Middleware(PictureFiles),
             ]
         },
     }
