@@ -27,7 +27,7 @@ from dopsd_app.jobs.kinds import DRAW, TRAIN
 from dopsd_app.jobs.queue import CUT_OFF
 from dopsd_app.jobs.worker import BUSY, explain, work
 from dopsd_app.train import train
-from dopsd_app.ui.try_it import FINISHED, what_to_try
+from dopsd_app.ui.use_file import FINISHED, what_to_try
 from tests.support.waiting import ended, holding_the_card, wait_for
 
 pytestmark = pytest.mark.process

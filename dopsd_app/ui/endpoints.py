@@ -1,6 +1,7 @@
 """Every action of the page as a named endpoint of plain values, for `gradio_client` and scripts."""
 
 import functools
+import time
 import typing
 from dataclasses import asdict
 from pathlib import Path
@@ -35,14 +36,19 @@ from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
 from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
+from dopsd_app.jobs.drawing import BASE, MAX_SEEDS, Column, Drawing, PictureRequest
+from dopsd_app.jobs.drawing import list_drawings as drawings_of
 from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it, try_sources
 from dopsd_app.ui.server.guard import Handler, guarded
 from dopsd_app.ui.server.lora_copies import lora_copy
 from dopsd_app.ui.server.uploads import removed_afterwards
+from dopsd_app.ui.use_file import lora_name
 
+POLL = 0.1  # seconds between two readings of a drawing's status
 PHASES = ("encoding", "training", "drawing")  # of a plan's memory
 TYPES = {
     str: "text",
@@ -51,6 +57,7 @@ TYPES = {
     bool: "true or false",
     dict: "an object",
     list[dict]: "a list of objects",
+    list[str]: "a list of texts",
 }
 
 
@@ -170,7 +177,7 @@ def check_teacher(draft_id: str) -> dict:
     what is drawn from the caption and what from caption and picture."""
     draft = pictures.the_draft(draft_id)
     drawing = teacher.start_check(draft)
-    try_it.wait(drawing, _no_bar)
+    _wait(drawing)
     drawn = [
         {"caption": _copy(from_caption), "teacher": _copy(by_teacher)}
         for *_, from_caption, by_teacher in rows_drawn(drawing.path)
@@ -240,15 +247,64 @@ def draw(
     id, for `keep_for_card`, and the two pictures.
     """
     run = run_actions.the_run(run_id)
-    source = source or ("own-1" if run.sources else try_sources.NOTHING)
-    files = try_sources.find_sources(run, source)
-    drawing = try_it.draw_pair(run, prompt, seed, strength, step or None, _no_bar, files)
-    return {"id": drawing.id, "base": _copy(drawing.base), "lora": _copy(drawing.lora)}
+    source = _source(run, source)
+    request = PictureRequest(run.id, (prompt.strip(),), (seed,), (BASE, Column(step or None, strength)))
+    drawing = _wait(try_it.draw(run, request, source))
+    return {"id": drawing.id, "base": _copy(drawing.cell(0, 0)), "lora": _copy(drawing.cell(0, 1))}
 
 
-def keep_for_card(run_id: str, drawing_id: str) -> None:
+def draw_grid(
+    run_id: str, prompts: list[str], columns: list[dict], seed: int = 0, count: int = 1, source: str = ""
+) -> dict:
+    """Draws prompts side by side: by the base, and by what each of `columns` names.
+
+    A column is `{"step": 75, "strength": 0.6}`: without a step it is the finished LoRA, without a strength
+    that is 1. Every prompt is drawn with `count` seeds from `seed` on; `source` as for `draw`. Returns what
+    `show_drawing` does.
+    """
+    run = run_actions.the_run(run_id)
+    seeds = tuple(range(seed, seed + min(count, MAX_SEEDS + 1)))
+    request = PictureRequest(
+        run.id, tuple(prompt.strip() for prompt in prompts), seeds, (BASE, *map(_column, columns))
+    )
+    drawing = _wait(try_it.draw(run, request, _source(run, source)))
+    return show_drawing(run_id, drawing.id)
+
+
+def list_drawings(run_id: str) -> list[dict]:
+    """What was drawn with a run's LoRA and is kept, the newest first: id, prompts, seeds, columns."""
+    run = run_actions.the_run(run_id)
+    return [_describe_drawing(drawing) for drawing in drawings_of(run)]
+
+
+def show_drawing(run_id: str, drawing_id: str) -> dict:
+    """A drawing of a run: id, prompts, seeds, columns, and `pictures` with what each was drawn with.
+
+    `row` and `column` of a picture are for `keep_for_card`.
+    """
+    run = run_actions.the_run(run_id)
+    drawing = next((drawing for drawing in drawings_of(run) if drawing.id == drawing_id), None)
+    if drawing is None:
+        raise KnownFailure("This drawing is not kept any more, or is of another run.")
+    asked = drawing.asked_for(PictureRequest)
+    pictures = [
+        {
+            "row": row,
+            "column": column,
+            **asdict(asked.rows[row]),
+            **_plain(asked.columns[column]),
+            "picture": _copy(drawing.cell(row, column)),
+        }
+        for row in range(len(asked.rows))
+        for column in range(len(asked.columns))
+        if drawing.cell(row, column).exists()
+    ]
+    return {**_describe_drawing(drawing), "pictures": pictures}
+
+
+def keep_for_card(run_id: str, drawing_id: str, row: int = 0, column: int = 1) -> None:
     """Puts a drawn picture on the run's model card, at most 5 of them."""
-    keep_picture(run_actions.the_run(run_id), drawing_id)
+    keep_picture(run_actions.the_run(run_id), drawing_id, row, column)
 
 
 def clear_card(run_id: str) -> None:
@@ -259,7 +315,8 @@ def clear_card(run_id: str) -> None:
 def download_lora(run_id: str, step: int = 0) -> dict:
     """The LoRA file of a run; `step` 0 takes the finished one, or the newest checkpoint."""
     chosen = run_actions.the_run(run_id)
-    return gr.FileData(path=lora_copy(chosen, find_lora(chosen, step or None))).model_dump()
+    file = find_lora(chosen, step or None)
+    return gr.FileData(path=lora_copy(chosen, file, lora_name(chosen, file))).model_dump()
 
 
 def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int = 0) -> str:
@@ -283,8 +340,38 @@ def publish_lora(
     return wait_for_push(job)
 
 
-def _no_bar(*arguments, **names) -> None:
-    """In place of the page's progress bar."""
+def _wait(drawing: Drawing) -> Drawing:
+    """Comes back when the drawing is done; `KnownFailure` says why it was not."""
+    while (status := drawing.status).busy:
+        time.sleep(POLL)
+    if status.state != "finished":
+        raise KnownFailure(status.reason or "Cancelled.")
+    return drawing
+
+
+def _source(run: Run, source: str) -> str:
+    """What a picture starts from where nothing is named."""
+    return source or ("own-1" if run.sources else try_sources.NOTHING)
+
+
+def _column(plain: dict) -> Column:
+    step, strength = plain.get("step", 0), plain.get("strength", 1.0)
+    known = not plain.keys() - {"step", "strength"}
+    if not known or type(step) is not int or type(strength) not in (int, float):
+        raise KnownFailure('Each of `columns` must be an object such as {"step": 75, "strength": 0.6}.')
+    return Column(step or None, float(strength))
+
+
+def _plain(column: Column) -> dict:
+    return {"step": column.checkpoint or 0, "strength": column.strength}
+
+
+def _describe_drawing(drawing: Drawing) -> dict:
+    asked = drawing.asked_for(PictureRequest)
+    columns = [_plain(column) for column in asked.columns]
+    return {
+        "id": drawing.id, "prompts": list(asked.prompts), "seeds": list(asked.seeds), "columns": columns
+    }  # fmt: skip
 
 
 def _copy(path: str | Path) -> dict:
@@ -343,6 +430,9 @@ ENDPOINTS: tuple[Handler, ...] = (
     show_pictures,
     keep_sources,
     draw,
+    draw_grid,
+    list_drawings,
+    show_drawing,
     try_it.cancel_drawing,
     download_lora,
     keep_for_card,

@@ -19,7 +19,6 @@ from dopsd_app.ui.events import held, listen, on_tick
 from dopsd_app.ui.navigation import PLAN, TRAIN, TRY
 from dopsd_app.ui.pictures import draft_of
 from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, run_name, statuses, the_run, watcher
-from dopsd_app.ui.try_it import cancel_others
 from dopsd_app.ui.updates import only_changed
 from dopsd_app.ui.when_finished import WhenFinished, describe_scheduled, when_finished
 
@@ -240,7 +239,6 @@ class TrainStep:
 
     def try_lora(self, run_id: str) -> dict:
         """Goes on to the fifth step."""
-        cancel_others(run_id)
         page = self.page
         return {**page.navigation.go_to(TRY), **page.trying.show(run_id), **page.publishing.show(run_id)}
 
