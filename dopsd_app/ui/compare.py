@@ -54,7 +54,7 @@ def _cell(run: Run, drawing: Drawing, asked: PictureRequest, row: int, column: i
     called = words.text(picture_name(run, asked, row, column))
     tools = f"<a href='{words.text(whole(file))}' download='{called}' aria-label='Save {called}'>Save</a>"
     if asked.columns[column].strength:
-        tools += f"<button data-value='{row}-{column}'>Use on the card</button>"
+        tools += f"<button data-value='{row}-{column}'>To the card</button>"
     return f"<figure><figcaption><b>{name}</b></figcaption>{picture}<div class='tools'>{tools}</div></figure>"
 
 
@@ -98,13 +98,14 @@ def sheet_name(run: Run, asked: PictureRequest) -> str:
 
 
 def _drawn_by(columns: list[Column]) -> str:
-    """What draws the columns, in a file's name: step-75, or step-25-75_strength-0.6-1."""
+    """What draws the columns, in a file's name: step-75, or step-25-75-final_strength-0.6-1."""
     if not any(column.strength for column in columns):
         return "base"
-    steps = dict.fromkeys("final" if c.checkpoint is None else str(c.checkpoint) for c in columns)
-    strengths = dict.fromkeys(f"{column.strength:g}" for column in columns)
-    named = "final" if list(steps) == ["final"] else f"step-{'-'.join(steps)}"
-    return named if list(strengths) == ["1"] else f"{named}_strength-{'-'.join(strengths)}"
+    steps = sorted({column.checkpoint for column in columns if column.checkpoint is not None})
+    named = [f"step-{'-'.join(map(str, steps))}"] if steps else []
+    named += ["final"] if any(column.checkpoint is None for column in columns) else []
+    strengths = "-".join(f"{strength:g}" for strength in sorted({column.strength for column in columns}))
+    return "-".join(named) + ("" if strengths == "1" else f"_strength-{strengths}")
 
 
 def sheet_link(run: Run, drawing: Drawing) -> str:

@@ -205,8 +205,9 @@ def publish_step() -> PublishStep:
             result = gr.HTML(elem_id="published")
         with gr.Column(scale=3, min_width=300):
             pictures = gr.HTML(elem_id="card-pictures")
-            clear = gr.Button("Take the pictures off", size="sm", visible=False, elem_id="clear-card")
-            preview = gr.Button("Show the card", size="sm", elem_id="preview-card")
+            with gr.Row(elem_classes="buttons"):
+                clear = gr.Button("Take the pictures off", size="sm", visible=False, elem_id="clear-card")
+                preview = gr.Button("Show the card", size="sm", elem_id="preview-card")
             card = words.code_box("README.md of the repository", "card", visible=False)
     with gr.Row(elem_classes="foot"):
         missing = gr.HTML(elem_id="publish-missing")

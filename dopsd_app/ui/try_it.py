@@ -301,7 +301,7 @@ def try_step() -> TryStep:
             prompts = gr.Textbox(
                 label="Prompts",
                 info=f"One per line, up to {MAX_PROMPTS}",
-                lines=3,
+                lines=5,
                 max_lines=MAX_PROMPTS,
                 elem_id="prompt",
                 max_length=16_000,
@@ -333,10 +333,10 @@ def try_step() -> TryStep:
                 seed = gr.Number(
                     0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed", min_width=110
                 )
-                random = gr.Button("Random seed", size="sm", elem_id="random-seed")
+                random = gr.Button("Random seed", size="sm", min_width=100, elem_id="random-seed")
                 batch = gr.Number(
                     1,
-                    label="Seeds for each prompt",
+                    label="Seeds per prompt",
                     precision=0,
                     minimum=1,
                     maximum=MAX_SEEDS,
