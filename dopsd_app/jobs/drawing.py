@@ -221,8 +221,9 @@ def is_of_today(run: Run, drawing: Drawing) -> bool:
     asked = drawing.asked_for(PictureRequest)
     if asked.run_id != run.id:
         return False
-    written = [find_lora(run, column.checkpoint).stat().st_mtime for column in asked.columns]
-    return min(picture.stat().st_mtime for picture in drawing.pictures) > max(written)
+    loras = [find_lora(run, column.checkpoint) for column in asked.columns if column.strength]
+    drawn = min(picture.stat().st_mtime for picture in drawing.pictures)
+    return all(lora.stat().st_mtime < drawn for lora in loras)
 
 
 def unfinished_drawings(runs_dir: Path) -> list[Drawing]:

@@ -1,12 +1,19 @@
 """A grid of drawn pictures as the page shows it: prompts beside base, checkpoints and strengths."""
 
+from contextlib import suppress
 from datetime import datetime
 
+from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import Column, Drawing, PictureRequest, Row
 from dopsd_app.jobs.runs import Run
+from dopsd_app.jobs.status import Status
+from dopsd_app.models.catalog import find_facts, is_known
+from dopsd_app.planning.machine import read_machine
+from dopsd_app.planning.pace import seconds_per_picture
 from dopsd_app.ui import words
 from dopsd_app.ui.server.picture_files import whole
 from dopsd_app.ui.sheet import save_sheet
+from dopsd_app.ui.try_sources import find_sources
 from dopsd_app.ui.use_file import FINISHED, file_name
 
 # Buttons in the grid and in the history say what they stand for; links and everything else go their own way.
@@ -77,6 +84,47 @@ def _earlier(drawing: Drawing, shown: bool) -> str:
     return (
         f"<button data-value='{drawing.id}'{pressed}>{picture}<span>{words.text(asked.prompts[0])}</span>"
         f"<small>{about}</small></button>"
+    )
+
+
+def estimate(run: Run, asked: PictureRequest, source: str) -> str:
+    """How many pictures it is, and how long they take where that is known."""
+    number = words.count(asked.cells, "picture")
+    if not is_known(run.config.base_model, run.config.revision):
+        return f"<p class='hint'>{number}</p>"  # it is not here any more
+    config = run.config
+    with suppress(KnownFailure):  # a source that is gone is told where it is shown
+        sources = len(find_sources(run, source))
+        sizes = find_facts(config.base_model, config.revision).sizes.with_sources(sources)
+        machine = read_machine().only(config.card)
+        on_gpu = config.device != "cpu" and machine.card(config.precision) is not None
+        if seconds := seconds_per_picture(config, sizes, run.runs_dir, machine, on_gpu):
+            time = words.in_time(seconds * asked.cells).removeprefix("about ")
+            number += f", about {time}"
+    return f"<p class='hint'>{number}</p>"
+
+
+def progress(status: Status | None) -> str:
+    """How a drawing stands, while it is not finished."""
+    if status is None or status.state == "finished":
+        return ""
+    if not status.busy:
+        said = status.reason or "Cancelled. What was drawn is kept."
+        return f"<p class='hint' role='status'>{words.message(said)}</p>"
+    if status.download:
+        share = status.done / status.total if status.total else 0.0
+        doing = f"{words.STATES['downloading']}. {words.download(status.download)}"
+    else:
+        drawing = status.state in ("drawing", "stopping")
+        share = status.done / status.total if drawing and status.total else 0.0
+        doing = {
+            "queued": "Waiting",
+            "loading": "Loading the model",
+            "stopping": "Stopping after this picture",
+        }.get(status.state, f"{status.done} of {words.count(status.total, 'picture')} drawn")
+    return (
+        f"<p class='hint' role='status'>{words.message(doing)}</p>"
+        f"<progress max='1' value='{share:.3f}' aria-label='Pictures drawn'></progress>"
     )
 
 

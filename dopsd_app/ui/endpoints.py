@@ -1,14 +1,11 @@
 """Every action of the page as a named endpoint of plain values, for `gradio_client` and scripts."""
 
 import functools
-import time
 import typing
 from dataclasses import asdict
 from pathlib import Path
 
 import gradio as gr
-from gradio.processing_utils import save_file_to_cache
-from gradio.utils import get_upload_folder
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from dopsd_app.checks.verdict import rows_drawn
@@ -32,23 +29,29 @@ from dopsd_app.data.uploads import clone_run as clone_to_draft
 from dopsd_app.data.uploads import list_examples
 from dopsd_app.data.uploads import load_example as load_as_draft
 from dopsd_app.errors import KnownFailure
-from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
+from dopsd_app.hub.card_pictures import clear_pictures
 from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
-from dopsd_app.jobs.drawing import BASE, MAX_SEEDS, Column, Drawing, PictureRequest
-from dopsd_app.jobs.drawing import list_drawings as drawings_of
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
-from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it, try_sources
+from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_sources
+from dopsd_app.ui.drawing_endpoints import (
+    copied,
+    draw,
+    draw_grid,
+    keep_for_card,
+    list_drawings,
+    show_drawing,
+    wait_for,
+)
+from dopsd_app.ui.picture_requests import cancel_drawing
 from dopsd_app.ui.server.guard import Handler, guarded
 from dopsd_app.ui.server.lora_copies import lora_copy
 from dopsd_app.ui.server.uploads import removed_afterwards
 from dopsd_app.ui.use_file import lora_name
 
-POLL = 0.1  # seconds between two readings of a drawing's status
 PHASES = ("encoding", "training", "drawing")  # of a plan's memory
 TYPES = {
     str: "text",
@@ -177,9 +180,9 @@ def check_teacher(draft_id: str) -> dict:
     what is drawn from the caption and what from caption and picture."""
     draft = pictures.the_draft(draft_id)
     drawing = teacher.start_check(draft)
-    _wait(drawing)
+    wait_for(drawing)
     drawn = [
-        {"caption": _copy(from_caption), "teacher": _copy(by_teacher)}
+        {"caption": copied(from_caption), "teacher": copied(by_teacher)}
         for *_, from_caption, by_teacher in rows_drawn(drawing.path)
     ]
     return {**teacher.show_check(pictures.the_draft(draft.id)), "drawn": drawn}
@@ -211,7 +214,7 @@ def show_pictures(run_id: str) -> dict:
     view = run_actions.watcher.read(run_actions.the_run(run_id))
 
     def copies(previews: tuple[Preview, ...]) -> list[dict]:
-        return [{"step": preview.step, "picture": _copy(preview.file)} for preview in previews]
+        return [{"step": preview.step, "picture": copied(preview.file)} for preview in previews]
 
     return {"rollouts": copies(view.rollouts), "samples": copies(view.samples)}
 
@@ -235,76 +238,6 @@ def keep_sources(run_id: str, files: list[dict]) -> str:
     paths = _uploaded(files)
     with removed_afterwards(paths):
         return try_sources.keep_sources(run_actions.the_run(run_id), paths)
-
-
-def draw(
-    run_id: str, prompt: str, seed: int = 0, strength: float = 1.0, step: int = 0, source: str = ""
-) -> dict:
-    """Draws a prompt without the LoRA and with it, from the same noise; `step` 0 takes the finished LoRA.
-
-    A LoRA of edits starts from `source`: as `keep_sources` returns it, or "own-2" for what the second
-    training picture was made from, of which the first is taken where none is named. Returns the drawing's
-    id, for `keep_for_card`, and the two pictures.
-    """
-    run = run_actions.the_run(run_id)
-    source = _source(run, source)
-    request = PictureRequest(run.id, (prompt.strip(),), (seed,), (BASE, Column(step or None, strength)))
-    drawing = _wait(try_it.draw(run, request, source))
-    return {"id": drawing.id, "base": _copy(drawing.cell(0, 0)), "lora": _copy(drawing.cell(0, 1))}
-
-
-def draw_grid(
-    run_id: str, prompts: list[str], columns: list[dict], seed: int = 0, count: int = 1, source: str = ""
-) -> dict:
-    """Draws prompts side by side: by the base, and by what each of `columns` names.
-
-    A column is `{"step": 75, "strength": 0.6}`: without a step it is the finished LoRA, without a strength
-    that is 1. Every prompt is drawn with `count` seeds from `seed` on; `source` as for `draw`. Returns what
-    `show_drawing` does.
-    """
-    run = run_actions.the_run(run_id)
-    seeds = tuple(range(seed, seed + min(count, MAX_SEEDS + 1)))
-    request = PictureRequest(
-        run.id, tuple(prompt.strip() for prompt in prompts), seeds, (BASE, *map(_column, columns))
-    )
-    drawing = _wait(try_it.draw(run, request, _source(run, source)))
-    return show_drawing(run_id, drawing.id)
-
-
-def list_drawings(run_id: str) -> list[dict]:
-    """What was drawn with a run's LoRA and is kept, the newest first: id, prompts, seeds, columns."""
-    run = run_actions.the_run(run_id)
-    return [_describe_drawing(drawing) for drawing in drawings_of(run)]
-
-
-def show_drawing(run_id: str, drawing_id: str) -> dict:
-    """A drawing of a run: id, prompts, seeds, columns, and `pictures` with what each was drawn with.
-
-    `row` and `column` of a picture are for `keep_for_card`.
-    """
-    run = run_actions.the_run(run_id)
-    drawing = next((drawing for drawing in drawings_of(run) if drawing.id == drawing_id), None)
-    if drawing is None:
-        raise KnownFailure("This drawing is not kept any more, or is of another run.")
-    asked = drawing.asked_for(PictureRequest)
-    pictures = [
-        {
-            "row": row,
-            "column": column,
-            **asdict(asked.rows[row]),
-            **_plain(asked.columns[column]),
-            "picture": _copy(drawing.cell(row, column)),
-        }
-        for row in range(len(asked.rows))
-        for column in range(len(asked.columns))
-        if drawing.cell(row, column).exists()
-    ]
-    return {**_describe_drawing(drawing), "pictures": pictures}
-
-
-def keep_for_card(run_id: str, drawing_id: str, row: int = 0, column: int = 1) -> None:
-    """Puts a drawn picture on the run's model card, at most 5 of them."""
-    keep_picture(run_actions.the_run(run_id), drawing_id, row, column)
 
 
 def clear_card(run_id: str) -> None:
@@ -338,45 +271,6 @@ def publish_lora(
     """
     job = publish.ask(run_id, name, private, with_captions, step or None, "", oauth_token)
     return wait_for_push(job)
-
-
-def _wait(drawing: Drawing) -> Drawing:
-    """Comes back when the drawing is done; `KnownFailure` says why it was not."""
-    while (status := drawing.status).busy:
-        time.sleep(POLL)
-    if status.state != "finished":
-        raise KnownFailure(status.reason or "Cancelled.")
-    return drawing
-
-
-def _source(run: Run, source: str) -> str:
-    """What a picture starts from where nothing is named."""
-    return source or ("own-1" if run.sources else try_sources.NOTHING)
-
-
-def _column(plain: dict) -> Column:
-    step, strength = plain.get("step", 0), plain.get("strength", 1.0)
-    known = not plain.keys() - {"step", "strength"}
-    if not known or type(step) is not int or type(strength) not in (int, float):
-        raise KnownFailure('Each of `columns` must be an object such as {"step": 75, "strength": 0.6}.')
-    return Column(step or None, float(strength))
-
-
-def _plain(column: Column) -> dict:
-    return {"step": column.checkpoint or 0, "strength": column.strength}
-
-
-def _describe_drawing(drawing: Drawing) -> dict:
-    asked = drawing.asked_for(PictureRequest)
-    columns = [_plain(column) for column in asked.columns]
-    return {
-        "id": drawing.id, "prompts": list(asked.prompts), "seeds": list(asked.seeds), "columns": columns
-    }  # fmt: skip
-
-
-def _copy(path: str | Path) -> dict:
-    """The copy of a file that clients may fetch: the folders of runs and drafts are closed to them."""
-    return gr.FileData(path=save_file_to_cache(path, get_upload_folder())).model_dump()
 
 
 def _describe(draft: Draft) -> dict:
@@ -433,7 +327,7 @@ ENDPOINTS: tuple[Handler, ...] = (
     draw_grid,
     list_drawings,
     show_drawing,
-    try_it.cancel_drawing,
+    cancel_drawing,
     download_lora,
     keep_for_card,
     clear_card,

@@ -1,8 +1,6 @@
 """The fifth step, its first part: what a LoRA draws, beside the base model and at its other steps."""
 
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,42 +10,37 @@ from gradio.blocks import Block
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import keep_picture
 from dopsd_app.jobs.drawing import (
-    BASE,
     MAX_PROMPTS,
     MAX_SEEDS,
-    Column,
     Drawing,
     PictureRequest,
-    ask,
-    cancel,
     check_request,
     list_drawings,
     read_drawing,
-    unfinished_drawings,
 )
-from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import Run
-from dopsd_app.jobs.status import Status
-from dopsd_app.models.architecture import UNTAUGHT
-from dopsd_app.models.catalog import find_facts, is_known
-from dopsd_app.planning.machine import read_machine
-from dopsd_app.planning.pace import seconds_per_picture
-from dopsd_app.planning.plan import check_fetch
 from dopsd_app.ui import words
-from dopsd_app.ui.compare import CHOOSE, grid, history, sheet_link
+from dopsd_app.ui.compare import CHOOSE, estimate, grid, history, progress, sheet_link
 from dopsd_app.ui.events import held, listen, on_tick
+from dopsd_app.ui.picture_requests import (
+    at_work,
+    cancel_drawing,
+    draw,
+    find_drawing,
+    make_request,
+    step_choice,
+)
 from dopsd_app.ui.run_actions import run_name, the_run
 from dopsd_app.ui.server.uploads import removed_afterwards
 from dopsd_app.ui.try_sources import (
     NOTHING,
     can_start,
-    find_sources,
     keep_sources,
     list_sources,
     show_sources,
 )
 from dopsd_app.ui.updates import only_changed
-from dopsd_app.ui.use_file import FINISHED, UseFile, chosen_step, first_prompt, use_file, what_to_try
+from dopsd_app.ui.use_file import FINISHED, UseFile, first_prompt, use_file, what_to_try
 
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
@@ -151,7 +144,7 @@ class TryStep:
     def show(self, run_id: str) -> dict:
         """Fills the part for a run, with what was last drawn for it."""
         run = the_run(run_id)
-        drawing = _at_work(run) or next(iter(list_drawings(run)), None)
+        drawing = at_work(run) or next(iter(list_drawings(run)), None)
         return {**self._show(run, drawing), **self.using.show(run)}
 
     def _show(self, run: Run, drawing: Drawing | None) -> dict:
@@ -163,7 +156,7 @@ class TryStep:
         )
         columns = [column for column in asked.columns if column.strength]
         steps = (
-            list(dict.fromkeys(_step_choice(column) for column in columns))
+            list(dict.fromkeys(step_choice(column) for column in columns))
             if drawing
             else [chosen or FINISHED]
         )
@@ -180,7 +173,7 @@ class TryStep:
             self.strengths: strengths or ["1"],
             self.seed: asked.seeds[0],
             self.batch: len(asked.seeds),
-            self.estimate: _estimate(run, asked, source),
+            self.estimate: estimate(run, asked, source),
             **self.show_drawing(run, drawing),
         }
 
@@ -189,28 +182,28 @@ class TryStep:
         status = drawing.status if drawing else None
         busy = bool(status and status.busy)
         drawn = len(drawing.pictures) if drawing else 0
-        at_work = busy or _at_work(run) is not None
+        working = busy or at_work(run) is not None
         drawings = list_drawings(run)
         id = drawing.id if drawing else ""
         values = {
             self.shown: (id, lambda: id),
             self.status: (
                 status and (status.state, status.done, status.reason, status.download),
-                lambda: _status(status),
+                lambda: progress(status),
             ),
             self.grid: ((id, drawn, busy), lambda: grid(run, drawing, busy) if drawing else ""),
             self.sheet: ((id, busy), lambda: sheet_link(run, drawing) if drawing and not busy else ""),
             self.history: ((id, [earlier.id for earlier in drawings]), lambda: history(drawings, id)),
-            self.draw: (at_work, lambda: gr.Button(visible=not at_work)),
-            self.cancel: (at_work, lambda: gr.Button(visible=at_work)),
-            self.timer: (at_work, lambda: gr.Timer(BUSY if at_work else IDLE, active=at_work)),
+            self.draw: (working, lambda: gr.Button(visible=not working)),
+            self.cancel: (working, lambda: gr.Button(visible=working)),
+            self.timer: (working, lambda: gr.Timer(BUSY if working else IDLE, active=working)),
         }
         return only_changed(values, self.digests, sent)
 
     def poll(self, run_id: str, shown: str, sent: object) -> dict:
         """All that has changed since this tab was sent it."""
         run = the_run(run_id)
-        return self.show_drawing(run, _find(run, shown), sent)
+        return self.show_drawing(run, find_drawing(run, shown), sent)
 
     # --- what its events do
 
@@ -246,7 +239,7 @@ class TryStep:
             check_request(run, request)
         except KnownFailure as error:
             return {self.estimate: words.lines([str(error)], "hint")}
-        return {self.estimate: _estimate(run, request, source or NOTHING)}
+        return {self.estimate: estimate(run, request, source or NOTHING)}
 
     def draw_seed(self) -> dict:
         """Another seed than one would think of."""
@@ -301,7 +294,7 @@ def try_step() -> TryStep:
             prompts = gr.Textbox(
                 label="Prompts",
                 info=f"One per line, up to {MAX_PROMPTS}",
-                lines=5,
+                lines=8,
                 max_lines=MAX_PROMPTS,
                 elem_id="prompt",
                 max_length=16_000,
@@ -309,26 +302,24 @@ def try_step() -> TryStep:
             with gr.Row(visible=False, equal_height=False) as start:
                 source, upload, sources = _start()
         with gr.Column(scale=2, min_width=300):
-            with gr.Row():
-                # They may be shown with the choices of the run before: no error then.
-                steps = gr.Dropdown(
-                    [FINISHED],
-                    value=[],
-                    multiselect=True,
-                    allow_custom_value=True,
-                    label="Compare with the base",
-                    elem_id="steps",
-                    min_width=140,
-                )
-                strengths = gr.Dropdown(
-                    STRENGTHS,
-                    value=["1"],
-                    multiselect=True,
-                    allow_custom_value=True,
-                    label="At a strength of",
-                    elem_id="strength",
-                    min_width=140,
-                )
+            # They may be shown with the choices of the run before: no error then.
+            steps = gr.Dropdown(
+                [FINISHED],
+                value=[],
+                multiselect=True,
+                allow_custom_value=True,
+                label="Compare with the base",
+                elem_id="steps",
+            )
+            strengths = gr.Dropdown(
+                STRENGTHS,
+                value=["1"],
+                multiselect=True,
+                allow_custom_value=True,
+                label="At a strength of",
+                info="1 is what was trained",
+                elem_id="strength",
+            )
             with gr.Row(equal_height=False, elem_classes="seeds"):
                 seed = gr.Number(
                     0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed", min_width=110
@@ -346,7 +337,7 @@ def try_step() -> TryStep:
     with gr.Row(elem_classes="buttons draw"):
         draw_button = gr.Button("Draw", variant="primary", elem_id="draw")
         cancel_button = gr.Button("Cancel", visible=False, elem_id="cancel-draw")
-        estimate = gr.HTML(elem_id="estimate")
+        reckoned = gr.HTML(elem_id="estimate")
     status = gr.HTML(elem_id="draw-status")
     return TryStep(
         title=title,
@@ -360,7 +351,7 @@ def try_step() -> TryStep:
         seed=seed,
         random=random,
         batch=batch,
-        estimate=estimate,
+        estimate=reckoned,
         draw=draw_button,
         cancel=cancel_button,
         status=status,
@@ -394,124 +385,12 @@ def _start() -> tuple[gr.Dropdown, gr.UploadButton, gr.HTML]:
     return source, upload, gr.HTML(elem_id="sources")
 
 
-# --- asking
-
-
-def make_request(
-    run: Run,
-    prompts: str,
-    steps: Sequence[str] | None,
-    strengths: Sequence[str] | None,
-    seed: int,
-    batch: int,
-) -> PictureRequest:
-    """What a person has chosen: prompts by line, and the base beside every step at every strength."""
-    lines = tuple(line.strip() for line in (prompts or "").splitlines() if line.strip())
-    first, number = int(seed or 0), int(batch or 1)
-    at = dict.fromkeys(_strength(text) for text in strengths or ())
-    columns = [Column(chosen_step(step), strength) for step in steps or () for strength in at]
-    seeds = tuple((first + place) % 2**32 for place in range(min(max(number, 0), MAX_SEEDS + 1)))
-    return PictureRequest(run.id, lines, seeds, (BASE, *columns))
-
-
-def draw(run: Run, request: PictureRequest, source: str) -> Drawing:
-    """Asks the warm worker for the pictures, which start from those of a choice, if from any."""
-    sources = find_sources(run, source)
-    check_request(run, request)
-    check_fetch(run.config, UNTAUGHT)
-    return ask(run.runs_dir, request, sources)
-
-
-def _strength(text: str) -> float:
-    try:
-        return float(str(text).replace(",", "."))
-    except ValueError:
-        raise KnownFailure(f'A strength is a number such as 0.8, not "{text}".') from None
-
-
-def _step_choice(column: Column) -> str:
-    return FINISHED if column.checkpoint is None else f"Step {column.checkpoint}"
-
-
-def cancel_drawing(run_id: str) -> str:
-    """Stops all drawing for a run, after the picture at hand."""
-    run = the_run(run_id)
-    for drawing in unfinished_drawings(run.runs_dir):
-        if _run_of(drawing) == run.id:
-            cancel(drawing)
-    return "Cancelled."
-
-
-def _run_of(drawing: Drawing) -> str:
-    """The run whose LoRA is drawn with; empty for a check of the teacher, or what cannot be read."""
-    with suppress(RunError):
-        asked = drawing.asked
-        return asked.run_id if isinstance(asked, PictureRequest) else ""
-    return ""
-
-
-def _at_work(run: Run) -> Drawing | None:
-    """The run's drawing that waits or is being drawn, the first of them."""
-    mine = [drawing for drawing in unfinished_drawings(run.runs_dir) if _run_of(drawing) == run.id]
-    return next(iter(mine), None)
-
-
-def _find(run: Run, shown: str) -> Drawing | None:
-    """The drawing of this id, while it is kept."""
-    with suppress(RunError):
-        return read_drawing(run.runs_dir, shown)
-    return None
-
-
 def _value_of(event: gr.EventData) -> str:
     """What the pressed button stands for."""
     sent = event._data
     if not isinstance(sent, dict) or not isinstance(value := sent.get("value"), str):
         raise KnownFailure("The server cannot use what was sent. Reload the page and try again.")
     return value
-
-
-# --- what is said
-
-
-def _estimate(run: Run, asked: PictureRequest, source: str) -> str:
-    number = words.count(asked.cells, "picture")
-    if not is_known(run.config.base_model, run.config.revision):
-        return f"<p class='hint'>{number}</p>"  # it is not here any more
-    config = run.config
-    with suppress(KnownFailure):  # a source that is gone is told where it is shown
-        sources = len(find_sources(run, source))
-        sizes = find_facts(config.base_model, config.revision).sizes.with_sources(sources)
-        machine = read_machine().only(config.card)
-        on_gpu = config.device != "cpu" and machine.card(config.precision) is not None
-        if seconds := seconds_per_picture(config, sizes, run.runs_dir, machine, on_gpu):
-            time = words.in_time(seconds * asked.cells).removeprefix("about ")
-            number += f", about {time}"
-    return f"<p class='hint'>{number}</p>"
-
-
-def _status(status: Status | None) -> str:
-    """How a drawing stands, while it is not finished."""
-    if status is None or status.state == "finished":
-        return ""
-    if not status.busy:
-        said = status.reason or "Cancelled. What was drawn is kept."
-        return f"<p class='hint' role='status'>{words.message(said)}</p>"
-    if status.download:
-        share = status.done / status.total if status.total else 0.0
-        doing = f"{words.STATES['downloading']}. {words.download(status.download)}"
-    else:
-        drawing = status.state in ("drawing", "stopping")
-        share = status.done / status.total if drawing and status.total else 0.0
-        doing = {
-            "queued": "Waiting",
-            "loading": "Loading the model",
-            "stopping": "Stopping after this picture",
-        }.get(status.state, f"{status.done} of {words.count(status.total, 'picture')} drawn")
-    return (
-        f"<p class='hint' role='status'>{words.message(doing)}</p>"
-        f"<progress max='1' value='{share:.3f}' aria-label='Pictures drawn'></progress>"
-    )
 
 
 def _reminder(word: str) -> str:
