@@ -18,7 +18,6 @@ from dopsd_app.ui.run_charts import RunCharts, run_charts
 from dopsd_app.ui.run_list import SHOW_LIST, RunList, comparison_box, run_list
 from dopsd_app.ui.run_pictures import RunPictures, comparing_steps, how_it_learns, run_samples
 from dopsd_app.ui.shown_draft import draft_of
-from dopsd_app.ui.try_it import cancel_others
 from dopsd_app.ui.updates import only_changed
 from dopsd_app.ui.when_finished import WhenFinished, describe_scheduled, when_finished
 
@@ -228,7 +227,6 @@ class TrainStep:
 
     def try_lora(self, run_id: str) -> dict:
         """Goes on to the fifth step."""
-        cancel_others(run_id)
         page = self.page
         return {**page.navigation.go_to(TRY), **page.trying.show(run_id), **page.publishing.show(run_id)}
 
