@@ -17,7 +17,7 @@ from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import TrainConfig
 from dopsd_app.jobs import card, job, launcher, queue, runs
 from dopsd_app.jobs.beside import Offer, keep_offer, read_offer
-from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, ask, cancel
+from dopsd_app.jobs.drawing import BASE, CheckRequest, Column, Drawing, PictureRequest, ask, cancel
 from dopsd_app.jobs.events import StepDone, append_event, read_events
 from dopsd_app.jobs.job import RunError, create_job
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
@@ -62,7 +62,7 @@ def finished(new_run, tiny_config, tmp_path, monkeypatch):
 
 
 def picture_of(run, prompt="my dog", seed=1, **column):
-    return PictureRequest(run.id, prompt, seed, **column)
+    return PictureRequest(run.id, (prompt,), (seed,), (BASE, Column(**column)))
 
 
 def drawn_pictures(drawing):
