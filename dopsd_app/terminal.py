@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs.beside import when_free
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, ask, cancel
 from dopsd_app.jobs.follow import BYTES, hint, show_bytes
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.kinds import TRAIN
@@ -62,6 +63,28 @@ def start(runs_dir: Path) -> None:
             print(ROOM)
         announced = True
         time.sleep(0.1)
+
+
+def trains(runs_dir: Path) -> bool:
+    """Whether a run of this folder is being trained: its process can draw for others."""
+    return any(job.kind == TRAIN for job in computing(runs_dir))
+
+
+def drawn(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequence[Path] = ()) -> Drawing:
+    """Asks for a drawing and comes back when it is done; Ctrl-C takes it back.
+
+    Raises `KnownFailure` where it is refused, or was not done.
+    """
+    drawing = ask(runs_dir, request, sources)
+    try:
+        while (status := drawing.status).busy:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        cancel(drawing)
+        raise
+    if status.state != "finished":
+        raise KnownFailure(status.reason or "Cancelled.")
+    return drawing
 
 
 @contextmanager

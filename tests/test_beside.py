@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dopsd_app import generate
 from dopsd_app.beside import _Lent
 from dopsd_app.checks.verdict import read_check
+from dopsd_app.cli import main
 from dopsd_app.config import TrainConfig
 from dopsd_app.jobs import card, job, launcher, queue, runs
 from dopsd_app.jobs.beside import Offer, keep_offer, read_offer
@@ -319,6 +320,11 @@ def test_a_drawing_stops_with_its_own_command_and_waits_on_when_its_run_is_stopp
     assert ended(first).state == "finished", first.status
     assert first.status.pid == run.status.pid
     wait_for(lambda: run.status.state == "training")
+    pictures = finished.dataset.parent / "generated"
+    command = ["generate", finished.id, "--runs", str(runs_dir), "--prompt", "my dog", "--seed", "1"]
+    assert main([*command, "--base-too"]) == 0
+    for name, place in (("1-my-dog_1.png", 1), ("1-my-dog_1_base.png", 0)):
+        assert np.array_equal(pixels(pictures / name), pixels(first.cell(0, place)))
     checks = [ask(runs_dir, CheckRequest(tiny_config, finished.dataset)) for _ in range(2)]
     wait_for(lambda: checks[0].status.state == "drawing")
     cancel(checks[0])

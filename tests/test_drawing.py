@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors.numpy import save
 
+from dopsd_app import terminal
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
 from dopsd_app.errors import KnownFailure
@@ -243,8 +244,8 @@ def test_a_command_that_is_refused_says_how_to_stop_a_training_and_for_a_drawing
         assert "A drawing is at work" in told and told.endswith("Wait for its end.\n")
         job.write_status(drawn, state="stopped")
         job.write_status(run, state="training", **ours)
-        assert main(command) == 2
-        assert f" stop {run.id} " in capsys.readouterr().err
+        with pytest.raises(RunError, match=f" stop {run.id} "), terminal.card(run.runs_dir):
+            pass
         job.write_status(run, state="stopped")
 
 

@@ -1,5 +1,6 @@
 """Asking for pictures: a LoRA's, or the teacher's before any training. A warm worker draws them."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -204,6 +205,23 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequenc
         put_in_queue(job)
     start_next(runs_dir)
     return Drawing(job.path)
+
+
+def file_stem(number: int, row: Row, sources: Sequence[Path]) -> str:
+    """How the file of a row's picture is called for a person; the number is the prompt's, from 1."""
+    source = f"-from-{_file_name(sources[0].stem)}" if sources else ""
+    return f"{number}-{_file_name(row.prompt)}{source}_{row.seed}"
+
+
+def file_variant(run: Run, column: Column) -> str:
+    """What follows that where another LoRA than the finished one draws, or at another strength."""
+    lora = find_lora(run, column.checkpoint)
+    variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
+    return variant + (f"_strength{column.strength:g}" if column.strength != 1 else "")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60] or "picture"
 
 
 def read_drawing(runs_dir: Path, id: str) -> Drawing:
