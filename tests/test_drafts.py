@@ -474,6 +474,30 @@ def test_a_removed_picture_leaves_no_file(draft, uploads):
     assert len(list(draft.pictures.iterdir())) == len(list(draft.thumbnails.iterdir())) == 3
 
 
+def test_what_training_enlarges_and_how_often_many_pictures_are_seen_is_told_of_the_set(draft, uploads):
+    draft = set_settings(fill(draft, uploads), preset="z-image-subject")
+    resolution = draft_config(draft).resolution
+    [enlarged] = note_repairs(draft)[""]
+    assert enlarged.startswith(f"4 of 4 pictures are smaller than the {resolution} x {resolution} pixels")
+    draft = set_settings(draft, preset="pocket", steps=100, batch_size=4)
+    assert note_repairs(draft) == {}
+    items = tuple(replace(draft.items[0], key=str(n), name=str(n), pixels=str(n)) for n in range(50))
+    [many] = note_repairs(replace(draft, content=replace(draft.content, items=items)))[""]
+    assert many.startswith("Of 50 pictures, 100 steps show each about 8 times.")
+
+
+def test_the_trigger_word_takes_its_place_in_captions(draft, uploads):
+    draft = fill(draft, uploads)
+    draft = set_settings(draft, trigger_word="zorp")
+    draft = set_caption(draft, draft.items[0].key, "a photo of [trigger]")
+    assert draft_dataset(draft).examples[0].captions == ("a photo of zorp",)
+    assert draft.items[0].caption == "a photo of [trigger]"
+    draft = set_settings(draft, trigger_word="")
+    assert check_draft(draft) == {
+        "": ("Captions hold [trigger], and there is no trigger word to stand for it. Make one up.",)
+    }
+
+
 def test_problems_are_told_at_their_picture(draft, uploads, tmp_path):
     draft = fill(draft, uploads)
     picture(9, (63, 128)).save(tmp_path / "small.png")
