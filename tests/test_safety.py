@@ -544,7 +544,7 @@ def test_too_many_pictures_bombs_and_hostile_names_are_refused_by_name(server, c
 def test_the_page_is_served_without_history_tracking_or_open_folders():
     options = launch_options()
     assert options["run_history"] is False and options["show_error"] is False
-    assert options["enable_monitoring"] is False and options["max_file_size"] == "25mb"
+    assert options["enable_monitoring"] is False and options["max_file_size"] == "1gb"
     assert options["state_session_capacity"] <= 100  # of a megabyte each
     assert "allowed_paths" not in options and "share" not in options and "auth" not in options
 
