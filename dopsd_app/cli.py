@@ -425,7 +425,7 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
     """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
-    from dopsd_app.data.pictures import read_examples
+    from dopsd_app.data.pictures import fill_placeholders, read_examples
     from dopsd_app.data.source_pictures import has_sources
 
     problems: list[str] = []
@@ -455,7 +455,10 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     if config:
         attempt(check_base_model, config.base_model)
         attempt(check_resolution, config.base_model, config.resolution)
-    dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
+    sides = {"minimum_side": config.minimum_side, "resolution": config.resolution} if config else {}
+    dataset = attempt(read_examples, options.images, **({"minimum_side": 1} | sides))
+    if dataset and config:
+        dataset = attempt(fill_placeholders, dataset, config.trigger_word)
     if dataset and config:
         attempt(check_sources, config.base_model, config.revision, dataset.sources)
     if problems or config is None or dataset is None:  # without one, there is a problem that says why
