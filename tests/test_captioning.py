@@ -2,14 +2,15 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from huggingface_hub import constants
 from transformers import Qwen3VLForConditionalGeneration
 
-from dopsd_app import caption
+from dopsd_app import caption as verb
 from dopsd_app.data.drafts import new_draft, read_draft, set_caption, set_settings
 from dopsd_app.data.uploads import add_pictures
 from dopsd_app.gpus import Gpu
@@ -20,23 +21,26 @@ from dopsd_app.jobs.captioning import (
     Written,
     ask_for_captions,
     ask_for_draft,
+    cancel_captions,
     latest_captions,
     read_written,
     use_length,
 )
 from dopsd_app.jobs.events import CaptionWritten, Warned, read_events
 from dopsd_app.jobs.job import RunError, place_command
-from dopsd_app.models import captioner_download
 from dopsd_app.models.captioner import BEGIN, END, load_captioner
-from dopsd_app.models.captioner_download import CaptionerPaths, find_captioner, lacking_bytes
-from dopsd_app.models.captioner_facts import CAPTIONERS, LARGE, LENGTHS, MOST_TOKENS, SMALL
+from dopsd_app.models.captioner_download import CaptionerPaths
+from dopsd_app.models.captioner_facts import AREAS, LARGE, SMALL
 from dopsd_app.models.captioner_words import HOW_LONG, Concept, clean_caption, instruction, plain_word
+from dopsd_app.models.repository import cache_folder
 from dopsd_app.models.vision_language import picture_text, read_picture
 from dopsd_app.planning.captioning import captioners_that_fit, why_none
 from dopsd_app.planning.machine import Machine
-from dopsd_app.progress import PhaseProgress
 from dopsd_app.torch_build import TorchBuild, installed_torch
+from tests.support.downloader import Downloader
+from tests.support.imitation_hub import ImitationHub
 from tests.support.pictures import make_picture
+from tests.support.real_layout import save_z_image_repository
 from tests.support.tiny_captioner import save_captioner_repository
 
 GIB = 2**30
@@ -169,7 +173,7 @@ def test_each_answer_is_the_official_ones_for_its_whole_message(varied):
     """What is remembered of picture and instruction from one answer to the next changes nothing."""
     captioner, picture = load(varied), make_picture(1, 96, 64)
     official = Qwen3VLForConditionalGeneration.from_pretrained(varied, dtype=torch.float32)
-    questions = [(HOW_LONG[length], most) for length, most in MOST_TOKENS.items()]
+    questions = [(HOW_LONG["short"], 8), (HOW_LONG["detailed"], 20), (HOW_LONG["medium"], 14)]
     answers = list(captioner.answers([picture], "Write.", questions))
     for (question, most), (answer, ended) in zip(questions, answers, strict=True):
         tokens, seen = shown(captioner, picture, question)
@@ -327,3 +331,246 @@ def test_a_processor_takes_minutes_where_a_card_takes_seconds():
     assert captioners_that_fit(on_processor(16))[0].seconds == pytest.approx(59 + 77, rel=0.03)
     assert 5 < captioners_that_fit(with_card(24))[0].seconds < 20
     assert captioners_that_fit(on_processor(16, cores=4))[0].seconds == pytest.approx(68, rel=0.03)
+
+
+# --- the job
+
+
+def in_cache(folder, captioner, monkeypatch, tmp_path):
+    """Puts a folder into the Hub's cache as a captioner's repository."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    repository = cache_folder(captioner.repository)
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "snapshots" / ("a" * 40)).symlink_to(folder)
+
+
+@pytest.fixture
+def machine(folder, monkeypatch, tmp_path):
+    """A processor with the smaller captioner, which looks at small pictures."""
+    in_cache(folder, SMALL, monkeypatch, tmp_path)
+    monkeypatch.setattr(verb, "read_machine", lambda: on_processor(16))
+    monkeypatch.setitem(AREAS, False, AREA)
+    monkeypatch.setattr(captioning, "start_next", lambda _: None)  # the test itself is the worker
+
+
+@pytest.fixture
+def draft(tmp_path):
+    for number in range(4):
+        make_picture(number, 96, 64).save(tmp_path / f"{number}.png")
+    draft = add_pictures(new_draft(tmp_path / "drafts"), sorted(tmp_path.glob("*.png"))).draft
+    return set_settings(draft, trigger_word="zorp")
+
+
+def captions(draft):
+    return [item.caption for item in read_draft(draft.path).items]
+
+
+def do(job):
+    assert worker.work(job) == 0, job.status.reason
+    return job
+
+
+def test_every_picture_without_a_caption_gets_one(machine, draft, tmp_path):
+    first = draft.items[0].key
+    draft = set_caption(draft, first, "zorp, as I typed it")
+    job = do(ask_for_draft(tmp_path / "runs", draft, "medium", "dog"))
+    assert captions(draft)[0] == "zorp, as I typed it"
+    assert all(re.fullmatch(r"zorp dog, .* close", text) for text in captions(draft)[1:])
+    events = [event for event in read_events(job.events_file) if isinstance(event, CaptionWritten)]
+    assert [(event.step, event.key, event.text) for event in events] == [
+        (number, item.key, item.caption)
+        for number, item in enumerate(read_draft(draft.path).items[1:], start=1)
+    ]
+    assert job.result == {"put": 3, "kept": 0, "unusable": 0} and job.status.state == "finished"
+    written = read_written(draft.path)
+    assert (written.length, written.what, set(written.texts)) == ("medium", "dog", {e.key for e in events})
+    assert written.is_ours(events[0].key, events[0].text) and not written.is_ours(
+        first, "zorp, as I typed it"
+    )
+
+
+def test_what_is_typed_while_it_is_at_work_stays(machine, draft, tmp_path, monkeypatch):
+    second = draft.items[1].key
+    describe = verb.describe
+
+    def describe_while_typing(captioner, request, asked, lengths):
+        if asked.key == second:
+            set_caption(draft, second, "zorp on")
+        return describe(captioner, request, asked, lengths)
+
+    monkeypatch.setattr(verb, "describe", describe_while_typing)
+    job = do(ask_for_draft(tmp_path / "runs", draft, "short", ""))
+    assert captions(draft)[1] == "zorp on" and captions(draft)[2].startswith("zorp, ")
+    assert job.result == {"put": 3, "kept": 1, "unusable": 0}
+    assert "short" in read_written(draft.path).texts[second]  # it can be asked for
+
+
+def test_again_is_written_over_what_stood_there_when_it_was_asked(machine, draft, tmp_path):
+    keys = [item.key for item in draft.items]
+    draft = set_caption(set_caption(draft, keys[0], "mine"), keys[1], "mine too")
+    do(ask_for_draft(tmp_path / "runs", draft, "short", "", [keys[1]]))
+    first, second, *others = captions(draft)
+    assert first == "mine" and second.startswith("zorp, ") and others == ["", ""]
+
+
+def test_cancelled_between_two_pictures_it_keeps_what_is_written(machine, draft, tmp_path, monkeypatch):
+    job = ask_for_draft(tmp_path / "runs", draft, "short", "")
+    describe = verb.describe
+
+    def describe_and_cancel(*arguments):
+        place_command(job, "stop")
+        return describe(*arguments)
+
+    monkeypatch.setattr(verb, "describe", describe_and_cancel)
+    do(job)
+    assert job.status.state == "stopped"
+    assert [bool(text) for text in captions(draft)] == [True, False, False, False]
+
+
+def test_what_cannot_be_used_is_not_put(machine, draft, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "clean_caption", lambda *_, **__: "")
+    job = do(ask_for_draft(tmp_path / "runs", draft, "short", ""))
+    assert captions(draft) == [""] * 4 and job.result == {"put": 0, "kept": 0, "unusable": 4}
+
+
+def test_where_the_memory_runs_out_the_next_smaller_one_goes_on(machine, draft, tmp_path, monkeypatch):
+    load, precisions = verb.load_captioner, []
+
+    def load_once(place, precision, *others):
+        precisions.append(precision)
+        if len(precisions) == 1:
+            raise MemoryError("not enough memory")
+        return load(place, precision, *others)
+
+    monkeypatch.setattr(verb, "load_captioner", load_once)
+    job = do(ask_for_draft(tmp_path / "runs", draft, "short", ""))
+    assert precisions == [torch.float32, torch.bfloat16] and all(captions(draft))
+    assert [event.message for event in read_events(job.events_file) if isinstance(event, Warned)] == [
+        "The memory ran out with Qwen3-VL 2B. Qwen3-VL 2B in 16 bits goes on."
+    ]
+
+
+def test_where_nothing_fits_it_says_so_before_anything_is_fetched(draft, tmp_path, monkeypatch):
+    monkeypatch.setattr(captioning, "start_next", lambda _: None)
+    monkeypatch.setattr(verb, "read_machine", lambda: on_processor(4))
+    job = ask_for_draft(tmp_path / "runs", draft, "short", "")
+    assert worker.work(job) == 1 and "and this computer has 4.0 GB" in job.status.reason
+    full = replace(on_processor(16), free_memory=2 * GIB)
+    monkeypatch.setattr(verb, "read_machine", lambda: full)
+    job = ask_for_draft(tmp_path / "runs", draft, "short", "")
+    assert worker.work(job) == 1 and "Close other programs" in job.status.reason
+
+
+def test_what_cannot_be_asked_is_refused_in_words(machine, draft, tmp_path):
+    runs = tmp_path / "runs"
+    with pytest.raises(RunError, match="Write the trigger word first"):
+        ask_for_draft(runs, set_settings(draft, trigger_word=None), "short", "")
+    with pytest.raises(RunError, match="`length` must be one of short, medium, detailed, got 'long'"):
+        ask_for_draft(runs, draft, "long", "")
+    with pytest.raises(RunError, match="No picture lacks a caption"):
+        ask_for_draft(runs, draft, "short", "", [])
+    with pytest.raises(RunError, match="Say first what each picture is made from"):
+        ask_for_draft(runs, set_settings(draft, kind="edit"), "short", "")
+    job = ask_for_draft(runs, draft, "short", "")
+    with pytest.raises(RunError, match="already"):
+        ask_for_draft(runs, draft, "short", "")
+    assert latest_captions(runs, draft.path) == job and latest_captions(runs, tmp_path) is None
+    cancel_captions(runs, draft.path)
+    assert job.status.state == "stopped"
+
+
+def test_another_length_is_taken_at_once_where_nobody_has_changed_the_caption(machine, draft, tmp_path):
+    runs = tmp_path / "runs"
+    do(ask_for_draft(runs, draft, "short", ""))
+    texts = {
+        item.key: {"short": item.caption, "detailed": f"{item.caption} in detail"}
+        for item in read_draft(draft.path).items
+    }
+    (draft.path / captioning.WRITTEN).write_text(json.dumps(asdict(Written(texts=texts))))
+    set_caption(draft, draft.items[0].key, "zorp, and my own words")
+    draft = use_length(draft, "detailed")
+    assert captions(draft)[0] == "zorp, and my own words"
+    assert all(text.endswith("in detail") for text in captions(draft)[1:])
+    assert read_written(draft.path).length == "detailed"
+    assert captions(use_length(draft, "medium")) == captions(draft)  # never written: it stays
+
+
+def test_beside_pictures_in_a_folder_captions_become_files(machine, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(2):
+        make_picture(number, 96, 64).save(folder / f"{number}.png")
+    asked = [ToCaption(f"{number}.png", str(folder / f"{number}.png"), (), "") for number in range(2)]
+    (folder / "1.txt").write_text("written meanwhile")
+    request = CaptionRequest(str(folder), False, DOG, "short", tuple(asked))
+    job = do(ask_for_captions(tmp_path / "runs", request))
+    assert (folder / "0.txt").read_text().startswith("zorp dog, ")
+    assert (folder / "1.txt").read_text() == "written meanwhile"
+    assert job.result == {"put": 1, "kept": 1, "unusable": 0}
+
+
+# --- from the Hub
+
+
+@pytest.fixture(scope="module")
+def hub_and_process(tmp_path_factory):
+    with ImitationHub() as hub, Downloader(hub, tmp_path_factory.mktemp("process")) as call:
+        yield hub, call
+
+
+@pytest.fixture
+def hub(hub_and_process, folder):
+    hub = hub_and_process[0]
+    hub.reset()
+    for captioner in (LARGE, SMALL):
+        hub.add_model(captioner.repository, folder)
+    return hub
+
+
+@pytest.mark.process
+def test_a_newcomer_gets_captions_with_all_that_is_fetched_for_them(
+    hub, hub_and_process, draft, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(captioning, "start_next", lambda _: None)
+    job = ask_for_draft(tmp_path / "runs", draft, "medium", "dog")
+    told = hub_and_process[1](tmp_path / "home", "write_captions", str(job.path), gigabytes=16)
+    assert job.status.state == "finished", job.status.reason
+    kinds = [kind for number, kind in enumerate(told) if told[number - 1 : number] != [kind]]
+    assert kinds[:3] == ["loading", "downloading", "loading"] and kinds[-1] == "Finished"
+    assert told.count("CaptionWritten") == 4
+    assert all(text.startswith("zorp dog, ") for text in captions(draft))
+
+
+@pytest.mark.process
+def test_fetched_whole_it_is_here_and_each_file_is_what_the_hub_has(hub, hub_and_process, folder, tmp_path):
+    fetched = hub_and_process[1](tmp_path, "fetch_captioner", SMALL.repository)
+    assert (fetched["lacking"], fetched["after"]) == (SMALL.stored_bytes, 0)
+    assert fetched["folder"] == fetched["eyes"]
+    for file in Path(fetched["folder"]).iterdir():
+        assert file.read_bytes() == (folder / file.name).read_bytes()
+    hub.served.clear()
+    assert hub_and_process[1](tmp_path, "fetch_captioner", SMALL.repository)["steps"] == [] == hub.served
+
+
+@pytest.mark.process
+def test_eyes_that_a_teacher_has_already_are_not_fetched_again(
+    hub, hub_and_process, folder, tmp_path_factory, tmp_path
+):
+    base = tmp_path_factory.mktemp("z-image")
+    save_z_image_repository(base)
+    hub.add_model("Tongyi-MAI/Z-Image-Turbo", base)
+    call = hub_and_process[1]
+    eyes = call(tmp_path, "fetch", "Tongyi-MAI/Z-Image-Turbo")["eyes"]
+    hub.served.clear()
+    fetched = call(tmp_path, "fetch_captioner", LARGE.repository)
+    assert (fetched["lacking"], fetched["after"]) == (LARGE.stored_bytes - 2 * LARGE.eyes, 0)
+    assert fetched["eyes"] == eyes
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    seeing = (Path(eyes) / "model.safetensors").stat().st_size
+    sent = sum(each.sent for each in hub.served if each.path.endswith(".safetensors"))
+    assert sent < weights - seeing + 200_000  # the rest, with the headers of two files
+    place = CaptionerPaths(Path(fetched["folder"]), Path(fetched["eyes"]))
+    captioner = load_captioner(place, torch.float32, torch.device("cpu"), "none", AREA)
+    asked = [make_picture(1, 96, 64)], "Write.", [("Short.", 8)]
+    assert list(captioner.answers(*asked)) == list(load(folder).answers(*asked))

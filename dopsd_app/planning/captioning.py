@@ -48,7 +48,9 @@ class Choice:
     @property
     def in_words(self) -> str:
         """What it is, for the person."""
-        return f"{self.captioner.label}{' in 4 bits' if self.quantization == 'nf4' else ''}"
+        bits = 4 if self.quantization == "nf4" else 16 if self.precision == "bfloat16" else 32
+        usual = 16 if self.on_gpu else 32
+        return self.captioner.label + (f" in {bits} bits" if bits != usual else "")
 
 
 def captioners_that_fit(machine: Machine, *, pictures: int = 1, own: bool = True) -> list[Choice]:
