@@ -11,16 +11,15 @@ from huggingface_hub import constants
 from transformers import Qwen3VLForConditionalGeneration
 
 from dopsd_app import caption as verb
+from dopsd_app import cli
 from dopsd_app.data.drafts import new_draft, read_draft, set_caption, set_settings
 from dopsd_app.data.uploads import add_pictures
 from dopsd_app.gpus import Gpu
 from dopsd_app.jobs import captioning, worker
 from dopsd_app.jobs.captioning import (
-    CaptionRequest,
-    ToCaption,
     Written,
-    ask_for_captions,
     ask_for_draft,
+    ask_for_folder,
     cancel_captions,
     latest_captions,
     read_written,
@@ -28,6 +27,7 @@ from dopsd_app.jobs.captioning import (
 )
 from dopsd_app.jobs.events import CaptionWritten, Warned, read_events
 from dopsd_app.jobs.job import RunError, place_command
+from dopsd_app.jobs.queue import waiting_jobs
 from dopsd_app.models.captioner import BEGIN, END, load_captioner
 from dopsd_app.models.captioner_download import CaptionerPaths
 from dopsd_app.models.captioner_facts import AREAS, LARGE, SMALL
@@ -501,10 +501,9 @@ def test_beside_pictures_in_a_folder_captions_become_files(machine, tmp_path):
     folder.mkdir()
     for number in range(2):
         make_picture(number, 96, 64).save(folder / f"{number}.png")
-    asked = [ToCaption(f"{number}.png", str(folder / f"{number}.png"), (), "") for number in range(2)]
+    job = ask_for_folder(tmp_path / "runs", folder, DOG, "short", overwrite=False)
     (folder / "1.txt").write_text("written meanwhile")
-    request = CaptionRequest(str(folder), False, DOG, "short", tuple(asked))
-    job = do(ask_for_captions(tmp_path / "runs", request))
+    do(job)
     assert (folder / "0.txt").read_text().startswith("zorp dog, ")
     assert (folder / "1.txt").read_text() == "written meanwhile"
     assert job.result == {"put": 1, "kept": 1, "unusable": 0}
@@ -574,3 +573,52 @@ def test_eyes_that_a_teacher_has_already_are_not_fetched_again(
     captioner = load_captioner(place, torch.float32, torch.device("cpu"), "none", AREA)
     asked = [make_picture(1, 96, 64)], "Write.", [("Short.", 8)]
     assert list(captioner.answers(*asked)) == list(load(folder).answers(*asked))
+
+
+# --- the command
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        make_picture(number, 96, 64).save(folder / f"{number}.png")
+    (folder / "0.txt").write_text("my own")
+    return folder
+
+
+def run_command(monkeypatch, tmp_path, *arguments):
+    """The command, beside a worker that is this process."""
+
+    def start(runs_dir):
+        if waiting := waiting_jobs(runs_dir):
+            do(waiting[0])
+
+    monkeypatch.setattr(captioning, "start_next", start)
+    return cli.main(["caption", *map(str, arguments), "--runs", str(tmp_path / "runs")])
+
+
+def test_the_command_writes_files_beside_pictures_and_none_that_is_there(
+    machine, photos, tmp_path, monkeypatch, capsys
+):
+    assert run_command(monkeypatch, tmp_path, photos, "--trigger-word", "zorp", "--what", "dog") == 0
+    assert (photos / "0.txt").read_text() == "my own"
+    for number in (1, 2):
+        assert (photos / f"{number}.txt").read_text().startswith("zorp dog, ")
+    told = capsys.readouterr().out
+    assert "1.png: zorp dog, " in told and "2 captions written." in told and "0.png" not in told
+    assert run_command(monkeypatch, tmp_path, photos, "--trigger-word", "zorp") == 2
+    assert "No picture lacks a caption" in capsys.readouterr().err
+    assert run_command(monkeypatch, tmp_path, photos, "--trigger-word", "blorp", "--overwrite") == 0
+    assert all((photos / f"{number}.txt").read_text().startswith("blorp, ") for number in range(3))
+
+
+def test_the_command_tells_what_cannot_be(machine, photos, tmp_path, monkeypatch, capsys):
+    assert run_command(monkeypatch, tmp_path, tmp_path / "none", "--trigger-word", "zorp") == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert run_command(monkeypatch, tmp_path, photos) == 2
+    assert "Write the trigger word first" in capsys.readouterr().err
+    (photos / "metadata.jsonl").write_text("{}")
+    assert run_command(monkeypatch, tmp_path, photos, "--trigger-word", "zorp") == 2
+    assert "metadata.jsonl" in capsys.readouterr().err

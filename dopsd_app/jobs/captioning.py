@@ -51,11 +51,10 @@ class CaptionRequest:
         """
         if self.is_draft:
             return _put_into_draft(Path(self.folder), asked, texts, self.length)
-        file = Path(asked.picture).with_suffix(".txt")
-        before = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        if before != asked.caption:
+        picture = Path(asked.picture)
+        if _caption_beside(picture) != asked.caption:
             return False
-        replace_file(file, texts[self.length] + "\n")
+        replace_file(picture.with_suffix(".txt"), texts[self.length] + "\n")
         return True
 
 
@@ -117,6 +116,35 @@ def ask_for_draft(
     job = ask_for_captions(runs_dir, CaptionRequest(str(draft.path), True, concept, length, tuple(pictures)))
     _change_written(draft.path, lambda written: replace(written, length=length, what=what))
     return job
+
+
+def ask_for_folder(runs_dir: Path, folder: Path, concept: Concept, length: str, *, overwrite: bool) -> Job:
+    """The same for a folder of pictures, where captions are .txt files; with `overwrite` for all of them."""
+    from dopsd_app.data.pictures import PICTURE_SUFFIXES, natural_order  # brings Pillow
+    from dopsd_app.data.source_pictures import pair
+
+    if not folder.is_dir():
+        raise RunError(f"There is no folder {folder}.")
+    if (folder / "metadata.jsonl").exists():
+        raise RunError(f"The captions of {folder} are in its metadata.jsonl: .txt files would not be read.")
+    files = [file for file in folder.absolute().iterdir() if file.suffix.lower() in PICTURE_SUFFIXES]
+    pairs = pair(sorted(files, key=lambda file: natural_order(file.name)), set(), ())
+    pictures = [
+        ToCaption(picture.name, str(picture), tuple(map(str, pairs.sources.get(picture, ()))), caption)
+        for picture in pairs.targets
+        if not (caption := _caption_beside(picture)).strip() or overwrite
+    ]
+    if not pairs.targets:
+        raise RunError(f"There is no picture in {folder}.")
+    concept = replace(concept, what=plain_word(concept.what))
+    return ask_for_captions(
+        runs_dir, CaptionRequest(str(folder.absolute()), False, concept, length, tuple(pictures))
+    )
+
+
+def _caption_beside(picture: Path) -> str:
+    file = picture.with_suffix(".txt")
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def read_asked(job: Job) -> CaptionRequest:

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from dopsd_app.models.architecture import BaseModelError
@@ -62,7 +63,7 @@ class LoadedCaptioner:
         seen = [read_picture(self.image_processor, picture) for picture in pictures]
         texts = [picture_text(self.image_processor, each.image_grid_thw) for each in seen]
         start = self.tokens(f"{BEGIN}{''.join(texts)}{asked}\n")
-        memory = DynamicCache(config=self.model.config.text_config)
+        memory = DynamicCache(config=self.model.model.language_model.config)
         kinds = (start == self.model.config.image_token_id).int()
         grids = torch.cat([each.image_grid_thw for each in seen]).to(start.device)
         pixels = torch.cat([each.pixel_values for each in seen]).to(start.device, self.model.dtype)
@@ -119,8 +120,10 @@ def load_captioner(
 ) -> LoadedCaptioner:
     """Loads it; pictures are scaled to between so many pixels. `BaseModelError` for what is damaged."""
     config = _read_config(place.folder)
+    text_config = config.text_config
+    assert isinstance(text_config, Qwen3VLTextConfig)  # once it is made
     language_model = load_frozen(
-        lambda: Qwen3VLTextModel(config.text_config),
+        lambda: Qwen3VLTextModel(text_config),
         place.folder,
         dtype,
         device,

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.models import base_download, captioner_download, catalog, download
-from dopsd_app.models.captioner_facts import CAPTIONERS
+from dopsd_app.models.captioner_facts import AREAS, CAPTIONERS
 
 download.WAITS = (0.05, 0.05, 0.05)
 download.SILENCE_SECONDS = 1.0
@@ -75,6 +75,7 @@ def write_captions(name: str, gigabytes: int) -> list[str]:
     from dopsd_app.planning.machine import Machine
     from dopsd_app.torch_build import installed_torch
 
+    AREAS[False] = 64**2, 96**2  # looking takes most of the time
     memory = gigabytes * 2**30
     caption.read_machine = lambda: Machine((), installed_torch(), memory, memory, 2)
     job = Job(Path(name))
