@@ -18,7 +18,8 @@ PRESETS = Path(__file__).parent.parent / "presets"
 SCHEMA = 1  # of a run's config.json, and with it of the run's whole folder
 SUBJECT, STYLE, EDIT = KINDS = ("subject", "style", "edit")  # what is taught: presets' names end with it
 DEFAULT_PRESET = "pocket"  # the built-in base, which runs anywhere
-MAIN, MORE = "main", "more"  # where the page shows a setting
+# Where the plan's step shows a setting: at once, or folded in one of these groups.
+MAIN, LEARNING, MEMORY, PREVIEWS = PLACES = ("main", "learning", "memory", "previews")
 GONE = (
     "stop_early",
     "gradient_checkpointing",
@@ -107,7 +108,7 @@ class Setting:
 
     label: str  # what the page and its messages call it
     info: str = ""  # what it does, in a few words
-    page: str | None = None  # MAIN or MORE of the plan's step; None where that does not show it
+    page: str | None = None  # one of PLACES; None where the page does not show it
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None  # the greatest number that is too small
@@ -174,27 +175,27 @@ class TrainConfig:
         "dopsd",
         "Objective",
         "What the LoRA is trained by",
-        MORE,
+        LEARNING,
         choices={name: facts.label or facts.name for name, facts in OBJECTIVES.items()},
         rare=tuple(name for name, facts in OBJECTIVES.items() if not facts.label),
     )
     # Optimizer steps, as are all that other settings count.
     steps: int = _setting(1000, "Steps", "How often the LoRA is changed a little", MAIN, minimum=1)
     learning_rate: float = _setting(
-        1e-4, "Learning rate", "Higher learns faster and breaks sooner", MORE, above=0
+        1e-4, "Learning rate", "Higher learns faster and breaks sooner", LEARNING, above=0
     )
     max_grad_norm: float = _setting(
         1.0, "Gradient clipping", "The norm that gradients are clipped to", above=0
     )
-    batch_size: int = _setting(4, "Pictures per step", page=MORE, minimum=1)
+    batch_size: int = _setting(4, "Pictures per step", page=LEARNING, minimum=1)
     micro_batch: int = _setting(
-        1, "Pictures at a time", "Changes memory and speed, never the result", MORE, minimum=1, lever=1
+        1, "Pictures at a time", "Changes memory and speed, never the result", MEMORY, minimum=1, lever=1
     )
     # The optimizer of bitsandbytes needs a quarter of the other's memory.
     optimizer: str = _setting(
         "adamw8bit",
         "Optimizer",
-        page=MORE,
+        page=MEMORY,
         choices={"adamw8bit": "AdamW, 8 bits: less memory", "adamw": "AdamW"},
         lever="adamw8bit",
     )
@@ -202,7 +203,7 @@ class TrainConfig:
     quantization: str = _setting(
         "auto",
         "Base model's weights",
-        page=MORE,
+        page=MEMORY,
         choices={
             "auto": "Automatic",
             "none": "As they are",
@@ -213,7 +214,7 @@ class TrainConfig:
     )
     # In GB of 2^30 bytes, as cards are sold; the rest of the memory plan follows from it.
     memory_limit: float = _setting(
-        0.0, "Memory to use", "GB of the card; 0: what is free when it starts", MORE, minimum=0
+        0.0, "Memory to use", "GB of the card; 0: what is free when it starts", MEMORY, minimum=0
     )
     # Of a picture, the area is about resolution x resolution after the crop.
     resolution: int = _setting(
@@ -235,7 +236,7 @@ class TrainConfig:
     loss: str = _setting("denoised", "Loss", choices={"denoised": "Denoised picture", "velocity": "Velocity"})
     # The base model is without any adapter.
     teacher: str = _setting(
-        "ema", "Teacher", page=MORE, choices={"ema": "Slow copy of the student", "base": "The base model"}
+        "ema", "Teacher", page=LEARNING, choices={"ema": "Slow copy of the student", "base": "The base model"}
     )
     # 0.9 and faster lets the teacher drift, 1 never moves it.
     ema_decay: float = _setting(
@@ -264,17 +265,20 @@ class TrainConfig:
     precision: str = _setting(
         "auto", "Arithmetic", choices={"auto": "Automatic", "float32": "32 bits", "bfloat16": "16 bits"}
     )
-    preview_every: int = _setting(50, "Steps between previews", "0: none", MORE, minimum=0)
+    preview_every: int = _setting(50, "Steps between previews", "0: none", PREVIEWS, minimum=0)
     preview_prompts: tuple[str, ...] = _setting(
         (), "Preview prompts", "One per line, drawn while it trains; empty: the first captions", MAIN
     )
     checkpoint_every: int = _setting(
-        50, "Steps between checkpoints", "What a crash can lose at most", MORE, minimum=1
+        50, "Steps between checkpoints", "What a crash can lose at most", PREVIEWS, minimum=1
     )
-    seed: int = _setting(0, "Seed", page=MORE, minimum=0, maximum=2**32 - 1)  # as many as generators take
+    seed: int = _setting(0, "Seed", page=LEARNING, minimum=0, maximum=2**32 - 1)  # as many as generators take
     # Automatic takes CUDA where there is one.
     device: str = _setting(
-        "auto", "Device", page=MORE, choices={"auto": "Automatic", "cpu": "Processor", "cuda": "NVIDIA card"}
+        "auto",
+        "Device",
+        page=MEMORY,
+        choices={"auto": "Automatic", "cpu": "Processor", "cuda": "NVIDIA card"},
     )
     # By its UUID, as `nvidia-smi -L` lists it. The page shows it where there are several.
     card: str = _setting("", "Card", "Of several: automatic takes the best that is free", MAIN)

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dopsd_app.config import (
-    MAIN,
-    MORE,
+    PLACES,
     SETTINGS,
     ConfigError,
     TrainConfig,
@@ -122,7 +121,7 @@ def test_levers_are_advised_by_what_they_cost_and_only_where_they_save():
 
 
 def test_the_page_shows_what_a_person_can_use_in_words_of_its_own():
-    shown = {name: setting for name, setting in SETTINGS.items() if setting.page in (MAIN, MORE)}
+    shown = {name: setting for name, setting in SETTINGS.items() if setting.page in PLACES}
     assert {"name", "steps", "resolution", "rank", "teacher", "seed", "device"} <= shown.keys()
     for name in ("loss", "ema_decay", "lora_alpha", "max_grad_norm", "precision"):
         assert name not in shown

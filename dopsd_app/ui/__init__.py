@@ -17,6 +17,7 @@ from dopsd_app.ui.server.delivery import Delivery
 from dopsd_app.ui.server.doors import Doors
 from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.server.guard import GuardedBlocks
+from dopsd_app.ui.server.picture_files import PictureFiles
 from dopsd_app.ui.theme import CSS, theme
 from dopsd_app.ui.visitors import NO_ZERO_GPU
 
@@ -60,6 +61,7 @@ def launch_options() -> dict:
                 Middleware(ForeignPages),
                 Middleware(Doors),
                 Middleware(Delivery),
+                Middleware(PictureFiles),
             ]
         },
     }

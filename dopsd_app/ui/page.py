@@ -10,6 +10,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.access import AccessError, check_access, this_space
 from dopsd_app.jobs.runs import default_runs_dir, list_runs
 from dopsd_app.ui import run_actions
+from dopsd_app.ui.enlarge import ENLARGE
 from dopsd_app.ui.events import IN_BROWSER, source_of
 from dopsd_app.ui.navigation import (
     PICTURES,
@@ -29,7 +30,7 @@ from dopsd_app.ui.server.guard import guarded
 from dopsd_app.ui.teacher import TeacherStep, teacher_step
 from dopsd_app.ui.train import TrainStep, train_step
 from dopsd_app.ui.try_it import TryStep, try_step
-from dopsd_app.ui.visitors import describe_machine, header, limits, welcome
+from dopsd_app.ui.visitors import Bar, bar, describe_machine, limits, welcome
 
 # On narrow screens Gradio takes the names off the steps' buttons: they stay for those who listen. And its
 # lists open again at the key that leaves them, over whatever stands near: they do not get to see that key.
@@ -51,7 +52,7 @@ class Page:
     """All steps, and what lies around them."""
 
     visitor: gr.HTML
-    machine: gr.HTML  # what it runs on
+    bar: Bar
     limits: gr.HTML
     work: gr.Column
     navigation: Navigation
@@ -65,7 +66,14 @@ class Page:
     @property
     def outputs(self) -> list[Block]:
         """What `enter` fills."""
-        around = [self.visitor, self.machine, self.limits, self.work, *self.navigation.outputs]
+        around = [
+            self.visitor,
+            self.bar.machine,
+            self.bar.to_runs,
+            self.limits,
+            self.work,
+            *self.navigation.outputs,
+        ]
         return [*around, *self.pictures.outputs, *self._steps]
 
     @property
@@ -86,6 +94,7 @@ class Page:
             js=REMEMBERED,
         )
         app.load(None, js=ACCESSIBILITY, **IN_BROWSER)
+        app.load(None, js=ENLARGE, **IN_BROWSER)
         self.train.run_id.change(None, self.train.run_id, None, js=REMEMBER_RUN, **IN_BROWSER)
         at = [self.pictures.draft, self.train.run_id]
         self.navigation.connect(app, steps, self.reopen, at, self._steps)
@@ -117,7 +126,8 @@ class Page:
             self.visitor: gr.HTML(visible=False),
             self.limits: limits(space) if space else "",
             self.work: gr.Column(visible=True),
-            self.machine: describe_machine(),
+            self.bar.machine: describe_machine(),
+            self.bar.to_runs: gr.Button(visible=True),
             **self.navigation.go_to(place),
             **self.pictures.show(draft, as_built=True),
             **contents,
@@ -143,11 +153,10 @@ class Page:
 
 def add_page(app: gr.Blocks) -> Page:
     """Lays all steps out and connects them."""
-    machine = header("D-OPSD LoRA trainer")
+    top = bar("D-OPSD LoRA trainer")
     visitor = gr.HTML(visible=False, elem_id="visitor")
     with gr.Column(visible=this_space() is None, elem_id="work") as work:
         limits_of_space = gr.HTML(elem_id="limits")
-        to_runs = gr.Button("All runs", size="sm", elem_id="to-runs", elem_classes="to-runs")
         with gr.Walkthrough(elem_id="walk") as walk:
             with gr.Step("Pictures", id=PICTURES, elem_id="step-pictures") as one:
                 pictures = pictures_step()
@@ -156,14 +165,12 @@ def add_page(app: gr.Blocks) -> Page:
             with gr.Step("Plan", id=PLAN, elem_id="step-plan") as three:
                 plan = plan_step()
             with gr.Step("Train", id=TRAIN, elem_id="step-train") as four:
-                train = train_step(to_runs)
+                train = train_step(top.to_runs)
             with gr.Step("Try and publish", id=TRY, elem_id="step-try") as five:
                 trying, publishing = try_step(), publish_step()
         steps = {PICTURES: one, TEACHER: two, PLAN: three, TRAIN: four, TRY: five}
         way = navigation(walk)
-    page = Page(
-        visitor, machine, limits_of_space, work, way, pictures, teacher, plan, train, trying, publishing
-    )
+    page = Page(visitor, top, limits_of_space, work, way, pictures, teacher, plan, train, trying, publishing)
     page.connect(app, steps)
     return page
 

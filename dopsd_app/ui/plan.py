@@ -13,7 +13,17 @@ from filelock import FileLock
 from gradio.blocks import Block
 from gradio.components import Component
 
-from dopsd_app.config import MAIN, MORE, SETTINGS, ConfigError, TrainConfig, load_preset, presets_for
+from dopsd_app.config import (
+    LEARNING,
+    MAIN,
+    MEMORY,
+    PREVIEWS,
+    SETTINGS,
+    ConfigError,
+    TrainConfig,
+    load_preset,
+    presets_for,
+)
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset, set_settings
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
 PROMPTS = "preview_prompts"  # one per line
 BUSY = 0.5  # share of the last moment, from which on a card is called busy
 CARD = "card"  # shown where there are several
+GROUPS = {LEARNING: "Learning", MEMORY: "Memory", PREVIEWS: "Previews and checkpoints"}
 STARTED = "started.json"  # in the draft's folder: which run was started from it
 
 
@@ -80,7 +91,7 @@ class Control:
     def connect(self, step: "PlanStep") -> None:
         """Connects the control's event."""
         self.step = step
-        needs = [step.needs, step.start]
+        needs = step.of_needs
         if isinstance(self.part, KeptText):
             self.part.connect(step.shown, self.write, needs)
         else:
@@ -117,13 +128,19 @@ class PlanStep:
     controls: list[Control]
     shown: gr.JSON  # the `ShownPlan`
     needs: gr.HTML
+    missing: gr.HTML  # why it cannot start, in a line
     start: gr.Button
 
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills."""
         controls = [component for control in self.controls for component in control.outputs]
-        return [self.shown, self.preset, self.about, *controls, self.needs, self.start]
+        return [self.shown, self.preset, self.about, *controls, *self.of_needs]
+
+    @property
+    def of_needs(self) -> list[Block]:
+        """What `show_needs` fills."""
+        return [self.needs, self.missing, self.start]
 
     def connect(self, page: "Page") -> None:
         """Connects the step's events."""
@@ -170,9 +187,18 @@ class PlanStep:
         try:
             plan = plan_draft(draft)
         except ConfigError as error:
-            problems = words.lines([plainly(line) for line in str(error).split("\n")], "problem")
-            return {self.needs: problems, self.start: gr.Button(interactive=False)}
-        return {self.needs: _needs(plan), self.start: gr.Button(interactive=not plan.problems)}
+            lines = [plainly(line) for line in str(error).split("\n")]
+            return {self.needs: words.lines(lines, "problem"), **self._show_foot(lines)}
+        return {self.needs: _needs(plan), **self._show_foot([plainly(line) for line in plan.problems], plan)}
+
+    def _show_foot(self, problems: list[str], plan: Plan | None = None) -> dict:
+        """Whether a run can start, and what stands in its way or what it will take."""
+        if problems:
+            more = f" ({len(problems) - 1} more above)" if len(problems) > 1 else ""
+            line = f"{problems[0]}{more}"
+        else:
+            line = f"It takes {words.in_time(plan.seconds)}" if plan and plan.promise else ""
+        return {self.missing: words.foot(line), self.start: gr.Button(interactive=not problems)}
 
     # --- what its events do
 
@@ -203,10 +229,15 @@ def plan_step() -> PlanStep:
             controls = [_control(name) for name in _names(MAIN)]
         with gr.Column(scale=1, min_width=300):
             needs = gr.HTML(elem_id="needs")
-            start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
-    with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_classes="more"):
-        controls += [_control(name) for name in _names(MORE)]
-    return PlanStep(preset, about, controls, held(), needs, start)
+    with gr.Accordion("More settings", open=False, elem_id="more"), gr.Row(equal_height=False):
+        for group, title in GROUPS.items():
+            with gr.Column(min_width=260):
+                gr.HTML(f"<h3>{title}</h3>")
+                controls += [_control(name) for name in _names(group)]
+    with gr.Row(elem_classes="foot"):
+        missing = gr.HTML(elem_id="plan-missing")
+        start = gr.Button("Start", variant="primary", interactive=False, elem_id="start")
+    return PlanStep(preset, about, controls, held(), needs, missing, start)
 
 
 def _names(page: str) -> list[str]:

@@ -1,5 +1,7 @@
 """What everybody may see: the product's name, and on a Space what it does and how to get one's own."""
 
+from dataclasses import dataclass
+
 import gradio as gr
 
 from dopsd_app.hub.access import Space, this_space
@@ -14,15 +16,26 @@ NO_ZERO_GPU = (
 PROMISE = "Teach a few-step image model your dog, face, product or style, and keep its few steps."
 
 
-def header(title: str) -> gr.HTML:
-    """Lays out the product's name and on a Space the sign-in; returns the place for `describe_machine`."""
+@dataclass(frozen=True)
+class Bar:
+    """What stands above everything, in one line."""
+
+    machine: gr.HTML  # filled by `describe_machine`
+    to_runs: gr.Button  # hidden from visitors
+
+
+def bar(title: str) -> Bar:
+    """Lays out the product's name, the machine, the way to the runs and on a Space the sign-in."""
     space = this_space()
-    with gr.Row(elem_classes="top"):
-        gr.HTML(f"<header><h1>{title}</h1><p class='hint'>{PROMISE}</p></header>")
-        machine = gr.HTML(elem_id="machine", min_width=200)
+    with gr.Row(elem_classes="topbar", equal_height=True):
+        gr.HTML(f"<header><h1>{title}</h1></header>", min_width=60)
+        machine = gr.HTML(elem_id="machine", min_width=60)
+        to_runs = gr.Button(
+            "Runs", size="sm", elem_id="to-runs", scale=0, min_width=80, visible=space is None
+        )
         if space and space.sign_in:
             gr.LoginButton(elem_id="sign-in", size="sm", scale=0, min_width=200)
-    return machine
+    return Bar(machine, to_runs)
 
 
 def describe_machine() -> str:
@@ -49,7 +62,7 @@ def welcome(space: Space, refusal: str) -> str:
             " Set <code>hf_oauth: true</code> in its README.md."
         )
     return (
-        "<div class='visitor'><h2>Draw your own subject in 4 to 8 steps</h2>"
+        f"<div class='visitor'><h2>Draw your own subject in 4 to 8 steps</h2><p>{PROMISE}</p>"
         "<p>The best open image models of today draw a picture in 4 to 8 steps, and ordinary LoRA training"
         " can spoil that. Here the model walks its own few steps from your caption, and is corrected by"
         " itself seeing caption and picture. So it learns your subject and stays as fast as it was.</p>"

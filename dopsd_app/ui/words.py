@@ -1,20 +1,19 @@
 """How the page says numbers, states and pictures: short, for people."""
 
-import base64
 import html
 import re
 from collections.abc import Iterable
-from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image
 
 from dopsd_app.progress import words_for_count, words_for_disk, words_for_download
 from dopsd_app.progress import words_for_time as in_time
+from dopsd_app.ui.server.picture_files import address, read_size
 
 count, disk, download = words_for_count, words_for_disk, words_for_download  # the page's words for them
+
+ENLARGED = 2048  # pixels of the longer side of a picture that was clicked on
 
 STATES = {
     "draft": "Not started",
@@ -66,30 +65,34 @@ def lines(messages: Iterable[str], kind: str) -> str:
     return "".join(f"<p class='{kind}'>{message(sentence)}</p>" for sentence in messages)
 
 
+def foot(line: str) -> str:
+    """What stands beside the button at a step's foot: what is missing, or what comes next, in one line."""
+    return f"<p>{message(line)}</p>" if line else ""
+
+
 def image(path: Path, alt: str, longest: int = 512) -> str:
-    """An <img> that holds the picture itself: nothing about it becomes a file that others could fetch."""
+    """An <img> of a picture of a draft, a run or a job; empty where it is not there or not whole."""
     try:
-        data, width, height = _data(str(path), path.stat().st_mtime_ns, longest)
+        width, height = read_size(str(path), path.stat().st_mtime_ns)
+        source = address(path, longest)
     except OSError:  # deleted, or not whole: its place stays empty
         return ""
-    return f'<img src="{data}" alt="{text(alt)}" width="{width}" height="{height}">'
+    share = min(1.0, longest / max(width, height))
+    size = f'width="{max(1, round(width * share))}" height="{max(1, round(height * share))}"'
+    return f'<img src="{text(source)}" alt="{text(alt)}" {size} loading="lazy" decoding="async">'
 
 
-@lru_cache(maxsize=256)  # some tens of kilobytes each, a roll-out some hundreds
-def _data(path: str, changed: int, longest: int) -> tuple[str, int, int]:
-    """A data address, and the width and height, of a picture that is at most `longest` pixels long."""
-    with Image.open(path, formats=["PNG", "WEBP"]) as opened:
-        if opened.format == "WEBP" and max(opened.size) <= longest:  # as it is: encoding takes longest
-            return _address(Path(path).read_bytes()), *opened.size
-        picture = opened.convert("RGB")
-    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    content = BytesIO()
-    picture.save(content, format="WEBP", quality=85, method=0)  # the fastest
-    return _address(content.getvalue()), *picture.size
+def picture(path: Path, alt: str, *, longest: int = 512, group: str = "", caption: str = "") -> str:
+    """As `image`, and a click enlarges it: `caption` stands below it then, or else `alt`.
 
-
-def _address(webp: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+    The arrows of the enlarged picture walk through all of the same `group`.
+    """
+    if not (small := image(path, alt, longest)):
+        return ""
+    data = "".join(
+        f' data-{name}="{text(value)}"' for name, value in (("group", group), ("caption", caption)) if value
+    )
+    return f'<a class="enlarge" href="{text(address(path, ENLARGED))}"{data}>{small}</a>'
 
 
 def code_box(label: str, elem_id: str, visible: bool = True) -> gr.Textbox:

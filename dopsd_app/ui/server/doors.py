@@ -57,6 +57,7 @@ DOORS = (
     Door("POST", r"/gradio_api/upload", OWNER, "files"),
     Door("GET", r"/gradio_api/upload_progress", OWNER),
     Door("GET", r"/gradio_api/file[=/].+", OWNER),
+    Door("GET", r"/pictures/.{1,500}", OWNER),
 )
 
 

@@ -1,0 +1,99 @@
+"""Pictures of drafts, runs and jobs by addresses of their own: the browser fetches each once and keeps it."""
+
+import re
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import parse_qs, quote
+
+import anyio
+from PIL import Image
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dopsd_app.data.drafts import DRAFT_NAME, default_drafts_dir
+from dopsd_app.jobs.job import JOB_NAME, JOBS_FOLDER
+from dopsd_app.jobs.runs import default_runs_dir
+
+# Pixels of the longer side that pictures are sent at: nobody may have the server make all sizes there are.
+SIDES = (256, 512, 1024, 2048)
+DRAFTS, RUNS = "drafts", "runs"
+ADDRESS = re.compile(rf"/pictures/({DRAFTS}|{RUNS})/(.+)", re.DOTALL)
+KEPT = "private, max-age=31536000, immutable"  # the address changes with the file
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpeg": "JPEG"}
+
+
+class PictureFiles:
+    """Middleware that answers the addresses which `address` gives; who may ask is `Doors`' to say."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+        asked = ADDRESS.fullmatch(path)
+        if not asked:
+            await self.app(scope, receive, send)
+            return
+        side = parse_qs(scope["query_string"].decode("latin-1")).get("side", [""])[0]
+        content = None
+        if side in map(str, SIDES) and (file := _find(asked[1], asked[2])):
+            content = await anyio.to_thread.run_sync(_read, file, int(side))
+        if content is None:
+            answer: Response = PlainTextResponse("There is no such picture.", 404)
+        else:
+            answer = Response(content, headers={"cache-control": KEPT}, media_type="image/webp")
+        await answer(scope, receive, send)
+
+
+def address(file: Path, longest: int) -> str:
+    """Where the page's own browser finds a picture of a draft, a run or a job, at most `longest` pixels long.
+
+    Relative to the page, which may lie below a proxy's path. `OSError` where the file is not there.
+    """
+    side = next((side for side in SIDES if side >= longest), SIDES[-1])
+    for root, folder in ((DRAFTS, default_drafts_dir()), (RUNS, default_runs_dir())):
+        if file.is_relative_to(folder):
+            changed = file.stat().st_mtime_ns
+            return f"pictures/{root}/{quote(file.relative_to(folder).as_posix())}?side={side}&v={changed:x}"
+    raise ValueError(f"{file} belongs to no draft, run or job.")
+
+
+@lru_cache(maxsize=4096)
+def read_size(file: str, changed: int) -> tuple[int, int]:
+    """Width and height in pixels; `changed` is when the file was written last, in nanoseconds."""
+    with Image.open(file, formats=list(FORMATS.values())) as opened:
+        return opened.size
+
+
+def _find(root: str, name: str) -> Path | None:
+    """The file that an address means, if it is a picture of a draft, a run or a job."""
+    folder = default_drafts_dir() if root == DRAFTS else default_runs_dir()
+    first, *rest = name.removeprefix(f"{JOBS_FOLDER}/" if root == RUNS else "").split("/")
+    if not (DRAFT_NAME if root == DRAFTS else JOB_NAME).fullmatch(first) or not rest:
+        return None
+    if any(part.startswith(".") or not part for part in rest) or "\\" in name or "\0" in name:
+        return None
+    file = folder / name
+    known = file.suffix in FORMATS and file.is_file()
+    return file if known and file.resolve().is_relative_to(folder.resolve()) else None
+
+
+def _read(file: Path, longest: int) -> bytes | None:
+    try:
+        return encoded(str(file), file.stat().st_mtime_ns, longest)
+    except OSError:  # deleted meanwhile, or not whole
+        return None
+
+
+@lru_cache(maxsize=256)  # some tens of kilobytes each, an enlarged one some hundreds
+def encoded(file: str, changed: int, longest: int) -> bytes:
+    """A picture as WebP of at most `longest` pixels on its longer side."""
+    with Image.open(file, formats=list(FORMATS.values())) as opened:
+        if opened.format == "WEBP" and max(opened.size) <= longest:  # as it is: encoding takes longest
+            return Path(file).read_bytes()
+        picture = opened.convert("RGB")
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    content = BytesIO()
+    picture.save(content, format="WEBP", quality=90, method=0)  # the fastest
+    return content.getvalue()
