@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dopsd_app",
-        description="Trains a LoRA from 4 to 20 pictures for an image model that draws in a few steps.",
+        description="Trains a LoRA from 4 to 200 pictures for an image model that draws in a few steps.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -189,7 +189,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="4 to 20 pictures with a .txt of the same name beside each, one caption per line;"
+        help="4 to 200 pictures with a .txt of the same name beside each, one caption per line;"
         " cat_source.png, if there, is what cat.png is made from, for a base model that edits;"
         " prompts.txt, if there, holds the prompts of the previews",
     )

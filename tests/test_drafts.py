@@ -26,9 +26,10 @@ from dopsd_app.data.drafts import (
     remove_sources,
     set_caption,
     set_captions,
+    set_focus,
     set_settings,
 )
-from dopsd_app.data.pictures import PicturesError, load_picture, read_examples
+from dopsd_app.data.pictures import MAX_PICTURES, PicturesError, load_picture, read_examples
 from dopsd_app.data.uploads import (
     EXAMPLES,
     MAX_FILES,
@@ -96,7 +97,7 @@ def captions(draft):
 
 def test_a_new_draft_is_empty_and_asks_for_pictures(draft):
     assert draft.items == ()
-    assert check_draft(draft) == {"": ("Pictures: 4 to 20 are needed, but this draft has 0. Add more.",)}
+    assert check_draft(draft) == {"": ("Pictures: 4 to 200 are needed, but this draft has 0. Add more.",)}
     assert draft_config(draft) == make_config(load_preset("pocket").settings)
 
 
@@ -250,21 +251,21 @@ def test_files_of_the_system_are_passed_over_in_silence(draft, uploads):
     assert (added.problems, added.notes) == ((), ())
 
 
-def test_a_draft_holds_twenty_pictures_and_the_rest_is_refused(draft, uploads):
-    added = add_pictures(draft, uploads(**{f"p{n:02}_png": n for n in range(22)}))
+def test_a_draft_holds_so_many_pictures_and_the_rest_is_refused(draft, uploads):
+    added = add_pictures(draft, uploads(**{f"p{n:03}_png": n for n in range(MAX_PICTURES + 2)}))
     draft = added.draft
-    assert len(added.keys) == len(draft.items) == 20
-    assert [message.split(" was left out")[0] for message in added.problems] == ["p20.png", "p21.png"]
+    assert len(added.keys) == len(draft.items) == MAX_PICTURES
+    assert [message.split(" was left out")[0] for message in added.problems] == ["p200.png", "p201.png"]
     draft = remove_picture(draft, added.keys[0])
-    assert len(add_pictures(draft, uploads(p21_png=21)).keys) == 1
+    assert len(add_pictures(draft, uploads(p201_png=201)).keys) == 1
 
 
 def test_too_many_files_at_once_are_cut_off_with_a_word(draft, uploads):
-    files = uploads(**{f"t{n:03}_txt": "x" for n in range(MAX_FILES + 2)})
+    files = uploads(**{f"t{n:04}_txt": "x" for n in range(MAX_FILES + 2)})
     added = add_pictures(draft, files)
     draft = added.draft
     assert len(draft.waiting) == MAX_FILES
-    assert added.problems == ("t120.txt was left out: 120 files at once are the most.",)
+    assert added.problems == ("t1200.txt was left out: 1200 files at once are the most.",)
 
 
 def test_the_same_picture_twice_is_refused(draft, uploads):
@@ -333,14 +334,14 @@ def test_a_draft_of_an_earlier_version_is_read_and_of_a_later_one_refused(draft,
     draft = fill(draft, uploads)
     file = draft.path / "draft.json"
     plain = json.loads(file.read_text())
-    assert plain.pop("schema") == 2 and plain.pop("version")
+    assert plain.pop("schema") == 3 and plain.pop("version")
     assert [item.pop("sources") for item in plain["items"]] == [[]] * 4
     for item in plain["items"]:
-        del item["creature"]
+        del item["creature"], item["focus"]
     file.write_text(json.dumps(plain))
     items = tuple(replace(item, creature=True) for item in draft.items)
     assert read_draft(draft.path).content == replace(draft.content, items=items)
-    file.write_text(json.dumps(plain | {"schema": 3, "new": 1}))
+    file.write_text(json.dumps(plain | {"schema": 4, "new": 1}))
     with pytest.raises(DraftError, match="made by a later version of this program"):
         read_draft(draft.path)
     assert list_drafts(draft.path.parent) == []
@@ -505,6 +506,30 @@ def test_a_draft_becomes_a_run_and_a_run_a_draft_again(tmp_path):
     assert clone.settings == draft.settings
     assert [item.caption for item in clone.items] == [item.caption for item in draft.items]
     assert check_draft(clone) == {}
+
+
+def test_a_moved_crop_goes_from_the_draft_through_a_run_into_a_copy(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    run = create_run(tmp_path / "runs", draft_config(draft), draft_dataset(draft))
+    assert not (run.dataset / "crops.json").exists()
+    moved = set_focus(draft, draft.items[1].key, (0.25, 1))
+    assert [item.focus for item in moved.items[:3]] == [(0.5, 0.5), (0.25, 1), (0.5, 0.5)]
+    run = create_run(tmp_path / "runs", draft_config(moved), draft_dataset(moved))
+    examples = read_examples(run.dataset, minimum_side=64).examples
+    assert [example.focus for example in examples[:3]] == [(0.5, 0.5), (0.25, 1), (0.5, 0.5)]
+    clone = clone_run(tmp_path / "drafts", run.config, run.dataset)
+    assert [item.focus for item in clone.items] == [item.focus for item in moved.items]
+    assert draft_config(clone) == run.config
+
+
+@pytest.mark.parametrize("focus", [(0.5,), (0.5, 1.01), (-0.1, 0), (float("nan"), 0), ("0", "0"), None])
+def test_a_crop_stays_in_its_picture(draft, uploads, focus):
+    draft = fill(draft, uploads)
+    with pytest.raises(DraftError, match="two numbers between 0 and 1"):
+        set_focus(draft, draft.items[0].key, focus)
+    with pytest.raises(DraftError, match="no longer in the draft"):
+        set_focus(draft, "other", (0, 0))
+    assert read_draft(draft.path) == draft
 
 
 def test_a_run_of_another_base_is_cloned_with_the_nearest_preset(tmp_path):

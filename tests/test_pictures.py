@@ -18,7 +18,9 @@ from dopsd_app.data.pictures import (
     Problem,
     copy_examples,
     crop,
+    crop_box,
     load_picture,
+    lost_share,
     read_examples,
 )
 
@@ -495,16 +497,16 @@ def test_unreadable_metadata_is_one_problem(folder):
 
 def test_too_few_pictures(folder):
     (folder / "4.png").unlink()
-    message = "Pictures: 4 to 20 are needed, but the folder has 3. Add more."
+    message = "Pictures: 4 to 200 are needed, but the folder has 3. Add more."
     assert problems_of(folder) == (Problem("", message),)
 
 
 def test_too_many_pictures_and_only_the_first_are_opened(folder):
-    for number in range(5, 21):
+    for number in range(5, 201):
         add(folder, f"{number}.png", colour=(number, 0, 0), caption="x")
-    assert len(read(folder).examples) == 20
-    (folder / "21.png").write_bytes(b"never opened, and its caption is missing")
-    message = "Pictures: 4 to 20 are needed, but the folder has 21. Remove some."
+    assert len(read(folder).examples) == 200
+    (folder / "201.png").write_bytes(b"never opened, and its caption is missing")
+    message = "Pictures: 4 to 200 are needed, but the folder has 201. Remove some."
     assert problems_of(folder) == (Problem("", message),)
 
 
@@ -889,6 +891,67 @@ def test_a_crop_is_the_middle_and_nothing_is_stretched():
     assert np.asarray(crop(picture, 2, 2)).tolist() == [[[255, 0, 0]] * 2] * 2
     tall = picture.transpose(Image.Transpose.ROTATE_90)
     assert np.asarray(crop(tall, 2, 2)).tolist() == [[[255, 0, 0]] * 2] * 2
+
+
+def test_a_crop_lies_where_it_was_moved():
+    picture = Image.new("RGB", (4, 2), "blue")
+    picture.paste("red", (2, 0, 4, 2))
+    assert crop(picture, 2, 2, (0, 0.5)).getcolors() == [(4, (0, 0, 255))]
+    assert crop(picture, 2, 2, (1, 0)).getcolors() == [(4, (255, 0, 0))]
+    assert crop(picture, 2, 2, (0.5, 0.5)).tobytes() == crop(picture, 2, 2).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "focus", "box", "lost"),
+    [
+        ((400, 200), 1, (0.5, 0.5), (0.25, 0, 0.75, 1), 0.5),
+        ((400, 200), 1, (0, 0.3), (0, 0, 0.5, 1), 0.5),
+        ((400, 200), 1, (1, 1), (0.5, 0, 1, 1), 0.5),
+        ((300, 400), 1, (0.5, 1), (0, 0.25, 1, 1), 0.25),
+        ((300, 400), 1.5, (0.5, 0), (0, 0, 1, 0.5), 0.5),
+        ((640, 480), 4 / 3, (0, 1), (0, 0, 1, 1), 0),
+    ],
+)
+def test_what_a_crop_keeps_of_a_picture(size, aspect, focus, box, lost):
+    assert crop_box(size, aspect, focus) == pytest.approx(box)
+    assert lost_share(size, aspect) == pytest.approx(lost)
+
+
+def test_moved_crops_are_kept_beside_the_pictures(folder, tmp_path):
+    copy_examples(read(folder), tmp_path / "plain")
+    assert not (tmp_path / "plain" / "crops.json").exists()
+    (folder / "crops.json").write_text('{"focus": {"2.png": [0, 0.75]}}')
+    dataset = read(folder)
+    middle = (0.5, 0.5)
+    assert [example.focus for example in dataset.examples] == [middle, (0, 0.75), middle, middle]
+    copy_examples(dataset, tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "crops.json").read_bytes())["focus"] == {"02.png": [0, 0.75]}
+    assert [example.focus for example in read(tmp_path / "copy").examples] == [
+        example.focus for example in dataset.examples
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "crops.json cannot be read. Remove it"),
+        ("[]", "crops.json holds no crops. Remove it"),
+        (
+            '{"focus": {"1.png": [0, 2]}}',
+            "crops.json, 1.png: The place of a crop is two numbers between 0 and 1",
+        ),
+        ('{"schema": 2, "focus": {}}', "crops.json was made by a later version of this program"),
+    ],
+)
+def test_a_file_of_crops_that_cannot_be_used_is_refused(folder, content, message):
+    (folder / "crops.json").write_text(content)
+    [problem] = problems_of(folder)
+    assert message in problem.message
+
+
+def test_a_moved_crop_of_a_missing_picture_is_told(folder):
+    (folder / "crops.json").write_text('{"focus": {"9.png": [0, 0]}}')
+    assert read(folder).notes == (Note("", "crops.json names 9.png, which is not there."),)
 
 
 def test_a_crop_covers_its_size_from_smaller_and_larger_pictures():

@@ -525,14 +525,14 @@ def test_too_many_pictures_bombs_and_hostile_names_are_refused_by_name(server, c
         return server.event(add, [draft, given])["data"][0]
 
     told = added(
-        ("bomb.png", bomb(30_000, 30_000)), ("page.html", b"<script>"), ("../../up.png", png("x", 99))
+        ("bomb.png", bomb(30_000, 30_000)), ("page.html", b"<script>"), ("../../up.png", png("x", 999))
     )
     assert "bomb.png has more than 89 million pixels" in "".join(told["refused"])
     assert "page.html is neither a picture nor a caption file" in "".join(told["refused"])
     assert [item["name"] for item in told["pictures"]] == ["up.png"]
-    told = added(*((f"{number}.png", png("x", number)) for number in range(20)))
-    assert len(told["pictures"]) == 20
-    assert told["refused"] == ["19.png was left out: 20 pictures are the most. Remove one first."]
+    told = added(*((f"{number}.png", png("x", number)) for number in range(200)))
+    assert len(told["pictures"]) == 200
+    assert told["refused"] == ["199.png was left out: 200 pictures are the most. Remove one first."]
 
 
 # --- what goes out

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dopsd_app.config import EDIT, KINDS, ConfigError, TrainConfig, load_preset, make_config, preset_for
 from dopsd_app.data.caption_file import MAX_CAPTION, clean_captions
+from dopsd_app.data.crops import check_focus
 from dopsd_app.data.draft_file import (
     DraftContent,
     DraftError,
@@ -200,6 +201,21 @@ def set_captions(draft: Draft, texts: dict[str, str]) -> Draft:
     return Draft(draft.path, change_content(draft.path, write))
 
 
+def set_focus(draft: Draft, key: str, focus: tuple[float, float]) -> Draft:
+    """Keeps where the crop of a picture lies: two shares from 0 to 1, as in `crops.crop`."""
+    try:
+        focus = check_focus(focus)
+    except ValueError as error:
+        raise DraftError(str(error)) from error
+
+    def move(content: DraftContent) -> DraftContent:
+        check_keys(content, [key])
+        items = [replace(item, focus=focus) if item.key == key else item for item in content.items]
+        return replace(content, items=tuple(items))
+
+    return Draft(draft.path, change_content(draft.path, move))
+
+
 def remove_picture(draft: Draft, key: str) -> Draft:
     """Takes a picture and its caption out of the draft."""
 
@@ -330,7 +346,7 @@ def _findings(draft: Draft) -> tuple[list[Example], list[Problem | Note]]:
         try:
             captions = clean_captions(item.caption.splitlines(), name)
             sources = tuple(draft.pictures / f"{source.key}.png" for source in item.sources)
-            examples.append(Example(draft.pictures / f"{item.key}.png", captions, sources))
+            examples.append(Example(draft.pictures / f"{item.key}.png", captions, sources, item.focus))
         except ValueError as error:
             findings.append(Problem(name, str(error)))
         facts.append(PictureFacts(name, item.size, item.pixels))

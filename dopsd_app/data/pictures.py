@@ -5,12 +5,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dopsd_app.data.caption_file import clean_captions, parse_metadata, parse_row, read_text
+from dopsd_app.data.crops import CROPS_FILE, MIDDLE, read_crops, write_crops
+from dopsd_app.data.crops import crop as crop
+from dopsd_app.data.crops import crop_box as crop_box
+from dopsd_app.data.crops import lost_share as lost_share
 from dopsd_app.data.picture_file import (
     PicturesError,
     Problem,
@@ -29,7 +33,7 @@ from dopsd_app.data.source_pictures import (
     pair,
 )
 
-MIN_PICTURES, MAX_PICTURES = 4, 20
+MIN_PICTURES, MAX_PICTURES = 4, 200
 
 PICTURE_SUFFIXES = (
     ".png",
@@ -52,6 +56,7 @@ class Example:
     image: Path
     captions: tuple[str, ...]  # one is drawn per step
     source_images: tuple[Path, ...] = ()  # editing: the pictures to start from
+    focus: tuple[float, float] = MIDDLE  # where the crop lies, as in `crop`
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
     which then counts alone. Pictures are in natural order: 2.png before 10.png. `minimum_side` is in pixels.
     For editing, `cat_source.png` (or `cat_source_1.png`, ...) is what `cat.png` is made from; or a folder
     `source` holds it under the same name, beside the pictures or beside their folder `target`; or a line of
-    metadata.jsonl names it.
+    metadata.jsonl names it. In crops.json stands where crops lie that are not to be the middle.
     """
     if not Path(folder).is_dir():
         raise PicturesError([Problem("", f"There is no folder {shown(str(folder))}. Check where it is.")])
@@ -94,6 +99,7 @@ def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
         (finding for finding in findings if isinstance(finding, Example)),
         key=lambda example: natural_order(_name(example.image, folder)),
     )
+    found = _with_crops(found, folder, findings)
     findings += check_count(len(found), "the folder")
     examples = tuple(found[:MAX_PICTURES])  # of a folder with thousands only so many are opened and spoken of
     findings += _inspect(examples, folder, minimum_side)
@@ -155,7 +161,7 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
     """Writes the repaired pictures and their captions as 01.png, 01.txt, ... into a folder, which it creates.
 
     Only pixels are written: no place, camera or colour profile. `read_examples` reads the same from there.
-    Pictures to start from become sources/01-1.png, ...
+    Pictures to start from become sources/01-1.png, ... Where crops were moved, they stand in crops.json.
     """
     destination = Path(destination)
     destination.mkdir(parents=True)
@@ -171,11 +177,8 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
             load_picture(source).save(file, compress_level=1)
         captions = "".join(f"{caption}\n" for caption in example.captions)
         (destination / f"{number:02}.txt").write_text(captions, encoding="utf-8", newline="\n")
-
-
-def crop(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Scales a picture until it covers height x width pixels and cuts out the middle."""
-    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    focuses = {f"{number:02}.png": example.focus for number, example in enumerate(dataset.examples, start=1)}
+    write_crops(destination, focuses)
 
 
 def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
@@ -197,6 +200,8 @@ def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
                 yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
         elif path.parent != place:
             yield Note("", f"{name} is not in the folder {place.name}, and was left out.")
+        elif name == CROPS_FILE:
+            continue
         elif path.suffix.lower() == ".txt":
             texts.append(path)
         elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or picture_format(path)):
@@ -211,6 +216,21 @@ def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
     else:
         yield from _read_caption_files(folder, pairs, texts)
         yield from (Problem("", orphan_message(_name(path, folder))) for path in pairs.orphans)
+
+
+def _with_crops(
+    examples: list[Example], folder: Path, findings: list[Example | Problem | Note]
+) -> list[Example]:
+    """The examples with the crops that were moved; what is wrong with these goes to the findings."""
+    try:
+        focuses = read_crops(folder)
+    except ValueError as error:
+        findings.append(Problem("", str(error)))
+        return examples
+    keys = {example: example.image.relative_to(folder).as_posix() for example in examples}
+    for name in focuses.keys() - set(keys.values()):
+        findings.append(Note("", f"{CROPS_FILE} names {shown(name)}, which is not there."))
+    return [replace(example, focus=focuses.get(keys[example], MIDDLE)) for example in examples]
 
 
 def _files_of_sources(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from PIL import Image
 from dopsd_app.config import EDIT, KINDS, SUBJECT, Preset, TrainConfig, list_presets
 from dopsd_app.data.caption_file import parse_metadata, parse_row, read_text
 from dopsd_app.data.creatures import is_creature
+from dopsd_app.data.crops import CROPS_FILE, read_crops
 from dopsd_app.data.draft_file import DraftContent, DraftError, Item, Source, change_content
 from dopsd_app.data.drafts import (
     MAX_CAPTION_TEXT,
@@ -22,6 +23,7 @@ from dopsd_app.data.drafts import (
     delete_files,
     new_draft,
     read_draft,
+    set_focus,
     set_settings,
     take_kind,
 )
@@ -105,8 +107,12 @@ def _likely(preset: Preset, changes: dict) -> tuple:
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:
     draft = new_draft(drafts_dir)
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CROPS_FILE)
         added = _add(set_settings(draft, **settings), files)
+        keys = {item.name: item.key for item in added.draft.items}
+        for name, focus in read_crops(folder).items():
+            if name in keys:  # or somebody took the picture out of the folder
+                set_focus(draft, keys[name], focus)
         problems = [*added.problems]
         for item in added.draft.items:
             copies = find_copies(folder, int(item.stem)) if item.stem.isdecimal() else []

@@ -38,7 +38,7 @@ from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
-from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_it, try_sources
+from dopsd_app.ui import plan, publish, run_actions, shown_draft, teacher, try_it, try_sources
 from dopsd_app.ui.server.guard import Handler, guarded
 from dopsd_app.ui.server.lora_copies import lora_copy
 from dopsd_app.ui.server.uploads import removed_afterwards
@@ -99,7 +99,7 @@ def list_all_drafts() -> list[dict]:
 
 def show_draft(draft_id: str) -> dict:
     """A draft's pictures, captions, settings and problems; "" means the draft that was changed last."""
-    return _describe(pictures.the_draft(draft_id))
+    return _describe(shown_draft.the_draft(draft_id))
 
 
 def begin_draft() -> dict:
@@ -122,7 +122,7 @@ def add_pictures(draft_id: str, files: list[dict]) -> dict:
     """Adds pictures and .txt captions of the same names: `[handle_file("1.png"), handle_file("1.txt")]`."""
     paths = _uploaded(files)
     with removed_afterwards(paths):
-        added = add_to_draft(pictures.the_draft(draft_id), paths)
+        added = add_to_draft(shown_draft.the_draft(draft_id), paths)
     return {**_describe(added.draft), "refused": list(added.problems), "notes": list(added.notes)}
 
 
@@ -137,30 +137,30 @@ def _uploaded(files: list[dict]) -> list[Path]:
 
 def caption_picture(draft_id: str, picture: str, captions: str) -> dict:
     """Writes the captions of a picture, given by its key: one per line."""
-    return _describe(set_caption(pictures.the_draft(draft_id), picture, captions))
+    return _describe(set_caption(shown_draft.the_draft(draft_id), picture, captions))
 
 
 def add_sources(draft_id: str, picture: str, files: list[dict]) -> dict:
     """Adds pictures to start from to a picture, given by its key: `[handle_file("1_source.png")]`."""
     paths = _uploaded(files)
     with removed_afterwards(paths):
-        added = add_to_picture(pictures.the_draft(draft_id), picture, paths)
+        added = add_to_picture(shown_draft.the_draft(draft_id), picture, paths)
     return {**_describe(added.draft), "refused": list(added.problems)}
 
 
 def remove_sources(draft_id: str, picture: str) -> dict:
     """Removes all pictures to start from of a picture, given by its key."""
-    return _describe(remove_from_picture(pictures.the_draft(draft_id), picture))
+    return _describe(remove_from_picture(shown_draft.the_draft(draft_id), picture))
 
 
 def remove_from_draft(draft_id: str, picture: str) -> dict:
     """Removes a picture, given by its key."""
-    return _describe(remove_picture(pictures.the_draft(draft_id), picture))
+    return _describe(remove_picture(shown_draft.the_draft(draft_id), picture))
 
 
 def change_settings(draft_id: str, settings: dict) -> dict:
     """Changes settings of a draft by name, "preset" and "kind" ("subject", "style", "edit") among them."""
-    chosen = set_settings(pictures.the_draft(draft_id), **settings)
+    chosen = set_settings(shown_draft.the_draft(draft_id), **settings)
     draft_config(chosen)  # raises for what cannot work
     return _describe(chosen)
 
@@ -168,25 +168,25 @@ def change_settings(draft_id: str, settings: dict) -> dict:
 def check_teacher(draft_id: str) -> dict:
     """Draws what the teacher sees and waits for it: score, verdict, a sentence, and for up to four pictures
     what is drawn from the caption and what from caption and picture."""
-    draft = pictures.the_draft(draft_id)
+    draft = shown_draft.the_draft(draft_id)
     drawing = teacher.start_check(draft)
     try_it.wait(drawing, _no_bar)
     drawn = [
         {"caption": _copy(from_caption), "teacher": _copy(by_teacher)}
         for *_, from_caption, by_teacher in rows_drawn(drawing.path)
     ]
-    return {**teacher.show_check(pictures.the_draft(draft.id)), "drawn": drawn}
+    return {**teacher.show_check(shown_draft.the_draft(draft.id)), "drawn": drawn}
 
 
 def cancel_check(draft_id: str) -> str:
     """Stops the draft's check after the picture at hand."""
-    teacher.cancel_check(pictures.the_draft(draft_id))
+    teacher.cancel_check(shown_draft.the_draft(draft_id))
     return "Cancelled."
 
 
 def make_plan(draft_id: str) -> dict:
     """What a run of the draft would need: time, memory, disk, and the reasons that it cannot start."""
-    made = plan.plan_draft(pictures.the_draft(draft_id))
+    made = plan.plan_draft(shown_draft.the_draft(draft_id))
     fitted = made.fitted
     told = {name: value for name, value in asdict(made).items() if name != "fitted"}
     phases = {name: getattr(fitted.memory, name) for name in PHASES} if fitted else {}
@@ -196,7 +196,7 @@ def make_plan(draft_id: str) -> dict:
 
 def start(draft_id: str) -> str:
     """Starts a run of the draft, or puts it into the queue; returns its id."""
-    return plan.start(pictures.the_draft(draft_id))
+    return plan.start(shown_draft.the_draft(draft_id))
 
 
 def show_pictures(run_id: str) -> dict:

@@ -17,8 +17,8 @@ from dopsd_app.ui import run_actions, run_report, words
 from dopsd_app.ui.confirmation import Confirmation, confirmation
 from dopsd_app.ui.events import held, listen, on_tick
 from dopsd_app.ui.navigation import PLAN, TRAIN, TRY
-from dopsd_app.ui.pictures import draft_of
 from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, run_name, statuses, the_run, watcher
+from dopsd_app.ui.shown_draft import draft_of
 from dopsd_app.ui.try_it import cancel_others
 from dopsd_app.ui.updates import only_changed
 from dopsd_app.ui.when_finished import WhenFinished, describe_scheduled, when_finished
