@@ -98,8 +98,7 @@ def ask_for_draft(
     runs_dir: Path, draft: Draft, length: str, what: str, keys: Iterable[str] | None = None
 ) -> Job:
     """The same for a draft: for its pictures of these keys, or for those without a caption."""
-    if length not in LENGTHS:
-        raise RunError(f"`length` must be one of {', '.join(LENGTHS)}, got {length[:50]!r}.")
+    _check_length(length)
     what = plain_word(what)
     wanted = None if keys is None else set(keys)
     pictures = [
@@ -187,6 +186,7 @@ def read_written(folder: Path) -> Written:
 
 def use_length(draft: Draft, length: str) -> Draft:
     """Takes the captions of another length, where they stand as they were written; nothing is computed."""
+    _check_length(length)
     written = read_written(draft.path)
 
     def change(content: DraftContent) -> DraftContent:
@@ -201,6 +201,11 @@ def use_length(draft: Draft, length: str) -> Draft:
     changed = Draft(draft.path, change_content(draft.path, change))
     _change_written(draft.path, lambda before: replace(before, length=length))
     return changed
+
+
+def _check_length(length: str) -> None:
+    if length not in LENGTHS:
+        raise RunError(f"`length` must be one of {', '.join(LENGTHS)}, got {length[:50]!r}.")
 
 
 def _put_into_draft(folder: Path, asked: ToCaption, texts: Mapping[str, str], length: str) -> bool:

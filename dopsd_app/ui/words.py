@@ -24,6 +24,7 @@ STATES = {
     "loading": "Loading the base model",
     "encoding": "Reading pictures and captions",
     "training": "Training",
+    "captioning": "Writing captions",
     "stopping": "Stopping after this step",
     "stopped": "Stopped",
     "failed": "Failed",
