@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from gradio.blocks import Block
 
+from dopsd_app.config import SUBJECT
 from dopsd_app.data.drafts import Draft, default_drafts_dir, find_draft, set_captions
 from dopsd_app.jobs.captioning import (
     ask_for_draft,
@@ -65,28 +66,37 @@ class CaptionWriter:
 
     @property
     def outputs(self) -> list[Block]:
-        """What `show` fills."""
-        shown = [self.box, self.choices, self.length, self.what, self.write, self.again, self.cancel]
+        """What `show` fills, but for what `show_kind` fills too."""
+        shown = [self.box, self.choices, self.length, self.write, self.again, self.cancel]
         return [self.digests, self.told, *shown, self.status, self.timer, *self.one]
 
     def show(self, draft: Draft) -> dict:
         """The draft's writing as it stands; its captions are shown by others."""
         job, written = _job(draft), read_written(draft.path)
         told = Told(job.id, len(_put(job))) if job else Told()
-        chosen = {self.length: gr.Radio(value=written.length), self.what: written.what}
+        visible = draft.kind == SUBJECT
+        chosen = {
+            self.length: gr.Radio(value=written.length),
+            self.what: gr.Textbox(written.what, visible=visible),
+        }
         return {**self._show_state(draft, job, None), **chosen, self.told: asdict(told)}
+
+    def show_kind(self, draft: Draft) -> dict:
+        """What is asked about what is new: of a subject, an ordinary word for it."""
+        return {self.what: gr.Textbox(visible=draft.kind == SUBJECT)}
 
     def _show_state(self, draft: Draft, job: Job | None, sent: object) -> dict:
         """How far it is, and what can be done now; what this tab has already is left as it is."""
         status = job.status if job else None
         busy = bool(status and status.busy)
         choice, why = (None, "") if busy else _find_choice()
+        captioned = [bool(item.caption.strip()) for item in draft.items]
         said = _progress(status) if busy else f"{_ending(job, status)}{_offer(choice, why)}"
         values = {
             self.box: {"visible": bool(draft.items)},
             self.choices: {"visible": busy or choice is not None},
-            self.write: {"visible": not busy},
-            self.again: {"visible": not busy and any(item.caption.strip() for item in draft.items)},
+            self.write: {"visible": not busy and not all(captioned)},
+            self.again: {"visible": not busy and any(captioned)},
             self.cancel: {"visible": busy},
             self.status: (said, lambda: said),
             **{button: {"visible": not busy and choice is not None} for button in self.one},
@@ -198,12 +208,12 @@ def caption_writer() -> CaptionWriter:
             length = gr.Radio(CHOICES, value="medium", label="Captions", elem_id="caption-length")
             what = gr.Textbox(
                 "",
-                label="What is it?",
+                label="What is it? (optional)",
                 placeholder="dog, cup, person",
                 max_length=60,
                 elem_id="caption-what",
             )
-            write = gr.Button("Write captions for me", size="sm", elem_id="write-captions")
+            write = gr.Button("Write captions for me", elem_id="write-captions")
             again = gr.Button("Write all again", size="sm", visible=False, elem_id="write-all")
             cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel-captions")
         asking = confirmation("captions", "Write over them", "Keep them")

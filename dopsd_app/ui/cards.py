@@ -302,8 +302,9 @@ def _slot(number: int) -> Slot:
             elem_id=f"remove-sources-{place}",
         )
         message = gr.HTML(elem_id=f"message-{place}", elem_classes="message")
-        write = gr.Button("Write this one for me", visible=False, size="sm", elem_id=f"write-{place}")
-        remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
+        with gr.Row(elem_classes="of-card"):
+            write = gr.Button("Write it for me", visible=False, size="sm", elem_id=f"write-{place}")
+            remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
     return Slot(number, box, picture, caption, message, remove, add, without, write)
 
 

@@ -109,7 +109,15 @@ class PicturesStep:
     @property
     def messages(self) -> list[Block]:
         """What `show_messages` fills."""
-        around = [*self.advice.outputs, self.empty, self.message, *self.tools.outputs, self.missing, self.go]
+        around = [
+            *self.advice.outputs,
+            self.empty,
+            self.message,
+            *self.tools.outputs,
+            self.writer.what,
+            self.missing,
+            self.go,
+        ]
         return [*around, *self.cards.messages]
 
     def show(self, draft: Draft, *, as_built: bool = False) -> dict:
@@ -130,8 +138,8 @@ class PicturesStep:
             **self.trigger.fill(draft.trigger_word),
             self.kind: gr.Radio(**_kinds(draft), value=draft.kind),
             **self.cards.show(draft, shown, as_built=as_built),
-            **self.writer.show(draft),
             **self.show_messages(draft, shown),
+            **self.writer.show(draft),
         }
 
     def show_cards(self, draft: Draft, shown: ShownDraft) -> dict:
@@ -149,6 +157,7 @@ class PicturesStep:
             self.empty: gr.Column(visible=not draft.items),
             self.message: findings.whole_set,
             **self.tools.show(draft),
+            **self.writer.show_kind(draft),
             self.missing: f"<p class='missing'>{words.message(missing)}</p>" if missing else "",
             self.go: gr.Button(
                 interactive=not stands_still and not impossible,
