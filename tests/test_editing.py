@@ -184,13 +184,13 @@ def test_a_run_of_edits_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(c
     [checked] = [event for event in events if isinstance(event, LoraChecked)]
     assert checked.passed, checked.summary
     assert bool([event for event in events if isinstance(event, HealthMeasured)]) == (context == BY_EYES)
-    [sheet] = [event for event in events if isinstance(event, PreviewSaved) and event.kind == "samples"]
-    with Image.open(whole.path / sheet.files[0]) as picture:
-        # Source, base and LoRA in each of two rows, with gaps of 4; the second is wider and lower.
-        (height, width), side = nearest_bucket(144, 96, 96, TOKEN), 96
-        assert width > side > height
-        assert picture.width == 3 * width + 8
-        assert picture.height == side + 4 + height
+    saved = [event for event in events if isinstance(event, PreviewSaved) and event.kind != "rollout"]
+    assert [event.kind for event in saved[:2]] == ["sources", "samples"] and saved[1].step == 0
+    # Source, base and LoRA of each of two prompts are alike; of the second, wider and lower.
+    (height, width), side = nearest_bucket(144, 96, 96, TOKEN), 96
+    assert width > side > height
+    for event in saved:
+        assert [Image.open(whole.path / file).size for file in event.files] == [(side, side), (width, height)]
     for event in train(torn):
         if isinstance(event, CheckpointSaved):
             break

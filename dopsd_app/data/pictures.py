@@ -21,9 +21,9 @@ from dopsd_app.data.picture_file import (
     decode,
     fold_name,
     load_picture,
-    picture_format,
     shown,
 )
+from dopsd_app.data.picture_formats import picture_format
 from dopsd_app.data.source_pictures import (
     FOLDERS,
     Pairs,

@@ -27,7 +27,8 @@ from dopsd_app.data.drafts import (
     set_settings,
     take_kind,
 )
-from dopsd_app.data.picture_file import PicturesError, decode, fold_name, picture_format, shown
+from dopsd_app.data.picture_file import PicturesError, decode, fold_name, shown
+from dopsd_app.data.picture_formats import picture_format
 from dopsd_app.data.pictures import (
     IGNORED,
     MAX_PICTURES,

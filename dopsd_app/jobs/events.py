@@ -42,11 +42,18 @@ class StepDone:
 
 @dataclass(frozen=True)
 class PreviewSaved:
-    """Preview pictures, as paths relative to the run folder."""
+    """Preview pictures, as paths relative to the run folder.
+
+    "rollout": every visited state of the student's, then of the teacher's. "samples": one of each prompt, the
+    base's at step 0. "sources": what each prompt starts from, "" for nothing. An earlier version saved one
+    picture of all, and named no prompts.
+    """
 
     step: int
-    kind: str  # "rollout" (student and teacher, every visited state) or "samples" (base and LoRA)
+    kind: str
     files: tuple[str, ...]
+    prompts: tuple[str, ...] = ()  # of each file but a roll-out's
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class EncodedPrompt:
     conditioning: Conditioning
     size: tuple[int, int]  # height and width in pixels: those of what it starts from, if of anything
     source: Image.Image | None = None  # the first of the pictures to start from, as the student sees it
+    text: str = ""  # what it says; none of a neutral one
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def _encode_prompt(encoder: "_Encoder", prompt: Prompt, like: EncodedExample) ->
     sources = read_sources(prompt.sources, encoder.config, encoder.base_model)
     conditioning = encoder.encode(Pictures(sources=sources), prompt.text, "student")
     if not sources:
-        return EncodedPrompt(conditioning, (like.height, like.width))
-    return EncodedPrompt(conditioning, (sources[0].height, sources[0].width), sources[0])
+        return EncodedPrompt(conditioning, (like.height, like.width), text=prompt.text)
+    return EncodedPrompt(conditioning, (sources[0].height, sources[0].width), sources[0], prompt.text)
 
 
 def _equal(student: Conditioning, teacher: Conditioning) -> bool:

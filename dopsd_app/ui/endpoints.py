@@ -36,7 +36,6 @@ from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import plan, publish, run_actions, shown_draft, teacher, try_it, try_sources
 from dopsd_app.ui.server.guard import Handler, guarded
@@ -200,13 +199,28 @@ def start(draft_id: str) -> str:
 
 
 def show_pictures(run_id: str) -> dict:
-    """The pictures of a run, oldest first: its roll-outs, and the samples of base and LoRA side by side."""
+    """The pictures of a run, oldest first: the states of its roll-outs, and a sample of each prompt.
+
+    The samples of step 0 are the base's. An earlier version saved all of a step in one picture, without
+    prompts.
+    """
     view = run_actions.watcher.read(run_actions.the_run(run_id))
-
-    def copies(previews: tuple[Preview, ...]) -> list[dict]:
-        return [{"step": preview.step, "picture": _copy(preview.file)} for preview in previews]
-
-    return {"rollouts": copies(view.rollouts), "samples": copies(view.samples)}
+    samples = view.samples
+    rollouts = [
+        {
+            "step": shown.step,
+            "student": [_copy(file) for file in shown.student],
+            "teacher": [_copy(file) for file in shown.teacher],
+        }
+        for shown in view.rollouts
+    ]
+    drawn = [
+        {"step": step, "prompt": prompt, "seed": samples.seed, "picture": _copy(file)}
+        for step, files in samples.steps
+        for prompt, file in zip(samples.prompts, files, strict=False)
+    ]
+    sheets = [{"step": step, "prompt": "", "picture": _copy(file)} for step, file in view.sheets]
+    return {"rollouts": rollouts, "samples": [*sheets, *drawn]}
 
 
 def show_scheduled_push(run_id: str) -> dict:

@@ -185,7 +185,7 @@ class PicturesStep:
         to_teacher = [*page.navigation.outputs, *page.teacher.outputs]
         listen(self.go.click, self.go_on, self.draft, to_teacher)
         outputs = [*self.outputs, *to_teacher]
-        listen(self.watch.click, self.watch_example, None, outputs, progress_on=self.message)
+        listen(self.watch.click, self.watch_example, self.draft, outputs, progress_on=self.message)
         # Crops have another shape where the plan's resolution is another one.
         come_back = [self.draft, page.navigation.place]
         listen(page.navigation.place.change, self.come_back, come_back, [self.draft, *about])
@@ -300,8 +300,10 @@ class PicturesStep:
         now = replace(known, shape=crop_shape(draft))
         return {self.draft: asdict(now), **self.show_cards(draft, now)} if now != known else {}
 
-    def watch_example(self) -> dict:
+    def watch_example(self, shown: object) -> dict:
         """Loads an example and has the teacher look at it, so that a newcomer sees at once what this is."""
+        if (draft := draft_of(shown)).items:  # another tab has put them there: they are what is wanted
+            return self.show(draft)
         draft = load_example(default_drafts_dir(), EXAMPLE)
         start_check(draft)
         return {**self.show(draft), **self.page.navigation.go_to(TEACHER), **self.page.teacher.show(draft)}

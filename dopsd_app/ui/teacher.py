@@ -300,7 +300,7 @@ def _outlook(live: bool, check: TeacherCheck | None) -> str:
         return "<p class='missing'>The teacher is looking.</p>"
     if check is None:
         return "<p class='missing'>Look first: it takes less than training in vain.</p>"
-    return f"<p class='missing'>{WORDS[check.verdict]}.</p>" if check.verdict == "does not" else ""
+    return f"<p class='missing'>{WORDS[check.verdict]}.</p>"
 
 
 def _status(status) -> str:
@@ -347,8 +347,11 @@ def _rows(drawing: Drawing | None, rows: list) -> str:
     head = "".join(f"<span>{text}</span>" for text in heads)
     parts = [f"<div class='check{' edit' if edits else ''}'><div class='row head'>{head}</div>"]
     for number, row in enumerate(rows):
-        pictures = "".join(words.image(file, name) for file, name in zip(row, names, strict=True))
         caption = captions[number] if number < len(captions) else ""
+        pictures = "".join(
+            words.picture(file, name, group="check", caption=f"{name}: {caption}")
+            for file, name in zip(row, names, strict=True)
+        )
         parts.append(f"<div class='row'>{pictures}<p class='cap'>{words.text(caption)}</p></div>")
     return "".join(parts) + "</div>"
 

@@ -23,6 +23,7 @@ STATES = {
     "checking": "Checking the base model",
     "loading": "Loading the base model",
     "encoding": "Reading pictures and captions",
+    "drawing": "Drawing what the base model makes of your prompts",
     "training": "Training",
     "captioning": "Writing captions",
     "stopping": "Stopping after this step",
