@@ -255,7 +255,10 @@ def test_a_draft_holds_so_many_pictures_and_the_rest_is_refused(draft, uploads):
     added = add_pictures(draft, uploads(**{f"p{n:03}_png": n for n in range(MAX_PICTURES + 2)}))
     draft = added.draft
     assert len(added.keys) == len(draft.items) == MAX_PICTURES
-    assert [message.split(" was left out")[0] for message in added.problems] == ["p200.png", "p201.png"]
+    assert added.problems == (
+        "200 pictures are the most of a draft: of the 202 that came, 2 were left out (p200.png, p201.png)."
+        " Remove some first.",
+    )
     draft = remove_picture(draft, added.keys[0])
     assert len(add_pictures(draft, uploads(p201_png=201)).keys) == 1
 
