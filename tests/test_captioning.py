@@ -1,4 +1,4 @@
-"""Captions that are written for the person: what is asked of the model, what is made of it, where it goes."""
+"""Captions that are written for the person: the job, the command and the page, and where they go."""
 
 import json
 import re
@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import Qwen3VLForConditionalGeneration
 
 from dopsd_app import caption as verb
 from dopsd_app import cli
 from dopsd_app.data.drafts import new_draft, read_draft, set_caption, set_settings
 from dopsd_app.data.uploads import add_pictures
-from dopsd_app.gpus import Gpu
 from dopsd_app.jobs import captioning, worker
 from dopsd_app.jobs.captioning import (
     Written,
@@ -28,23 +26,22 @@ from dopsd_app.jobs.captioning import (
 from dopsd_app.jobs.events import CaptionWritten, Warned, read_events
 from dopsd_app.jobs.job import RunError, place_command
 from dopsd_app.jobs.queue import waiting_jobs
-from dopsd_app.models.captioner import BEGIN, END, load_captioner
+from dopsd_app.models.captioner import load_captioner
 from dopsd_app.models.captioner_download import CaptionerPaths
 from dopsd_app.models.captioner_facts import AREAS, LARGE, SMALL
-from dopsd_app.models.captioner_words import HOW_LONG, Concept, clean_caption, instruction, plain_word
+from dopsd_app.models.captioner_words import Concept
 from dopsd_app.models.repository import cache_folder
-from dopsd_app.models.vision_language import picture_text, read_picture
-from dopsd_app.planning.captioning import captioners_that_fit, why_none
-from dopsd_app.planning.machine import Machine
-from dopsd_app.torch_build import TorchBuild, installed_torch
+from dopsd_app.ui import captions as ui
+from dopsd_app.ui.page import add_page
+from dopsd_app.ui.shown_draft import show_page
 from tests.support.downloader import Downloader
 from tests.support.imitation_hub import ImitationHub
+from tests.support.layout import lay_out
 from tests.support.pictures import make_picture
 from tests.support.real_layout import save_z_image_repository
-from tests.support.tiny_captioner import save_captioner_repository
+from tests.support.tiny_captioner import AREA, load, on_processor, save_captioner_repository, with_card
 
 GIB = 2**30
-AREA = 64**2, 96**2
 DOG = Concept("zorp", "subject", "dog")
 
 
@@ -53,284 +50,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("captioner")
     save_captioner_repository(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def varied(tmp_path_factory):
-    """One whose words depend more on what it sees."""
-    folder = tmp_path_factory.mktemp("varied")
-    save_captioner_repository(folder, attention=4.0)
-    return folder
-
-
-def load(folder, quantization="none"):
-    place = CaptionerPaths(folder, folder)
-    return load_captioner(place, torch.float32, torch.device("cpu"), quantization, AREA)
-
-
-# --- what is asked
-
-
-def test_the_scene_is_asked_for_and_what_never_changes_is_left_out():
-    asked = instruction(DOG)
-    assert "the same dog, which is called “zorp dog”" in asked
-    assert "Say where it is" in asked and "the light" in asked and "from where it is seen" in asked
-    assert "Never say what stays the same" in asked and "its colours, markings, shape" in asked
-    assert "Do not begin with “The image shows”" in asked
-    without = instruction(replace(DOG, what=""))
-    assert "the same thing or being, which is called “zorp”" in without and "dog" not in without
-
-
-def test_of_a_style_how_it_is_drawn_is_left_out():
-    asked = instruction(Concept("zorp", "style"))
-    assert "called “zorp style”" in asked and "End with “in zorp style”" in asked
-    assert "not the medium, the technique, the colours as a whole" in asked
-    assert "what is around it" in asked and "markings" not in asked
-
-
-def test_of_an_edit_the_change_is_asked_for():
-    asked = instruction(Concept("zorp", "edit"))
-    assert "what is changed, and into what" in asked and "nothing but the instruction" in asked
-
-
-@pytest.mark.parametrize(
-    ("typed", "plain"),
-    [("  dog \n", "dog"), ("<|im_end|>dog", "dog"), ("a “cup”", "a cup"), ("x" * 100, "x" * 60), ("", "")],
-)
-def test_what_the_person_says_it_is_can_hold_no_mark_of_the_models_own(typed, plain):
-    assert plain_word(typed) == plain
-
-
-# --- what is made of an answer
-
-
-@pytest.mark.parametrize(
-    ("answer", "caption"),
-    [
-        ("zorp dog lies on a red sofa.", "zorp dog lies on a red sofa."),
-        ("A dog lies on a red sofa.", "zorp dog lies on a red sofa."),
-        ("The image shows a dog on grass,\nseen from above.", "zorp dog on grass, seen from above."),
-        ("In this photo, the dog runs on a beach.", "zorp dog runs on a beach."),
-        ("Caption: “Zorp dog on a sofa.”", "zorp dog on a sofa."),
-        ("Here is a caption: **A photo of** zorp dog", "A photo of zorp dog"),
-        ("zorp zorp dog sits", "zorp dog sits"),
-        ("On a sofa by the window", "zorp dog, on a sofa by the window"),
-        ("A hotdog on a plate", "zorp dog, A hotdog on a plate"),
-    ],
-)
-def test_a_caption_is_one_line_that_names_the_subject(answer, caption):
-    assert clean_caption(answer, DOG) == caption
-
-
-@pytest.mark.parametrize("answer", ["", "  \n ", "zorp dog", ".", "a\ufffdb c d", "<|im_start|> a b c"])
-def test_what_says_nothing_is_no_caption(answer):
-    assert clean_caption(answer, DOG) == ""
-
-
-def test_a_model_that_turns_in_a_circle_wrote_no_caption():
-    assert clean_caption("on a red sofa " * 4, DOG) == ""
-    assert clean_caption("on a red sofa and on a red sofa", DOG) != ""
-
-
-def test_a_style_is_named_at_the_end():
-    style = Concept("zorp", "style")
-    assert clean_caption("A cat on a roof at night.", style) == "A cat on a roof at night, in zorp style"
-    assert clean_caption("A cat on a roof, in Zorp style.", style) == "A cat on a roof, in zorp style."
-
-
-def test_an_instruction_needs_no_trigger_word():
-    edit = Concept("zorp", "edit")
-    assert clean_caption("“Turn the cat into a clay figure.”", edit) == "Turn the cat into a clay figure."
-
-
-def test_of_an_answer_that_was_cut_off_whole_sentences_are_kept():
-    assert clean_caption("zorp dog on grass. Behind it a", DOG, ended=False) == "zorp dog on grass."
-    assert clean_caption("zorp dog on grass, behind it a", DOG, ended=False) == "zorp dog on grass"
-    long = clean_caption(
-        "zorp dog on grass number 1. " + "".join(f"Then {n} comes. " for n in range(400)), DOG
-    )
-    assert 1900 < len(long) <= 2000 and long.endswith("comes.")
-
-
-def test_a_trigger_word_with_signs_of_its_own_stays_what_it_is():
-    assert (
-        clean_caption("A my_dog+ on grass in rain", Concept("my_dog+", "subject"))
-        == "A my_dog+ on grass in rain"
-    )
-
-
-# --- the model
-
-
-def shown(captioner, picture, question):
-    """The tokens of a whole message, and what stands for the picture."""
-    seen = read_picture(captioner.image_processor, picture)
-    text = f"{BEGIN}{picture_text(captioner.image_processor, seen.image_grid_thw)}Write.\n{question}{END}"
-    return captioner.tokens(text), seen
-
-
-def test_each_answer_is_the_official_ones_for_its_whole_message(varied):
-    """What is remembered of picture and instruction from one answer to the next changes nothing."""
-    captioner, picture = load(varied), make_picture(1, 96, 64)
-    official = Qwen3VLForConditionalGeneration.from_pretrained(varied, dtype=torch.float32)
-    questions = [(HOW_LONG["short"], 8), (HOW_LONG["detailed"], 20), (HOW_LONG["medium"], 14)]
-    answers = list(captioner.answers([picture], "Write.", questions))
-    for (question, most), (answer, ended) in zip(questions, answers, strict=True):
-        tokens, seen = shown(captioner, picture, question)
-        made = official.generate(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            pixel_values=seen.pixel_values,
-            image_grid_thw=seen.image_grid_thw,
-            mm_token_type_ids=(tokens == official.config.image_token_id).int(),
-            do_sample=False,
-            max_new_tokens=most,
-        )[0, tokens.shape[1] :]
-        assert answer == captioner.tokenizer.decode(made, skip_special_tokens=True)
-        assert ended == (int(made[-1]) in captioner.endings) and answer
-    assert len({answer for answer, _ in answers}) > 1
-
-
-def test_the_message_is_that_of_the_models_own_template(folder):
-    captioner = load(folder)
-    chat = [{"role": "user", "content": "Write.\nShort."}]
-    expected = captioner.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert f"{BEGIN}Write.\nShort.{END}" == expected
-    # Cut where what is shared ends, it has the same tokens.
-    begun, rest = captioner.tokens(f"{BEGIN}Write.\n"), captioner.tokens(f"Short.{END}")
-    assert torch.cat([begun, rest], dim=1).tolist() == captioner.tokens(expected).tolist()
-
-
-def test_another_picture_gives_another_caption_and_the_same_one_the_same(varied):
-    captioner = load(varied)
-    pictures = [make_picture(number, 96, 64) for number in range(6)]
-    answers = [next(captioner.answers([picture], "Write.", [("Short.", 12)])) for picture in pictures]
-    again = [next(captioner.answers([picture], "Write.", [("Short.", 12)])) for picture in pictures]
-    assert answers == again and len(set(answers)) > 1
-
-
-def test_what_a_picture_is_made_from_is_looked_at_before_it(varied):
-    captioner, first, last = load(varied), make_picture(1, 96, 64), make_picture(2, 64, 64)
-    both = next(captioner.answers([first, last], "Write.", [("Short.", 12)]))
-    assert both != next(captioner.answers([last, first], "Write.", [("Short.", 12)]))
-
-
-def test_in_4_bits_it_writes_as_well_and_only_its_layers_are_rounded(folder):
-    captioner = load(folder, "nf4")
-    layer = captioner.model.model.language_model.layers[0]
-    for linear in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.down_proj):
-        assert linear.weight.dtype == torch.uint8
-    assert captioner.model.lm_head.weight is captioner.model.model.language_model.embed_tokens.weight
-    assert captioner.model.lm_head.weight.dtype == torch.float32
-    assert "sofa" in next(captioner.answers([make_picture(1, 96, 64)], "Write.", [("Short.", 40)]))[0]
-
-
-# --- what fits
-
-
-def parameters(**text):
-    from transformers import Qwen3VLConfig
-
-    vision = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16}
-    vision |= {"deepstack_visual_indexes": [5, 11, 17], "out_hidden_size": text["hidden_size"]}
-    text |= {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("captioner", "text"),
-    [
-        (
-            LARGE,
-            {
-                "hidden_size": 2560,
-                "num_hidden_layers": 36,
-                "num_attention_heads": 32,
-                "intermediate_size": 9728,
-            },
-        ),
-        (
-            SMALL,
-            {
-                "hidden_size": 2048,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 16,
-                "intermediate_size": 6144,
-            },
-        ),
-    ],
-)
-def test_the_sizes_are_those_of_the_real_models(captioner, text):
-    """4B: 8,875,719,344 bytes on the Hub, with headers; 2B: 2,127,532,032 parameters, as is published."""
-    model = parameters(**text)
-    counted = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    assert captioner.parameters == sum(counted.values())
-    assert captioner.parameters in (8_875_719_344 // 2 - 43_864, 2_127_532_032)
-    layer = model.model.language_model.layers[0]
-    assert captioner.layer == sum(weight.numel() for weight in layer.parameters() if weight.ndim == 2)
-    assert captioner.embedding == model.lm_head.weight.numel()
-    assert captioner.eyes == sum(weight.numel() for weight in model.model.visual.parameters())
-
-
-def with_card(gigabytes, free=None):
-    card = Gpu(
-        "NVIDIA GeForce RTX 4070", gigabytes * GIB, (free or gigabytes) * GIB, capability=(8, 9), driver=600
-    )
-    return Machine((card,), TorchBuild("2.9.0", "12.8", ("sm_80", "sm_86", "sm_90")), 32 * GIB, 24 * GIB, 8)
-
-
-def best(machine):
-    found = captioners_that_fit(machine)
-    return (found[0].captioner, found[0].quantization, found[0].precision) if found else None
-
-
-@pytest.mark.parametrize(
-    ("gigabytes", "expected"),
-    [
-        (24, (LARGE, "none", "bfloat16")),
-        (12, (LARGE, "none", "bfloat16")),
-        (8, (LARGE, "nf4", "bfloat16")),
-        (6, (LARGE, "nf4", "bfloat16")),
-        (4, (SMALL, "nf4", "bfloat16")),
-        (2, None),
-    ],
-)
-def test_the_best_that_fits_a_card_is_taken(gigabytes, expected):
-    assert best(with_card(gigabytes)) == expected
-
-
-def test_what_others_use_of_a_card_does_not_count_as_free():
-    assert best(with_card(24, free=6)) == (LARGE, "nf4", "bfloat16")
-
-
-def on_processor(gigabytes, cores=2):
-    return Machine((), installed_torch(), gigabytes * GIB, gigabytes * GIB, cores)
-
-
-def test_a_processor_gets_the_smaller_one_in_the_precision_that_it_computes_fast_in():
-    assert best(on_processor(16)) == (SMALL, "none", "float32")
-    assert best(on_processor(8)) == (SMALL, "none", "bfloat16")
-    assert best(on_processor(4)) is None
-
-
-def test_why_none_fits_is_told_with_numbers():
-    assert re.fullmatch(
-        r"Writing captions needs 5\.\d GB of memory, and this computer has 4\.0 GB\.",
-        why_none(on_processor(4)),
-    )
-    assert "the card has 2.0 GB" in why_none(with_card(2))
-    assert why_none(on_processor(16)) == ""
-
-
-def test_a_processor_takes_minutes_where_a_card_takes_seconds():
-    """On two cores: 1.4e9 weights times 676 tokens, and 0.4e9 times 1,024 parts, twice each, at 4.6e10 a
-    second are 59 s; 54 tokens, each of 2.1e9 weights at 1.5e9 a second, 77 s."""
-    assert captioners_that_fit(on_processor(16))[0].seconds == pytest.approx(59 + 77, rel=0.03)
-    assert 5 < captioners_that_fit(with_card(24))[0].seconds < 20
-    assert captioners_that_fit(on_processor(16, cores=4))[0].seconds == pytest.approx(68, rel=0.03)
 
 
 # --- the job
@@ -614,11 +333,126 @@ def test_the_command_writes_files_beside_pictures_and_none_that_is_there(
     assert all((photos / f"{number}.txt").read_text().startswith("blorp, ") for number in range(3))
 
 
+def test_a_caption_of_another_tools_counts_as_one(machine, photos, tmp_path):
+    (photos / "1.caption").write_text("by another tool")
+    job = ask_for_folder(tmp_path / "runs", photos, DOG, "short", overwrite=False)
+    assert [asked.key for asked in captioning.read_asked(job).pictures] == ["2.png"]
+
+
 def test_the_command_tells_what_cannot_be(machine, photos, tmp_path, monkeypatch, capsys):
     assert run_command(monkeypatch, tmp_path, tmp_path / "none", "--trigger-word", "zorp") == 2
     assert "There is no folder" in capsys.readouterr().err
     assert run_command(monkeypatch, tmp_path, photos) == 2
     assert "Write the trigger word first" in capsys.readouterr().err
-    (photos / "metadata.jsonl").write_text("{}")
+    (photos / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}')
     assert run_command(monkeypatch, tmp_path, photos, "--trigger-word", "zorp") == 2
     assert "metadata.jsonl" in capsys.readouterr().err
+
+
+# --- the page
+
+
+@pytest.fixture(scope="module")
+def step():
+    return lay_out(add_page).pictures
+
+
+@pytest.fixture
+def shown(machine, draft, tmp_path, monkeypatch):
+    """What a tab holds that shows the draft."""
+    monkeypatch.setenv("DOPSD_DRAFTS", str(tmp_path / "drafts"))
+    monkeypatch.setenv("DOPSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(ui, "read_machine", lambda: on_processor(16))
+    return asdict(show_page(draft, 0))
+
+
+def boxes(step, answer):
+    """The captions that an answer puts into boxes, by card."""
+    slots = step.cards.slots
+    return {slot.number: answer[slot.caption.box] for slot in slots if slot.caption.box in answer}
+
+
+def ask(step, shown, handler, length="short", **typed):
+    """What a click answers; `typed` is in the boxes of some cards, and still on its way."""
+    values = {part: "" for part in step.cards.typed} | {step.draft: shown}
+    values |= {step.cards.slots[int(card[1:])].caption.box: text for card, text in typed.items()}
+    writer = step.writer
+    values |= {writer.length: length, writer.what: "dog", writer.digests: None, writer.told: None}
+    return handler(values)
+
+
+def test_captions_come_into_the_boxes_as_they_are_written_and_once(step, shown, draft, tmp_path, monkeypatch):
+    ask(step, shown, step.writer.write_empty)
+    answers, sent, told = [], None, None
+    describe = verb.describe
+
+    def describe_and_poll(*arguments):
+        nonlocal sent, told
+        answers.append(answer := step.writer.poll(shown, sent, told))
+        sent, told = answer.get(step.writer.digests, sent), answer.get(step.writer.told, told)
+        return describe(*arguments)
+
+    monkeypatch.setattr(verb, "describe", describe_and_poll)
+    do(latest_captions(tmp_path / "runs", draft.path))
+    assert [list(boxes(step, answer)) for answer in answers] == [[], [0], [1], [2]]
+    last = step.writer.poll(shown, sent, told)
+    assert boxes(step, last) == {3: captions(draft)[3]} and "4 captions written" in last[step.writer.status]
+    assert step.go in last  # one can go on now
+    sent, told = last[step.writer.digests], last[step.writer.told]
+    assert step.writer.poll(shown, sent, told) == {}
+
+
+def test_what_is_in_a_box_already_is_not_filled_again_where_a_page_is_opened(step, shown, draft, tmp_path):
+    ask(step, shown, step.writer.write_empty)
+    do(latest_captions(tmp_path / "runs", draft.path))
+    opened = step.writer.show(read_draft(draft.path))
+    assert boxes(step, step.writer.poll(shown, None, opened[step.writer.told])) == {}
+
+
+def test_what_was_changed_after_it_was_written_is_not_put_back(step, shown, draft, tmp_path):
+    ask(step, shown, step.writer.write_empty)
+    do(latest_captions(tmp_path / "runs", draft.path))
+    set_caption(draft, draft.items[1].key, "zorp, changed")
+    assert list(boxes(step, step.writer.poll(shown, None, None))) == [0, 2, 3]
+
+
+def test_words_that_are_still_on_their_way_make_no_empty_caption(step, shown, draft, tmp_path):
+    ask(step, shown, step.writer.write_empty, c2="zorp, typed just now")
+    asked = captioning.read_asked(latest_captions(tmp_path / "runs", draft.path))
+    keys = [item.key for item in draft.items]
+    assert [each.key for each in asked.pictures] == [keys[0], keys[1], keys[3]]
+    assert captions(draft)[2] == "zorp, typed just now"
+
+
+def test_all_again_asks_only_where_some_are_the_persons_own(step, shown, draft, tmp_path):
+    set_caption(draft, draft.items[0].key, "zorp, my own")
+    answer = ask(step, shown, step.writer.ask_to_write_all)
+    question = answer[step.writer.asking.confirm]
+    assert question.value == "Write 4 captions again, of which 1 is your own"
+    assert latest_captions(tmp_path / "runs", draft.path) is None
+    step.writer.write_all(draft.id, shown, "short", "dog", None, None)
+    do(latest_captions(tmp_path / "runs", draft.path))
+    assert all(text.startswith("zorp dog, ") for text in captions(draft))
+    answer = ask(step, shown, step.writer.ask_to_write_all)
+    assert step.writer.asking.confirm not in answer
+    assert latest_captions(tmp_path / "runs", draft.path).status.state == "queued"
+
+
+def test_what_it_takes_is_told_and_where_nothing_fits_there_is_no_button(step, shown, draft, monkeypatch):
+    writer = step.writer
+    answer = writer.show(draft)
+    assert "Qwen3-VL 2B looks at the pictures, about 2 min each on this processor" in answer[writer.status]
+    assert "It is on this computer." in answer[writer.status] and answer[writer.choices]["visible"]
+    monkeypatch.setattr(ui, "read_machine", lambda: with_card(8))
+    answer = writer.show(draft)
+    assert "Qwen3-VL 4B in 4 bits looks at the pictures, 8.4 s each, " in answer[writer.status]
+    assert "It is fetched once, 8.9 GB." in answer[writer.status]
+    monkeypatch.setattr(ui, "read_machine", lambda: on_processor(4))
+    answer = writer.show(draft)
+    assert not answer[writer.choices]["visible"] and not answer[writer.one[0]]["visible"]
+    assert "this computer has 4.0 GB. Fill captions from a pattern below" in answer[writer.status]
+
+
+def test_of_a_style_nobody_is_asked_what_it_is(step, draft):
+    assert step.writer.show_kind(draft)[step.writer.what].visible
+    assert not step.writer.show_kind(set_settings(draft, kind="style"))[step.writer.what].visible

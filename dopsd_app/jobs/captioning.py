@@ -119,25 +119,26 @@ def ask_for_draft(
 
 def ask_for_folder(runs_dir: Path, folder: Path, concept: Concept, length: str, *, overwrite: bool) -> Job:
     """The same for a folder of pictures, where captions are .txt files; with `overwrite` for all of them."""
-    from dopsd_app.data.pictures import PICTURE_SUFFIXES, natural_order  # brings Pillow
-    from dopsd_app.data.source_pictures import pair
+    from dopsd_app.data.caption_file import TABLES
+    from dopsd_app.data.folder import scan_folder  # brings Pillow
 
     if not folder.is_dir():
         raise RunError(f"There is no folder {folder}.")
-    if (folder / "metadata.jsonl").exists():
-        raise RunError(f"The captions of {folder} are in its metadata.jsonl: .txt files would not be read.")
-    files = [file for file in folder.absolute().iterdir() if file.suffix.lower() in PICTURE_SUFFIXES]
-    pairs = pair(sorted(files, key=lambda file: natural_order(file.name)), set(), ())
-    pictures = [
-        ToCaption(picture.name, str(picture), tuple(map(str, pairs.sources.get(picture, ()))), caption)
-        for picture in pairs.targets
-        if not (caption := _caption_beside(picture)).strip() or overwrite
-    ]
-    if not pairs.targets:
+    scan = scan_folder(folder)
+    if table := next((name for name in TABLES if (scan.folder / name).exists()), ""):
+        raise RunError(f"The captions of {folder} are in its {table}: .txt files would not be read.")
+    if not scan.examples:
         raise RunError(f"There is no picture in {folder}.")
+    pictures = []
+    for example in scan.examples:
+        before = _caption_beside(example.image)
+        if overwrite or not (before.strip() or example.captions):
+            key = example.image.relative_to(scan.folder).as_posix()
+            sources = tuple(map(str, example.source_images))
+            pictures.append(ToCaption(key, str(example.image), sources, before))
     concept = replace(concept, what=plain_word(concept.what))
     return ask_for_captions(
-        runs_dir, CaptionRequest(str(folder.absolute()), False, concept, length, tuple(pictures))
+        runs_dir, CaptionRequest(str(scan.folder), False, concept, length, tuple(pictures))
     )
 
 

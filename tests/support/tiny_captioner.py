@@ -7,8 +7,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from dopsd_app.gpus import Gpu
+from dopsd_app.models.captioner import LoadedCaptioner, load_captioner
+from dopsd_app.models.captioner_download import CaptionerPaths
+from dopsd_app.planning.machine import Machine
+from dopsd_app.torch_build import TorchBuild, installed_torch
 from tests.support.real_layout import save_qwen_vl_repository, save_shards
 
+GIB = 2**30
+AREA = 64**2, 96**2
 WORDS = (
     *("a", "blue", "red", "green", "old", "wide", "dark", "soft", "sofa", "garden", "street", "table"),
     *("window", "beach", "forest", "rain", "light", "evening", "near", "lies", "stands", "close"),
@@ -66,3 +73,22 @@ def _teach(weights: dict[str, torch.Tensor], order: list[int], seed: int, attent
     for name in weights:
         if name.endswith(("o_proj.weight", "v_proj.weight")):
             weights[name] = weights[name] * attention
+
+
+def load(folder: Path, quantization: str = "none") -> LoadedCaptioner:
+    """The captioner of a folder, on the processor, which looks at small pictures."""
+    place = CaptionerPaths(folder, folder)
+    return load_captioner(place, torch.float32, torch.device("cpu"), quantization, AREA)
+
+
+def with_card(gigabytes: int, free: int = 0) -> Machine:
+    """A computer with a card of so much memory."""
+    card = Gpu(
+        "NVIDIA GeForce RTX 4070", gigabytes * GIB, (free or gigabytes) * GIB, capability=(8, 9), driver=600
+    )
+    return Machine((card,), TorchBuild("2.9.0", "12.8", ("sm_80", "sm_86", "sm_90")), 32 * GIB, 24 * GIB, 8)
+
+
+def on_processor(gigabytes: int, cores: int = 2) -> Machine:
+    """A computer without a card, with so much memory."""
+    return Machine((), installed_torch(), gigabytes * GIB, gigabytes * GIB, cores)
