@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from dopsd_app import __version__, cli_bases
+from dopsd_app import __version__, cli_bases, cli_captions
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
@@ -129,6 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(preview)
     preview.add_argument(
         "--out", type=Path, metavar="FILE", default=Path("teacher-check.png"), help="default: %(default)s"
+    )
+    cli_captions.add_caption(
+        add(
+            "caption",
+            cli_captions.caption,
+            "Write captions for a folder of pictures, by a model that sees them.",
+        )
     )
     _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
     cli_bases.add_download(
