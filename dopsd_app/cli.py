@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from dopsd_app import __version__, cli_bases
+from dopsd_app import __version__, cli_bases, cli_captions
 from dopsd_app.checks.verdict import CHECKED, read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
@@ -132,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(preview)
     preview.add_argument(
         "--out", type=Path, metavar="FILE", default=Path("teacher-check.png"), help="default: %(default)s"
+    )
+    cli_captions.add_caption(
+        add(
+            "caption",
+            cli_captions.caption,
+            "Write captions for a folder of pictures, by a model that sees them.",
+        )
     )
     _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
     cli_bases.add_download(
@@ -467,7 +474,7 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
     """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
-    from dopsd_app.data.pictures import read_examples
+    from dopsd_app.data.pictures import fill_placeholders, read_examples
     from dopsd_app.data.source_pictures import has_sources
 
     problems: list[str] = []
@@ -497,7 +504,10 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     if config:
         attempt(check_base_model, config.base_model)
         attempt(check_resolution, config.base_model, config.resolution)
-    dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
+    sides = {"minimum_side": config.minimum_side, "resolution": config.resolution} if config else {}
+    dataset = attempt(read_examples, options.images, **({"minimum_side": 1} | sides))
+    if dataset and config:
+        dataset = attempt(fill_placeholders, dataset, config.trigger_word)
     if dataset and config:
         attempt(check_sources, config.base_model, config.revision, dataset.sources)
     if problems or config is None or dataset is None:  # without one, there is a problem that says why

@@ -42,7 +42,7 @@ from dopsd_app.data.run_settings import draft_settings
 from dopsd_app.data.source_pictures import MAX_SOURCES, count_copies, find_copies, orphan_message, source_name
 
 MAX_PICTURE_BYTES = 25_000_000
-MAX_ZIP_BYTES = 1_000_000_000
+MAX_ZIP_BYTES = 200_000_000  # what the server takes at once
 MAX_FILES = MAX_PICTURES * (2 + MAX_SOURCES)  # in one upload: each with its caption and its sources
 MAX_WAITING = MAX_FILES  # captions that are kept until their pictures come
 MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all

@@ -26,6 +26,7 @@ STATES = {
     "drawing": "Drawing what the base model makes of your prompts",
     "training": "Training",
     "beside": "Drawing what was asked for, then it trains on",
+    "captioning": "Writing captions",
     "stopping": "Stopping after this step",
     "stopped": "Stopped",
     "failed": "Failed",
