@@ -4,17 +4,19 @@ Only `preview` and `generate` import torch, and only when they have something to
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
 from dopsd_app import __version__, cli_bases, cli_captions
-from dopsd_app.checks.verdict import read_check
+from dopsd_app.checks.verdict import CHECKED, read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
     EDIT,
@@ -38,7 +40,7 @@ from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import enqueue, send_command
 from dopsd_app.jobs.run_notes import first_name, name_of, read_notes
-from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
+from dopsd_app.jobs.runs import Run, create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.models.base_download import needs_fetching
@@ -50,12 +52,13 @@ from dopsd_app.models.catalog import (
 )
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.progress import words_for_time
-from dopsd_app.terminal import card, family_of, fetch, start
+from dopsd_app.terminal import card, drawn, family_of, fetch, start, trains
 
 if TYPE_CHECKING:
     from dopsd_app.data.pictures import Dataset
 
 T = TypeVar("T")
+BESIDE = "A run is being trained: its process draws between two of its steps."
 
 EPILOG = """examples:
   python -m dopsd_app preview --images photos/my-cat
@@ -314,29 +317,50 @@ def _resume(options: argparse.Namespace) -> int:
 def _preview(options: argparse.Namespace) -> int:
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise KnownFailure(f"`--out` must be a .png, .jpg or .webp file, got {options.out}.")
-    from dopsd_app.planning.plan import check_base, plan_drawing  # brings Pillow
+    from dopsd_app.planning.plan import check_base  # brings Pillow
 
     config, dataset = _read_settings(options)
     check_base(config)
     fetch(config.base_model, config.revision, config.teacher_context)
-    with card(options.runs), tempfile.TemporaryDirectory() as folder:
-        from dopsd_app.checks.teacher_check import save_sheet, teacher_check
-        from dopsd_app.models.loaded_model import LoadedModel
+    with tempfile.TemporaryDirectory() as folder:
+        look = _look_beside if trains(options.runs) else _look_here
+        checked = look(config, dataset, Path(folder), options.runs)
+        from dopsd_app.checks.teacher_check import save_sheet
 
-        model = LoadedModel(config, plan_drawing(config))
-        with tqdm(disable=None, unit="picture") as bar:
-            for progress in teacher_check(model, config, dataset.examples, Path(folder)):
-                bar.set_description(progress.phase, refresh=False)
-                bar.total, bar.n = progress.total, progress.done
-                bar.refresh()
-        save_sheet(Path(folder), options.out)
-        check = read_check(Path(folder))
+        save_sheet(checked, options.out)
+        check = read_check(checked)
         assert check is not None  # it was just written
     source = "what it is made from, " if dataset.sources else ""
     print(f"{options.out}: each row is {source}your picture, what the base draws from the caption, what the")
     print("teacher draws from caption and picture. Training can teach what the last column shows.")
     print(f"Score {check.score:.2f}. {check.sentence}")
     return 0
+
+
+def _look_here(config: TrainConfig, dataset: "Dataset", folder: Path, runs_dir: Path) -> Path:
+    """Checks what the teacher sees, by this process; returns the folder of the check."""
+    with card(runs_dir):
+        from dopsd_app.checks.teacher_check import teacher_check
+        from dopsd_app.models.loaded_model import LoadedModel
+        from dopsd_app.planning.plan import plan_drawing
+
+        model = LoadedModel(config, plan_drawing(config))
+        with tqdm(disable=None, unit="picture") as bar:
+            for progress in teacher_check(model, config, dataset.examples, folder):
+                bar.set_description(progress.phase, refresh=False)
+                bar.total, bar.n = progress.total, progress.done
+                bar.refresh()
+    return folder
+
+
+def _look_beside(config: TrainConfig, dataset: "Dataset", folder: Path, runs_dir: Path) -> Path:
+    """The same by the process of a run that is being trained."""
+    from dopsd_app.data.pictures import copy_examples
+
+    print(BESIDE)
+    pictures = folder / "pictures"
+    copy_examples(replace(dataset, examples=dataset.examples[:CHECKED]), pictures)
+    return drawn(runs_dir, drawing.CheckRequest(config, pictures)).path
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -349,6 +373,9 @@ def _generate(options: argparse.Namespace) -> int:
     if needs_fetching(run.config.base_model, run.config.revision, UNTAUGHT):
         find_lora(run, options.checkpoint)  # what is not there raises before gigabytes are fetched
         fetch(run.config.base_model, run.config.revision, UNTAUGHT)
+    if trains(options.runs):
+        _draw_beside(run, seeds, out, options)
+        return 0
     with card(options.runs):
         from dopsd_app.generate import generate
 
@@ -366,6 +393,21 @@ def _generate(options: argparse.Namespace) -> int:
         for file in tqdm(pictures, total=total, desc="drawing", unit="picture", disable=None):
             tqdm.write(str(file))
     return 0
+
+
+def _draw_beside(run: Run, seeds: list[int], out: Path, options: argparse.Namespace) -> None:
+    """The same by the process of a run that is being trained, between two of its steps."""
+    print(BESIDE)
+    column = drawing.Column(options.checkpoint, options.strength)
+    variant = drawing.file_variant(run, column)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, prompt in enumerate(options.prompt, start=1):
+        for seed in seeds:
+            request = drawing.PictureRequest(run.id, (prompt,), (seed,), (drawing.BASE, column))
+            made = drawn(options.runs, request, options.source)
+            stem = drawing.file_stem(number, drawing.Row(prompt, seed), options.source)
+            for place, suffix in ((1, variant), (0, "_base"))[: 1 + options.base_too]:
+                print(shutil.copyfile(made.cell(0, place), out / f"{stem}{suffix}.png"))
 
 
 def _runs(options: argparse.Namespace) -> int:
@@ -393,7 +435,7 @@ def _stop(options: argparse.Namespace) -> int:
     run = find_run(options.runs, options.run)
     before = run.status.state
     send_command(run, "stop")
-    what = "saves a checkpoint and stops" if before == "training" else "stops"
+    what = "saves a checkpoint and stops" if before in ("training", "beside") else "stops"
     print(f"{run.id} {'is out of the queue' if before == 'queued' else what}.")
     return 0
 

@@ -1,7 +1,6 @@
 """What a LoRA draws and what the teacher sees: for the command line, and as jobs of a warm worker."""
 
 import json
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,17 @@ from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import hash_pixels, read_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
-from dopsd_app.jobs.drawing import BASE, CheckRequest, Column, Drawing, PictureRequest, Row, check_sources
+from dopsd_app.jobs.drawing import (
+    BASE,
+    CheckRequest,
+    Column,
+    Drawing,
+    PictureRequest,
+    Row,
+    check_sources,
+    file_stem,
+    file_variant,
+)
 from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.kept_plan import KeptPlan, read_kept_plan
@@ -65,12 +74,9 @@ def generate(
     rows = [Row(prompt, seed) for prompt in prompts for seed in seeds]
     columns = (column, BASE)[: 1 + base_too]
     out.mkdir(parents=True, exist_ok=True)
-    variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
-    variant += f"_strength{strength:g}" if strength != 1 else ""
-    source = f"-from-{_file_name(sources[0].stem)}" if sources else ""
+    variant = file_variant(run, column)
     for row, place, picture in draw_cells(model, run, rows, columns, pictures):
-        number, seed = 1 + row // len(seeds), rows[row].seed
-        name = f"{number}-{_file_name(rows[row].prompt)}{source}_{seed}"
+        name = file_stem(1 + row // len(seeds), rows[row], sources)
         file = out / f"{name}{'_base' if place else variant}.png"
         _save(picture, file, _facts(run, rows[row], columns[place]))
         yield file
@@ -142,10 +148,6 @@ def _save(picture: Image.Image, file: Path, facts: dict) -> None:
     content = BytesIO()
     picture.save(content, format="PNG", pnginfo=told)
     replace_file(file, content.getvalue())
-
-
-def _file_name(prompt: str) -> str:
-    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture"
 
 
 # --- jobs of the warm worker

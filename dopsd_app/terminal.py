@@ -2,14 +2,16 @@
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dopsd_app.errors import KnownFailure, is_out_of_memory
+from dopsd_app.jobs.beside import when_free
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, ask, cancel
 from dopsd_app.jobs.follow import BYTES, hint, show_bytes
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.kinds import TRAIN
@@ -63,6 +65,28 @@ def start(runs_dir: Path) -> None:
         time.sleep(0.1)
 
 
+def trains(runs_dir: Path) -> bool:
+    """Whether a run of this folder is being trained: its process can draw for others."""
+    return any(job.kind == TRAIN for job in computing(runs_dir))
+
+
+def drawn(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequence[Path] = ()) -> Drawing:
+    """Asks for a drawing and comes back when it is done; Ctrl-C takes it back.
+
+    Raises `KnownFailure` where it is refused, or was not done.
+    """
+    drawing = ask(runs_dir, request, sources)
+    try:
+        while (status := drawing.status).busy:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        cancel(drawing)
+        raise
+    if status.state != "finished":
+        raise KnownFailure(status.reason or "Cancelled.")
+    return drawing
+
+
 @contextmanager
 def card(runs_dir: Path) -> Generator[None]:
     """Holds the card, or is refused while another job has it; starts what was queued meanwhile."""
@@ -91,5 +115,6 @@ def _at_work(runs_dir: Path) -> str:
 
 def _wait(runs_dir: Path) -> str:
     live = computing(runs_dir)
-    stop = f", or stop it: {hint('stop', Run(live[0].path))}" if live and live[0].kind == TRAIN else ""
-    return f"Wait for its end{stop}."
+    if live and live[0].kind == TRAIN:
+        return when_free(runs_dir, f": {hint('stop', Run(live[0].path))}")
+    return "Wait for its end."

@@ -22,6 +22,7 @@ import torch
 from diffusers.training_utils import free_memory
 from PIL.Image import Image
 
+from dopsd_app.beside import Beside
 from dopsd_app.check_base import fetch_and_check
 from dopsd_app.checks.health import HealthMeter
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN, best_step
@@ -128,7 +129,8 @@ def _train_within_memory(run: Run, machine: Machine, device: str, processes: Pro
         smaller = partial(next_smaller, config, sizes, fitted)
         try:
             can_shrink = partial(_can_shrink, smaller, processes)
-            yield from _train(run, fitted.plan, place, can_shrink, processes)
+            beside = Beside(run, fitted, processes)
+            yield from _train(run, fitted.plan, place, can_shrink, processes, beside)
             return
         except Exception as error:
             phase = "computer" if isinstance(error, ComputersMemoryError) else place.phase
@@ -170,6 +172,7 @@ def _train(
     place: _Place,
     can_shrink: Callable[[str], bool],
     processes: Processes,
+    beside: Beside,
 ) -> Iterator[Event]:
     config = run.config
     base_model = load_base_model(config, memory_plan)
@@ -231,6 +234,8 @@ def _train(
         if "stop" in commands and step < config.steps:
             yield Stopped(step)
             return
+        if step < config.steps:
+            beside.draw_next(base_model)
     place.phase = "drawing"
     yield from _finish(run, base_model, encoded.examples[0], step, about(step, read_thumbnail(run, step)))
 

@@ -261,8 +261,8 @@ def test_heavy_commands_say_who_has_the_gpu(train_arguments, images, runs_dir, c
     done([*train_arguments, "--detach", "--set", "steps=2000"])
     run = the_run(runs_dir)
     wait_for_step(run, 1)
-    assert main(["generate", "latest", "--prompt", "tok", "--runs", str(runs_dir)]) == 2
-    assert f"The training of {run.id} is at work, and one job runs at a time." in capsys.readouterr().err
+    assert main(["preview", *train_arguments[1:], "--out", str(runs_dir / "check.png")]) == 2
+    assert f"{run.id} is being trained, and has not come to its first step" in capsys.readouterr().err
 
 
 def test_arguments_that_cannot_work_are_refused_before_anything_is_loaded(images, runs_dir, capsys):

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors.numpy import save
 
+from dopsd_app import terminal
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
 from dopsd_app.errors import KnownFailure
@@ -170,7 +171,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
     job.write_status(
         other, state="training", pid=os.getpid(), pid_started=launcher.process_started(os.getpid())
     )
-    with pytest.raises(RunError, match=f"{other.id} is being trained"):
+    with pytest.raises(RunError, match=f"{other.id} is being trained, and has not come to its first step"):
         ask(runs_dir, picture_of(trained))
     job.write_status(other, state="stopped")
     with holding_the_card(runs_dir), pytest.raises(RunError, match="Another job is at work"):
@@ -243,8 +244,8 @@ def test_a_command_that_is_refused_says_how_to_stop_a_training_and_for_a_drawing
         assert "A drawing is at work" in told and told.endswith("Wait for its end.\n")
         job.write_status(drawn, state="stopped")
         job.write_status(run, state="training", **ours)
-        assert main(command) == 2
-        assert f" stop {run.id} " in capsys.readouterr().err
+        with pytest.raises(RunError, match=f" stop {run.id} "), terminal.card(run.runs_dir):
+            pass
         job.write_status(run, state="stopped")
 
 

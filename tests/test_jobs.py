@@ -20,6 +20,7 @@ from dopsd_app.data.pictures import Dataset
 from dopsd_app.hub.card_pictures import card_pictures
 from dopsd_app.jobs import card, job, launcher, queue, runs
 from dopsd_app.jobs.awake import awake
+from dopsd_app.jobs.beside import Wanted, check_room
 from dopsd_app.jobs.drawing import unfinished_drawings
 from dopsd_app.jobs.events import StepDone, append_event, read_events
 from dopsd_app.jobs.job import RunError
@@ -190,13 +191,13 @@ def test_a_training_waits_for_the_card_that_it_was_given(toy, runs_dir, cards):
     ended(working)
 
 
-def test_a_drawing_is_refused_beside_a_training_only_where_no_card_is_free(toy, runs_dir, cards):
+def test_a_drawing_needs_a_trainings_process_only_where_no_card_is_free(toy, runs_dir, cards):
     run = runs.create_run(runs_dir, TrainConfig(), Dataset((), ()))
     ours = {"pid": os.getpid(), "pid_started": launcher.process_started(os.getpid())}
     job.write_status(run, state="training", card="GPU-A", **ours)
-    queue.refuse_beside_training(runs_dir)
+    check_room(runs_dir, Wanted(TrainConfig()))
     with FileLock(card._file("lock", "GPU-B")), pytest.raises(RunError, match="is being trained"):
-        queue.refuse_beside_training(runs_dir)
+        check_room(runs_dir, Wanted(TrainConfig()))
 
 
 def test_a_card_is_told_by_its_own_number():

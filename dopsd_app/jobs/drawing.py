@@ -1,5 +1,6 @@
 """Asking for pictures: a LoRA's, or the teacher's before any training. A warm worker draws them."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -9,10 +10,12 @@ from typing import TypeVar
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value
+from dopsd_app.jobs.beside import Wanted, check_room
 from dopsd_app.jobs.job import Job, RunError, create_job, find_job, kind_or_none, start_lock, sweep
+from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.queue import put_in_queue, refuse_beside_training, send_command, start_next, statuses
+from dopsd_app.jobs.queue import put_in_queue, send_command, start_next, statuses
 from dopsd_app.jobs.runs import Run, known_run
 from dopsd_app.models import catalog
 from dopsd_app.models.catalog import full_name
@@ -158,11 +161,25 @@ def check_request(run: Run, request: PictureRequest) -> None:
         find_lora(run, column.checkpoint)
 
 
+def wanted_by(runs_dir: Path, request: PictureRequest | CheckRequest, sources: int) -> Wanted:
+    """What a request needs; of a LoRA's picture, `sources` is how many pictures it starts from."""
+    if isinstance(request, CheckRequest):
+        from dopsd_app.data.source_pictures import count_copies  # brings Pillow
+
+        return Wanted(request.config, count_copies(request.folder), teaches=True)
+    run = known_run(runs_dir, request.run_id)
+    config, kept = run.config, read_kept_plan(run.path)
+    if kept:
+        config = replace(config, quantization=kept.plan.quantization)
+    return Wanted(config, sources)
+
+
 def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequence[Path] = ()) -> Drawing:
     """Puts a request before the warm worker, and starts the worker where there is none.
 
-    `sources` are the pictures to start from: the job gets copies of its own, of their pixels only. Raises
-    `RunError` while a run trains or waits to, and for a LoRA that is not there.
+    While a run trains, its process draws between two steps. `sources` are the pictures to start from: the job
+    gets copies of its own, of their pixels only. Raises `RunError` where the run's process cannot draw this,
+    while one waits to be trained, and for a LoRA that is not there.
     """
     from dopsd_app.data.picture_file import load_picture  # brings Pillow
 
@@ -177,9 +194,10 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequenc
         check_sources(run, len(sources))
         kind = DRAW
     pictures = [load_picture(source) for source in sources]
+    wanted = wanted_by(runs_dir, request, len(pictures))
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):
-        refuse_beside_training(runs_dir)
+        check_room(runs_dir, wanted)
         sweep(runs_dir, kind, MAX_DRAWINGS - 1)
         job = create_job(runs_dir, kind, asdict(request))
         for number, picture in enumerate(pictures, start=1):
@@ -187,6 +205,23 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequenc
         put_in_queue(job)
     start_next(runs_dir)
     return Drawing(job.path)
+
+
+def file_stem(number: int, row: Row, sources: Sequence[Path]) -> str:
+    """How the file of a row's picture is called for a person; the number is the prompt's, from 1."""
+    source = f"-from-{_file_name(sources[0].stem)}" if sources else ""
+    return f"{number}-{_file_name(row.prompt)}{source}_{row.seed}"
+
+
+def file_variant(run: Run, column: Column) -> str:
+    """What follows that where another LoRA than the finished one draws, or at another strength."""
+    lora = find_lora(run, column.checkpoint)
+    variant = "" if lora == run.lora_file else f"_step{int(lora.parent.name)}"
+    return variant + (f"_strength{column.strength:g}" if column.strength != 1 else "")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60] or "picture"
 
 
 def read_drawing(runs_dir: Path, id: str) -> Drawing:

@@ -94,7 +94,8 @@ def _stop(run: Run) -> None:
         send_command(run, "stop")
     except RunError:  # it ended in the meantime
         return
-    first = {"training": ": the run saves a checkpoint first", "downloading": ": what was fetched is kept"}
+    saves = ": the run saves a checkpoint first"
+    first = {"training": saves, "beside": saves, "downloading": ": what was fetched is kept"}
     tqdm.write(f"Stopping{first.get(before, '')}. Ctrl-C again does not wait for it.")
 
 

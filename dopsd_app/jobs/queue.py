@@ -30,8 +30,7 @@ from dopsd_app.jobs.kinds import CAPTION, CHECK_BASE, TRAIN
 from dopsd_app.jobs.launcher import launcher
 from dopsd_app.jobs.status import Status
 
-ONE_JOB = "one job runs at a time. Draw when it has ended."
-CUT_OFF = "A training began; draw again when it has ended."
+CUT_OFF = "A training began; draw again when it has done its first step."
 ASKED_TO_LEAVE = "Another job needed the computer; draw again when it has ended."
 
 
@@ -171,20 +170,12 @@ def start(job: Job, secret: str = "", card: str = "") -> bool:
     return True
 
 
-def refuse_beside_training(runs_dir: Path) -> None:
-    """Raises `RunError` where a drawing would have to wait for a training."""
-    if len(cards := automatic_cards()) > 1:
-        waits = any(kind_or_none(job) == TRAIN for job in waiting_jobs(runs_dir))
-        taken = _taken_cards(runs_dir)
-        if not waits and any(card not in taken and is_card_free(card) for card in cards):
-            return
-    for job, status in statuses(runs_dir):
-        if status.busy and kind_or_none(job) == TRAIN:
-            what = "is being trained" if status.live else "waits to be trained"
-            raise RunError(f"{job.id} {what}, and {ONE_JOB}")
-    holder = read_holder()
-    if not (holder.warm if holder else is_card_free()):
-        raise RunError(f"{holder.what if holder else 'Another job'} is at work, and {ONE_JOB}")
+def is_card_to_spare(runs_dir: Path) -> bool:
+    """Whether, of several cards, one is free that no training waits for."""
+    cards, taken = automatic_cards(), _taken_cards(runs_dir)
+    if len(cards) == 1 or any(job.kind == TRAIN for job in waiting_jobs(runs_dir)):
+        return False
+    return any(card not in taken and is_card_free(card) for card in cards)
 
 
 def send_command(job: Job, command: str) -> None:
@@ -209,7 +200,10 @@ def send_command(job: Job, command: str) -> None:
 
 
 def take_next(runs_dir: Path, process: dict) -> Job | None:
-    """The next waiting job for a warm worker, now its own; None where there is none. It holds the card."""
+    """The next waiting job for a warm worker, now its own; None where there is none. It holds the card.
+
+    Also for a training that draws between its steps.
+    """
     if not _waiting_warm(runs_dir):  # looked at five times a second: without the lock
         return None
     with start_lock(runs_dir):

@@ -82,7 +82,7 @@ class RunView:
         status, promise = self.status, self.promise
         if status.state in ("loading", "encoding", "drawing") and promise and status.step == 0:
             return promise.seconds(status.steps)
-        if self.seconds_per_step is None or status.state != "training":
+        if self.seconds_per_step is None or status.state not in ("training", "beside"):
             return None
         left = status.steps - status.step
         return promise.seconds_left(left, self.seconds_per_step) if promise else left * self.seconds_per_step

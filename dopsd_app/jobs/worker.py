@@ -81,7 +81,7 @@ def work(job: Job, function: Function | None = None, idle_seconds: float = IDLE_
     return _exit_code(ending)
 
 
-def _exit_code(ending: Event) -> int:
+def _exit_code(ending: Event | None) -> int:
     return FAILED if isinstance(ending, Failed) else 0
 
 
@@ -149,11 +149,29 @@ def _stay_warm(runs_dir: Path, lock: CardLock, idle_seconds: float) -> None:
         active = time.monotonic()
 
 
+def do_beside(host: Job, function: Function) -> bool:
+    """Does the drawing that has waited longest, between two steps of a job here; False where none waits.
+
+    When the host is asked to stop, none is begun, and the one at hand goes back into the queue.
+    """
+    if is_asked(host, "stop") or (job := take_next(host.runs_dir, _this_process())) is None:
+        return False
+    write_status(host, state="beside")
+    try:
+        _record_all(job, function, host)
+    finally:
+        write_status(host, state="training")
+    return True
+
+
 # --- one job
 
 
-def _record_all(job: Job, function: Function | None) -> Event:
-    """Does the job to its end; returns the event that ended it."""
+def _record_all(job: Job, function: Function | None, host: Job | None = None) -> Event | None:
+    """Does the job to its end; returns the event that ended it.
+
+    One that is done between two steps of a host may be put back into the queue instead: None.
+    """
     step = read_status(job).step
     event = None
     try:
@@ -167,7 +185,11 @@ def _record_all(job: Job, function: Function | None) -> Event:
             for event in events:
                 step = getattr(event, "step", step)
                 _record(job, event)
-                if isinstance(event, PhaseProgress) and (ending := _cut_off(job, step)):
+                if not isinstance(event, PhaseProgress):
+                    continue
+                if host and is_asked(host, "stop") and _put_back(job):
+                    return None
+                if ending := _cut_off(job, step, host):
                     return ending
         if not isinstance(event, Finished | Stopped | Failed):
             raise RuntimeError(f"The job ended without saying how; its last event was {event}.")
@@ -192,11 +214,20 @@ def _events_of(job: Job, function: Function) -> Generator[Event]:
         yield Finished(read_status(job).step, job.result_file.name)
 
 
-def _cut_off(job: Job, step: int) -> Event | None:
+def _put_back(job: Job) -> bool:
+    """Leaves a job to the next worker, in its place in the queue; False where it is asked to stop."""
+    with start_lock(job.runs_dir):
+        if is_asked(job, "stop"):
+            return False
+        write_status(job, state="queued", done=0, total=0, pid=None, pid_started=None)
+    return True
+
+
+def _cut_off(job: Job, step: int, host: Job | None) -> Event | None:
     """Ends a job that is asked to stop before it computes, or whose warm worker must give way."""
     if is_asked(job, "stop"):  # nobody waits for a model to load only to stop
         ending = Stopped(step)
-    elif job.kind.warm and (reason := reason_to_leave(job.runs_dir)):
+    elif job.kind.warm and not host and (reason := reason_to_leave(job.runs_dir)):
         ending = Failed(step, reason)
     else:
         return None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import diffusers.utils.logging
 import numpy as np
 import torch
 from peft import LoraConfig
@@ -48,9 +49,7 @@ def add_adapters(transformer: Transformer, targets: str, config: TrainConfig) ->
         init_lora_weights="gaussian",
         target_modules=targets,
     )
-    with warnings.catch_warnings():
-        # PEFT warns of a second adapter; two are what the method needs.
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+    with more_than_one():
         if config.has_ema_teacher:
             transformer.add_adapter(lora, adapter_name="teacher")
         transformer.add_adapter(lora, adapter_name="student")
@@ -67,12 +66,61 @@ def add_adapters(transformer: Transformer, targets: str, config: TrainConfig) ->
     update_teacher(transformer, ema_decay=0.0)
 
 
+@contextmanager
+def more_than_one() -> Generator[None]:
+    """PEFT warns of a second adapter; two are what the method needs, and a third is for drawing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        yield
+
+
+@contextmanager
+def room_for_a_spare_one() -> Generator[None]:
+    """The same for a LoRA that is loaded beside others: diffusers misses their weights in its file."""
+    before = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        with more_than_one():
+            yield
+    finally:
+        diffusers.utils.logging.set_verbosity(before)
+
+
+def remove_spare(transformer: Transformer, name: str) -> None:
+    """Takes a LoRA that was loaded under this name off again, if it is there."""
+    transformer.set_adapter("student")  # PEFT would warn of one that is active
+    if name in transformer.peft_config:
+        transformer.delete_adapters([name])
+
+
 def remove_adapters(transformer: Transformer) -> None:
     """Leaves PEFT's layers empty and with a forward of their own: the next LoRA is as of anybody."""
     for layer in _lora_layers(transformer).values():
         del layer.forward
     transformer.delete_adapters(list(transformer.peft_config))
     del transformer.adapters
+
+
+@contextmanager
+def spare_adapter(transformer: Transformer, name: str) -> Generator[None]:
+    """The bare base, on which a LoRA can be loaded under this name and drawn with, by PEFT's own layers.
+
+    Afterwards that LoRA is gone, and all is as training left it.
+    """
+    ours = {layer: layer.forward for layer in _lora_layers(transformer).values()}
+    learns = {weight: weight.requires_grad for layer in ours for weight in layer.parameters()}
+    for layer in ours:
+        del layer.forward
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        remove_spare(transformer, name)
+        transformer.enable_adapters()
+        for layer, forward in ours.items():
+            layer.forward = forward
+        for weight, needed in learns.items():
+            weight.requires_grad_(needed)
 
 
 def _lora_layers(transformer: Transformer) -> dict[str, Any]:

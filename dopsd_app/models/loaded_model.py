@@ -22,9 +22,17 @@ DRAWING_ROOM = 6 * 2**30  # bytes: activations at 1024 x 1024 pixels, most of th
 class LoadedModel:
     """Loads each part of a base model when it is first needed, and keeps it for the next picture."""
 
-    def __init__(self, config: TrainConfig, memory_plan: MemoryPlan = NOTHING_SAVED, *, teaches: bool = True):
+    def __init__(
+        self,
+        config: TrainConfig,
+        memory_plan: MemoryPlan = NOTHING_SAVED,
+        *,
+        teaches: bool = True,
+        base_model: BaseModel | None = None,
+    ):
+        """`base_model` is one that is there already."""
         self.base, self.seen = _base_of(config), _seen_by_teacher(config) if teaches else None
-        self.base_model: BaseModel = load_base_model(config, memory_plan, teaches=teaches)
+        self.base_model = base_model or load_base_model(config, memory_plan, teaches=teaches)
         self.on_card = self.base_model.device.type == "cuda"
         self.encoded: dict[str, Conditioning] = {}
         self.encoders = False  # whether they are loaded

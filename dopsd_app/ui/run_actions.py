@@ -41,7 +41,9 @@ def stop_run(run_id: str) -> str:
         return "It is out of the queue."
     if state == "downloading":
         return "Stopping. What was fetched is kept."
-    return "Stopping after this step. A checkpoint is kept." if state == "training" else "Stopping."
+    return (
+        "Stopping after this step. A checkpoint is kept." if state in ("training", "beside") else "Stopping."
+    )
 
 
 def resume_run(run_id: str, steps: int = 0) -> str:

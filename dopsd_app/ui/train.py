@@ -174,12 +174,12 @@ class TrainStep:
 
     def _buttons(self, run: Run | None, view: RunView | None) -> dict:
         state = view.status.state if view else ""
-        live = state in ("downloading", "loading", "encoding", "drawing", "training")
+        live = state in ("downloading", "loading", "encoding", "drawing", "training", "beside")
         active = {
             self.stop: live or state == "queued",
             self.resume: state in ("draft", "stopped", "failed", "interrupted"),
-            self.preview: state == "training",
-            self.save: state == "training",
+            self.preview: state in ("training", "beside"),
+            self.save: state in ("training", "beside"),
             self.to_try: bool(run) and can_try(run),
         }
         further = bool(run) and can_go_on(run, state)

@@ -25,6 +25,7 @@ STATES = {
     "encoding": "Reading pictures and captions",
     "drawing": "Drawing what the base model makes of your prompts",
     "training": "Training",
+    "beside": "Drawing what was asked for, then it trains on",
     "captioning": "Writing captions",
     "stopping": "Stopping after this step",
     "stopped": "Stopped",
