@@ -1,8 +1,10 @@
 """Which format a picture file has, by its content, and how a file of each is opened and decoded."""
 
-import functools
 import re
 import struct
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +18,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+HEIF_PROCESS = Path(__file__).with_name("heif_process.py")
+TOO_MANY = 3  # how that ends over too many pixels
+HEIF_SECONDS = 60  # far more than any phone's picture takes
 HALVED_ABOVE = 50_000_000  # pixels
 MAX_PIXELS = 89_000_000  # Pillow warns of a decompression bomb at 89.5 million
 MAX_JPEG_PIXELS = 250_000_000  # phones take 200 million; a JPEG is made smaller while it is decoded
@@ -31,8 +36,8 @@ _SIGNATURES = {
     "BMP": rb"BM.{4}\0{4}",
     "TIFF": rb"II\*\0|MM\0\*",  # most camera raw files too
 }
-# What may hold several pictures in a row. A phone's JPEG may hold a preview or a depth map too (MPO), and its
-# HEIC small copies: nobody thinks of those as pictures.
+# What may hold several pictures in a row. A phone's JPEG may hold a preview or a depth map too (MPO):
+# nobody thinks of those as pictures.
 _MOVING = (PngImageFile, WebPImageFile, GifImageFile, AvifImageFile, TiffImageFile)
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG
 _REDUCED, _DNG = 254, 50706  # tags of a TIFF: what kind of picture it is, and that it is a camera's raw file
@@ -66,14 +71,14 @@ def load(path: Path, kind: str) -> tuple[Image.Image, list[str]]:
         return _load_jpeg(path)
     if kind == "PNG":
         return _load_png(path)
+    if kind == "HEIC":
+        return _load_heif(path)
     return _load(path, kind)
 
 
 def _load(source: Path | IO[bytes], kind: str) -> tuple[Image.Image, list[str]]:
     remarks = []
-    if kind == "HEIC":
-        _register_heif()
-    with Image.open(source, formats=["HEIF" if kind == "HEIC" else kind]) as picture:
+    with Image.open(source, formats=[kind]) as picture:
         _check_pixels(picture, MAX_PIXELS)
         if isinstance(picture, TiffImageFile):
             _check_tiff(picture)
@@ -85,16 +90,29 @@ def _load(source: Path | IO[bytes], kind: str) -> tuple[Image.Image, list[str]]:
     return picture, remarks
 
 
-@functools.cache
-def _register_heif() -> None:
-    import pi_heif  # the only one of all formats that Pillow does not read; decodes only
-
-    pi_heif.register_heif_opener()
+def _load_heif(path: Path) -> tuple[Image.Image, list[str]]:
+    """The only format that Pillow does not read; a damaged file may end the process that reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "picture.png"
+        command = [sys.executable, str(HEIF_PROCESS), str(path.absolute()), str(target), str(MAX_PIXELS)]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=HEIF_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise OSError("Its reader does not end.") from error
+        if done.returncode == TOO_MANY:
+            raise Unreadable(_too_large(MAX_PIXELS))
+        if done.returncode:
+            raise OSError(f"Its reader ended with {done.returncode}.")
+        return _load(target, "PNG")
 
 
 def _check_pixels(picture: Image.Image, most: int) -> None:
     if picture.width * picture.height > most:
-        raise Unreadable(f"has more than {most // 10**6} million pixels. Scale it down first.")
+        raise Unreadable(_too_large(most))
+
+
+def _too_large(most: int) -> str:
+    return f"has more than {most // 10**6} million pixels. Scale it down first."
 
 
 def _check_tiff(picture: TiffImageFile) -> None:
