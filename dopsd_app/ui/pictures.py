@@ -320,9 +320,7 @@ def pictures_step() -> PicturesStep:
     shown_cards = cards(draft)
     with gr.Row(elem_classes="foot"):
         missing = gr.HTML(elem_id="missing")
-        go = gr.Button(
-            "Next: what the teacher sees", variant="primary", interactive=False, elem_id="to-teacher"
-        )
+        go = gr.Button("Next: the teacher", variant="primary", interactive=False, elem_id="to-teacher")
     return PicturesStep(
         draft=draft,
         choice=choice,
