@@ -122,7 +122,7 @@ def test_it_is_checked_planned_and_trained(page, server):
     expect(page.locator("#needs")).to_contain_text("with 2 sources")
     page.click("#start")
     expect(page.locator("#run-status")).to_contain_text("Finished")
-    expect(page.locator("#samples thead")).to_contain_text("Source Base")
+    expect(page.locator("#samples thead th")).to_have_text(["Source", "Base", "Step 2"])
     [run] = list_runs(server.runs)
     assert run.sources == 2
 

@@ -1,12 +1,12 @@
 """Which base models can learn a draft's pictures, where the chosen one cannot."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import gradio as gr
 from gradio.blocks import Block
 
 from dopsd_app.data.drafts import Draft
-from dopsd_app.models.architecture import BaseModelFacts
 from dopsd_app.models.catalog import CATALOG, what_lacks
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.memory import least_card, least_gpu_memory
@@ -73,19 +73,26 @@ def _needs(name: str) -> str:
     facts = CATALOG[name]
     lacks = what_lacks(name, "", "auto", facts, facts.sizes)
     size = f"{words.disk(lacks.size) if lacks and lacks.size else DOWNLOADS[name]} to fetch, once"
-    needs = [size if lacks else "on this computer already", _card(facts)]
+    needs = [size if lacks else "on this computer already", _card(name)]
     if facts.gated and lacks:
         needs.append("its terms must be accepted on the Hub first")
     return words.text(", ".join(needs))
 
 
 def _without_card(name: str) -> str:
-    return "" if read_machine().gpus else ways_without_card(least_card(CATALOG[name].sizes))
+    return "" if read_machine().gpus else ways_without_card(_least(name)[0])
 
 
-def _card(facts: BaseModelFacts) -> str:
-    card = read_machine().card()
-    needed = f"a card of {least_card(facts.sizes)} GB or more"
+def _card(name: str) -> str:
+    card, (size, memory) = read_machine().card(), _least(name)
+    needed = f"a card of {size} GB or more"
     if card is None:
         return needed
-    return f"{needed} ({'fits' if least_gpu_memory(facts.sizes) <= card.memory else 'yours is smaller'})"
+    return f"{needed} ({'fits' if memory <= card.memory else 'yours is smaller'})"
+
+
+@cache
+def _least(name: str) -> tuple[int, int]:
+    """GB of the smallest card for a base model, and the bytes that it takes: it is said at every key."""
+    sizes = CATALOG[name].sizes
+    return least_card(sizes), least_gpu_memory(sizes)

@@ -342,9 +342,7 @@ def pictures_step() -> PicturesStep:
     writer.one = [slot.write for slot in shown_cards.slots]
     with gr.Row(elem_classes="foot"):
         missing = gr.HTML(elem_id="missing")
-        go = gr.Button(
-            "Next: what the teacher sees", variant="primary", interactive=False, elem_id="to-teacher"
-        )
+        go = gr.Button("Next: the teacher", variant="primary", interactive=False, elem_id="to-teacher")
     return PicturesStep(
         draft=draft,
         choice=choice,
