@@ -356,10 +356,13 @@ def test_a_picture_without_a_caption_is_refused(folder):
     [
         ("café", "latin-1", "Windows-1252"),
         ("ein Bär in der Küche, ganz groß", "cp1252", "Windows-1252"),
+        ("“très” chic, à côté", "cp1252", "Windows-1252"),
         ("a cat", "utf-16", "UTF-16"),
         ("a cat", "utf-16-le", "UTF-16"),
         ("a cat", "utf-16-be", "UTF-16"),
         ("zorpの写真", "shift_jis", "Shift-JIS"),
+        ("a red 犬", "shift_jis", "Shift-JIS"),
+        ("фото zorp дома", "cp1251", "Windows-1251"),
         ("一只狗的照片,在公园里", "gbk", "GB 18030"),
         ("фото собаки в парке", "cp1251", "Windows-1251"),
         ("공원에 있는 개의 사진", "euc_kr", "EUC-KR"),

@@ -113,15 +113,18 @@ def test_smoothing_is_a_mean_of_what_was_so_far():
 
 
 def rows_of(plot):
-    return {name: len(rows) for name, rows in plot["value"].groupby("of")}
+    """How many points each line has; the lines themselves are always the same."""
+    frame = plot["value"]
+    return {name: len(rows) for name, rows in frame.dropna().groupby("of")}
 
 
 def test_a_smoothed_loss_has_each_step_behind_it_and_other_runs_beside_it():
     points = [(float(step), 1.0) for step in range(1, 401)]
     assert rows_of(run_charts.curve(points, (), 0.0)) == {"This run": 400}
-    plot = run_charts.curve(points, [("old · 1 Jan", points)], 0.8)
-    assert rows_of(plot) == {"Each step": 400, "This run": 400, "old · 1 Jan": 134}  # every third
-    assert set(rows_of(plot)) <= set(plot["color_map"])
+    plot = run_charts.curve(points, [points], 0.8)
+    assert rows_of(plot) == {"Each step": 400, "This run": 400, "Other run 1": 134}  # every third
+    assert list(plot["value"]["of"].unique()) == list(run_charts.LOSS_LINES)
+    assert run_charts.curve(points[:1], (), 0.8)["visible"] is False
 
 
 def test_beside_others_one_score_of_each_is_shown():
@@ -129,9 +132,10 @@ def test_beside_others_one_score_of_each_is_shown():
     alone = run_charts.health(measured, (), "Clean pictures")
     # Nothing tells how far prompts count.
     assert rows_of(alone) == {"Like your pictures": 2, "Clean pictures": 2, "Other prompts change": 2}
-    beside = run_charts.health(measured, [("old", measured)], "Clean pictures")
-    assert rows_of(beside) == {"This run": 2, "old": 2}
-    assert set(beside["value"]["score"]) == {1.0}
+    beside = run_charts.health(measured, [measured], "Clean pictures")
+    assert rows_of(beside) == {"This run": 2, "Other run 1": 2}
+    assert set(beside["value"]["score"].dropna()) == {1.0}
+    assert list(beside["value"]["of"].unique()) == list(run_charts.HEALTH_LINES)
 
 
 # --- the end

@@ -44,10 +44,10 @@ def _unpack(
     said, left = [], MAX_UNPACKED
     for entry in entries:
         inside = PurePosixPath(_name_of(entry).replace("\\", "/"))
-        if entry.is_dir() or any(is_ignored(part) for part in inside.parts if part != "prompts.txt"):
-            continue
         if inside.is_absolute() or ".." in inside.parts or ":" in str(inside) or "\0" in str(inside):
             said.append(f"{shown(str(inside))} in {name} was left out: its name leads out of the zip.")
+            continue
+        if entry.is_dir() or any(is_ignored(part) for part in inside.parts if part != "prompts.txt"):
             continue
         if stat.S_ISLNK(entry.external_attr >> 16):
             said.append(f"{shown(str(inside))} in {name} was left out: it is a link.")

@@ -174,10 +174,22 @@ def _decode(content: bytes) -> Text | None:
     try:
         return Text(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
+        if _is_western(content):
+            return Text(content.decode("cp1252"), _ENCODINGS["cp1252"])
         from charset_normalizer import from_bytes  # slow to import, and hardly ever needed
 
         best = from_bytes(content, cp_isolation=list(_ENCODINGS)).best()
         return Text(str(best), _ENCODINGS[best.encoding]) if best else None
+
+
+def _is_western(content: bytes) -> bool:
+    """Whether a few accents, quotes and dashes stand between plain letters: too few for statistics."""
+    try:
+        foreign = [character for character in content.decode("cp1252") if ord(character) > 127]
+    except UnicodeDecodeError:
+        return False
+    kinds = {unicodedata.category(character) for character in foreign}
+    return kinds <= {"Ll", "Lu", "Pi", "Pf", "Pd"} and 3 * len(foreign) <= len(content)
 
 
 def _decoded(content: bytes, encoding: str, name: str) -> Text | None:

@@ -319,6 +319,8 @@ def _with_crops(examples: list[Example], root: Path) -> tuple[list[Example], lis
         return examples, [Problem("", str(error))]
     names = [example.image.relative_to(root).as_posix() for example in examples]
     gone = focuses.keys() - set(names)
-    said = [Note("", f"{CROPS_FILE} names {shown(name)}, which is not there.") for name in sorted(gone)]
+    said: list[Problem | Note] = [
+        Note("", f"{CROPS_FILE} names {shown(name)}, which is not there.") for name in sorted(gone)
+    ]
     pairs = zip(examples, names, strict=True)
     return [replace(example, focus=focuses.get(name, MIDDLE)) for example, name in pairs], said

@@ -5,10 +5,10 @@ An uploaded file gives its content and, for people and for finding its caption, 
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
-from dopsd_app.config import EDIT, KINDS, SUBJECT, Preset, TrainConfig, list_presets
+from dopsd_app.config import EDIT, TrainConfig
 from dopsd_app.data.archive import is_zip, unpack
 from dopsd_app.data.caption_file import (
     CAPTION_SUFFIXES,
@@ -38,10 +38,11 @@ from dopsd_app.data.folder import is_backup, is_document, is_ignored, is_picture
 from dopsd_app.data.kept_pictures import TOO_MANY, add_source, enlist, keep, stem_of, too_many
 from dopsd_app.data.picture_file import PicturesError, Problem, decode, shown
 from dopsd_app.data.pictures import MAX_PICTURES
+from dopsd_app.data.run_settings import draft_settings
 from dopsd_app.data.source_pictures import MAX_SOURCES, count_copies, find_copies, orphan_message, source_name
 
 MAX_PICTURE_BYTES = 25_000_000
-MAX_ZIP_BYTES = 1_000_000_000
+MAX_ZIP_BYTES = 200_000_000  # what the server takes at once
 MAX_FILES = MAX_PICTURES * (2 + MAX_SOURCES)  # in one upload: each with its caption and its sources
 MAX_WAITING = MAX_FILES  # captions that are kept until their pictures come
 MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all
@@ -86,23 +87,7 @@ def load_example(drafts_dir: Path, name: str) -> Draft:
 
 def clone_run(drafts_dir: Path, config: TrainConfig, dataset: Path) -> Draft:
     """A new draft with a run's settings, and its pictures and captions in the folder `dataset`."""
-    settings = asdict(config)
-
-    def differences(preset) -> dict:
-        usual = {**asdict(TrainConfig()), **preset.settings}
-        return {name: value for name, value in settings.items() if value != usual[name]}
-
-    edits = count_copies(dataset) > 0
-    suited = [preset for preset in list_presets() if preset.name.endswith(EDIT) == edits]
-    presets = [(preset, differences(preset)) for preset in suited]
-    preset, changes = min(presets, key=lambda pair: _likely(*pair))
-    kind = next((kind for kind in KINDS if preset.name.endswith(kind)), SUBJECT)
-    return _filled_draft(drafts_dir, dataset, {"preset": preset.name, "kind": kind, **changes})
-
-
-def _likely(preset: Preset, changes: dict) -> tuple:
-    """The less, the likelier did a run with these changes come from the preset; most are of a subject."""
-    return "base_model" in changes, len(changes), not preset.name.endswith(SUBJECT)
+    return _filled_draft(drafts_dir, dataset, draft_settings(config, edits=count_copies(dataset) > 0))
 
 
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:

@@ -232,7 +232,7 @@ class Cards:
             self.move.click,
             self.move_crop,
             [self.draft, self.moved],
-            None,
+            step.messages,
             js=SEND,
             trigger_mode="multiple",
             **WRITES_DRAFT,
@@ -251,10 +251,11 @@ class Cards:
         """Removes the picture on a card."""
         return self.step.remove(shown, int(source_of(event).removeprefix("remove-")) - 1)
 
-    def move_crop(self, shown: object, moved: object) -> None:
-        """Keeps where a crop was moved to; its card shows it already."""
+    def move_crop(self, shown: object, moved: object) -> dict:
+        """Keeps where a crop was moved to; its card shows it already, but for what is said of it."""
         crop = read_shown(MovedCrop, moved)
-        set_focus(draft_of(shown), crop.key, (crop.across, crop.down))
+        draft = set_focus(draft_of(shown), crop.key, (crop.across, crop.down))
+        return self.step.show_messages(draft, read_shown(ShownDraft, shown))
 
 
 def cards(draft: gr.JSON) -> Cards:

@@ -1,6 +1,6 @@
 """The curves of a run, as the fourth step shows them: loss and health, smoothed, beside earlier runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +12,12 @@ from gradio.components import Component
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import HealthMeasured
+from dopsd_app.jobs.run_notes import name_of
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.watch import RunView
 from dopsd_app.ui import words
 from dopsd_app.ui.events import listen
-from dopsd_app.ui.run_actions import run_name, watcher
+from dopsd_app.ui.run_actions import watcher
 
 SCORES = {
     "Like your pictures": ("#4f46e5", "should rise", "How like them its pictures of the prompts are"),
@@ -34,8 +35,15 @@ SMOOTHING = {"Off": 0.0, "Light": 0.8, "Strong": 0.96}  # how much of the mean s
 LIGHT = "Light"
 OWN, RAW = "This run", "Each step"
 COLOURS = {OWN: "#4f46e5", RAW: "rgba(129, 140, 248, 0.4)"}
-OTHERS = ("#0891b2", "#c026d3", "#65a30d", "#b45309")  # of the runs beside it
+OTHERS = {
+    "Other run 1": "#0891b2",
+    "Other run 2": "#c026d3",
+    "Other run 3": "#65a30d",
+    "Other run 4": "#b45309",
+}
 MOST = len(OTHERS)
+LOSS_LINES = {RAW: COLOURS[RAW], OWN: COLOURS[OWN], **OTHERS}
+HEALTH_LINES = {**{name: colour for name, (colour, *_) in SCORES.items()}, OWN: COLOURS[OWN], **OTHERS}
 OTHERS_POINTS = 150  # of a curve beside others: all of them go over the wire
 
 
@@ -115,8 +123,7 @@ class RunCharts:
         others = _others(chosen.get(self.compared), runs)
         weight = SMOOTHING.get(str(chosen.get(self.smoothing)), SMOOTHING[LIGHT])
         score = str(chosen.get(self.score)) if chosen.get(self.score) in SCORES else FIRST
-        curves = tuple((name, other.curve) for name, other in others)
-        healths = tuple((name, other.health) for name, other in others)
+        curves, healths = [other.curve for _, other in others], [other.health for _, other in others]
         names = [name for name, _ in others]
         legend = UNMEASURED if len(view.health) < 2 else "" if others else LEGEND
         return {
@@ -140,12 +147,24 @@ def run_charts() -> RunCharts:
     with gr.Tabs(elem_id="charts"):
         with gr.Tab("Loss", id="loss-tab"):
             curve_plot = gr.LinePlot(
-                y="loss", height=190, show_label=False, label="Loss by step", elem_id="loss", **common
+                y="loss",
+                color_map=LOSS_LINES,
+                height=190,
+                show_label=False,
+                label="Loss by step",
+                elem_id="loss",
+                **common,
             )
             gr.HTML("<p class='hint'>It is noisy and does not go to zero: trust the pictures.</p>")
         with gr.Tab("Health", id="health-tab"):
             health_plot = gr.LinePlot(
-                y="score", height=190, show_label=False, label="Health by step", elem_id="health", **common
+                y="score",
+                color_map=HEALTH_LINES,
+                height=190,
+                show_label=False,
+                label="Health by step",
+                elem_id="health",
+                **common,
             )
             legend = gr.HTML(elem_id="health-legend", elem_classes="legend")
     runs_legend = gr.HTML(elem_id="runs-legend", elem_classes="legend")
@@ -197,7 +216,7 @@ def _others(chosen: object, runs: Sequence[Run]) -> list[tuple[str, RunView]]:
 
 def _named(run: Run) -> str:
     made = datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
-    return f"{run_name(run)} · {made:%d %b %H:%M:%S}"
+    return f"{name_of(run)} · {made:%d %b %H:%M:%S}"
 
 
 Points = Sequence[tuple[float, float]]
@@ -212,23 +231,12 @@ def smooth(points: Points, weight: float) -> list[tuple[float, float]]:
     return smoothed
 
 
-def curve(points: Points, others: Sequence[tuple[str, Points]], weight: float) -> dict:
+def curve(points: Points, others: Sequence[Points], weight: float) -> dict:
     """The loss by step: smoothed, with each step's faint behind it, and of other runs."""
-    if len(points) < 2:
-        return gr.update(visible=False)
     lines = {RAW: points} if weight else {}
     lines[OWN] = smooth(points, weight)
-    lines |= {name: _few(smooth(other, weight)) for name, other in others}
-    rows = [(step, float(f"{loss:.4g}"), name) for name, line in lines.items() for step, loss in line]
-    return _plot(rows, ["step", "loss", "of"], [name for name, _ in others])
-
-
-def _runs_legend(others: Sequence[str]) -> str:
-    shown = zip((OWN, *others), (COLOURS[OWN], *OTHERS), strict=False) if others else ()
-    return "".join(
-        f"<p class='hint'><span style='background:{colour}'></span>{words.text(name)}</p>"
-        for name, colour in shown
-    )
+    lines |= {name: _few(smooth(other, weight)) for name, other in zip(OTHERS, others, strict=False)}
+    return _plot(lines, LOSS_LINES, "loss")
 
 
 def _few(points: Points) -> Points:
@@ -237,25 +245,43 @@ def _few(points: Points) -> Points:
 
 
 def health(
-    measured: Sequence[HealthMeasured], others: Sequence[tuple[str, Sequence[HealthMeasured]]], score: str
+    measured: Sequence[HealthMeasured], others: Sequence[Sequence[HealthMeasured]], score: str
 ) -> dict:
     """The scores of the run's health by step; beside others, one score of each run."""
-    if len(measured) < 2:
+    if others:
+        lines = {OWN: _line(measured, score)}
+        lines |= {name: _line(other, score) for name, other in zip(OTHERS, others, strict=False)}
+    else:
+        lines = {name: _line(measured, name) for name in SCORES}
+    return _plot(lines, HEALTH_LINES, "score")
+
+
+def _line(measured: Sequence[HealthMeasured], score: str) -> Points:
+    found = ((health.step, _scores(health)[score]) for health in measured)
+    return [(step, value) for step, value in found if value is not None]
+
+
+def _plot(lines: Mapping[str, Points], known: Iterable[str], y: str) -> dict:
+    """Lines by their names; nothing is shown before there are two points of any.
+
+    Every known line is there, if without a point: for a new one, Gradio would draw all anew, of old values.
+    """
+    if max((len(line) for line in lines.values()), default=0) < 2:
         return gr.update(visible=False)
-    lines = {OWN: measured, **dict(others)} if others else {name: measured for name in SCORES}
     rows = [
-        (health.step, float(f"{found:.4g}"), name)
-        for name, line in lines.items()
-        for health in line
-        if (found := _scores(health)[score if others else name]) is not None
+        (step, float(f"{value:.4g}"), name)
+        for name in known
+        for step, value in lines.get(name) or [(1.0, float("nan"))]
     ]
-    return _plot(rows, ["step", "score", "of"], [name for name, _ in others])
+    return gr.update(value=pd.DataFrame(rows, columns=["step", y, "of"]), visible=True)
 
 
-def _plot(rows: list[tuple], columns: list[str], others: Sequence[str]) -> dict:
-    colours = {name: colour for name, (colour, *_) in SCORES.items()} | COLOURS
-    colours |= dict(zip(others, OTHERS, strict=False))
-    return gr.update(value=pd.DataFrame(rows, columns=columns), color_map=colours, visible=True)
+def _runs_legend(others: Sequence[str]) -> str:
+    shown = zip((OWN, *others), (COLOURS[OWN], *OTHERS.values()), strict=False) if others else ()
+    return "".join(
+        f"<p class='hint'><span style='background:{colour}'></span>{words.text(name)}</p>"
+        for name, colour in shown
+    )
 
 
 def _scores(health: HealthMeasured) -> dict[str, float | None]:
