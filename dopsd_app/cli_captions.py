@@ -8,13 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dopsd_app.config import KINDS, SUBJECT
-from dopsd_app.jobs.captioning import ask_for_folder
 from dopsd_app.jobs.events import CaptionWritten, Event, EventReader, Warned
 from dopsd_app.jobs.follow import BYTES, POLL_SECONDS, show_bytes
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.queue import send_command, start_next
 from dopsd_app.models.captioner_facts import LENGTHS
-from dopsd_app.models.captioner_words import Concept
 from dopsd_app.progress import DownloadProgress, PhaseProgress, words_for_count
 
 
@@ -36,6 +34,9 @@ def add_caption(command: argparse.ArgumentParser) -> None:
 
 def caption(options: argparse.Namespace) -> int:
     """Has captions written, and tells each as it comes."""
+    from dopsd_app.jobs.captioning import ask_for_folder  # brings Pillow
+    from dopsd_app.models.captioner_words import Concept
+
     concept = Concept(options.trigger_word.strip(), options.kind, options.what)
     job = ask_for_folder(options.runs, options.folder, concept, options.length, overwrite=options.overwrite)
     try:

@@ -228,6 +228,22 @@ def test_beside_pictures_in_a_folder_captions_become_files(machine, tmp_path):
     assert job.result == {"put": 1, "kept": 1, "unusable": 0}
 
 
+def test_of_an_edit_the_instruction_is_written_from_both_pictures(machine, tmp_path, monkeypatch):
+    folder, looked_at = tmp_path / "edit", []
+    folder.mkdir()
+    for name, size in (("cat", (96, 64)), ("cat_source", (64, 64))):
+        make_picture(1, *size).save(folder / f"{name}.png")
+    load_picture = verb.load_picture
+    monkeypatch.setattr(
+        verb, "load_picture", lambda path: looked_at.append(Path(path).name) or load_picture(path)
+    )
+    concept = Concept("", "edit")
+    do(ask_for_folder(tmp_path / "runs", folder, concept, "short", overwrite=False))
+    assert looked_at == ["cat_source.png", "cat.png"]
+    assert (folder / "cat.txt").read_text().startswith("green old")
+    assert not (folder / "cat_source.txt").exists()
+
+
 # --- from the Hub
 
 
