@@ -60,7 +60,7 @@ class RunCharts:
     whole: gr.Button
 
     @property
-    def choices(self) -> dict[Component, Any]:
+    def choices(self) -> dict[gr.Radio | gr.Dropdown, Any]:
         """What a person chooses here, and what is chosen at first."""
         return {self.smoothing: LIGHT, self.compared: [], self.score: FIRST}
 
@@ -139,7 +139,9 @@ def run_charts() -> RunCharts:
     common: dict[str, Any] = {
         "x": "step",
         "color": "of",
-        "colors_in_legend": [],
+        "colors_in_legend": [],  # Gradio's own is cut off below the plot
+        "height": 190,
+        "show_label": False,
         "visible": False,
         "buttons": [],
     }
