@@ -148,24 +148,12 @@ def run_charts() -> RunCharts:
     with gr.Tabs(elem_id="charts"):
         with gr.Tab("Loss", id="loss-tab"):
             curve_plot = gr.LinePlot(
-                y="loss",
-                color_map=LOSS_LINES,
-                height=190,
-                show_label=False,
-                label="Loss by step",
-                elem_id="loss",
-                **common,
+                y="loss", color_map=LOSS_LINES, label="Loss by step", elem_id="loss", **common
             )
             gr.HTML("<p class='hint'>It is noisy and does not go to zero: trust the pictures.</p>")
         with gr.Tab("Health", id="health-tab"):
             health_plot = gr.LinePlot(
-                y="score",
-                color_map=HEALTH_LINES,
-                height=190,
-                show_label=False,
-                label="Health by step",
-                elem_id="health",
-                **common,
+                y="score", color_map=HEALTH_LINES, label="Health by step", elem_id="health", **common
             )
             legend = gr.HTML(elem_id="health-legend", elem_classes="legend")
     runs_legend = gr.HTML(elem_id="runs-legend", elem_classes="legend")
