@@ -4,10 +4,15 @@ from dataclasses import asdict
 
 import pytest
 
+from dopsd_app.checks.verdict import CheckRow, judge_rows, save_check
 from dopsd_app.data.draft_file import DraftError
 from dopsd_app.data.drafts import new_draft, read_draft, set_captions, set_focus, set_settings
 from dopsd_app.data.uploads import add_pictures
 from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.drawing import Drawing
+from dopsd_app.jobs.job import create_job, write_status
+from dopsd_app.jobs.kinds import CHECK_TEACHER
+from dopsd_app.ui import teacher
 from dopsd_app.ui.crops import CropShape, crop_shape, framed
 from dopsd_app.ui.navigation import PICTURES, PLAN
 from dopsd_app.ui.page import add_page
@@ -77,3 +82,26 @@ def test_undo_puts_back_what_is_still_there_and_in_that_draft_alone(step, draft)
     assert {item.caption for item in read_draft(draft.path).items} == {"now"}
     step.tools.take_back(shown, before)
     assert [item.caption for item in read_draft(draft.path).items] == ["before", "now", "now", "now"]
+
+
+@pytest.mark.parametrize("score", [0.1, 0.9])
+def test_a_red_verdict_stands_above_what_helps_and_not_above_next(draft, tmp_path, monkeypatch, score):
+    def asked(runs_dir, request):  # and no worker is started
+        job = create_job(runs_dir, CHECK_TEACHER, {"config": asdict(request.config), "folder": ""})
+        write_status(job, state="finished")
+        return Drawing(job.path)
+
+    monkeypatch.setenv("DOPSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(teacher, "ask", asked)
+    draft = set_captions(draft, {item.key: f"grumbo {item.name}" for item in draft.items})
+    check = judge_rows((CheckRow(student=0.0, teacher=score, control=0.0),), "pocket-turbo")
+    save_check(check, teacher.start_check(draft).path)
+    step = lay_out(add_page).teacher
+    shown = step.show(draft)
+    if check.verdict == "sees":
+        assert (shown[step.go].variant, shown[step.mend].visible) == ("primary", False)
+    else:
+        assert (shown[step.go].variant, shown[step.go].value) == ("secondary", "Go on anyway")
+        assert (shown[step.mend].visible, shown[step.mend].value) == (True, "Choose another base model")
+        assert "The cause is the base model" in shown[step.verdict]
+        assert "captions that leave out" not in shown[step.verdict]

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,15 +21,26 @@ from safetensors.numpy import save
 
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
+from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs import card, drawing, job, launcher, queue, runs
-from dopsd_app.jobs.drawing import CheckRequest, PictureRequest, ask, cancel, read_drawing
+from dopsd_app.jobs.drawing import (
+    BASE,
+    CheckRequest,
+    Column,
+    PictureRequest,
+    ask,
+    cancel,
+    list_drawings,
+    read_drawing,
+)
 from dopsd_app.jobs.events import HealthMeasured, append_event
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.kinds import DRAW, TRAIN
 from dopsd_app.jobs.queue import CUT_OFF
 from dopsd_app.jobs.worker import BUSY, explain, work
 from dopsd_app.train import train
-from dopsd_app.ui.try_it import FINISHED, what_to_try
+from dopsd_app.ui.use_file import FINISHED, what_to_try
+from tests.support.pictures import make_picture
 from tests.support.waiting import ended, holding_the_card, wait_for
 
 pytestmark = pytest.mark.process
@@ -104,7 +117,18 @@ def trained(warm_run, tmp_path, monkeypatch):
 
 
 def picture_of(run, **changes):
-    return PictureRequest(**{"run_id": run.id, "prompt": "my dog", "seed": 1} | changes)
+    """A pair of pictures: by the base, and by the run's LoRA."""
+    column = Column(changes.pop("checkpoint", None), changes.pop("strength", 1.0))
+    asked = {"run_id": run.id, "prompts": ("my dog",), "seeds": (1,), "columns": (BASE, column)}
+    return PictureRequest(**asked | changes)
+
+
+def base(drawing):
+    return drawing.cell(0, 0)
+
+
+def lora(drawing):
+    return drawing.cell(0, 1)
 
 
 # --- asking
@@ -154,6 +178,57 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(new_run, tiny_config, tra
     assert not is_warm()
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompts": ()}, "Write a prompt first."),
+        ({"prompts": ("  ",)}, "Write a prompt first."),
+        ({"prompts": ("a dog",) * 9}, "There are 9 prompts. Draw 8 at most at a time: one a line."),
+        ({"seeds": ()}, "Draw each prompt with 1 to 4 seeds, not with 0."),
+        ({"seeds": (1, 2, 3, 4, 5)}, "Draw each prompt with 1 to 4 seeds, not with 5."),
+        ({"seeds": (2**32,)}, "The seed is from 0 to 2**32 - 1, and the strength from 0 to 1.5."),
+        ({"columns": (BASE, Column(strength=1.6))}, "the strength from 0 to 1.5"),
+        ({"columns": (BASE,)}, "Choose what to compare with the base"),
+        (
+            {
+                "prompts": ("a dog", "a cat", "a cow"),
+                "seeds": (1, 2, 3, 4),
+                "columns": (BASE, *[Column()] * 5),
+            },
+            "These are 72 pictures: 12 rows of 6. Draw 64 at most at a time",
+        ),
+    ],
+)
+def test_a_grid_that_makes_no_sense_or_is_too_large_is_refused(trained, changes, sentence):
+    with pytest.raises(KnownFailure, match=re.escape(sentence)):
+        ask(trained.runs_dir, picture_of(trained, **changes))
+    assert not is_warm()
+
+
+def test_drawings_are_listed_while_the_loras_are_those_that_drew_them(trained):
+    def leave(state, columns, drawn):
+        one = drawing.Drawing(
+            job.create_job(trained.runs_dir, DRAW, asdict(picture_of(trained, columns=columns))).path
+        )
+        for column in range(drawn):
+            make_picture(column, 32, 32).save(one.cell(0, column))
+        job.write_status(one, state=state)
+        return one
+
+    final = leave("finished", (BASE, Column()), 2)
+    cancelled = leave("stopped", (BASE, Column(2), Column(4)), 1)
+    leave("failed", (BASE, Column()), 0)
+    leave("queued", (BASE, Column()), 1)
+    gone = leave("finished", (BASE, Column(3)), 2)
+    earlier = {"run_id": trained.id, "prompt": "a dog", "seed": 1, "strength": 1.0, "checkpoint": None}
+    job.write_status(job.create_job(trained.runs_dir, DRAW, earlier), state="finished")
+    assert gone not in list_drawings(trained)
+    assert list_drawings(trained) == [cancelled, final]
+    then = time.time() + 10
+    os.utime(trained.lora_file, (then, then))  # trained further
+    assert list_drawings(trained) == [cancelled]
+
+
 def test_a_command_that_is_refused_says_how_to_stop_a_training_and_for_a_drawing_to_wait(
     new_run, tiny_config, capsys
 ):
@@ -178,10 +253,10 @@ def test_a_dead_workers_drawing_has_failed_and_old_drawings_are_swept(trained, m
     monkeypatch.setattr(drawing, "MAX_DRAWINGS", 3)
     asked = []
     for seed in range(5):
-        asked.append(ask(trained.runs_dir, picture_of(trained, seed=seed)))
+        asked.append(ask(trained.runs_dir, picture_of(trained, seeds=(seed,))))
         assert ended(asked[-1]).state == "interrupted"
         assert "ended without saying why" in asked[-1].status.reason
-    assert asked[-1].asked == picture_of(trained, seed=4)
+    assert asked[-1].asked == picture_of(trained, seeds=(4,))
     assert [one.path.exists() for one in asked] == [False, False, True, True, True]
     with pytest.raises(RunError, match="not kept any more"):
         read_drawing(trained.runs_dir, asked[0].id)
@@ -198,7 +273,7 @@ def test_the_page_asks_without_torch(trained, tmp_path):
         "from dopsd_app.jobs import card, drawing, launcher\n"
         "launcher.launcher.command = (sys.executable, '-c', 'import time; time.sleep(120)')\n"
         "runs_dir = Path(sys.argv[1])\n"
-        "asked = drawing.ask(runs_dir, drawing.PictureRequest(sys.argv[2], 'a dog', 1))\n"
+        "asked = drawing.ask(runs_dir, drawing.PictureRequest(sys.argv[2], ('a dog',), (1,)))\n"
         "drawing.cancel(asked)\n"
         "launcher.launcher.stop(asked.status)\n"
         "print(asked.status, asked.asked, verdict.read_check(asked.path), card.read_holder())\n"
@@ -240,12 +315,12 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     assert [ended(one).state for one in (weak, earlier, last, again, check)] == ["finished"] * 5
     assert ended(nothing_there).reason.startswith("There is no folder")
 
-    assert np.abs(pixels(first.base) - pixels(first.lora)).max() > 2
-    assert np.array_equal(pixels(first.base), pixels(weak.base))
-    assert np.abs(pixels(weak.base) - pixels(weak.lora)).max() <= 1
-    assert np.abs(pixels(earlier.lora) - pixels(first.lora)).max() > 2
-    assert np.array_equal(pixels(last.lora), pixels(first.lora))
-    assert np.array_equal(pixels(again.lora), pixels(first.lora))
+    assert np.abs(pixels(base(first)) - pixels(lora(first))).max() > 2
+    assert np.array_equal(pixels(base(first)), pixels(base(weak)))
+    assert np.abs(pixels(base(weak)) - pixels(lora(weak))).max() <= 1
+    assert np.abs(pixels(lora(earlier)) - pixels(lora(first))).max() > 2
+    assert np.array_equal(pixels(lora(last)), pixels(lora(first)))
+    assert np.array_equal(pixels(lora(again)), pixels(lora(first)))
     assert len(read_check(check.path).rows) == len(rows_drawn(check.path)) == 4
 
     # What goes wrong unexpectedly is told, traced, and the next is served; the run of a loaded LoRA can go.
@@ -268,6 +343,23 @@ def test_a_warm_worker_loads_the_base_once_for_pictures_and_checks(warm_run, tin
     assert worker_of() == worker
 
 
+def test_a_grid_that_is_cancelled_keeps_the_pictures_that_it_has(warm_run):
+    columns = (BASE, Column(2), Column(4), Column())
+    grid = ask(warm_run.runs_dir, picture_of(warm_run, prompts=("my dog", "a cat"), columns=columns))
+    wait_for(lambda: len(grid.pictures) >= 2)
+    cancel(grid)
+    assert ended(grid).state == "stopped"
+    assert 2 <= len(grid.pictures) < 8
+    assert np.array_equal(pixels(base(grid)), pixels(base(ask_and_wait(warm_run))))
+    assert list_drawings(warm_run)[1] == grid
+
+
+def ask_and_wait(run):
+    drawn = ask(run.runs_dir, picture_of(run))
+    assert ended(drawn).state == "finished"
+    return drawn
+
+
 def test_the_worker_gives_way_to_a_training(warm_run, dataset, tiny_config, capsys):
     runs_dir = warm_run.runs_dir
     assert ended(ask(runs_dir, picture_of(warm_run))).state == "finished"
@@ -276,8 +368,8 @@ def test_the_worker_gives_way_to_a_training(warm_run, dataset, tiny_config, caps
     folders = ["--images", str(dataset.examples[0].image.parent), "--runs", str(runs_dir)]
     command = ["train", *folders, "--detach", "--set", *settings]
     with paused(runs_dir):
-        cut_off = [ask(runs_dir, picture_of(warm_run, seed=seed)) for seed in (2, 3)]
-        taken_back = ask(runs_dir, picture_of(warm_run, seed=4))
+        cut_off = [ask(runs_dir, picture_of(warm_run, seeds=(seed,))) for seed in (2, 3)]
+        taken_back = ask(runs_dir, picture_of(warm_run, seeds=(4,)))
         cancel(taken_back)
         assert taken_back.status.state == "stopped"
         trainer = threading.Thread(target=main, args=(command,))
@@ -308,7 +400,9 @@ def test_a_killed_worker_leaves_nothing_locked_and_two_askers_start_one_new(warm
 
     both = []
     askers = [
-        threading.Thread(target=lambda seed=seed: both.append(ask(runs_dir, picture_of(warm_run, seed=seed))))
+        threading.Thread(
+            target=lambda seed=seed: both.append(ask(runs_dir, picture_of(warm_run, seeds=(seed,))))
+        )
         for seed in (5, 6)
     ]
     for asker in askers:
@@ -321,20 +415,20 @@ def test_a_killed_worker_leaves_nothing_locked_and_two_askers_start_one_new(warm
     cancel(loading)
     assert ended(waiting).state == "finished"
     assert loading.status.state == "stopped"
-    assert not loading.lora.exists()
+    assert not lora(loading).exists()
     assert asked.status.state == "interrupted"
 
     # The command line has the worker leave and draws in its own process.
     assert main(["generate", warm_run.id, "--runs", str(runs_dir), "--prompt", "my dog", "--seed", "6"]) == 0
     assert not is_warm()
     ours = warm_run.path / "generated" / "1-my-dog_6.png"
-    if waiting.asked.seed == 6:
-        assert np.array_equal(pixels(ours), pixels(waiting.lora))
+    if waiting.asked.seeds == (6,):
+        assert np.array_equal(pixels(ours), pixels(lora(waiting)))
 
 
 def test_a_worker_that_nobody_asks_ends(trained):
     one = job.create_job(trained.runs_dir, DRAW, asdict(picture_of(trained)))
     assert work(one, idle_seconds=0.3) == 0
-    assert one.result == {"base": "base.png", "lora": "lora.png"}
+    assert one.result == {"pictures": 2}
     with holding_the_card(trained.runs_dir):
         assert work(job.create_job(trained.runs_dir, DRAW, asdict(picture_of(trained)))) == BUSY

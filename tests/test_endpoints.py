@@ -94,6 +94,9 @@ def job(server, hub, tmp_path_factory):
     job.finished_push = call("show_scheduled_push", job.run)
     job.drawn = call("draw", job.run, "a zorp at sea", 3)
     call("keep_for_card", job.run, job.drawn["id"])
+    columns = [{"step": 2}, {"strength": 0.5}]
+    job.grid = call("draw_grid", job.run, ["a zorp at sea", "a zorp"], columns, 3, 2)
+    job.drawings = call("list_drawings", job.run)
     job.card = call("preview_card", job.run, "my-zorp", False, True)
     job.link = call("publish_lora", job.run, "my-zorp", False, True)
     job.download = call("download_lora", job.run)
@@ -142,7 +145,7 @@ def test_a_run_is_shown_to_its_end(job):
     assert (job.shown["state"], job.shown["step"]) == ("finished", 4), job.log
     assert [step for step, _ in job.shown["loss"]] == [1, 2, 3, 4]
     assert job.shown["check"].startswith("The LoRA file is good.")
-    assert {"id": job.run, "name": "my-zorp", "state": "finished"}.items() <= job.listed[0].items()
+    assert {"id": job.run, "name": "my zorp", "state": "finished"}.items() <= job.listed[0].items()
     assert "Traceback" not in job.log
     samples, rollouts = job.pictures["samples"], job.pictures["rollouts"]
     assert {sample["step"] for sample in samples} == {0, 2, 4}  # step 0 is the base
@@ -163,11 +166,25 @@ def test_pictures_are_drawn_and_put_on_the_card(job, hub):
     assert "images/picture-1.webp" in files and b"zorp, smiling" in files["README.md"]
 
 
+def test_a_grid_tells_of_each_picture_and_shares_the_bases(job, call):
+    assert [drawing["id"] for drawing in job.drawings] == [job.grid["id"], job.drawn["id"]]
+    assert job.grid["prompts"] == ["a zorp at sea", "a zorp"] and job.grid["seeds"] == [3, 4]
+    steps = [(0, 0.0), (2, 1.0), (0, 0.5)]
+    assert [(column["step"], column["strength"]) for column in job.grid["columns"]] == steps
+    told = [(p["prompt"], p["seed"], p["step"], p["strength"]) for p in job.grid["pictures"]]
+    assert told == [(p, s, *c) for p in job.grid["prompts"] for s in (3, 4) for c in steps]
+    with Image.open(job.grid["pictures"][0]["picture"]) as of_grid, Image.open(job.drawn["base"]) as alone:
+        assert of_grid.tobytes() == alone.tobytes()
+    again = call("show_drawing", job.run, job.grid["id"])
+    assert [picture["row"] for picture in again["pictures"]] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+
+
 def test_what_is_published_and_downloaded_is_the_file_of_the_run(job, hub):
     lora = (job.folder / LORA_FILE).read_bytes()
     assert job.link == f"{hub.url}/Ann/my-zorp" and not hub.repositories["Ann/my-zorp"].private
     assert hub.repositories["Ann/my-zorp"].files[LORA_FILE] == lora
-    assert Path(job.download).name == LORA_FILE and Path(job.download).read_bytes() == lora
+    assert Path(job.download).name == "my-zorp_step-000004.safetensors"
+    assert Path(job.download).read_bytes() == lora
 
 
 def test_a_scheduled_push_runs_when_nobody_looks_or_tells_why_not(job, hub):
@@ -213,6 +230,11 @@ def test_a_run_is_steered_and_another_one_waits(call, server):
     assert call("resume_run", waiting) == "Starts from the beginning."
     assert call("show_run", waiting)["state"] == "queued"
     call("stop_run", waiting)
+    assert call("rename_run", waiting, " The \n second") == "The second"
+    call("write_notes", waiting, "Too long")
+    assert {"name": "The second", "notes": "Too long"}.items() <= call("list_all_runs")[0].items()
+    other = call("use_settings", call("load_example", "mibbit")["id"], waiting)
+    assert {"steps": 4000, "trigger_word": "mibbit"}.items() <= other["settings"].items()
     assert "is deleted" in call("remove_run", waiting)
     assert "not there any more" in call.refused("show_run", waiting)
     wait_for(lambda: call("show_run", run)["step"] >= 1, "the first step")
@@ -298,6 +320,9 @@ def test_known_failures_arrive_as_their_sentences(call, job):
         ("draw", job.run, "x", 0, 99.0): "the strength from 0 to 1.5",
         ("draw", job.run, "x", 0, 1.0, 3): "has no checkpoint of step 3. Checkpoints there are: 2, 4.",
         ("keep_for_card", job.run, "../x"): "This is not kept any more",
+        ("keep_for_card", job.run, job.drawn["id"], 0, 0): "was not drawn with this LoRA",
+        ("keep_for_card", job.run, job.drawn["id"], 1, 1): "was not drawn with this LoRA",
+        ("show_drawing", job.run, "../x"): "This drawing is not kept any more",
         ("resume_run", job.run): "is finished already",
         ("stop_run", job.run): "is not at work",
         ("schedule_push", job.run, True, "bad--name", True, False): "cannot be a name on the Hub",
@@ -328,6 +353,12 @@ def test_values_of_another_type_are_refused(call, job):
         ("draw", [job.run, "x", True], "seed must be a whole number."),
         ("draw", [job.run, "x", 0, True], "strength must be a number."),
         ("publish_lora", [job.run, "x", "yes", False], "private must be true or false."),
+        ("draw_grid", [job.run, "x", [{}]], "prompts must be a list of texts."),
+        ("draw_grid", [job.run, ["x"], [{"stepp": 2}]], "Each of columns must be an object such as"),
+        ("draw_grid", [job.run, ["x"], [{"step": "2"}]], "Each of columns must be an object such as"),
+        ("draw_grid", [job.run, ["x"] * 9, [{}]], "There are 9 prompts."),
+        ("draw_grid", [job.run, ["x"], [{}], 0, 5], "Draw each prompt with 1 to 4 seeds, not with 5."),
+        ("draw_grid", [job.run, ["x"], []], "Choose what to compare with the base"),
     ):
         assert sentence in call.refused(name, *values)
 

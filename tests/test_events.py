@@ -5,6 +5,7 @@ import pytest
 
 from dopsd_app.jobs.events import (
     EVENTS,
+    CaptionWritten,
     CheckpointSaved,
     EventReader,
     Failed,
@@ -33,6 +34,7 @@ ONE_OF_EACH = [
     PreviewSaved(0, "samples", ("previews/base_0.png",), ("a dog",), 7),
     HealthMeasured(1, 0.5, None, 0.25, 1.0),
     CheckpointSaved(1, "checkpoints/000001"),
+    CaptionWritten(1, "a1b2", "short", "zorp on a sofa", True),
     Warned(1, "a “sentence” with ünusual letters\nand a second line"),
     LoraChecked(1, True, "loads"),
     Finding("files", True, "Each holds what the Hub says.", 1.5),

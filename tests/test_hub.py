@@ -52,7 +52,7 @@ from dopsd_app.method.lora_metadata import describe_lora
 from dopsd_app.models import catalog
 from dopsd_app.models.load import load_base_model
 from dopsd_app.ui import when_finished
-from dopsd_app.ui.try_it import what_to_try
+from dopsd_app.ui.use_file import what_to_try
 from tests.support.checkpoint_files import leave_checkpoint
 from tests.support.finished_run import finish, pocket_config
 from tests.support.imitation_hub import ImitationHub, Repository

@@ -5,7 +5,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from dopsd_app.data.drafts import current_draft, set_settings
-from dopsd_app.jobs.drawing import last_drawing
+from dopsd_app.jobs.drawing import list_drawings
 from dopsd_app.jobs.runs import list_runs
 from tests.support.browser import Visit, box
 from tests.support.edits import save_pairs
@@ -127,20 +127,25 @@ def test_it_is_checked_planned_and_trained(page, server):
     assert run.sources == 2
 
 
+def at_rest(run):
+    """The last drawing that has ended."""
+    return next(iter(list_drawings(run)), None)
+
+
 def test_it_is_tried_from_a_source_of_the_run_or_another(page, server, folder):
     page.click("#to-try")
     expect(page.locator("#sources img")).to_have_count(1)
     expect(box(page, "prompt")).to_have_value("make it blue")
     page.click("#draw")
     [run] = list_runs(server.runs)
-    first = wait_for(lambda: last_drawing(run), "a picture")
+    first = wait_for(lambda: at_rest(run), "a picture")
     assert [file.read_bytes() for file in first.sources] == [file.read_bytes() for file in run.sources_of(1)]
-    expect(page.locator("#slider img").first).to_be_visible()
+    expect(page.locator("#grid img").first).to_be_visible()
     choose_file(page, "add-source", folder / "more.png")
     expect(box(page, "source")).to_have_value("Your upload")
     assert (folder / "more.png").read_bytes() not in all_bytes(server.temporary)
     page.click("#draw")
-    second = wait_for(lambda: (found := last_drawing(run)) != first and found, "another picture")
+    second = wait_for(lambda: (found := at_rest(run)) != first and found, "another picture")
     with Image.open(second.sources[0]) as started_from:
         assert started_from.tobytes() == make_picture(50, 320, 256).tobytes()
 

@@ -139,8 +139,7 @@ def test_a_run_trains_on_it_and_keeps_which_commit_it_was(page, hub, server):
 def test_the_lora_is_tried_and_pushed_with_its_base_and_commit(page, hub, server, tmp_path):
     page.click("#to-try")
     page.click("#draw")
-    page.wait_for_selector("#slider img")
-    page.click("#keep")
+    page.click("#grid .tools button")
     page.wait_for_selector("#card-pictures img")
     box(page, "repo-name").fill("grumbo")
     box(page, "token").fill(TOKEN)

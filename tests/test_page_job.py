@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from huggingface_hub import ModelCard
+from PIL import Image
 from playwright.sync_api import expect
 from safetensors import safe_open
 
 from dopsd_app.jobs.events import LoraChecked, read_events
 from dopsd_app.jobs.runs import Run, complete_checkpoints, list_runs
+from dopsd_app.ui.run_actions import run_name
 from tests.support import forks
 from tests.support.browser import Visit, box, settled, unfold
 from tests.support.imitation_hub import ImitationHub, Repository
@@ -167,25 +169,24 @@ def trying(browser, server, job):
     page = visit.open(f"?run={job.run.id}")
     page.click("#to-try")
     page.click("#draw")
-    page.wait_for_selector("#slider img")
-    page.click("#keep")
+    page.click("#grid .tools button")
     page.wait_for_selector("#card-pictures img")
     yield Trying(page, job.run, server.card_holder().pid)
     visit.close()
 
 
-def slider(page):
-    return page.evaluate("[...document.querySelectorAll('#slider img')].map(img => img.src)")
+def pictures_of_grid(page):
+    return page.evaluate("[...document.querySelectorAll('#grid a.enlarge')].map(link => link.href)")
 
 
 def test_a_second_picture_comes_from_the_same_warm_worker(trying, server):
-    page, before = trying.page, slider(trying.page)
+    page, before = trying.page, pictures_of_grid(trying.page)
     assert len(set(before)) == 2
     box(page, "seed").fill("5")
     page.click("#draw")
-    after = wait_for(lambda: set(slider(page)).isdisjoint(before) and slider(page), "another picture")
-    page.wait_for_function("[...document.querySelectorAll('#slider img')].every(img => img.naturalWidth)")
-    assert len(set(after)) == 2
+    expect(page.locator("#grid a[data-caption$='seed 5']")).to_have_count(2)
+    page.wait_for_function("[...document.querySelectorAll('#grid img')].every(img => img.naturalWidth)")
+    assert set(pictures_of_grid(page)).isdisjoint(before)
     assert server.card_holder().pid == trying.worker
 
 
@@ -206,16 +207,52 @@ def test_hostile_words_are_text_where_the_lora_is_tried_and_on_its_card(trying):
 def test_a_drawn_picture_is_there_again_when_the_page_is_loaded_anew(trying, visit):
     box(trying.page, "seed").fill("6")
     trying.page.click("#draw")
-    expect(trying.page.locator("#draw")).to_be_enabled()
+    expect(trying.page.locator("#grid a[data-caption$='seed 6']")).to_have_count(2)
     page = visit.open(f"?run={trying.run.id}")
     page.click("#to-try")
-    page.wait_for_selector("#slider img")
+    page.wait_for_selector("#grid img")
     expect(box(page, "seed")).to_have_value("6")
     expect(box(page, "prompt")).to_have_value(HOSTILE[0])
     page.goto(page.url.partition("?")[0])  # as a reload, without the run in the address
     settled(page)
-    page.wait_for_selector("#slider img")
-    expect(page.locator("#keep")).to_be_enabled()
+    page.wait_for_selector("#grid img")
+    expect(page.locator("#grid .tools button")).to_be_visible()
+    expect(page.locator("#draw")).to_be_visible()
+    expect(page.locator("#cancel-draw")).to_have_count(0)
+
+
+def test_prompts_and_steps_are_compared_in_a_grid_that_is_saved_and_found_again(trying, visit):
+    page = visit.open(f"?run={trying.run.id}")
+    page.click("#to-try")
+    page.wait_for_selector("#grid img")
+    box(page, "prompt").fill("a zorp on a hill\n\na zorp at sea")
+    step = int(complete_checkpoints(trying.run)[0].name)
+    page.click("#steps input")
+    page.get_by_role("option", name=f"Step {step}", exact=True).click()
+    page.click("#random-seed")
+    expect(page.locator("#estimate")).to_contain_text("6 pictures, ")
+    expect(box(page, "seed")).not_to_have_value("6")
+    seed = box(page, "seed").input_value()
+    page.click("#draw")
+    expect(page.locator("#grid h3")).to_have_text(["a zorp on a hill", "a zorp at sea"])
+    expect(page.locator("#grid a[data-caption$='seed {seed}']".replace("{seed}", seed))).to_have_count(6)
+    expect(page.locator("#grid figcaption")).to_have_text(["Base", "Final", f"Step {step}"] * 2)
+    page.wait_for_selector("#sheet a")
+    saved = {}
+    for link in (page.locator("#sheet a"), page.locator("#grid .tools a").nth(5)):
+        with page.expect_download() as download:
+            link.click()
+        with Image.open(download.value.path()) as picture:
+            saved[download.value.suggested_filename] = picture.width, picture.info.get("dopsd", "{}")
+    (sheet, (width, _)), (name, (_, told)) = saved.items()
+    named = run_name(trying.run)
+    assert sheet == f"{named}_step-{step}-final_seed-{seed}.png" and width > 3 * 256
+    assert name == f"{named}_prompt-2_step-{step}_seed-{seed}.png"
+    expected = {"prompt": "a zorp at sea", "seed": int(seed), "step": step, "strength": 1.0}
+    assert expected.items() <= json.loads(told).items()
+    page.locator("#history button").nth(1).click()
+    expect(box(page, "seed")).to_have_value("6")
+    expect(page.locator("#grid figure")).to_have_count(2)
 
 
 def publish(page, name, token=TOKEN):
@@ -321,21 +358,22 @@ def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying, server):
     page = visit.open(f"?run={trying.run.id}")
     page.click("#to-try")
     unfold(page, "use")
-    expect(page.locator("#download")).to_have_text("Download the LoRA")
+    name = f"{run_name(trying.run)}_step-{{:06d}}.safetensors".format
+    expect(page.locator("#download")).to_have_text(f"Download {name(6)}")
     with page.expect_download() as download:
         page.click("#download")
     assert Path(download.value.path()).read_bytes() == trying.run.lora_file.read_bytes()
-    assert download.value.suggested_filename == trying.run.lora_file.name
+    assert download.value.suggested_filename == name(6)
     first = complete_checkpoints(trying.run)[0]
     page.click("#checkpoint input")
     page.get_by_role("option", name=f"Step {int(first.name)}", exact=True).click()
     # What was unfolded stays so, and the button says which file it holds.
-    expect(page.locator("#download")).to_have_text(f"Download the LoRA of step {int(first.name)}")
+    expect(page.locator("#download")).to_have_text(f"Download {name(int(first.name))}")
     with page.expect_download() as download:
         page.click("#download")
     with safe_open(download.value.path(), framework="np") as file:
         assert json.loads(file.metadata()["dopsd"])["steps"] == int(first.name)
-    offered = list((server.temporary / "gradio").rglob(trying.run.lora_file.name))
+    offered = list((server.temporary / "gradio").rglob("*.safetensors"))
     assert len(offered) >= 2 and all(
         file.stat().st_nlink > 1 for file in offered
     )  # links: nothing was copied
@@ -378,7 +416,7 @@ def walk(page, run):
     yield "train"
     page.click("#to-try")
     page.click("#draw")
-    page.wait_for_selector("#slider img")
+    page.wait_for_selector("#grid img")
     unfold(page, "use")
     page.wait_for_selector("#diffusers:visible")
     page.click("#preview-card")

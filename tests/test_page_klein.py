@@ -119,7 +119,7 @@ def test_it_is_trained_tried_and_pushed(page, hub, server):
     expect(page.locator("#run-status")).to_contain_text("draws what was trained")
     page.click("#to-try")
     page.click("#draw")
-    page.wait_for_selector("#slider img")
+    page.wait_for_selector("#grid img")
     box(page, "repo-name").fill("grumbo")
     box(page, "token").fill(TOKEN)
     page.click("#publish")

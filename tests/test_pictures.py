@@ -22,6 +22,7 @@ from dopsd_app.data.pictures import (
     copy_examples,
     crop,
     crop_box,
+    fill_placeholders,
     load_picture,
     lost_share,
     read_examples,
@@ -308,16 +309,17 @@ def test_a_pipe_is_left_out_and_not_waited_for(folder):
 
 
 @posix_only
-def test_links_are_followed_inside_the_folder_only(folder, tmp_path):
-    add(tmp_path, "secret.png", colour="black")
-    (folder / "5.png").symlink_to(tmp_path / "secret.png")
+def test_links_are_followed_wherever_they_lead(folder, tmp_path):
+    # The folder was named by the person whose files these are, and the Hub's own cache is made of links.
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    add(blobs, "0a1b", colour="black", format="PNG")
+    (folder / "5.png").symlink_to(blobs / "0a1b")
     (folder / "5.txt").symlink_to(folder / "4.txt")
-    (folder / "6.txt").symlink_to(tmp_path / "secret.txt")
     (folder / "7.png").symlink_to(folder / "7.png")  # to itself
-    assert [problem.message for problem in problems_of(folder)] == [
-        "5.png is a link to a place outside the folder. Copy the file itself into it.",
-        "6.txt is a link to a place outside the folder. Copy the file itself into it.",
-    ]
+    found = read(folder)
+    assert (found.examples[4].image.name, found.examples[4].captions) == ("5.png", ("picture 4",))
+    assert messages(found) == ["7.png is not a picture and was left out."]
 
 
 @posix_only
@@ -350,11 +352,33 @@ def test_a_picture_without_a_caption_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["caf\u00e9".encode("latin-1"), "a cat".encode("utf-16"), "a cat".encode("utf-16-le")]
+    ("text", "encoding", "name"),
+    [
+        ("café", "latin-1", "Windows-1252"),
+        ("ein Bär in der Küche, ganz groß", "cp1252", "Windows-1252"),
+        ("“très” chic, à côté", "cp1252", "Windows-1252"),
+        ("a cat", "utf-16", "UTF-16"),
+        ("a cat", "utf-16-le", "UTF-16"),
+        ("a cat", "utf-16-be", "UTF-16"),
+        ("zorpの写真", "shift_jis", "Shift-JIS"),
+        ("a red 犬", "shift_jis", "Shift-JIS"),
+        ("фото zorp дома", "cp1251", "Windows-1251"),
+        ("一只狗的照片,在公园里", "gbk", "GB 18030"),
+        ("фото собаки в парке", "cp1251", "Windows-1251"),
+        ("공원에 있는 개의 사진", "euc_kr", "EUC-KR"),
+    ],
 )
-def test_a_caption_file_in_another_encoding_is_refused(folder, content):
+def test_a_caption_file_in_another_encoding_is_read_with_a_note(folder, text, encoding, name):
+    (folder / "3.txt").write_bytes(text.encode(encoding))
+    found = read(folder)
+    assert found.examples[2].captions == (text,)
+    assert messages(found) == [f"3.txt was read as {name}: look whether its letters are right."]
+
+
+@pytest.mark.parametrize("content", [b"a cat\0", bytes(range(256))])
+def test_a_caption_file_that_is_no_text_is_refused(folder, content):
     (folder / "3.txt").write_bytes(content)
-    message = "3.txt is not UTF-8 text. Save it as plain text in UTF-8."
+    message = "3.txt is no text that can be read. Save it as plain text in UTF-8."
     assert problems_of(folder) == (Problem("3.png", message),)
 
 
@@ -479,21 +503,21 @@ def test_numbers_are_no_names(folder, line):
 
 
 @posix_only
-def test_metadata_cannot_reach_outside_by_a_link(folder, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    add(tmp_path / "elsewhere", "secret.png", colour="black")
-    (folder / "more").symlink_to(tmp_path / "elsewhere")
-    write_metadata(folder, *rows_of(folder), {"file_name": "more/secret.png", "text": "x"})
-    assert [problem.message.split(".")[0] for problem in problems_of(folder)] == [
-        "more is a link to a place outside the folder",
-        "Line 5 of metadata",
-    ]
+def test_metadata_may_name_links_as_in_the_cache_of_the_hub(folder, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    add(tmp_path / "blobs", "0a1b", colour="black", format="PNG")
+    for name in ("5.png", "6.png"):  # the same file twice is told as the same picture
+        (folder / name).symlink_to(tmp_path / "blobs" / "0a1b")
+    more = [{"file_name": name, "text": "x"} for name in ("5.png", "6.png")]
+    write_metadata(folder, *rows_of(folder), *more)
+    message = "6.png is the same picture as 5.png. Remove one of them."
+    assert problems_of(folder) == (Problem("6.png", message),)
 
 
 def test_unreadable_metadata_is_one_problem(folder):
     write_metadata(folder)
-    (folder / "metadata.jsonl").write_text("caf\u00e9", encoding="utf-16")
-    message = "metadata.jsonl is not UTF-8 text. Save it as plain text in UTF-8."
+    (folder / "metadata.jsonl").write_bytes(bytes(range(256)))
+    message = "metadata.jsonl is no text that can be read. Save it as plain text in UTF-8."
     assert problems_of(folder) == (Problem("", message),)
 
 
@@ -691,7 +715,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, recwarn,
 def test_all_problems_are_told_at_once_and_in_order(folder):
     (folder / "1.txt").unlink()
     (folder / "2.png").write_bytes(b"text")
-    (folder / "3.txt").write_bytes(b"\xff")
+    (folder / "3.txt").write_bytes(b"\0")
     add(folder, "3.png", colour="black", size=(10, 10))
     add(folder, "10.png", colour=COLOURS[4], caption="")
     assert [problem.picture for problem in problems_of(folder)] == [
@@ -995,8 +1019,44 @@ def test_a_picture_is_halved_in_strips_as_at_once(mode):
 def test_a_long_picture_is_noted(folder):
     add(folder, "1.png", colour="black", size=(64, 128))
     add(folder, "2.png", colour="black", size=(129, 64))
-    message = "2.png is more than twice as long as it is wide: only its middle is used."
-    assert read(folder).notes == (Note("2.png", message),)
+    add(folder, "3.png", colour="black", size=(240, 80))  # 2 of 3 parts stay
+    assert messages(read(folder)) == [
+        "2.png is more than twice as long as it is wide: only its middle is used.",
+        "3.png is far longer than it is wide: 33% of it falls away, and only its middle is used."
+        " Move the crop where the subject is cut off.",
+    ]
+    (folder / "crops.json").write_text('{"focus": {"2.png": [0, 0.5], "3.png": [1, 0.5]}}')
+    assert messages(read(folder)) == []  # whoever moved a crop has seen it
+
+
+def test_what_training_enlarges_is_one_note(folder):
+    for name, side in (("1.png", 256), ("2.png", 500), ("3.png", 1024), ("4.png", 2000)):
+        add(folder, name, colour=COLOURS[int(name[0])], size=(side, side))
+    [message] = messages(read_examples(folder, minimum_side=64, resolution=1024))
+    assert message.startswith(
+        "2 of 4 pictures are smaller than the 1024 x 1024 pixels of training and will be enlarged,"
+        " 1.png 4.0 times"
+    )
+    assert messages(read_examples(folder, minimum_side=64, resolution=256)) == []
+    [message] = messages(read_examples(folder, minimum_side=64, resolution=400))
+    assert message.startswith("1.png is smaller than the 400 x 400 pixels") and "1.6 times" in message
+
+
+def test_the_trigger_word_takes_the_place_that_other_trainers_keep_for_it(folder):
+    (folder / "1.txt").write_text("a photo of [trigger]\n[Name] at home")
+    dataset = fill_placeholders(read(folder), "zorp")
+    assert captions(dataset)[:2] == [("a photo of zorp", "zorp at home"), ("picture 2",)]
+    with pytest.raises(PicturesError, match=r"\[trigger\], and there is no trigger word"):
+        fill_placeholders(read(folder), "")
+    (folder / "1.txt").write_text("a photo")
+    assert fill_placeholders(read(folder), "") == read(folder)
+
+
+def test_several_captions_of_a_picture_are_told_in_one_note(folder):
+    (folder / "2.txt").write_text("a cat that sleeps\nin the sun")
+    (folder / "3.txt").write_text("one\ntwo\nthree")
+    [message] = messages(read(folder))
+    assert message.startswith("2.png has 2 captions, one per line (1 more has several): each step draws")
 
 
 def test_several_repairs_of_one_picture_are_all_noted(folder):
@@ -1006,7 +1066,8 @@ def test_several_repairs_of_one_picture_are_all_noted(folder):
     assert [message.split(" ", 2)[2] for message in messages(read(folder))] == [
         "turned upright, as its camera noted.",
         "transparent parts: they became white.",
-        "more than twice as long as it is wide: only its middle is used.",
+        "far longer than it is wide: 36% of it falls away, and only its middle is used."
+        " Move the crop where the subject is cut off.",
     ]
 
 
@@ -1028,7 +1089,7 @@ def test_a_copy_holds_the_repaired_pictures_and_reads_the_same(folder, tmp_path)
     copied = read(tmp_path / "run" / "dataset")
     assert names(copied) == ["01.png", "02.png", "03.png", "04.png", "05.png"]
     assert captions(copied) == captions(original)
-    assert copied.notes == ()
+    assert [message.split(",")[0] for message in messages(copied)] == ["03.png has 2 captions"]
     assert (tmp_path / "run" / "dataset" / "03.txt").read_bytes() == "one\nà two\n".encode()
     for before, after in zip(original.examples, copied.examples, strict=True):
         assert load_picture(before.image).tobytes() == load_picture(after.image).tobytes()

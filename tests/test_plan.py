@@ -256,7 +256,7 @@ def test_without_a_run_the_last_pictures_tell_the_pace(drawn, told_run, tmp_path
     loaded = replace(LAPTOP, load=20.0)
     assert plan_for(POCKET, loaded, runs_dir=tmp_path / "runs").seconds_per_step == pytest.approx(expected)
     run = told_run(replace(POCKET, steps=50), [1.0])  # too short to tell
-    drawn(DRAW, {"run_id": run.id, "prompt": "zorp", "seed": 0}, 0.25)
+    drawn(DRAW, {"run_id": run.id, "prompts": ["zorp"], "seeds": [0]}, 0.25)
     assert plan_for(POCKET, runs_dir=tmp_path / "runs").seconds_per_step == pytest.approx(expected / 2)
     told_run(POCKET, [1.0] * 4)
     assert plan_for(POCKET, runs_dir=tmp_path / "runs").seconds_per_step == 1.0

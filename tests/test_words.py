@@ -13,7 +13,7 @@ from dopsd_app.torch_build import TorchBuild
 from dopsd_app.ui import words
 from dopsd_app.ui.plan import plainly
 from dopsd_app.ui.server.guard import guarded
-from dopsd_app.ui.try_it import _comfyui
+from dopsd_app.ui.use_file import _comfyui
 
 GIB = 1024**3
 POCKET = make_config(load_preset("pocket").settings)
@@ -61,7 +61,7 @@ def test_comfyui_is_spoken_of_only_where_it_knows_the_base(
     new_run, tmp_path, z_image_folder, real_size_folder
 ):
     def said(base_model):
-        return _comfyui(new_run(TrainConfig(base_model=str(base_model))))
+        return _comfyui(new_run(TrainConfig(base_model=str(base_model))), "zorp.safetensors")
 
     assert "ComfyUI" in said("z-image-turbo")
     assert "ComfyUI" in said(real_size_folder)  # a fine-tune of it, by its size

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from io import StringIO
 from pathlib import PureWindowsPath
 
+from dopsd_app.data.caption_file import PLACEHOLDER, put_trigger_word
 from dopsd_app.data.captions import holds
 from dopsd_app.data.picture_file import fold_name
 from dopsd_app.errors import KnownFailure
 
 Captions = dict[str, str]
-PLACE = "[trigger]"
 
 
 class CaptionToolError(KnownFailure):
@@ -26,10 +26,10 @@ def fill_pattern(captions: Mapping[str, str], pattern: str, trigger_word: str) -
     """The pattern as every caption, with the trigger word where it says [trigger]."""
     text = " ".join(pattern.split())
     if not text:
-        raise CaptionToolError(f"The pattern is empty. Write one, such as: a photo of {PLACE}")
-    if PLACE in text and not trigger_word:
-        raise CaptionToolError(f"There is no trigger word for {PLACE}. Write it into its box above.")
-    return _changed(captions, {key: text.replace(PLACE, trigger_word) for key in captions})
+        raise CaptionToolError("The pattern is empty. Write one, such as: a photo of [trigger]")
+    if PLACEHOLDER.search(text) and not trigger_word:
+        raise CaptionToolError("There is no trigger word for [trigger]. Write it into its box above.")
+    return _changed(captions, dict.fromkeys(captions, put_trigger_word(text, trigger_word)))
 
 
 def put_trigger_first(captions: Mapping[str, str], trigger_word: str) -> Captions:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import cast
@@ -36,6 +36,9 @@ _TURNS = {  # EXIF orientation: how the picture becomes upright
 class Problem:
     picture: str  # its file name, seen from the folder; "" when the set is meant or a file that is no picture
     message: str  # a sentence or two: which file, what is wrong, what to do
+    caption: bool = field(
+        default=False, compare=False
+    )  # whether all that lacks is a caption that can be read
 
 
 class PicturesError(KnownFailure):

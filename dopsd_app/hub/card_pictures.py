@@ -30,11 +30,20 @@ def card_pictures(run: Run) -> list[tuple[Path, str]]:
     return kept
 
 
-def keep_picture(run: Run, drawing_id: str) -> None:
-    """Puts a picture that was drawn with the run's LoRA on its card, at most MAX_PICTURES of them."""
+def keep_picture(run: Run, drawing_id: str, row: int = 0, column: int = 1) -> None:
+    """Puts a picture of a drawing, which the run's LoRA has drawn, on its card, at most MAX_PICTURES of them.
+
+    Its place is counted from 0, and the first column is the base's.
+    """
     drawing = read_drawing(run.runs_dir, drawing_id)
     asked = drawing.asked
-    if not isinstance(asked, PictureRequest) or asked.run_id != run.id or not drawing.lora.exists():
+    if (
+        not isinstance(asked, PictureRequest)
+        or asked.run_id != run.id
+        or not (0 <= row < len(asked.rows) and 0 <= column < len(asked.columns))
+        or not asked.columns[column].strength
+        or not drawing.cell(row, column).exists()
+    ):
         raise KnownFailure("This picture was not drawn with this LoRA. Draw one first.")
     kept = card_pictures(run)
     if len(kept) >= MAX_PICTURES:
@@ -43,8 +52,8 @@ def keep_picture(run: Run, drawing_id: str) -> None:
     file = run.path / "card" / f"{number:02}.png"
     file.parent.mkdir(exist_ok=True)
     # The prompt first: a picture counts only when it is there.
-    replace_file(file.with_suffix(".json"), json.dumps({"prompt": asked.prompt}))
-    replace_file(file, drawing.lora.read_bytes())
+    replace_file(file.with_suffix(".json"), json.dumps({"prompt": asked.rows[row].prompt}))
+    replace_file(file, drawing.cell(row, column).read_bytes())
 
 
 def clear_pictures(run: Run) -> None:

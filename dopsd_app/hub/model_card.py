@@ -132,8 +132,10 @@ def _licence_words(config: TrainConfig) -> str:
     return " ".join(sentences)
 
 
-def make_snippet(config: TrainConfig, lora: str, prompt: str | None, sources: int = 0) -> str:
-    """A program that draws with the LoRA, which lies in a repository on the Hub or in a folder.
+def make_snippet(
+    config: TrainConfig, lora: str, prompt: str | None, sources: int = 0, file: str = LORA_FILE
+) -> str:
+    """A program that draws with the LoRA: this file of a repository on the Hub, or of a folder.
 
     One that starts from `sources` draws a picture of the same shape.
     """
@@ -164,7 +166,7 @@ base = {base!r}{comment}
 device = "cuda" if torch.cuda.is_available() else "cpu"
 dtype = torch.bfloat16 if device == "cuda" else torch.float32
 pipeline = DiffusionPipeline.from_pretrained(base{revision}, dtype=dtype).to(device)
-pipeline.load_lora_weights({lora!r}, weight_name={LORA_FILE!r})
+pipeline.load_lora_weights({lora!r}, weight_name={file!r})
 picture = pipeline(
     prompt={prompt!r},
     {drawn}

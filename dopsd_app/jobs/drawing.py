@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from dopsd_app.config import TrainConfig, make_config
+from dopsd_app.errors import KnownFailure
+from dopsd_app.files import make_value
 from dopsd_app.jobs.job import Job, RunError, create_job, find_job, kind_or_none, start_lock, sweep
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.lora_file import find_lora
@@ -16,17 +18,52 @@ from dopsd_app.models import catalog
 from dopsd_app.models.catalog import full_name
 
 MAX_DRAWINGS = 30  # drawings of each kind; older ones are swept away when a new one is asked for
+MAX_PROMPTS = 8
+MAX_SEEDS = 4  # for each prompt
+MAX_CELLS = 64  # pictures of one drawing
+MAX_STRENGTH = 1.5  # twice what was trained ruins any picture
+
+
+@dataclass(frozen=True)
+class Column:
+    """What pictures are drawn with: a LoRA of the run, at a strength; at 0 that is the base model alone."""
+
+    checkpoint: int | None = None  # its step; None: the finished LoRA, or the newest checkpoint
+    strength: float = 1.0
+
+
+BASE = Column(strength=0.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the pictures of a row have in common, besides what they start from: a prompt, and the noise."""
+
+    prompt: str
+    seed: int
 
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """One prompt drawn twice from the same noise, without the LoRA and with it: base.png and lora.png."""
+    """Prompts with seeds, each drawn with all of the columns from the same noise.
+
+    The smallest is one prompt with one seed, by the base and by a LoRA. `Drawing.cell` tells the files.
+    """
 
     run_id: str
-    prompt: str
-    seed: int
-    strength: float = 1.0  # of the LoRA
-    checkpoint: int | None = None  # its step; None: the finished LoRA, or the newest checkpoint
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    columns: tuple[Column, ...] = (BASE, Column())
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every prompt with every seed."""
+        return [Row(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+
+    @property
+    def cells(self) -> int:
+        """How many pictures it is."""
+        return len(self.prompts) * len(self.seeds) * len(self.columns)
 
 
 @dataclass(frozen=True)
@@ -52,10 +89,13 @@ class Drawing(Job):
         """What was asked for; `RunError` where that cannot be read."""
         try:
             if self.kind == DRAW:
-                return PictureRequest(**self.request)
+                return make_value(PictureRequest, self.request)
             return CheckRequest(make_config(self.request["config"]), Path(self.request["folder"]))
-        except (TypeError, KeyError) as error:
-            raise RunError(f"{self.id} cannot be read: its job.json is damaged. Ask for it again.") from error
+        except (TypeError, KeyError, ValueError) as error:
+            raise RunError(
+                f"{self.id} cannot be read: an earlier version asked for it, or its job.json is damaged. Ask"
+                " for it again."
+            ) from error
 
     def asked_for(self, kind: type[Request]) -> Request:
         """What was asked for, where it is of this kind; `RunError` where it is not."""
@@ -68,13 +108,14 @@ class Drawing(Job):
         """The pictures that it starts from."""
         return sorted(self.path.glob("source_*.png"))
 
-    @property
-    def base(self) -> Path:
-        return self.path / "base.png"
+    def cell(self, row: int, column: int) -> Path:
+        """The picture in this place, counted from 0, once it is drawn."""
+        return self.path / f"picture_{row + 1}_{column + 1}.png"
 
     @property
-    def lora(self) -> Path:
-        return self.path / "lora.png"
+    def pictures(self) -> list[Path]:
+        """All that are drawn."""
+        return list(self.path.glob("picture_*.png"))
 
 
 def check_sources(run: Run, sources: int) -> None:
@@ -88,6 +129,33 @@ def check_sources(run: Run, sources: int) -> None:
     if sources > MAX_SOURCES:
         raise RunError(f"It starts from {MAX_SOURCES} source pictures at most, not from {sources}.")
     catalog.check_sources(run.config.base_model, run.config.revision, sources)
+
+
+def check_request(run: Run, request: PictureRequest) -> None:
+    """Raises `KnownFailure` for pictures that the run cannot draw, or that would be too many at once."""
+    if not any(prompt.strip() for prompt in request.prompts):
+        raise KnownFailure("Write a prompt first.")
+    if len(request.prompts) > MAX_PROMPTS:
+        raise KnownFailure(
+            f"There are {len(request.prompts)} prompts. Draw {MAX_PROMPTS} at most at a time: one a line."
+        )
+    if not 1 <= len(request.seeds) <= MAX_SEEDS:
+        raise KnownFailure(f"Draw each prompt with 1 to {MAX_SEEDS} seeds, not with {len(request.seeds)}.")
+    if len(request.columns) < 2:
+        raise KnownFailure("Choose what to compare with the base: a step, and a strength.")
+    strengths = [column.strength for column in request.columns]
+    if not (
+        all(0 <= seed < 2**32 for seed in request.seeds)
+        and all(0 <= strength <= MAX_STRENGTH for strength in strengths)
+    ):
+        raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
+    if request.cells > MAX_CELLS:
+        raise KnownFailure(
+            f"These are {request.cells} pictures: {len(request.rows)} rows of {len(request.columns)}. Draw"
+            f" {MAX_CELLS} at most at a time: leave out a prompt, a step, a strength or a seed."
+        )
+    for column in request.columns:
+        find_lora(run, column.checkpoint)
 
 
 def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequence[Path] = ()) -> Drawing:
@@ -105,7 +173,7 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequenc
         request, kind = replace(request, config=config, folder=request.folder.absolute()), CHECK_TEACHER
     else:
         run = known_run(runs_dir, request.run_id)
-        find_lora(run, request.checkpoint)
+        check_request(run, request)
         check_sources(run, len(sources))
         kind = DRAW
     pictures = [load_picture(source) for source in sources]
@@ -132,18 +200,30 @@ def cancel(drawing: Drawing) -> None:
         send_command(drawing, "stop")
 
 
-def last_drawing(run: Run) -> Drawing | None:
-    """The newest picture of a run's LoRA, while it is kept and was drawn with the LoRA of today."""
+def list_drawings(run: Run) -> list[Drawing]:
+    """What was drawn with a run's LoRA of today, as far as it is kept, the newest first.
+
+    What was cancelled or cut off is there with the pictures that it had made.
+    """
+    found = []
     for job, status in reversed(statuses(run.runs_dir)):
-        if status.state != "finished" or kind_or_none(job) != DRAW:
+        if status.busy or kind_or_none(job) != DRAW:
             continue
-        with suppress(RunError):  # damaged, or its LoRA is gone
+        with suppress(RunError, OSError):  # damaged, of an earlier version, or its LoRA is gone
             drawing = Drawing(job.path)
-            asked = drawing.asked_for(PictureRequest)
-            if asked.run_id == run.id:
-                trained = find_lora(run, asked.checkpoint).stat().st_mtime
-                return drawing if drawing.lora.stat().st_mtime > trained else None
-    return None
+            if drawing.pictures and is_of_today(run, drawing):
+                found.append(drawing)
+    return found
+
+
+def is_of_today(run: Run, drawing: Drawing) -> bool:
+    """Whether its pictures are of the run's LoRA files as they are now."""
+    asked = drawing.asked_for(PictureRequest)
+    if asked.run_id != run.id:
+        return False
+    loras = [find_lora(run, column.checkpoint) for column in asked.columns if column.strength]
+    drawn = min(picture.stat().st_mtime for picture in drawing.pictures)
+    return all(lora.stat().st_mtime < drawn for lora in loras)
 
 
 def unfinished_drawings(runs_dir: Path) -> list[Drawing]:

@@ -85,6 +85,17 @@ class LoraChecked:
 
 
 @dataclass(frozen=True)
+class CaptionWritten:
+    """A caption of one length for a picture; steps count the pictures that were looked at."""
+
+    step: int
+    key: str  # of the picture
+    length: str
+    text: str
+    put: bool  # whether it stands where captions go: of this length, and no person wrote there meanwhile
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something went wrong that does not end the run.
 
@@ -130,6 +141,7 @@ Event = (
     | CheckpointSaved
     | LoraChecked
     | Finding
+    | CaptionWritten
     | Warned
     | Finished
     | Stopped

@@ -5,7 +5,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,17 +17,16 @@ from dopsd_app.jobs.events import (
     Finished,
     HealthMeasured,
     LoraChecked,
-    MemoryPlanned,
     PreviewSaved,
     StepDone,
     Stopped,
     Warned,
     measured_in,
-    read_timed_events,
 )
 from dopsd_app.jobs.promise import Promise, measured_pace, read_promise, words_for_delay
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
+from dopsd_app.jobs.worked_time import worked_seconds
 from dopsd_app.progress import DownloadProgress
 
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
@@ -140,18 +138,8 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "download": events[-1] if events and isinstance(events[-1], DownloadProgress) else None,
         "check": check.summary if check else "",
         "passed": bool(check and check.passed),
-        "seconds": _worked(run) if events and isinstance(events[-1], ENDINGS) else None,
+        "seconds": worked_seconds(run) if events and isinstance(events[-1], ENDINGS) else None,
     }
-
-
-def _worked(run: Run) -> float:
-    """Seconds from each process' first event to its last: what passed between two of them does not count."""
-    timed = read_timed_events(run.events_file)
-    return sum(
-        until - since
-        for (since, before), (until, event) in pairwise(timed)
-        if not isinstance(before, ENDINGS) and not isinstance(event, MemoryPlanned)
-    )
 
 
 def standing_warnings(warned: list[Warned]) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class LoadedModel:
 
         Without pictures to start from: those change no features, and `draw` hands them to the pipeline.
         """
-        if new := [prompt for prompt in prompts if prompt not in self.encoded]:
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.encoded]:
             self.load_encoders()
             for prompt in new:
                 self.encoded[prompt] = self.base_model.encode(NO_PICTURES, prompt, "student")

@@ -103,6 +103,18 @@ def slowness(machine: Machine, on_gpu: bool, training: bool) -> float:
     return crowd * (1 + busy)
 
 
+def seconds_per_picture(
+    config: TrainConfig, sizes: Sizes, runs_dir: Path, machine: Machine, on_gpu: bool
+) -> float | None:
+    """How long one picture takes, told by those that were drawn here last; None where none was.
+
+    `sizes` are those of the picture, with so many pictures to start from.
+    """
+    now = slowness(machine, on_gpu, training=bool(computing(runs_dir)))
+    rate = _drawn_rate(config, sizes, runs_dir, now)
+    return picture_work(config, sizes) / rate if rate else None
+
+
 def _slowness_then(run: Run) -> float:
     promise = read_promise(run.path)
     return promise.slowness if promise else 1.0

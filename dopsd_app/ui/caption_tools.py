@@ -168,7 +168,6 @@ def caption_tools() -> CaptionTools:
     with gr.Accordion(
         "Write or change all captions", open=False, visible=False, elem_id="caption-tools"
     ) as panel:
-        # Here comes what writes captions by itself.
         with gr.Row(elem_classes="tool"):
             pattern = gr.Textbox(
                 PATTERN,

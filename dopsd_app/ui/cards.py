@@ -1,6 +1,6 @@
 """The cards of the first step: each picture as training will see it, with its caption; twenty to a page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ class Slot:
     remove: gr.Button
     add: gr.UploadButton  # there while the draft is of an edit, as is the next
     without: gr.Button
+    write: gr.Button  # has its caption written, or written again
 
     @property
     def outputs(self) -> list[Block]:
@@ -184,11 +185,15 @@ class Cards:
             cards |= slot.show_kind(draft, item, _place(shown, slot), edits, shape) if item else {}
         return cards
 
-    def show_captions(self, draft: Draft, shown: ShownDraft) -> dict:
-        """The captions, which something else than a person's typing has changed."""
+    def show_captions(self, draft: Draft, shown: ShownDraft, only: Mapping[str, str] | None = None) -> dict:
+        """The captions, which something else than a person's typing has changed.
+
+        With `only`, those by their keys that are still what it says.
+        """
         captions: dict = {}
         for slot, item in zip(self.slots, items_of(draft, shown), strict=False):
-            captions |= slot.caption.fill(item.caption) if item else {}
+            if item and (only is None or only.get(item.key) == item.caption):
+                captions |= slot.caption.fill(item.caption)
         return captions
 
     def show_messages(self, findings: Findings, shown: ShownDraft) -> dict:
@@ -227,7 +232,7 @@ class Cards:
             self.move.click,
             self.move_crop,
             [self.draft, self.moved],
-            None,
+            step.messages,
             js=SEND,
             trigger_mode="multiple",
             **WRITES_DRAFT,
@@ -246,10 +251,11 @@ class Cards:
         """Removes the picture on a card."""
         return self.step.remove(shown, int(source_of(event).removeprefix("remove-")) - 1)
 
-    def move_crop(self, shown: object, moved: object) -> None:
-        """Keeps where a crop was moved to; its card shows it already."""
+    def move_crop(self, shown: object, moved: object) -> dict:
+        """Keeps where a crop was moved to; its card shows it already, but for what is said of it."""
         crop = read_shown(MovedCrop, moved)
-        set_focus(draft_of(shown), crop.key, (crop.across, crop.down))
+        draft = set_focus(draft_of(shown), crop.key, (crop.across, crop.down))
+        return self.step.show_messages(draft, read_shown(ShownDraft, shown))
 
 
 def cards(draft: gr.JSON) -> Cards:
@@ -297,8 +303,10 @@ def _slot(number: int) -> Slot:
             elem_id=f"remove-sources-{place}",
         )
         message = gr.HTML(elem_id=f"message-{place}", elem_classes="message")
-        remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
-    return Slot(number, box, picture, caption, message, remove, add, without)
+        with gr.Row(elem_classes="of-card"):
+            write = gr.Button("Write it for me", visible=False, size="sm", elem_id=f"write-{place}")
+            remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
+    return Slot(number, box, picture, caption, message, remove, add, without, write)
 
 
 def _place(shown: ShownDraft, slot: Slot) -> int:

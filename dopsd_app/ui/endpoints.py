@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import gradio as gr
-from gradio.processing_utils import save_file_to_cache
-from gradio.utils import get_upload_folder
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from dopsd_app.checks.verdict import rows_drawn
@@ -31,16 +29,27 @@ from dopsd_app.data.uploads import clone_run as clone_to_draft
 from dopsd_app.data.uploads import list_examples
 from dopsd_app.data.uploads import load_example as load_as_draft
 from dopsd_app.errors import KnownFailure
-from dopsd_app.hub.card_pictures import clear_pictures, keep_picture
+from dopsd_app.hub.card_pictures import clear_pictures
 from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.models.catalog import CATALOG
-from dopsd_app.ui import plan, publish, run_actions, shown_draft, teacher, try_it, try_sources
+from dopsd_app.ui import plan, publish, run_actions, shown_draft, teacher, try_sources
+from dopsd_app.ui.drawing_endpoints import (
+    copied,
+    draw,
+    draw_grid,
+    keep_for_card,
+    list_drawings,
+    show_drawing,
+    wait_for,
+)
+from dopsd_app.ui.picture_requests import cancel_drawing
 from dopsd_app.ui.server.guard import Handler, guarded
 from dopsd_app.ui.server.lora_copies import lora_copy
 from dopsd_app.ui.server.uploads import removed_afterwards
+from dopsd_app.ui.use_file import lora_name
 
 PHASES = ("encoding", "training", "drawing")  # of a plan's memory
 TYPES = {
@@ -50,6 +59,7 @@ TYPES = {
     bool: "true or false",
     dict: "an object",
     list[dict]: "a list of objects",
+    list[str]: "a list of texts",
 }
 
 
@@ -117,6 +127,12 @@ def clone_run(run_id: str) -> dict:
     return _describe(clone_to_draft(default_drafts_dir(), run.config, run.dataset))
 
 
+def use_settings(draft_id: str, run_id: str) -> dict:
+    """Gives a draft a run's settings in place of its own; trigger word, name and prompts stay the draft's."""
+    draft, remarks = run_actions.take_settings(shown_draft.the_draft(draft_id), run_id)
+    return {**_describe(draft), "notes": remarks}
+
+
 def add_pictures(draft_id: str, files: list[dict]) -> dict:
     """Adds pictures and .txt captions of the same names: `[handle_file("1.png"), handle_file("1.txt")]`."""
     paths = _uploaded(files)
@@ -169,9 +185,9 @@ def check_teacher(draft_id: str) -> dict:
     what is drawn from the caption and what from caption and picture."""
     draft = shown_draft.the_draft(draft_id)
     drawing = teacher.start_check(draft)
-    try_it.wait(drawing, _no_bar)
+    wait_for(drawing)
     drawn = [
-        {"caption": _copy(from_caption), "teacher": _copy(by_teacher)}
+        {"caption": copied(from_caption), "teacher": copied(by_teacher)}
         for *_, from_caption, by_teacher in rows_drawn(drawing.path)
     ]
     return {**teacher.show_check(shown_draft.the_draft(draft.id)), "drawn": drawn}
@@ -209,17 +225,17 @@ def show_pictures(run_id: str) -> dict:
     rollouts = [
         {
             "step": shown.step,
-            "student": [_copy(file) for file in shown.student],
-            "teacher": [_copy(file) for file in shown.teacher],
+            "student": [copied(file) for file in shown.student],
+            "teacher": [copied(file) for file in shown.teacher],
         }
         for shown in view.rollouts
     ]
     drawn = [
-        {"step": step, "prompt": prompt, "seed": samples.seed, "picture": _copy(file)}
+        {"step": step, "prompt": prompt, "seed": samples.seed, "picture": copied(file)}
         for step, files in samples.steps
         for prompt, file in zip(samples.prompts, files, strict=False)
     ]
-    sheets = [{"step": step, "prompt": "", "picture": _copy(file)} for step, file in view.sheets]
+    sheets = [{"step": step, "prompt": "", "picture": copied(file)} for step, file in view.sheets]
     return {"rollouts": rollouts, "samples": [*sheets, *drawn]}
 
 
@@ -244,27 +260,6 @@ def keep_sources(run_id: str, files: list[dict]) -> str:
         return try_sources.keep_sources(run_actions.the_run(run_id), paths)
 
 
-def draw(
-    run_id: str, prompt: str, seed: int = 0, strength: float = 1.0, step: int = 0, source: str = ""
-) -> dict:
-    """Draws a prompt without the LoRA and with it, from the same noise; `step` 0 takes the finished LoRA.
-
-    A LoRA of edits starts from `source`: as `keep_sources` returns it, or "own-2" for what the second
-    training picture was made from, of which the first is taken where none is named. Returns the drawing's
-    id, for `keep_for_card`, and the two pictures.
-    """
-    run = run_actions.the_run(run_id)
-    source = source or ("own-1" if run.sources else try_sources.NOTHING)
-    files = try_sources.find_sources(run, source)
-    drawing = try_it.draw_pair(run, prompt, seed, strength, step or None, _no_bar, files)
-    return {"id": drawing.id, "base": _copy(drawing.base), "lora": _copy(drawing.lora)}
-
-
-def keep_for_card(run_id: str, drawing_id: str) -> None:
-    """Puts a drawn picture on the run's model card, at most 5 of them."""
-    keep_picture(run_actions.the_run(run_id), drawing_id)
-
-
 def clear_card(run_id: str) -> None:
     """Takes all pictures off the run's model card."""
     clear_pictures(run_actions.the_run(run_id))
@@ -273,7 +268,8 @@ def clear_card(run_id: str) -> None:
 def download_lora(run_id: str, step: int = 0) -> dict:
     """The LoRA file of a run; `step` 0 takes the finished one, or the newest checkpoint."""
     chosen = run_actions.the_run(run_id)
-    return gr.FileData(path=lora_copy(chosen, find_lora(chosen, step or None))).model_dump()
+    file = find_lora(chosen, step or None)
+    return gr.FileData(path=lora_copy(chosen, file, lora_name(chosen, file))).model_dump()
 
 
 def preview_card(run_id: str, name: str, private: bool, with_captions: bool, step: int = 0) -> str:
@@ -295,15 +291,6 @@ def publish_lora(
     """
     job = publish.ask(run_id, name, private, with_captions, step or None, "", oauth_token)
     return wait_for_push(job)
-
-
-def _no_bar(*arguments, **names) -> None:
-    """In place of the page's progress bar."""
-
-
-def _copy(path: str | Path) -> dict:
-    """The copy of a file that clients may fetch: the folders of runs and drafts are closed to them."""
-    return gr.FileData(path=save_file_to_cache(path, get_upload_folder())).model_dump()
 
 
 def _describe(draft: Draft) -> dict:
@@ -334,6 +321,7 @@ ENDPOINTS: tuple[Handler, ...] = (
     begin_draft,
     load_example,
     clone_run,
+    use_settings,
     add_pictures,
     caption_picture,
     add_sources,
@@ -351,13 +339,18 @@ ENDPOINTS: tuple[Handler, ...] = (
     run_actions.preview_now,
     run_actions.save_now,
     run_actions.read_log,
+    run_actions.rename_run,
+    run_actions.write_notes,
     run_actions.remove_run,
     run_actions.schedule_push,
     show_scheduled_push,
     show_pictures,
     keep_sources,
     draw,
-    try_it.cancel_drawing,
+    draw_grid,
+    list_drawings,
+    show_drawing,
+    cancel_drawing,
     download_lora,
     keep_for_card,
     clear_card,

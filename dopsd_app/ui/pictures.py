@@ -34,6 +34,7 @@ from dopsd_app.ui.base_choice import (
 )
 from dopsd_app.ui.base_here import begin_checking, begin_fetching, cancel
 from dopsd_app.ui.caption_tools import CaptionTools, caption_tools
+from dopsd_app.ui.captions import CaptionWriter, caption_writer
 from dopsd_app.ui.cards import Cards, cards
 from dopsd_app.ui.crops import crop_shape
 from dopsd_app.ui.draft_list import DraftList, draft_list
@@ -79,6 +80,7 @@ class PicturesStep:
     empty: gr.Column  # there while there are no pictures
     watch: gr.Button
     message: gr.HTML  # what there is to say of the whole set
+    writer: CaptionWriter
     tools: CaptionTools
     cards: Cards
     missing: gr.HTML
@@ -90,7 +92,14 @@ class PicturesStep:
     def outputs(self) -> list[Block]:
         """What `show` fills; the draft first, for the boxes tell of their changes at once."""
         around = [*self.choice.outputs, *self.adding.outputs, *self.drafts.outputs, *self.trigger.outputs]
-        return [*self.cards.outputs, *around, self.kind, *self.messages, *self.tools.of_answer]
+        return [
+            *self.cards.outputs,
+            *around,
+            self.kind,
+            *self.messages,
+            *self.tools.of_answer,
+            *self.writer.outputs,
+        ]
 
     @property
     def of_kind(self) -> list[Block]:
@@ -100,7 +109,15 @@ class PicturesStep:
     @property
     def messages(self) -> list[Block]:
         """What `show_messages` fills."""
-        around = [*self.advice.outputs, self.empty, self.message, *self.tools.outputs, self.missing, self.go]
+        around = [
+            *self.advice.outputs,
+            self.empty,
+            self.message,
+            *self.tools.outputs,
+            self.writer.what,
+            self.missing,
+            self.go,
+        ]
         return [*around, *self.cards.messages]
 
     def show(self, draft: Draft, *, as_built: bool = False) -> dict:
@@ -122,6 +139,7 @@ class PicturesStep:
             self.kind: gr.Radio(**_kinds(draft), value=draft.kind),
             **self.cards.show(draft, shown, as_built=as_built),
             **self.show_messages(draft, shown),
+            **self.writer.show(draft),
         }
 
     def show_cards(self, draft: Draft, shown: ShownDraft) -> dict:
@@ -139,6 +157,7 @@ class PicturesStep:
             self.empty: gr.Column(visible=not draft.items),
             self.message: findings.whole_set,
             **self.tools.show(draft),
+            **self.writer.show_kind(draft),
             self.missing: f"<p class='missing'>{words.message(missing)}</p>" if missing else "",
             self.go: gr.Button(
                 interactive=not stands_still and not impossible,
@@ -157,6 +176,7 @@ class PicturesStep:
         self.drafts.connect(self)
         self.cards.connect(self)
         self.tools.connect(self)
+        self.writer.connect(self)
         about = [*self.of_kind, *self.messages]
         listen(self.kind.input, self.choose_kind, [self.draft, self.kind], about)
         self.trigger.connect(self.draft, self.write_trigger, self.messages)
@@ -316,8 +336,10 @@ def pictures_step() -> PicturesStep:
         )
         kind = gr.Radio(KINDS, label="What is new", elem_id="kind")
     message = gr.HTML(elem_id="set-problems")
+    writer = caption_writer()
     tools = caption_tools()
     shown_cards = cards(draft)
+    writer.one = [slot.write for slot in shown_cards.slots]
     with gr.Row(elem_classes="foot"):
         missing = gr.HTML(elem_id="missing")
         go = gr.Button(
@@ -334,6 +356,7 @@ def pictures_step() -> PicturesStep:
         empty=empty,
         watch=watch,
         message=message,
+        writer=writer,
         tools=tools,
         cards=shown_cards,
         missing=missing,

@@ -1,4 +1,4 @@
-"""The fifth step, its second half: the card and the push to the Hub."""
+"""The fifth step, its last part: the card and the push to the Hub."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from dopsd_app.models.catalog import find_licence
 from dopsd_app.ui import words
 from dopsd_app.ui.events import listen, on_tick
 from dopsd_app.ui.run_actions import the_run
-from dopsd_app.ui.try_it import chosen_step
+from dopsd_app.ui.use_file import chosen_step
 
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
@@ -31,7 +31,7 @@ BUSY = 1.0  # seconds between two polls of a push
 
 @dataclass(eq=False)
 class PublishStep:
-    """The components of this half, and what its events do."""
+    """The components of this part, and what its events do."""
 
     page: "Page" = field(init=False)
     name: gr.Textbox
@@ -42,6 +42,7 @@ class PublishStep:
     clear: gr.Button
     preview: gr.Button
     card: gr.Textbox
+    missing: gr.HTML
     publish: gr.Button
     result: gr.HTML
     cancel: gr.Button
@@ -50,20 +51,25 @@ class PublishStep:
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills."""
-        about = [self.name, self.private, self.captions, self.pictures, self.clear, self.card]
-        return [*about, *self.watched]
+        about = [self.name, self.private, self.captions, self.card]
+        return [*about, *self.of_pictures, *self.watched]
+
+    @property
+    def of_pictures(self) -> list[Block]:
+        """What `show_pictures` fills."""
+        return [self.pictures, self.clear, self.missing]
 
     @property
     def watched(self) -> list[Block]:
         """What `show_push` fills."""
-        return [self.result, self.cancel, self.timer]
+        return [self.result, self.cancel, self.publish, self.timer]
 
     def connect(self, page: "Page") -> None:
-        """Connects the half's events."""
+        """Connects the part's events."""
         self.page = page
         run_id = page.train.run_id
-        choices = [run_id, self.name, self.private, self.captions, page.trying.checkpoint]
-        listen(self.clear.click, self.clear_pictures, run_id, [self.pictures, self.clear])
+        choices = [run_id, self.name, self.private, self.captions, page.trying.using.checkpoint]
+        listen(self.clear.click, self.clear_pictures, run_id, self.of_pictures)
         listen(self.preview.click, self.preview_card, choices, self.card, progress_on=self.card)
         on_tick(self.timer, self.show_push, [run_id], self.watched)
         listen(self.cancel.click, self.cancel_push, run_id)
@@ -77,10 +83,10 @@ class PublishStep:
         )
         listen(pushed.failure, self.forget_token, None, self.token)
 
-    # --- what the half shows
+    # --- what the part shows
 
     def show(self, run_id: str) -> dict:
-        """Fills the half for a run."""
+        """Fills the part for a run."""
         run = the_run(run_id)
         return {
             self.name: gr.Textbox(
@@ -98,16 +104,18 @@ class PublishStep:
         """The pictures of the run's card."""
         kept = card_pictures(run)
         if not kept:
-            note = 'Draw a picture above and press "Use on the card".'
-            empty = f"<div class='empty'><p>{words.text(note)}</p></div>"
-            return {self.pictures: empty, self.clear: gr.Button(visible=False)}
+            missing = words.foot("No picture is on the card yet: draw some, and choose the best.")
+            empty = "<div class='empty'><p>Pictures that you choose above stand here.</p></div>"
+            return {self.pictures: empty, self.clear: gr.Button(visible=False), self.missing: missing}
         figures = "".join(
-            f"<figure>{words.image(file, prompt, 320)}<figcaption>{words.text(prompt)}</figcaption></figure>"
+            f"<figure>{words.picture(file, prompt, group='card')}"
+            f"<figcaption>{words.text(prompt)}</figcaption></figure>"
             for file, prompt in kept
         )
         group = "class='strip' tabindex='0' role='group' aria-label='Pictures of the card'"
         strip = f"<div class='over-time'><h3>Pictures of the card</h3><div {group}>{figures}</div></div>"
-        return {self.pictures: strip, self.clear: gr.Button(visible=True)}
+        ready = words.foot(f"{words.count(len(kept), 'picture')} on the card.")
+        return {self.pictures: strip, self.clear: gr.Button(visible=True), self.missing: ready}
 
     def show_push(self, run_id: str) -> dict:
         """How the run's push stands, where one is at work; else what came of it, or of an earlier one."""
@@ -122,7 +130,12 @@ class PublishStep:
         else:
             result = _link(hub.published(run))
         timer = gr.Timer(BUSY, active=live)
-        return {self.result: result, self.cancel: gr.Button(interactive=live), self.timer: timer}
+        return {
+            self.result: result,
+            self.cancel: gr.Button(visible=live),
+            self.publish: gr.Button(visible=not live),
+            self.timer: timer,
+        }
 
     # --- what its events do
 
@@ -189,15 +202,17 @@ def publish_step() -> PublishStep:
                 placeholder="Empty: the one of hf auth login",
                 info="From huggingface.co/settings/tokens, with the right to write. It is not stored.",
             )
-            with gr.Row(elem_classes="buttons"):
-                publish = gr.Button("Publish", variant="primary", elem_id="publish")
-                cancel_button = gr.Button("Cancel", interactive=False, elem_id="cancel-push")
-                preview = gr.Button("Show the card", elem_id="preview-card")
             result = gr.HTML(elem_id="published")
         with gr.Column(scale=3, min_width=300):
             pictures = gr.HTML(elem_id="card-pictures")
-            clear = gr.Button("Take the pictures off", size="sm", visible=False, elem_id="clear-card")
+            with gr.Row(elem_classes="buttons"):
+                clear = gr.Button("Take the pictures off", size="sm", visible=False, elem_id="clear-card")
+                preview = gr.Button("Show the card", size="sm", elem_id="preview-card")
             card = words.code_box("README.md of the repository", "card", visible=False)
+    with gr.Row(elem_classes="foot"):
+        missing = gr.HTML(elem_id="publish-missing")
+        cancel_button = gr.Button("Cancel", visible=False, elem_id="cancel-push")
+        publish = gr.Button("Publish", variant="primary", elem_id="publish")
     return PublishStep(
         name=name,
         private=private,
@@ -207,6 +222,7 @@ def publish_step() -> PublishStep:
         clear=clear,
         preview=preview,
         card=card,
+        missing=missing,
         publish=publish,
         result=result,
         cancel=cancel_button,

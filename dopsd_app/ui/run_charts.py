@@ -12,11 +12,12 @@ from gradio.components import Component
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import HealthMeasured
+from dopsd_app.jobs.run_notes import name_of
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.watch import RunView
 from dopsd_app.ui import words
 from dopsd_app.ui.events import listen
-from dopsd_app.ui.run_actions import run_name, watcher
+from dopsd_app.ui.run_actions import watcher
 
 SCORES = {
     "Like your pictures": ("#4f46e5", "should rise", "How like them its pictures of the prompts are"),
@@ -205,7 +206,7 @@ def _others(chosen: object, runs: Sequence[Run]) -> list[tuple[str, RunView]]:
 
 def _named(run: Run) -> str:
     made = datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
-    return f"{run_name(run)} · {made:%d %b %H:%M:%S}"
+    return f"{name_of(run)} · {made:%d %b %H:%M:%S}"
 
 
 Points = Sequence[tuple[float, float]]

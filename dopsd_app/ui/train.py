@@ -1,28 +1,23 @@
 """The fourth step: watching runs, and asking things of them."""
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from dopsd_app.data.drafts import default_drafts_dir
-from dopsd_app.data.uploads import clone_run
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.runs import Run, default_runs_dir, list_runs
-from dopsd_app.jobs.status import Status
 from dopsd_app.jobs.watch import RunView
 from dopsd_app.ui import run_actions, run_report, words
-from dopsd_app.ui.confirmation import Confirmation, confirmation
-from dopsd_app.ui.events import held, listen, on_tick
-from dopsd_app.ui.navigation import PLAN, TRAIN, TRY
-from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, run_name, statuses, the_run, watcher
+from dopsd_app.ui.events import IN_BROWSER, held, listen, on_tick
+from dopsd_app.ui.navigation import TRAIN, TRY
+from dopsd_app.ui.run_actions import can_go_on, can_try, read_log, statuses, watcher
 from dopsd_app.ui.run_charts import RunCharts, run_charts
+from dopsd_app.ui.run_list import SHOW_LIST, RunList, comparison_box, run_list
 from dopsd_app.ui.run_pictures import RunPictures, comparing_steps, how_it_learns, run_samples
 from dopsd_app.ui.shown_draft import draft_of
-from dopsd_app.ui.try_it import cancel_others
 from dopsd_app.ui.updates import only_changed
 from dopsd_app.ui.when_finished import WhenFinished, describe_scheduled, when_finished
 
@@ -40,7 +35,7 @@ class TrainStep:
     page: "Page" = field(init=False)
     run_id: gr.Textbox  # of the run that is shown
     to_runs: gr.Button  # in every step: the header of the steps leads back only
-    runs: gr.Radio
+    runs: RunList
     timer: gr.Timer
     digests: gr.JSON
     status: gr.HTML
@@ -54,9 +49,6 @@ class TrainStep:
     go_on: gr.Button
     preview: gr.Button
     save: gr.Button
-    clone: gr.Button
-    delete: gr.Button
-    deletion: Confirmation
     foot: gr.HTML  # what the run does, in one line
     to_try: gr.Button
     when_finished: WhenFinished
@@ -67,15 +59,15 @@ class TrainStep:
     def watched(self) -> list[Block]:
         """What `show_new` fills."""
         shown = [self.status, self.progress, self.foot, *self.pictures.outputs, *self.charts.outputs]
-        of_run = [self.stop, self.resume, self.preview, self.save, self.clone, self.delete, self.to_try]
+        of_run = [self.stop, self.resume, self.preview, self.save, self.to_try, self.further]
         return [
-            self.digests, self.runs, *shown, *of_run, self.further, self.when_finished.message, self.timer
+            self.digests, *self.runs.watched, *shown, *of_run, self.when_finished.message, self.timer
         ]  # fmt: skip
 
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills."""
-        beside = [self.log_text, *self.when_finished.choices, self.deletion.row, self.deletion.subject]
+        beside = [self.log_text, *self.when_finished.choices, *self.runs.outputs]
         chosen = [part for part in self.choices if part not in self.watched]
         return [self.run_id, *self.watched, *chosen, *beside]
 
@@ -97,20 +89,13 @@ class TrainStep:
         listen(self.go_on.click, self.train_further, {*at, self.more}, self.watched)
         listen(self.preview.click, self.preview_now, at, self.watched)
         listen(self.save.click, self.save_now, at, self.watched)
-        listen(self.runs.input, self.show, self.runs, self.outputs)
+        self.runs.connect(self, page)
         listen(self.log.expand, self.read_log, self.run_id, self.log_text)
-        listen(self.delete.click, self.ask_to_delete, self.run_id, self.deletion.outputs)
-        self.deletion.connect(self.delete_run, [self.run_id], self.outputs)
         self.when_finished.connect(self.run_id)
         steps = [*page.navigation.outputs, *page.plan.outputs]
-        listen(
-            self.clone.click,
-            self.use_again,
-            self.run_id,
-            [*steps, *page.pictures.outputs],
-            progress_on=page.plan.needs,
-        )
-        listen(self.to_runs.click, self.open, [page.pictures.draft, self.run_id], [*steps, *self.outputs])
+        opening = [page.pictures.draft, self.run_id]
+        opened = listen(self.to_runs.click, self.open, opening, [*steps, *self.outputs])
+        opened.then(None, js=SHOW_LIST, **IN_BROWSER)
         listen(
             self.to_try.click,
             self.try_lora,
@@ -140,7 +125,7 @@ class TrainStep:
             self.run_id: run_id,
             self.log_text: read_log(run_id) if run else "",
             **self.when_finished.show(run),
-            **self.deletion.close(),
+            **self.runs.show(run),
         }
 
     def show_new(self, tab: dict) -> dict:
@@ -152,10 +137,9 @@ class TrainStep:
         runs = [run for run, _ in known]
         run, view = _view(tab[self.run_id], runs)
         busy = any(status.busy for _, status in known)
-        choices = [(_label(run, status), run.id) for run, status in known]
         scheduled = describe_scheduled(run) if run and view else ""
         values = {
-            self.runs: {"choices": choices, "value": run.id if run else None},
+            **self.runs.values(known, run, view.status if view else None),
             **self._report(run, view, run_report.NONE_CHOSEN if known else run_report.EMPTY),
             **self.pictures.values(view, tab),
             **self.charts.values(view, tab, runs),
@@ -196,8 +180,6 @@ class TrainStep:
             self.resume: state in ("draft", "stopped", "failed", "interrupted"),
             self.preview: state == "training",
             self.save: state == "training",
-            self.clone: bool(view),
-            self.delete: bool(view) and not (live or state == "stopping"),
             self.to_try: bool(run) and can_try(run),
         }
         further = bool(run) and can_go_on(run, state)
@@ -238,22 +220,6 @@ class TrainStep:
         """The end of the run's log."""
         return {self.log_text: read_log(run_id)}
 
-    def ask_to_delete(self, run_id: str) -> dict:
-        """Asks whether the run is to be deleted."""
-        return self.deletion.ask(run_id, f"Delete {run_name(the_run(run_id))} for good")
-
-    def delete_run(self, subject: str, run_id: str) -> dict:
-        """Deletes the run that was asked about, with its pictures, for good."""
-        gr.Info(run_actions.remove_run(subject), duration=4)
-        return self.show(_newest_run() if run_id == subject else run_id)
-
-    def use_again(self, run_id: str) -> dict:
-        """A new draft with the run's pictures and settings, at the third step."""
-        run = the_run(run_id)
-        draft = clone_run(default_drafts_dir(), run.config, run.dataset)
-        page = self.page
-        return {**page.navigation.go_to(PLAN), **page.pictures.show(draft), **page.plan.show(draft)}
-
     def open(self, shown: object, run_id: str) -> dict:
         """Goes to this step from any other; the steps before are filled, for one can go back to them."""
         plan = self.page.plan.show(draft_of(shown))
@@ -261,13 +227,13 @@ class TrainStep:
 
     def try_lora(self, run_id: str) -> dict:
         """Goes on to the fifth step."""
-        cancel_others(run_id)
         page = self.page
         return {**page.navigation.go_to(TRY), **page.trying.show(run_id), **page.publishing.show(run_id)}
 
 
 def train_step(to_runs: gr.Button) -> TrainStep:
     """Lays the step out; the button that leads to it stands outside."""
+    comparison = comparison_box()
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320, elem_classes="watched"):
             with gr.Row(equal_height=False, elem_classes="now"):
@@ -291,12 +257,8 @@ def train_step(to_runs: gr.Button) -> TrainStep:
             learning = how_it_learns()
             with gr.Accordion("Log", open=False, elem_id="log") as log:
                 log_text = words.code_box("Log", "log-text")
-        with gr.Column(scale=1, min_width=280):
-            runs = gr.Radio([], label="Runs", elem_id="runs", elem_classes="runs")
-            with gr.Row(elem_classes="buttons"):
-                clone = gr.Button("Use again", visible=False, size="sm", elem_id="clone")
-                delete = gr.Button("Delete", visible=False, size="sm", elem_id="delete")
-            deletion = confirmation("run", "Delete for good", "Keep it")
+        with gr.Column(scale=1, min_width=320):
+            runs = run_list(comparison)
             with gr.Accordion("When finished", open=False, elem_id="when-finished"):
                 scheduled = when_finished()
     with gr.Row(elem_classes="foot"):
@@ -320,9 +282,6 @@ def train_step(to_runs: gr.Button) -> TrainStep:
         go_on=go_on,
         preview=preview,
         save=save,
-        clone=clone,
-        delete=delete,
-        deletion=deletion,
         to_try=to_try,
         when_finished=scheduled,
         log=log,
@@ -340,12 +299,3 @@ def _view(run_id: str, runs: list[Run]) -> tuple[Run | None, RunView | None]:
         return (run, watcher.read(run)) if run else (None, None)
     except FileNotFoundError:  # deleted between two lines
         return None, None
-
-
-def _label(run: Run, status: Status) -> str:
-    made = datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
-    state = words.STATES[status.state]
-    # Of one at work, it would be another label every second, and a click on a list that is made anew is lost.
-    if status.state in ("stopped", "interrupted", "failed") and status.steps:
-        state += f", {status.step} / {status.steps}"
-    return f"{run_name(run)} · {state} · {made:%d %b %H:%M}"

@@ -1,99 +1,134 @@
-"""The fifth step, its first half: pictures of a LoRA beside the base model's, and the file itself."""
+"""The fifth step, its first part: what a LoRA draws, beside the base model and at its other steps."""
 
-import time
-from collections.abc import Callable, Sequence
+import secrets
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gradio as gr
 from gradio.blocks import Block
-from PIL import Image
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import keep_picture
-from dopsd_app.hub.model_card import make_snippet
-from dopsd_app.hub.publication import healthier_checkpoint
-from dopsd_app.jobs.drawing import Drawing, PictureRequest, ask, cancel, last_drawing, unfinished_drawings
-from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.runs import LORA_FILE, Run, complete_checkpoints, default_runs_dir
-from dopsd_app.models.architecture import UNTAUGHT
-from dopsd_app.models.catalog import find_facts, is_known
-from dopsd_app.planning.plan import check_fetch
+from dopsd_app.jobs.drawing import (
+    MAX_PROMPTS,
+    MAX_SEEDS,
+    Drawing,
+    PictureRequest,
+    check_request,
+    list_drawings,
+    read_drawing,
+)
+from dopsd_app.jobs.run_notes import name_of
+from dopsd_app.jobs.runs import Run
 from dopsd_app.ui import words
-from dopsd_app.ui.events import held, listen
-from dopsd_app.ui.run_actions import run_name, the_run, watcher
-from dopsd_app.ui.server.lora_copies import lora_copy
+from dopsd_app.ui.compare import CHOOSE, estimate, grid, history, progress, sheet_link
+from dopsd_app.ui.events import held, listen, on_tick
+from dopsd_app.ui.picture_requests import (
+    at_work,
+    cancel_drawing,
+    draw,
+    find_drawing,
+    make_request,
+    step_choice,
+)
+from dopsd_app.ui.run_actions import the_run
 from dopsd_app.ui.server.uploads import removed_afterwards
-from dopsd_app.ui.try_sources import NOTHING, can_start, find_sources, keep_sources, list_sources
+from dopsd_app.ui.try_sources import (
+    NOTHING,
+    can_start,
+    keep_sources,
+    list_sources,
+    show_sources,
+)
+from dopsd_app.ui.updates import only_changed
+from dopsd_app.ui.use_file import FINISHED, UseFile, first_prompt, use_file, what_to_try
 
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
 
-FINISHED = "Final"
-PROGRESS = gr.Progress()
-MAX_STRENGTH = 1.5  # twice what was trained ruins any picture
-POLL = 0.1  # seconds between two readings of a drawing's status
-SMALL = 512  # pixels: smaller pictures are shown enlarged, so that something is to be seen
+BUSY, IDLE = 0.5, 5.0  # seconds between two polls: while something is drawn, and otherwise
+STRENGTHS = ("0.4", "0.6", "0.8", "1", "1.2", "1.5")  # that are offered; others can be typed
 
 
 @dataclass(eq=False)
 class TryStep:
-    """The components of this half, and what its events do."""
+    """The components of this part, and what its events do."""
 
     page: "Page" = field(init=False)
     title: gr.HTML
-    prompt: gr.Textbox
+    prompts: gr.Textbox  # one per line
     start: gr.Row  # there where the base model edits
     source: gr.Dropdown
     upload: gr.UploadButton
     sources: gr.HTML  # the chosen ones
+    steps: gr.Dropdown
+    strengths: gr.Dropdown
     seed: gr.Number
-    strength: gr.Slider
-    checkpoint: gr.Dropdown
+    random: gr.Button
+    batch: gr.Number
+    estimate: gr.HTML
     draw: gr.Button
     cancel: gr.Button
-    slider: gr.ImageSlider
-    keep: gr.Button
-    download: gr.DownloadButton
-    diffusers: gr.Textbox
-    comfyui: gr.HTML
-    drawn: gr.JSON  # ids of the run and of the drawing in the slider
+    status: gr.HTML
+    grid: gr.HTML
+    sheet: gr.HTML
+    history: gr.HTML
+    shown: gr.Textbox  # id of the drawing in the grid
+    digests: gr.JSON
+    timer: gr.Timer
+    using: UseFile
+
+    @property
+    def asked(self) -> list[gr.components.Component]:
+        """What is to be drawn."""
+        return [self.prompts, self.steps, self.strengths, self.seed, self.batch, self.source]
+
+    @property
+    def watched(self) -> list[Block]:
+        """What `show_drawing` fills."""
+        shown = [self.status, self.grid, self.sheet, self.history, self.draw, self.cancel]
+        return [self.shown, self.digests, *shown, self.timer]
 
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills."""
-        start = [self.start, self.source, self.sources]
-        asked = [self.prompt, *start, self.seed, self.strength, self.checkpoint]
-        return [self.title, *asked, self.download, self.diffusers, self.comfyui, *self._drawing]
+        return [*self._drawing, *self.using.outputs]
 
     @property
     def _drawing(self) -> list[Block]:
-        return [self.slider, self.drawn, self.keep]
+        return [self.title, self.start, self.sources, *self.asked, self.estimate, *self.watched]
 
     def connect(self, page: "Page") -> None:
-        """Connects the half's events."""
+        """Connects the part's events."""
         self.page = page
         run_id, card = page.train.run_id, page.publishing
-        # Gradio shows the bar of `gr.Progress` on the outputs.
+        at = [run_id, self.shown, self.digests]
+        on_tick(self.timer, self.poll, at, self.watched)
         listen(
             self.draw.click,
-            self.draw_pair,
-            [run_id, self.prompt, self.seed, self.strength, self.checkpoint, self.source],
-            self._drawing,
-            progress_on=self.slider,
+            self.draw_grid,
+            [run_id, *self.asked],
+            self.watched,
+            progress_on=self.status,
             trigger_mode="once",
         )
-        listen(self.cancel.click, self.cancel_drawing, run_id)
+        listen(self.cancel.click, self.cancel_drawing, at, self.watched)
+        listen(self.random.click, self.draw_seed, None, self.seed)
+        changes = [self.prompts, self.steps, self.strengths, self.seed, self.batch]
         listen(
-            self.checkpoint.input,
-            self.offer_lora,
-            [run_id, self.checkpoint],
-            self.download,
+            [part.change for part in changes],
+            self.reckon,
+            [run_id, *self.asked],
+            self.estimate,
             trigger_mode="always_last",
         )
-        chosen = [run_id, self.source]
-        listen(self.source.input, self.show_sources, chosen, self.sources, trigger_mode="always_last")
+        listen(
+            self.source.input,
+            self.show_sources,
+            [run_id, self.source],
+            self.sources,
+            trigger_mode="always_last",
+        )
         listen(
             self.upload.upload,
             self.add_sources,
@@ -101,63 +136,119 @@ class TryStep:
             [self.upload, self.source, self.sources],
             progress_on=self.sources,
         )
-        listen(self.keep.click, self.use_on_card, self.drawn, [card.pictures, card.clear])
+        listen(self.grid.click, self.use_on_card, [run_id, self.shown], card.of_pictures)
+        listen(self.history.click, self.show_earlier, run_id, self._drawing)
+        self.using.connect(page)
+
+    # --- what it shows
 
     def show(self, run_id: str) -> dict:
-        """Fills the half for a run, with what was last drawn for it."""
+        """Fills the part for a run, with what was last drawn for it."""
         run = the_run(run_id)
+        drawing = at_work(run) or next(iter(list_drawings(run)), None)
+        return {**self._show(run, drawing), **self.using.show(run)}
+
+    def _show(self, run: Run, drawing: Drawing | None) -> dict:
         choices, chosen = what_to_try(run)
-        word = run.config.trigger_word
-        first = run.config.preview_prompts[0] if run.config.preview_prompts else _first_words(run)
-        asked = PictureRequest(run.id, first, 0)
-        if drawing := last_drawing(run):
-            asked = drawing.asked_for(PictureRequest)
-            chosen = f"Step {asked.checkpoint}" if asked.checkpoint else FINISHED
+        asked = (
+            drawing.asked_for(PictureRequest)
+            if drawing
+            else PictureRequest(run.id, (first_prompt(run),), (0,))
+        )
+        columns = [column for column in asked.columns if column.strength]
+        steps = (
+            list(dict.fromkeys(step_choice(column) for column in columns))
+            if drawing
+            else [chosen or FINISHED]
+        )
+        strengths = list(dict.fromkeys(f"{column.strength:g}" for column in columns))
         sources = list_sources(run, drawing)
         source = sources[0][1] if sources else NOTHING
         return {
-            self.title: f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(word)}",
-            self.prompt: asked.prompt,
+            self.title: f"<h2>Try {words.text(name_of(run))}</h2>{_reminder(run.config.trigger_word)}",
+            self.prompts: "\n".join(" ".join(prompt.splitlines()) for prompt in asked.prompts),
             self.start: gr.Row(visible=can_start(run)),
             self.source: gr.Dropdown(choices=sources, value=source),
-            self.sources: _shown_sources(run, source),
-            self.seed: asked.seed,
-            self.strength: asked.strength,
-            self.checkpoint: gr.Dropdown(choices=choices, value=chosen, info=_how_chosen(run)),
-            self.download: _download_button(run, chosen),
-            self.diffusers: make_snippet(run.config, ".", first, run.sources),
-            self.comfyui: _comfyui(run),
-            **self._show_drawing(drawing),
+            self.sources: show_sources(run, source),
+            self.steps: gr.Dropdown(choices=choices, value=steps),
+            self.strengths: strengths or ["1"],
+            self.seed: asked.seeds[0],
+            self.batch: len(asked.seeds),
+            self.estimate: estimate(run, asked, source),
+            **self.show_drawing(run, drawing),
         }
 
-    def _show_drawing(self, drawing: Drawing | None) -> dict:
-        """A pair of pictures; without one, no picture of another run stays beside this one's name."""
-        pair = (_enlarged(drawing.base), _enlarged(drawing.lora)) if drawing else None
-        return {
-            self.slider: pair,
-            self.drawn: [_run_of(drawing), drawing.id] if drawing else None,
-            self.keep: gr.Button(interactive=drawing is not None),
+    def show_drawing(self, run: Run, drawing: Drawing | None, sent: object = None) -> dict:
+        """A drawing of the run, and what else was drawn; what this tab has already is left as it is."""
+        status = drawing.status if drawing else None
+        busy = bool(status and status.busy)
+        drawn = len(drawing.pictures) if drawing else 0
+        working = busy or at_work(run) is not None
+        drawings = list_drawings(run)
+        id = drawing.id if drawing else ""
+        values = {
+            self.shown: (id, lambda: id),
+            self.status: (
+                status and (status.state, status.done, status.reason, status.download),
+                lambda: progress(status),
+            ),
+            self.grid: ((id, drawn, busy), lambda: grid(run, drawing, busy) if drawing else ""),
+            self.sheet: ((id, busy), lambda: sheet_link(run, drawing) if drawing and not busy else ""),
+            self.history: ((id, [earlier.id for earlier in drawings]), lambda: history(drawings, id)),
+            self.draw: (working, lambda: gr.Button(visible=not working)),
+            self.cancel: (working, lambda: gr.Button(visible=working)),
+            self.timer: (working, lambda: gr.Timer(BUSY if working else IDLE, active=working)),
         }
+        return only_changed(values, self.digests, sent)
 
-    def draw_pair(
+    def poll(self, run_id: str, shown: str, sent: object) -> dict:
+        """All that has changed since this tab was sent it."""
+        run = the_run(run_id)
+        return self.show_drawing(run, find_drawing(run, shown), sent)
+
+    # --- what its events do
+
+    def draw_grid(
         self,
         run_id: str,
-        prompt: str,
+        prompts: str,
+        steps: list[str] | None,
+        strengths: list[str] | None,
         seed: int,
-        strength: float,
-        checkpoint: str,
+        batch: int,
         source: str | None,
-        progress=PROGRESS,
     ) -> dict:
-        """Draws a prompt twice from the same noise, at the model's own few steps: base, and with the LoRA."""
-        run, step = the_run(run_id), chosen_step(checkpoint)
-        sources = find_sources(run, source or NOTHING)
-        drawing = draw_pair(run, prompt, int(seed or 0), float(strength), step, progress, sources)
-        return self._show_drawing(drawing)
+        """Asks for every prompt with every seed, from the same noise by the base and by each LoRA."""
+        run = the_run(run_id)
+        request = make_request(run, prompts, steps, strengths, seed, batch)
+        return self.show_drawing(run, draw(run, request, source or NOTHING))
+
+    def reckon(
+        self,
+        run_id: str,
+        prompts: str,
+        steps: list[str] | None,
+        strengths: list[str] | None,
+        seed: int,
+        batch: int,
+        source: str | None,
+    ) -> dict:
+        """How many pictures it would be, and how long they take."""
+        run = the_run(run_id)
+        try:
+            request = make_request(run, prompts, steps, strengths, seed, batch)
+            check_request(run, request)
+        except KnownFailure as error:
+            return {self.estimate: words.lines([str(error)], "hint")}
+        return {self.estimate: estimate(run, request, source or NOTHING)}
+
+    def draw_seed(self) -> dict:
+        """Another seed than one would think of."""
+        return {self.seed: secrets.randbelow(2**32)}
 
     def show_sources(self, run_id: str, source: str | None) -> dict:
         """The pictures of another choice."""
-        return {self.sources: _shown_sources(the_run(run_id), source or NOTHING)}
+        return {self.sources: show_sources(the_run(run_id), source or NOTHING)}
 
     def add_sources(self, run_id: str, files: list[str] | None) -> dict:
         """Takes uploaded pictures to start from; the server's copies of the uploads are removed."""
@@ -166,249 +257,142 @@ class TryStep:
             source = keep_sources(run, files or [])
         return {
             self.upload: gr.UploadButton(value=None),
-            self.source: gr.Dropdown(choices=list_sources(run, last_drawing(run)), value=source),
-            self.sources: _shown_sources(run, source),
+            self.source: gr.Dropdown(
+                choices=list_sources(run, next(iter(list_drawings(run)), None)), value=source
+            ),
+            self.sources: show_sources(run, source),
         }
 
-    def cancel_drawing(self, run_id: str) -> None:
-        """Stops all drawing for the run."""
-        gr.Info(cancel_drawing(run_id), duration=4)
+    def cancel_drawing(self, run_id: str, shown: str, sent: object) -> dict:
+        """Stops all drawing for the run; the pictures that are there stay."""
+        cancel_drawing(run_id)
+        return self.poll(run_id, shown, sent)
 
-    def offer_lora(self, run_id: str, checkpoint: str) -> dict:
-        """The button with the file of the chosen step."""
-        return {self.download: _download_button(the_run(run_id), checkpoint)}
-
-    def use_on_card(self, drawn: object) -> dict:
-        """Puts the picture in the slider on the model card."""
-        if not isinstance(drawn, list) or len(drawn) != 2:
-            raise KnownFailure("Draw a picture first.")
-        run_id, drawing_id = drawn
+    def show_earlier(self, run_id: str, event: gr.EventData) -> dict:
+        """Shows what was drawn before, with its settings, to look at or to draw it otherwise."""
         run = the_run(run_id)
-        keep_picture(run, drawing_id)
+        drawing = read_drawing(run.runs_dir, _value_of(event))
+        if drawing.asked_for(PictureRequest).run_id != run.id:
+            raise KnownFailure("This was drawn for another run.")
+        return self._show(run, drawing)
+
+    def use_on_card(self, run_id: str, shown: str, event: gr.EventData) -> dict:
+        """Puts a picture of the grid on the model card."""
+        row, _, column = _value_of(event).partition("-")
+        if not (row.isdecimal() and column.isdecimal()):
+            raise KnownFailure("Draw a picture first.")
+        run = the_run(run_id)
+        keep_picture(run, shown, int(row), int(column))
+        gr.Info("It is on the card.", duration=4)
         return self.page.publishing.show_pictures(run)
 
 
 def try_step() -> TryStep:
-    """Lays the half out."""
+    """Lays the part out."""
     title = gr.HTML("<h2>Try it</h2>", elem_id="try-title")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
-            prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt", max_length=2000)
-            with gr.Row(visible=False, equal_height=False) as start:
-                # It may be shown with the choices of the run before: no error then.
-                source = gr.Dropdown(
-                    [("None", NOTHING)],
-                    value=NOTHING,
-                    label="Source",
-                    info="The picture to start from",
-                    allow_custom_value=True,
-                    elem_id="source",
-                    min_width=220,
-                )
-                upload = gr.UploadButton(
-                    "Use a picture of your own",
-                    file_count="multiple",
-                    file_types=["image"],
-                    size="sm",
-                    elem_id="add-source",
-                )
-            with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
-                checkpoint = gr.Dropdown(
-                    [FINISHED],
-                    value=FINISHED,
-                    label="Step",
-                    elem_id="checkpoint",
-                )
-            strength = gr.Slider(
-                0,
-                MAX_STRENGTH,
-                value=1,
-                step=0.05,
-                label="Strength",
-                elem_id="strength",
-                info="1 is what was trained",
-            )
-            with gr.Row(elem_classes="buttons"):
-                draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                cancel_button = gr.Button("Cancel", elem_id="cancel-draw")
-                keep = gr.Button("Use on the card", interactive=False, elem_id="keep")
         with gr.Column(scale=3, min_width=300):
-            sources = gr.HTML(elem_id="sources")
-            slider = gr.ImageSlider(
-                type="pil",
-                label="Base | with your LoRA",
-                interactive=False,
-                elem_id="slider",
-                buttons=["fullscreen"],
-                max_height=560,
+            prompts = gr.Textbox(
+                label="Prompts",
+                info=f"One per line, up to {MAX_PROMPTS}",
+                lines=8,
+                max_lines=MAX_PROMPTS,
+                elem_id="prompt",
+                max_length=16_000,
             )
-    with gr.Accordion("Use the file", open=False, elem_id="use"):
-        download = gr.DownloadButton("Download the LoRA", interactive=False, elem_id="download")
-        diffusers = words.code_box("diffusers", "diffusers")
-        comfyui = gr.HTML(elem_id="comfyui")
+            with gr.Row(visible=False, equal_height=False) as start:
+                source, upload, sources = _start()
+        with gr.Column(scale=2, min_width=300):
+            # They may be shown with the choices of the run before: no error then.
+            steps = gr.Dropdown(
+                [FINISHED],
+                value=[],
+                multiselect=True,
+                allow_custom_value=True,
+                label="Compare with the base",
+                elem_id="steps",
+            )
+            strengths = gr.Dropdown(
+                STRENGTHS,
+                value=["1"],
+                multiselect=True,
+                allow_custom_value=True,
+                label="At a strength of",
+                info="1 is what was trained",
+                elem_id="strength",
+            )
+            with gr.Row(equal_height=False, elem_classes="seeds"):
+                seed = gr.Number(
+                    0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed", min_width=110
+                )
+                random = gr.Button("Random seed", size="sm", min_width=100, elem_id="random-seed")
+                batch = gr.Number(
+                    1,
+                    label="Seeds per prompt",
+                    precision=0,
+                    minimum=1,
+                    maximum=MAX_SEEDS,
+                    elem_id="batch",
+                    min_width=110,
+                )
+    with gr.Row(elem_classes="buttons draw"):
+        draw_button = gr.Button("Draw", variant="primary", elem_id="draw")
+        cancel_button = gr.Button("Cancel", visible=False, elem_id="cancel-draw")
+        reckoned = gr.HTML(elem_id="estimate")
+    status = gr.HTML(elem_id="draw-status")
     return TryStep(
         title=title,
-        prompt=prompt,
+        prompts=prompts,
         start=start,
         source=source,
         upload=upload,
         sources=sources,
+        steps=steps,
+        strengths=strengths,
         seed=seed,
-        strength=strength,
-        checkpoint=checkpoint,
-        draw=draw,
+        random=random,
+        batch=batch,
+        estimate=reckoned,
+        draw=draw_button,
         cancel=cancel_button,
-        slider=slider,
-        keep=keep,
-        download=download,
-        diffusers=diffusers,
-        comfyui=comfyui,
-        drawn=held(),
+        status=status,
+        grid=gr.HTML(elem_id="grid", js_on_load=CHOOSE),
+        sheet=gr.HTML(elem_id="sheet"),
+        history=gr.HTML(elem_id="history", js_on_load=CHOOSE),
+        shown=gr.Textbox(visible=False),
+        digests=held(),
+        timer=gr.Timer(IDLE, active=False),
+        using=use_file(),
     )
 
 
-def what_to_try(run: Run) -> tuple[list[tuple[str, str]], str | None]:
-    """What is there to try, the newest first, as (label, value); and the last one in good health."""
-    steps = [int(folder.name) for folder in reversed(complete_checkpoints(run))]
-    best = healthier_checkpoint(run, watcher.read(run).health)
-    values = [f"Step {step}" for step in steps]
-    labels = {}
-    if run.lora_file.exists():
-        # A run that goes on keeps the LoRA of its shorter training until the longer one ends.
-        ended = run.status.state == "finished"
-        values.insert(0 if ended else len(values), FINISHED)
-        labels[FINISHED] = FINISHED if ended else f"{FINISHED}, of the shorter training"
-    chosen = f"Step {best}" if best else next(iter(values), None)
-    if best:
-        labels[chosen] = f"{chosen} (in better health)"
-    return [(labels.get(value, value), value) for value in values], chosen
-
-
-def _how_chosen(run: Run) -> str:
-    return "The last one in good health is chosen" if watcher.read(run).health else "The last one is chosen"
-
-
-def _first_words(run: Run) -> str:
-    """What a prompt begins as: of an edit, the first instruction; else the trigger word."""
-    captions = (run.dataset / "01.txt").read_text(encoding="utf-8").splitlines() if run.sources else ()
-    return next(iter(captions), run.config.trigger_word)
-
-
-def _shown_sources(run: Run, choice: str) -> str:
-    try:
-        files = find_sources(run, choice)
-    except KnownFailure as error:
-        return words.lines([str(error)], "problem")
-    pictures = "".join(words.image(file, f"Source {number}") for number, file in enumerate(files, start=1))
-    if not pictures:
-        return ""
-    hint = "What is drawn from it shows much of it: look before you put that on the card."
-    return (
-        f"<figure class='starts'><figcaption>Source</figcaption>{pictures}</figure><p class='hint'>{hint}</p>"
+def _start() -> tuple[gr.Dropdown, gr.UploadButton, gr.HTML]:
+    source = gr.Dropdown(
+        [("None", NOTHING)],
+        value=NOTHING,
+        label="Source",
+        info="The picture to start from",
+        allow_custom_value=True,
+        elem_id="source",
+        min_width=220,
     )
+    upload = gr.UploadButton(
+        "Use a picture of your own",
+        file_count="multiple",
+        file_types=["image"],
+        size="sm",
+        elem_id="add-source",
+    )
+    return source, upload, gr.HTML(elem_id="sources")
+
+
+def _value_of(event: gr.EventData) -> str:
+    """What the pressed button stands for."""
+    sent = event._data
+    if not isinstance(sent, dict) or not isinstance(value := sent.get("value"), str):
+        raise KnownFailure("The server cannot use what was sent. Reload the page and try again.")
+    return value
 
 
 def _reminder(word: str) -> str:
     return f"<p class='hint'>The trigger word is <b>{words.text(word)}</b>.</p>" if word else ""
-
-
-def draw_pair(
-    run: Run,
-    prompt: str,
-    seed: int,
-    strength: float,
-    step: int | None,
-    progress: Callable,
-    sources: Sequence[Path] = (),
-) -> Drawing:
-    """Asks the warm worker for a pair of pictures, and comes back when they are there.
-
-    `sources` are the pictures to start from.
-    """
-    if not prompt.strip():
-        raise KnownFailure("Write a prompt first.")
-    if not (0 <= seed < 2**32 and 0 <= strength <= MAX_STRENGTH):
-        raise KnownFailure(f"The seed is from 0 to 2**32 - 1, and the strength from 0 to {MAX_STRENGTH}.")
-    check_fetch(run.config, UNTAUGHT)
-    request = PictureRequest(run.id, prompt.strip(), seed, strength, step)
-    drawing = ask(run.runs_dir, request, sources)
-    wait(drawing, progress)
-    return drawing
-
-
-def wait(drawing: Drawing, progress) -> None:
-    """Comes back when the drawing is done; `KnownFailure` says why it was not."""
-    while (status := drawing.status).busy:
-        doing = {"queued": "Waiting", "loading": "Loading the model"}.get(status.state, "Drawing")
-        if status.download:
-            share = status.done / status.total if status.total else 0.0
-            progress(share, desc=f"{words.STATES['downloading']}. {words.download(status.download)}")
-        else:
-            progress((status.done, status.total or 1), desc=doing, unit="pictures")
-        time.sleep(POLL)
-    if status.state != "finished":
-        raise KnownFailure(status.reason or "Cancelled.")
-
-
-def cancel_drawing(run_id: str) -> str:
-    """Stops all drawing for a run, after the picture at hand."""
-    run = the_run(run_id)
-    for drawing in unfinished_drawings(run.runs_dir):
-        if _run_of(drawing) == run.id:
-            cancel(drawing)
-    return "Cancelled."
-
-
-def cancel_others(run_id: str) -> None:
-    """Stops all drawing for other runs: their pictures would arrive beside this one's name."""
-    for drawing in unfinished_drawings(default_runs_dir()):
-        if _run_of(drawing) not in ("", run_id):
-            cancel(drawing)
-
-
-def _run_of(drawing: Drawing) -> str:
-    """The run whose LoRA is drawn with; empty for a check of the teacher."""
-    asked = drawing.asked
-    return asked.run_id if isinstance(asked, PictureRequest) else ""
-
-
-def chosen_step(checkpoint: str | None) -> int | None:
-    """The checkpoint's step that a choice means; None for the finished LoRA."""
-    if checkpoint == FINISHED:
-        return None
-    number = (checkpoint or "").removeprefix("Step ")
-    if not number.isdecimal():
-        raise KnownFailure(f'Choose "{FINISHED}" or a step, such as "Step 50".')
-    return int(number)
-
-
-def _enlarged(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-    factor = SMALL // max(picture.size)
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
-    return picture
-
-
-def _download_button(run: Run, checkpoint: str | None) -> gr.DownloadButton:
-    """The button with the file of the run's LoRA at the chosen step, which its words name."""
-    step = chosen_step(checkpoint)
-    label = "Download the LoRA" if step is None else f"Download the LoRA of step {step}"
-    return gr.DownloadButton(label, value=lora_copy(run, find_lora(run, step)), interactive=True)
-
-
-def _comfyui(run: Run) -> str:
-    """How to use the file in ComfyUI; nothing for a base model that it does not know."""
-    config = run.config
-    if not is_known(config.base_model, config.revision):
-        return ""  # it is not here any more
-    if not find_facts(config.base_model, config.revision).comfyui:
-        return ""
-    steps = words.count(config.num_inference_steps, "step")
-    return (
-        f"<p class='hint'>ComfyUI: put <code>{LORA_FILE}</code> into <code>models/loras</code>, load it with"
-        f" <b>LoraLoaderModelOnly</b> at strength 1 on the same base model, and sample {steps}"
-        " at CFG 1.</p>"
-    )

@@ -5,12 +5,13 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from dopsd_app.data.example import natural_order
 from dopsd_app.data.picture_file import load_picture
-from dopsd_app.data.pictures import natural_order
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import Drawing, check_sources, read_drawing
 from dopsd_app.jobs.runs import Run
 from dopsd_app.models.catalog import find_facts, is_known
+from dopsd_app.ui import words
 
 # What stands for a choice: nothing, the number of one of the run's pictures, an upload, or a drawing.
 NOTHING, OWN, UPLOAD, DRAWING = "", "own", "upload", "drawing"
@@ -51,6 +52,21 @@ def find_sources(run: Run, choice: str) -> list[Path]:
     if not found:
         raise KnownFailure("This source picture is not there any more. Choose another one.")
     return found
+
+
+def show_sources(run: Run, choice: str) -> str:
+    """The pictures of a choice, or why there are none."""
+    try:
+        files = find_sources(run, choice)
+    except KnownFailure as error:
+        return words.lines([str(error)], "problem")
+    pictures = "".join(words.image(file, f"Source {number}") for number, file in enumerate(files, start=1))
+    if not pictures:
+        return ""
+    hint = "What is drawn from it shows much of it: look before you put that on the card."
+    return (
+        f"<figure class='starts'><figcaption>Source</figcaption>{pictures}</figure><p class='hint'>{hint}</p>"
+    )
 
 
 def keep_sources(run: Run, files: Iterable[str | Path]) -> str:

@@ -25,6 +25,7 @@ STATES = {
     "encoding": "Reading pictures and captions",
     "drawing": "Drawing what the base model makes of your prompts",
     "training": "Training",
+    "captioning": "Writing captions",
     "stopping": "Stopping after this step",
     "stopped": "Stopped",
     "failed": "Failed",

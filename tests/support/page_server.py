@@ -288,9 +288,9 @@ def leave_run(server: PageServer, words: str) -> Run:
         append_event(run.events_file, PreviewSaved(step, "rollout", tuple(files[1:])))
     leave_checkpoint(run, 2)
     run.log_file.write_text(f"began with {words}\n")
-    drawing = Drawing(create_job(server.runs, DRAW, asdict(PictureRequest(run.id, words, 0))).path)
-    for file in (drawing.base, drawing.lora):
-        make_picture(9, 64, 64).save(file)
+    drawing = Drawing(create_job(server.runs, DRAW, asdict(PictureRequest(run.id, (words,), (0,)))).path)
+    for column in range(2):
+        make_picture(9, 64, 64).save(drawing.cell(0, column))
     write_status(drawing, state="finished")
     keep_picture(run, drawing.id)
     write_status(run, state="finished", step=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-from dopsd_app.jobs.runs import LORA_FILE, Run
+from dopsd_app.jobs.runs import Run
 
 
 @functools.cache
@@ -19,11 +19,11 @@ def _copies() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="dopsd-", dir=get_upload_folder(), ignore_cleanup_errors=True)
 
 
-def lora_copy(run: Run, file: Path) -> str:
-    """A LoRA file of the run, under the name that loaders look for, where browsers may fetch it."""
+def lora_copy(run: Run, file: Path, name: str) -> str:
+    """A LoRA file of the run where browsers may fetch it, under this name."""
     folder = _folder(run) / _name(f"{file} {file.stat().st_mtime_ns}")
     folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / LORA_FILE
+    copy = folder / name
     if not copy.exists():
         try:
             os.link(file, copy)  # takes no room

@@ -21,6 +21,7 @@ DRAFTS, RUNS = "drafts", "runs"
 ADDRESS = re.compile(rf"/pictures/({DRAFTS}|{RUNS})/(.+)", re.DOTALL)
 KEPT = "private, max-age=31536000, immutable"  # the address changes with the file
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpeg": "JPEG"}
+WHOLE = "whole"  # in place of a side: the file as it is, to keep
 
 
 class PictureFiles:
@@ -37,10 +38,12 @@ class PictureFiles:
             return
         side = parse_qs(scope["query_string"].decode("latin-1")).get("side", [""])[0]
         content = None
-        if side in map(str, SIDES) and (file := _find(asked[1], asked[2])):
-            content = await anyio.to_thread.run_sync(_read, file, int(side))
+        if side in (*map(str, SIDES), WHOLE) and (file := _find(asked[1], asked[2])):
+            content = await anyio.to_thread.run_sync(_read, file, side)
         if content is None:
             answer: Response = PlainTextResponse("There is no such picture.", 404)
+        elif side == WHOLE:
+            answer = Response(content, headers={"cache-control": KEPT}, media_type="application/octet-stream")
         else:
             answer = Response(content, headers={"cache-control": KEPT}, media_type="image/webp")
         await answer(scope, receive, send)
@@ -51,7 +54,15 @@ def address(file: Path, longest: int) -> str:
 
     Relative to the page, which may lie below a proxy's path. `OSError` where the file is not there.
     """
-    side = next((side for side in SIDES if side >= longest), SIDES[-1])
+    return _address(file, next((str(side) for side in SIDES if side >= longest), str(SIDES[-1])))
+
+
+def whole(file: Path) -> str:
+    """Where it finds such a picture's file as it is."""
+    return _address(file, WHOLE)
+
+
+def _address(file: Path, side: str) -> str:
     for root, folder in ((DRAFTS, default_drafts_dir()), (RUNS, default_runs_dir())):
         if file.is_relative_to(folder):
             changed = file.stat().st_mtime_ns >> 20  # milliseconds or so: a page may hold hundreds of these
@@ -79,9 +90,11 @@ def _find(root: str, name: str) -> Path | None:
     return file if known and file.resolve().is_relative_to(folder.resolve()) else None
 
 
-def _read(file: Path, longest: int) -> bytes | None:
+def _read(file: Path, side: str) -> bytes | None:
     try:
-        return encoded(str(file), file.stat().st_mtime_ns, longest)
+        if side == WHOLE:
+            return file.read_bytes()
+        return encoded(str(file), file.stat().st_mtime_ns, int(side))
     except OSError:  # deleted meanwhile, or not whole
         return None
 
