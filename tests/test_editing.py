@@ -171,6 +171,11 @@ def test_a_source_of_the_same_size_is_cropped_as_the_picture_is(config, tmp_path
 # --- a run
 
 
+def size_of(file):
+    with Image.open(file) as picture:
+        return picture.size
+
+
 @pytest.mark.parametrize("context", ["reference", BY_EYES])
 def test_a_run_of_edits_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(config, tmp_path, context):
     seeing = {"teacher_picture_minimum": 64, "teacher_picture_maximum": 64, "teacher_context": context}
@@ -190,7 +195,7 @@ def test_a_run_of_edits_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(c
     (height, width), side = nearest_bucket(144, 96, 96, TOKEN), 96
     assert width > side > height
     for event in saved:
-        assert [Image.open(whole.path / file).size for file in event.files] == [(side, side), (width, height)]
+        assert [size_of(whole.path / file) for file in event.files] == [(side, side), (width, height)]
     for event in train(torn):
         if isinstance(event, CheckpointSaved):
             break

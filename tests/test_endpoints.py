@@ -147,11 +147,14 @@ def test_a_run_is_shown_to_its_end(job):
     assert job.shown["check"].startswith("The LoRA file is good.")
     assert {"id": job.run, "name": "my zorp", "state": "finished"}.items() <= job.listed[0].items()
     assert "Traceback" not in job.log
-    assert {sample["step"] for sample in job.pictures["samples"]} == {2, 4}
-    for kind in ("rollouts", "samples"):
-        for shown in job.pictures[kind]:
-            with Image.open(shown["picture"]) as picture:
-                assert picture.width > 64
+    samples, rollouts = job.pictures["samples"], job.pictures["rollouts"]
+    assert {sample["step"] for sample in samples} == {0, 2, 4}  # step 0 is the base
+    assert [rollout["step"] for rollout in rollouts] == [1, 2, 4]
+    assert all(sample["prompt"] for sample in samples)
+    states = [state for rollout in rollouts for who in ("student", "teacher") for state in rollout[who]]
+    for file in [*states, *(sample["picture"] for sample in samples)]:
+        with Image.open(file) as picture:
+            assert picture.size == (64, 64)
 
 
 def test_pictures_are_drawn_and_put_on_the_card(job, hub):

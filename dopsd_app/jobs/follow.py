@@ -112,9 +112,9 @@ def _show(event: Event, run: Run, bar: tqdm) -> None:
             bar.set_description("training", refresh=False)
             bar.set_postfix_str(f"loss {loss:.4g}, {seconds:.2f} s/step", refresh=False)
             bar.update(step - bar.n)
-        case PreviewSaved(step=step, kind=kind, files=(first, *others)):
-            names = "".join(f", {Path(file).name}" for file in others)
-            tqdm.write(f"Step {step}, preview ({kind}): {run.path / first}{names}")
+        case PreviewSaved(step=step, kind=kind, files=(first, *others)) if first:
+            more = f" and {len(others)} more" if others else ""
+            tqdm.write(f"Step {step}, preview ({kind}): {run.path / first}{more}")
         case CheckpointSaved(step=step):
             tqdm.write(f"Step {step}, checkpoint saved")
         case Warned(step=step, message=message) if message:

@@ -44,7 +44,12 @@ def listen(
     )
 
 
-def on_tick(timer: gr.Timer, handler: Handler, inputs: Sequence[Component], outputs: Sequence[Block]) -> None:
+def on_tick(
+    timer: gr.Timer,
+    handler: Handler,
+    inputs: Sequence[Block] | set[Block],
+    outputs: Sequence[Block],
+) -> None:
     """Calls a handler at every tick; when that fails, nothing changes: nobody has asked for it."""
     timer.tick(
         guarded(handler, silent=True),

@@ -61,7 +61,7 @@ class RunCharts:
     whole: gr.Button
 
     @property
-    def choices(self) -> dict[Component, Any]:
+    def choices(self) -> dict[gr.Radio | gr.Dropdown, Any]:
         """What a person chooses here, and what is chosen at first."""
         return {self.smoothing: LIGHT, self.compared: [], self.score: FIRST}
 
@@ -140,31 +140,21 @@ def run_charts() -> RunCharts:
     common: dict[str, Any] = {
         "x": "step",
         "color": "of",
-        "colors_in_legend": [],
+        "colors_in_legend": [],  # Gradio's own is cut off below the plot
+        "height": 190,
+        "show_label": False,
         "visible": False,
         "buttons": [],
     }
     with gr.Tabs(elem_id="charts"):
         with gr.Tab("Loss", id="loss-tab"):
             curve_plot = gr.LinePlot(
-                y="loss",
-                color_map=LOSS_LINES,
-                height=190,
-                show_label=False,
-                label="Loss by step",
-                elem_id="loss",
-                **common,
+                y="loss", color_map=LOSS_LINES, label="Loss by step", elem_id="loss", **common
             )
             gr.HTML("<p class='hint'>It is noisy and does not go to zero: trust the pictures.</p>")
         with gr.Tab("Health", id="health-tab"):
             health_plot = gr.LinePlot(
-                y="score",
-                color_map=HEALTH_LINES,
-                height=190,
-                show_label=False,
-                label="Health by step",
-                elem_id="health",
-                **common,
+                y="score", color_map=HEALTH_LINES, label="Health by step", elem_id="health", **common
             )
             legend = gr.HTML(elem_id="health-legend", elem_classes="legend")
     runs_legend = gr.HTML(elem_id="runs-legend", elem_classes="legend")

@@ -1,5 +1,7 @@
 """What became of a run that is over: its time, its best checkpoint and why, and what to do next."""
 
+from dataclasses import replace
+
 from dopsd_app.checks.health_rules import best_step, complaint, merit
 from dopsd_app.jobs.events import HealthMeasured
 from dopsd_app.jobs.runs import Run, complete_checkpoints, latest_checkpoint
@@ -57,20 +59,14 @@ def _why(best: HealthMeasured, later: HealthMeasured, base: HealthMeasured) -> s
         "drift": later.drift - best.drift,
         "concept": best.concept - later.concept,
     }
-    part = {name: _merit_with(name, best, later, base) for name, share in lost.items() if share > 0}
+    part = {
+        # The merit that the best would have if it had lost this alone.
+        name: merit(replace(best, **{name: getattr(later, name)}), base)
+        for name, share in lost.items()
+        if share > 0
+    }
     worst = min(part, key=part.__getitem__, default="")
     return WORSE.get(worst, "later ones are no better")
-
-
-def _merit_with(name: str, best: HealthMeasured, later: HealthMeasured, base: HealthMeasured) -> float:
-    """The merit that the best would have if it had lost this alone."""
-    fields = {
-        "concept": best.concept,
-        "following": best.following,
-        "drift": best.drift,
-        "quality": best.quality,
-    }
-    return merit(HealthMeasured(best.step, **{**fields, name: getattr(later, name)}), base)
 
 
 def _health(run: Run, view: RunView) -> str:

@@ -35,7 +35,7 @@ class RunPictures:
     rollout: gr.HTML
 
     @property
-    def choices(self) -> dict[Component, Any]:
+    def choices(self) -> dict[gr.Dropdown, Any]:
         """What a person chooses here, and what is chosen at first."""
         return {self.left: 0, self.right: NEWEST, self.rollout_step: NEWEST}
 

@@ -72,15 +72,15 @@ class TrainStep:
         return [self.run_id, *self.watched, *chosen, *beside]
 
     @property
-    def choices(self) -> dict[Component, Any]:
+    def choices(self) -> dict[gr.Radio | gr.Dropdown, Any]:
         """What a person chooses to see of a run, and what is chosen at first."""
         return {**self.pictures.choices, **self.charts.choices}
 
     def connect(self, page: "Page") -> None:
         """Connects the step's events."""
         self.page = page
-        at = {self.run_id, self.digests, *self.choices}
-        on_tick(self.timer, self.show_new, at, self.watched)
+        at: set[Component] = {self.run_id, self.digests, *self.choices}
+        on_tick(self.timer, self.show_new, {*at}, self.watched)
         chosen = [part.input for part in self.choices]
         listen(chosen, self.show_new, at, self.watched)
         self.charts.connect()
