@@ -34,6 +34,7 @@ EMPTY = (
 )
 STARTS, UPDATES = 15, 100
 STEPS, PREVIEWS, OTHER_RUNS = 10_000, 24, 20
+PROMPTS = ("a zorp on a hill", "a zorp at sea")
 
 
 def main() -> None:
@@ -102,14 +103,18 @@ def measure_updates(folder: Path) -> dict:
     run = _long_run(folder / "runs")
     with _runs_in(run.runs_dir), gr.Blocks():
         train = train_step(gr.Button())
-        first = _milliseconds(lambda: train.show_new(run.id, None))
-        sent = train.show_new(run.id, None)[train.digests]
+
+        def show(sent: object) -> dict:
+            return train.show_new({train.run_id: run.id, train.digests: sent})
+
+        first = _milliseconds(lambda: show(None))
+        sent = show(None)[train.digests]
         times = []
         for step in range(STEPS + 1, STEPS + 1 + UPDATES):
             append_event(run.events_file, StepDone(step, 1 / step, 0.1, 1.0, 0))
             write_status(run, step=step)
-            times.append(_milliseconds(lambda sent=sent: train.show_new(run.id, sent)))
-            sent = train.show_new(run.id, sent)[train.digests]
+            times.append(_milliseconds(lambda sent=sent: show(sent)))
+            sent = show(sent)[train.digests]
         watcher = RunWatcher()
         return {
             "steps": STEPS,
@@ -118,10 +123,7 @@ def measure_updates(folder: Path) -> dict:
             "median_ms_with_a_new_step": round(statistics.median(times), 1),
             "worst_ms_with_a_new_step": round(max(times), 1),
             "median_ms_with_nothing_new": round(
-                statistics.median(
-                    _milliseconds(lambda: train.show_new(run.id, sent)) for _ in range(UPDATES)
-                ),
-                1,
+                statistics.median(_milliseconds(lambda: show(sent)) for _ in range(UPDATES)), 1
             ),
             "first_ms_with_all_previews": round(first, 1),
             "first_ms_of_reading_events": round(_milliseconds(lambda: watcher.read(run)), 1),
@@ -157,10 +159,15 @@ def _long_run(runs_dir: Path) -> Run:
     for step in range(1, STEPS + 1):
         append_event(run.events_file, StepDone(step, 1 / step, 0.1, 1.0, 0))
         if step % (STEPS // PREVIEWS) == 0:
-            for kind, size in ("rollout", (2060, 1028)), ("samples", (1028, 1544)):
-                name = f"previews/{step:06d}_{kind}.webp"
-                Image.effect_noise(size, 40).convert("RGB").save(run.path / name)
-                append_event(run.events_file, PreviewSaved(step, kind, (name,)))
+            samples = [f"previews/{step:06d}_sample_{number}.webp" for number in range(len(PROMPTS))]
+            states = [
+                f"previews/{step:06d}_{who}_{n}.webp" for who in ("student", "teacher") for n in range(4)
+            ]
+            for names, side in (samples, 1024), (states, 512):
+                for name in names:
+                    Image.effect_noise((side, side), 40).convert("RGB").save(run.path / name)
+            append_event(run.events_file, PreviewSaved(step, "rollout", tuple(states)))
+            append_event(run.events_file, PreviewSaved(step, "samples", tuple(samples), PROMPTS))
     write_status(run, state="stopped", step=STEPS)
     return run
 

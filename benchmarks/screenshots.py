@@ -53,8 +53,8 @@ def show_steps(pages: list[Page]) -> None:
     run = first.locator("#runs input:checked").get_attribute("value")
     for page in pages:
         page.goto(f"{page.url.partition('&run=')[0]}&run={run}")
-    first.wait_for_selector(f"#samples figure:has-text('Step {MIDDLE}')")
-    take(pages, "train", f"#samples figure:has-text('Step {MIDDLE}')")
+    first.wait_for_selector(f"#samples th:has-text('Step {MIDDLE}')")
+    take(pages, "train", f"#samples th:has-text('Step {MIDDLE}')")
     for page in pages:
         page.wait_for_selector("#run-status:has-text('Finished')")
     each(pages, "#to-try")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from dopsd_app import __version__, cli_bases
+from dopsd_app import __version__, cli_bases, cli_captions
 from dopsd_app.checks.verdict import read_check
 from dopsd_app.config import (
     DEFAULT_PRESET,
@@ -37,6 +37,7 @@ from dopsd_app.jobs.follow import follow, hint
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.promise import keep_promise
 from dopsd_app.jobs.queue import enqueue, send_command
+from dopsd_app.jobs.run_notes import first_name, name_of, read_notes
 from dopsd_app.jobs.runs import create_run, default_runs_dir, find_run, list_runs, resume
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.architecture import UNTAUGHT
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dopsd_app",
-        description="Trains a LoRA from 4 to 20 pictures for an image model that draws in a few steps.",
+        description="Trains a LoRA from 4 to 200 pictures for an image model that draws in a few steps.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -128,6 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(preview)
     preview.add_argument(
         "--out", type=Path, metavar="FILE", default=Path("teacher-check.png"), help="default: %(default)s"
+    )
+    cli_captions.add_caption(
+        add(
+            "caption",
+            cli_captions.caption,
+            "Write captions for a folder of pictures, by a model that sees them.",
+        )
     )
     _add_generate(add("generate", _generate, "Draw pictures with a run's LoRA."))
     cli_bases.add_download(
@@ -182,7 +190,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="4 to 20 pictures with a .txt of the same name beside each, one caption per line;"
+        help="4 to 200 pictures with a .txt of the same name beside each, one caption per line;"
         " cat_source.png, if there, is what cat.png is made from, for a base model that edits;"
         " prompts.txt, if there, holds the prompts of the previews",
     )
@@ -361,7 +369,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    rows, reasons = [("run", "state", "step", "base model", "when")], [""]
+    rows, remarks = [("run", "state", "step", "base model", "when")], [[""]]
     for run in list_runs(options.runs):
         status = run.status
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.updated))
@@ -370,12 +378,12 @@ def _runs(options: argparse.Namespace) -> int:
         except ConfigError:
             base_model = "?"  # of a version with other settings
         rows.append((run.id, status.state, f"{status.step}/{status.steps}", base_model, when))
-        reasons.append(status.reason)
+        named = [name] if (name := name_of(run)) != first_name(run) else []
+        remarks.append([*named, *read_notes(run).splitlines(), status.reason])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row, reason in zip(rows, reasons, strict=True) if rows[1:] else []:
+    for row, of_run in zip(rows, remarks, strict=True) if rows[1:] else []:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-        if reason:
-            print(f"    {reason}")
+        print(*(f"    {remark}\n" for remark in of_run if remark), sep="", end="")
     if not rows[1:]:
         print(f"There are no runs in {options.runs}.")
     return 0
@@ -424,7 +432,7 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
     """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
-    from dopsd_app.data.pictures import read_examples
+    from dopsd_app.data.pictures import fill_placeholders, read_examples
     from dopsd_app.data.source_pictures import has_sources
 
     problems: list[str] = []
@@ -454,7 +462,10 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
     if config:
         attempt(check_base_model, config.base_model)
         attempt(check_resolution, config.base_model, config.resolution)
-    dataset = attempt(read_examples, options.images, minimum_side=config.minimum_side if config else 1)
+    sides = {"minimum_side": config.minimum_side, "resolution": config.resolution} if config else {}
+    dataset = attempt(read_examples, options.images, **({"minimum_side": 1} | sides))
+    if dataset and config:
+        dataset = attempt(fill_placeholders, dataset, config.trigger_word)
     if dataset and config:
         attempt(check_sources, config.base_model, config.revision, dataset.sources)
     if problems or config is None or dataset is None:  # without one, there is a problem that says why

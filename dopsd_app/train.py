@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +21,13 @@ if __name__ == "__main__":  # before torch is imported
 import torch
 from diffusers.training_utils import free_memory
 from PIL.Image import Image
-from torch import Tensor
 
 from dopsd_app.check_base import fetch_and_check
 from dopsd_app.checks.health import HealthMeter
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN, best_step
 from dopsd_app.checks.lora_check import check_lora
-from dopsd_app.checks.previews import Pair, draw_pairs, read_thumbnail, save_rollout, save_samples
+from dopsd_app.checks.previews import read_thumbnail
+from dopsd_app.checks.run_previews import RunPreviews
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
 from dopsd_app.errors import KnownFailure, is_out_of_memory
@@ -37,10 +37,8 @@ from dopsd_app.jobs.events import (
     CheckpointSaved,
     Event,
     Finished,
-    HealthMeasured,
     LoraChecked,
     MemoryPlanned,
-    PreviewSaved,
     Resumed,
     StepDone,
     Stopped,
@@ -56,7 +54,6 @@ from dopsd_app.method.checkpoint import load_checkpoint, save_checkpoint
 from dopsd_app.method.encode import (
     Encoded,
     EncodedExample,
-    EncodedPrompt,
     Prompt,
     crop_example,
     encode_examples,
@@ -205,6 +202,9 @@ def _train(
     keep = partial(_keep_step, run, base_model.transformer, optimizer, meter, about)
     slow = SlowSteps(base_model.device.type == "cuda")
     place.step = step
+    previews = RunPreviews(run, base_model, encoded.prompts, shown, meter)
+    bases = previews.before(step)
+    yield from _drawn(bases, place, can_shrink, lambda: None, "Drawing what the base model makes of it")
     while step < config.steps:
         step += 1
         try:
@@ -221,23 +221,11 @@ def _train(
         if (word := slow.judge(done.seconds)) is not None:
             yield Warned(step, word, "pace")
         commands = take_commands(run)
-        if "preview-now" in commands or _previews_at(config, step):
-            draw = partial(draw_pairs, run, base_model, config, encoded.prompts)
-            place.phase = "drawing"
-            try:
-                yield from _save_previews(
-                    run, step, base_model, done.rollout_states, draw, encoded.prompts[:shown], meter
-                )
-            except Exception as error:  # whatever it is: the training is worth more
-                if is_out_of_memory(error) and can_shrink("drawing"):
-                    keep(step)
-                    # What was asked for is not forgotten; the preview comes after the next step.
-                    for command in commands | {"preview-now"}:
-                        place_command(run, command)
-                    raise
-                free_memory()
-                yield Warned(step, f"The preview of step {step} failed, training goes on: {error}")
-            place.phase = "training"
+        asked = "preview-now" in commands
+        if asked or previews.due(step):
+            drawing = previews.of(step, done.rollout_states, asked)
+            again = partial(_draw_again, run, keep, step, commands)
+            yield from _drawn(drawing, place, can_shrink, again, f"The preview of step {step}")
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
             yield CheckpointSaved(step, keep(step).relative_to(run.path).as_posix())
         if "stop" in commands and step < config.steps:
@@ -275,10 +263,6 @@ def _make_objective(
     return make_objective(base_model, config, Material(encoded.examples, latents, encoded.neutral))
 
 
-def _previews_at(config: TrainConfig, step: int) -> bool:
-    return bool(config.preview_every) and (step % config.preview_every == 0 or step == config.steps)
-
-
 def choose_prompts(
     config: TrainConfig, examples: Sequence[Example], scored: bool
 ) -> tuple[tuple[Prompt, ...], int]:
@@ -297,20 +281,34 @@ def choose_prompts(
     return (*shown, *more[: max(0, PROMPTS - len(shown))]), len(shown)
 
 
-def _save_previews(
-    run: Run,
-    step: int,
-    base_model: BaseModel,
-    rollout_states: Sequence[tuple[Tensor, Tensor]],
-    draw_samples: Callable[[], list[Pair]],
-    shown: Sequence[EncodedPrompt],
-    meter: HealthMeter,
-) -> Iterator[PreviewSaved | HealthMeasured | Warned]:
-    if rollout_states:
-        yield save_rollout(run, step, base_model, rollout_states)
-    pairs = draw_samples()
-    yield save_samples(run, step, shown, pairs)
-    yield from meter.measure(step, pairs)
+def _drawn(
+    drawing: Iterator[Event],
+    place: _Place,
+    can_shrink: Callable[[str], bool],
+    again: Callable[[], None],
+    what: str,
+) -> Iterator[Event]:
+    """The events of a drawing: what goes wrong with it does not end the training.
+
+    Where a smaller plan has room for it, `again` sees to it that nothing is lost until that is taken.
+    """
+    place.phase = "drawing"
+    try:
+        yield from drawing
+    except Exception as error:  # whatever it is: the training is worth more
+        if is_out_of_memory(error) and can_shrink("drawing"):
+            again()
+            raise
+        free_memory()
+        yield Warned(place.step, f"{what} failed, training goes on: {error}")
+    place.phase = "training"
+
+
+def _draw_again(run: Run, keep: Callable[[int], Path], step: int, commands: Collection[str]) -> None:
+    """What was asked for is not forgotten; the preview comes after the next step."""
+    keep(step)
+    for command in {*commands, "preview-now"}:
+        place_command(run, command)
 
 
 def _finish(

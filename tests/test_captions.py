@@ -1,7 +1,7 @@
 import pytest
 
 from dopsd_app.data.captions import advise, lint_captions
-from dopsd_app.data.drafts import set_settings
+from dopsd_app.data.drafts import set_captions, set_settings
 from dopsd_app.data.uploads import list_examples, load_example
 
 PLACES = ("on a beach", "in the snow", "next to a red car", "sleeping on a sofa", "in a forest at night")
@@ -107,7 +107,34 @@ def test_a_trigger_word_may_hold_any_signs():
 @pytest.mark.parametrize("word", ["dog", "Person", "my dog", "the style", "Katze"])
 def test_an_ordinary_trigger_word_is_told(word):
     [sentence] = lint_captions({"a": [f"{word} at home"]}, word, "subject")[""]
-    assert sentence.startswith(f"“{word}” is an ordinary word")
+    assert sentence.startswith(f"The model has a meaning of its own for “{word}”")
+    assert f"zorp {word.lower().split()[-1]}" in sentence
+
+
+@pytest.mark.parametrize("word", ["sks dog", "ohwx man", "zorp style"])
+def test_a_rare_word_before_an_ordinary_one_is_what_most_people_write(word):
+    assert lint_captions({"a": [f"a photo of {word} at home"]}, word, "subject") == {}
+
+
+@pytest.mark.parametrize(
+    "sign", ["(dog:1.2)", "( big ears : .8 )", "<lora:zorp_v2:0.8>", "<LORA: a:1>", "|||"]
+)
+def test_the_signs_of_other_programs_are_told(sign):
+    [sentence] = lint_captions({"a": [f"zorp, {sign} at home"]}, "zorp", "subject")["a"]
+    assert sentence.startswith(f"“{sign}” is learned as it stands")
+
+
+@pytest.mark.parametrize(
+    "caption", ["zorp at 12:30", "zorp (left: a cat)", "zorp (asleep)", "1girl, zorp, solo, <3", "zorp | cat"]
+)
+def test_brackets_and_tags_are_fine(caption):
+    assert lint_captions({"a": [caption]}, "zorp", "subject") == {}
+
+
+def test_a_placeholder_counts_as_the_trigger_word(tmp_path):
+    draft = load_example(tmp_path, "zorp")
+    texts = {item.key: item.caption.replace("zorp", "[trigger]") for item in draft.items}
+    assert advise(set_captions(draft, texts)) == {}
 
 
 @pytest.mark.parametrize("word", ["zorp", "dogzx", "ohwx", "[V]", "Müller-7", "зорп"])

@@ -1,12 +1,13 @@
 """What the page costs on the wire, what a browser keeps of it, and how it is on a narrow screen."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from playwright.sync_api import expect
 
 from dopsd_app.ui.server.preload import STYLES_PATH
-from tests.support.browser import Visit
+from tests.support.browser import Visit, unfold
 from tests.support.page_server import PageServer, leave_run
 
 pytestmark = pytest.mark.browser
@@ -153,9 +154,9 @@ def test_on_a_narrow_screen_a_finger_hits_the_buttons_of_the_steps(narrow):
 
 
 def test_on_a_narrow_screen_the_rows_of_a_rollout_have_their_names(narrow):
+    unfold(narrow, "learning")
     student, teacher = narrow.get_by_text("Student", exact=True), narrow.get_by_text("Teacher", exact=True)
-    picture = narrow.locator("#rollout img")
-    expect(picture).to_be_visible()
-    above, shown, below = student.bounding_box(), picture.bounding_box(), teacher.bounding_box()
-    assert above["y"] + above["height"] <= shown["y"]
-    assert shown["y"] + shown["height"] <= below["y"]
+    first, second = narrow.locator("#rollout img").all()
+    expect(first).to_be_visible()
+    places = [part.bounding_box() for part in (student, first, teacher, second)]
+    assert all(above["y"] + above["height"] <= below["y"] for above, below in pairwise(places))

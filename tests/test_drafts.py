@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dopsd_app.config import ConfigError, load_preset, make_config
+from dopsd_app.data import archive as archive_module
 from dopsd_app.data.captions import advise
 from dopsd_app.data.draft_file import DraftError
 from dopsd_app.data.drafts import (
@@ -26,9 +29,10 @@ from dopsd_app.data.drafts import (
     remove_sources,
     set_caption,
     set_captions,
+    set_focus,
     set_settings,
 )
-from dopsd_app.data.pictures import PicturesError, load_picture, read_examples
+from dopsd_app.data.pictures import MAX_PICTURES, PicturesError, load_picture, read_examples
 from dopsd_app.data.uploads import (
     EXAMPLES,
     MAX_FILES,
@@ -96,7 +100,7 @@ def captions(draft):
 
 def test_a_new_draft_is_empty_and_asks_for_pictures(draft):
     assert draft.items == ()
-    assert check_draft(draft) == {"": ("Pictures: 4 to 20 are needed, but this draft has 0. Add more.",)}
+    assert check_draft(draft) == {"": ("Pictures: 4 to 200 are needed, but this draft has 0. Add more.",)}
     assert draft_config(draft) == make_config(load_preset("pocket").settings)
 
 
@@ -230,19 +234,103 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path, draft, uploads):
     heavy = tmp_path / "heavy.png"
     with heavy.open("wb") as file:
         file.truncate(MAX_PICTURE_BYTES + 1)
-    files = uploads(
-        a_png="I am text", b_pdf=b"%PDF-1.7", c_txt="\udcff".encode(errors="surrogateescape"), d_jpg=4
-    )
+    files = uploads(a_png="I am text", b_pdf=b"%PDF-1.7", c_txt=b"\0", d_jpg=4)
     added = add_pictures(draft, [*files, heavy, tmp_path])
     draft = added.draft
     assert added.problems == (
         "heavy.png is larger than 25 MB. Save it as JPEG, or scale it down.",
         f"{tmp_path.name} is no file.",
         "b.pdf is neither a picture nor a caption file (.txt). It was left out.",
-        "c.txt is not UTF-8 text. Save it as plain text in UTF-8.",
+        "c.txt is no text that can be read. Save it as plain text in UTF-8.",
         "a.png cannot be read as a picture. Save it again as JPEG or PNG, or remove it.",
     )
     assert names(draft) == ["d.jpg"]
+
+
+def test_a_readme_and_a_backup_are_left_out_with_a_note(draft, uploads):
+    added = add_pictures(draft, uploads(README_md="x", LICENSE_txt="x", a_png_bak=png(1)))
+    assert (added.problems, added.draft.items, added.draft.waiting) == ((), (), ())
+    assert [note.split(" is ")[0] for note in added.notes] == ["a.png.bak", "LICENSE.txt", "README.md"]
+
+
+def test_captions_of_other_programs_find_their_pictures(draft, uploads):
+    files = uploads(**{f"{name}_png": number for number, name in enumerate("abcde")})
+    files += uploads(a_caption="one", b_png_txt="two", c_json='{"caption": "three"}', d_json='{"seed": 4}')
+    files += uploads(metadata_csv="file_name,text\nd.png,four\n", e_json='"another"', e_txt="five")
+    added = add_pictures(draft, files)
+    assert list(captions(added.draft).values()) == ["one", "two", "three", "four", "five"]
+    assert added.problems == ()
+    assert added.notes == ("d.json holds no caption under “caption” or “text”. It was left out.",)
+
+
+# A zip
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def png(number):
+    content = io.BytesIO()
+    picture(number).save(content, "PNG")
+    return content.getvalue()
+
+
+def test_a_zip_is_read_as_a_folder_is(draft, tmp_path):
+    files = {"mine/10_zorp/1.png": png(1), "mine/10_zorp/1.txt": "zorp one", "mine/10_zorp/图.png": png(2)}
+    files |= {"__MACOSX/mine/._1.png": b"x", "mine/.DS_Store": b"x", "mine/README.md": "x"}
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", files)])
+    assert captions(added.draft) == {"1.png": "zorp one", "图.png": ""}
+    assert added.draft.trigger_word == "zorp"
+    assert (added.problems, len(added.keys)) == ((), 2)
+    assert list(added.draft.path.glob("tmp*")) == []
+
+
+def test_a_zip_of_edits_brings_what_pictures_start_from(draft, tmp_path):
+    files = {"target/1.png": png(1), "target/1.txt": "do it", "source/1.png": png(2)}
+    draft = add_pictures(draft, [zipped(tmp_path / "a.zip", files)]).draft
+    assert [(item.name, len(item.sources)) for item in draft.items] == [("target/1.png", 1)]
+    assert draft.kind == "edit"
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png", "C:\\out.png", "..\\out.png"])
+def test_a_zip_writes_nothing_outside(draft, tmp_path, name):
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", {name: png(1), "good.png": png(2)})])
+    assert names(added.draft) == ["good.png"]
+    assert "its name leads out of the zip" in added.problems[0]
+    assert list(tmp_path.rglob("*out.png")) == []
+
+
+def test_a_zip_holds_no_links(draft, tmp_path):
+    (tmp_path / "secret.png").write_bytes(png(7))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        link = zipfile.ZipInfo("1.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, str(tmp_path / "secret.png"))
+    added = add_pictures(draft, [tmp_path / "a.zip"])
+    assert added.draft.items == ()
+    assert added.problems == ("1.png in a.zip was left out: it is a link.",)
+
+
+def test_a_zip_that_claims_little_and_holds_much_is_stopped_by_counting(draft, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.png", bytes(MAX_PICTURE_BYTES + 1))
+        archive.writestr("2.png", png(2))
+    added = add_pictures(draft, [tmp_path / "a.zip"])
+    assert names(added.draft) == ["2.png"]
+    assert added.problems == ("1.png in a.zip is larger than 25 MB. Scale it down.",)
+    monkeypatch.setattr(archive_module, "MAX_UNPACKED", 20_000_000)
+    assert "Send fewer pictures at once" in add_pictures(draft, [tmp_path / "a.zip"]).problems[0]
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4" + bytes(50), b"PK\5\6" + bytes(18), b"no zip"])
+def test_a_zip_that_is_none_or_empty_is_told(draft, tmp_path, content):
+    (tmp_path / "a.zip").write_bytes(content)
+    [problem] = add_pictures(draft, [tmp_path / "a.zip"]).problems
+    assert problem.startswith("a.zip ")
 
 
 def test_files_of_the_system_are_passed_over_in_silence(draft, uploads):
@@ -250,21 +338,24 @@ def test_files_of_the_system_are_passed_over_in_silence(draft, uploads):
     assert (added.problems, added.notes) == ((), ())
 
 
-def test_a_draft_holds_twenty_pictures_and_the_rest_is_refused(draft, uploads):
-    added = add_pictures(draft, uploads(**{f"p{n:02}_png": n for n in range(22)}))
+def test_a_draft_holds_so_many_pictures_and_the_rest_is_refused(draft, uploads):
+    added = add_pictures(draft, uploads(**{f"p{n:03}_png": n for n in range(MAX_PICTURES + 2)}))
     draft = added.draft
-    assert len(added.keys) == len(draft.items) == 20
-    assert [message.split(" was left out")[0] for message in added.problems] == ["p20.png", "p21.png"]
+    assert len(added.keys) == len(draft.items) == MAX_PICTURES
+    assert added.problems == (
+        "200 pictures are the most of a draft: of the 202 that came, 2 were left out (p200.png, p201.png)."
+        " Remove some first.",
+    )
     draft = remove_picture(draft, added.keys[0])
-    assert len(add_pictures(draft, uploads(p21_png=21)).keys) == 1
+    assert len(add_pictures(draft, uploads(p201_png=201)).keys) == 1
 
 
 def test_too_many_files_at_once_are_cut_off_with_a_word(draft, uploads):
-    files = uploads(**{f"t{n:03}_txt": "x" for n in range(MAX_FILES + 2)})
+    files = uploads(**{f"t{n:04}_txt": "x" for n in range(MAX_FILES + 2)})
     added = add_pictures(draft, files)
     draft = added.draft
     assert len(draft.waiting) == MAX_FILES
-    assert added.problems == ("t120.txt was left out: 120 files at once are the most.",)
+    assert added.problems == ("t1200.txt was left out: 1200 files at once are the most.",)
 
 
 def test_the_same_picture_twice_is_refused(draft, uploads):
@@ -333,14 +424,14 @@ def test_a_draft_of_an_earlier_version_is_read_and_of_a_later_one_refused(draft,
     draft = fill(draft, uploads)
     file = draft.path / "draft.json"
     plain = json.loads(file.read_text())
-    assert plain.pop("schema") == 2 and plain.pop("version")
+    assert plain.pop("schema") == 3 and plain.pop("version")
     assert [item.pop("sources") for item in plain["items"]] == [[]] * 4
     for item in plain["items"]:
-        del item["creature"]
+        del item["creature"], item["focus"]
     file.write_text(json.dumps(plain))
     items = tuple(replace(item, creature=True) for item in draft.items)
     assert read_draft(draft.path).content == replace(draft.content, items=items)
-    file.write_text(json.dumps(plain | {"schema": 3, "new": 1}))
+    file.write_text(json.dumps(plain | {"schema": 4, "new": 1}))
     with pytest.raises(DraftError, match="made by a later version of this program"):
         read_draft(draft.path)
     assert list_drafts(draft.path.parent) == []
@@ -383,14 +474,38 @@ def test_a_removed_picture_leaves_no_file(draft, uploads):
     assert len(list(draft.pictures.iterdir())) == len(list(draft.thumbnails.iterdir())) == 3
 
 
+def test_what_training_enlarges_and_how_often_many_pictures_are_seen_is_told_of_the_set(draft, uploads):
+    draft = set_settings(fill(draft, uploads), preset="z-image-subject")
+    resolution = draft_config(draft).resolution
+    [enlarged] = note_repairs(draft)[""]
+    assert enlarged.startswith(f"4 of 4 pictures are smaller than the {resolution} x {resolution} pixels")
+    draft = set_settings(draft, preset="pocket", steps=100, batch_size=4)
+    assert note_repairs(draft) == {}
+    items = tuple(replace(draft.items[0], key=str(n), name=str(n), pixels=str(n)) for n in range(50))
+    [many] = note_repairs(replace(draft, content=replace(draft.content, items=items)))[""]
+    assert many.startswith("Of 50 pictures, 100 steps show each about 8 times.")
+
+
+def test_the_trigger_word_takes_its_place_in_captions(draft, uploads):
+    draft = fill(draft, uploads)
+    draft = set_settings(draft, trigger_word="zorp")
+    draft = set_caption(draft, draft.items[0].key, "a photo of [trigger]")
+    assert draft_dataset(draft).examples[0].captions == ("a photo of zorp",)
+    assert draft.items[0].caption == "a photo of [trigger]"
+    draft = set_settings(draft, trigger_word="")
+    assert check_draft(draft) == {
+        "": ("Captions hold [trigger], and there is no trigger word to stand for it. Make one up.",)
+    }
+
+
 def test_problems_are_told_at_their_picture(draft, uploads, tmp_path):
     draft = fill(draft, uploads)
-    picture(9, (63, 200)).save(tmp_path / "small.png")
+    picture(9, (63, 128)).save(tmp_path / "small.png")
     added = add_pictures(draft, [tmp_path / "small.png"])
     draft, [key] = added.draft, added.keys
     first = draft.items[0].key
     draft = set_caption(draft, first, "x" * 2001)
-    small = "small.png has 63 x 200 pixels, and each side needs 64 or more. Use a larger picture."
+    small = "small.png has 63 x 128 pixels, and each side needs 64 or more. Use a larger picture."
     assert check_draft(draft) == {
         first: ("The caption of p0.png has 2001 characters. Shorten it to 2000 at most.",),
         key: ("The caption of small.png is empty. Write what the picture shows.", small),
@@ -505,6 +620,30 @@ def test_a_draft_becomes_a_run_and_a_run_a_draft_again(tmp_path):
     assert clone.settings == draft.settings
     assert [item.caption for item in clone.items] == [item.caption for item in draft.items]
     assert check_draft(clone) == {}
+
+
+def test_a_moved_crop_goes_from_the_draft_through_a_run_into_a_copy(tmp_path):
+    draft = load_example(tmp_path / "drafts", "zorp")
+    run = create_run(tmp_path / "runs", draft_config(draft), draft_dataset(draft))
+    assert not (run.dataset / "crops.json").exists()
+    moved = set_focus(draft, draft.items[1].key, (0.25, 1))
+    assert [item.focus for item in moved.items[:3]] == [(0.5, 0.5), (0.25, 1), (0.5, 0.5)]
+    run = create_run(tmp_path / "runs", draft_config(moved), draft_dataset(moved))
+    examples = read_examples(run.dataset, minimum_side=64).examples
+    assert [example.focus for example in examples[:3]] == [(0.5, 0.5), (0.25, 1), (0.5, 0.5)]
+    clone = clone_run(tmp_path / "drafts", run.config, run.dataset)
+    assert [item.focus for item in clone.items] == [item.focus for item in moved.items]
+    assert draft_config(clone) == run.config
+
+
+@pytest.mark.parametrize("focus", [(0.5,), (0.5, 1.01), (-0.1, 0), (float("nan"), 0), ("0", "0"), None])
+def test_a_crop_stays_in_its_picture(draft, uploads, focus):
+    draft = fill(draft, uploads)
+    with pytest.raises(DraftError, match="two numbers between 0 and 1"):
+        set_focus(draft, draft.items[0].key, focus)
+    with pytest.raises(DraftError, match="no longer in the draft"):
+        set_focus(draft, "other", (0, 0))
+    assert read_draft(draft.path) == draft
 
 
 def test_a_run_of_another_base_is_cloned_with_the_nearest_preset(tmp_path):

@@ -11,17 +11,17 @@ from dopsd_app.checks.teacher_check import teacher_check
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
 from dopsd_app.config import OBJECTIVES, TrainConfig, load_preset, presets_for
-from dopsd_app.data.pictures import read_examples
+from dopsd_app.data.crops import nearest_bucket
+from dopsd_app.data.pictures import Example, read_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.generate import generate
 from dopsd_app.hub.model_card import make_card
 from dopsd_app.jobs.events import CheckpointSaved, HealthMeasured, LoraChecked, PreviewSaved, Warned
 from dopsd_app.jobs.runs import create_run, list_runs
 from dopsd_app.method.adapters import add_adapters, as_base
-from dopsd_app.method.encode import read_sources
+from dopsd_app.method.encode import read_pictures, read_sources
 from dopsd_app.method.rollout import rollout
 from dopsd_app.models.architecture import BY_EYES
-from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.klein_facts import KLEIN, KLEIN_4B
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.loaded_model import LoadedModel
@@ -184,13 +184,13 @@ def test_a_run_of_edits_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(c
     [checked] = [event for event in events if isinstance(event, LoraChecked)]
     assert checked.passed, checked.summary
     assert bool([event for event in events if isinstance(event, HealthMeasured)]) == (context == BY_EYES)
-    [sheet] = [event for event in events if isinstance(event, PreviewSaved) and event.kind == "samples"]
-    with Image.open(whole.path / sheet.files[0]) as picture:
-        # Source, base and LoRA in each of two rows, with gaps of 4; the second is wider and lower.
-        (height, width), side = nearest_bucket(144, 96, 96, TOKEN), 96
-        assert width > side > height
-        assert picture.width == 3 * width + 8
-        assert picture.height == side + 4 + height
+    saved = [event for event in events if isinstance(event, PreviewSaved) and event.kind != "rollout"]
+    assert [event.kind for event in saved[:2]] == ["sources", "samples"] and saved[1].step == 0
+    # Source, base and LoRA of each of two prompts are alike; of the second, wider and lower.
+    (height, width), side = nearest_bucket(144, 96, 96, TOKEN), 96
+    assert width > side > height
+    for event in saved:
+        assert [Image.open(whole.path / file).size for file in event.files] == [(side, side), (width, height)]
     for event in train(torn):
         if isinstance(event, CheckpointSaved):
             break
@@ -203,6 +203,24 @@ def test_the_other_objectives_learn_edits_too(config, tmp_path, objective):
     run = new_run(tmp_path, replace(config, objective=objective, steps=1, preview_every=0))
     [checked] = events_of(run, LoraChecked)
     assert checked.passed, checked.summary
+
+
+def test_a_moved_crop_is_what_the_teacher_sees_and_its_source_moves_with_it(config, tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name, colour in (("0", "red"), ("0_source", "blue")):
+        picture = Image.new("RGB", (400, 100), "white")
+        picture.paste(colour, (200, 0, 400, 100))
+        picture.save(folder / f"{name}.png")
+    example = Example(folder / "0.png", ("a",), (folder / "0_source.png",))
+
+    def seen(focus):
+        pictures = read_pictures(replace(example, focus=focus), config, LoadedModel(config).base_model)
+        shown = (pictures.training_picture, *pictures.sources)
+        return [picture.getpixel((picture.width // 2, picture.height // 2)) for picture in shown]
+
+    assert seen((0, 0)) == [(255, 255, 255)] * 2
+    assert seen((1, 0)) == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_previews_start_from_the_examples_pictures_in_turn(config, tmp_path):

@@ -145,7 +145,7 @@ def test_a_run_is_shown_to_its_end(job):
     assert (job.shown["state"], job.shown["step"]) == ("finished", 4), job.log
     assert [step for step, _ in job.shown["loss"]] == [1, 2, 3, 4]
     assert job.shown["check"].startswith("The LoRA file is good.")
-    assert {"id": job.run, "name": "my-zorp", "state": "finished"}.items() <= job.listed[0].items()
+    assert {"id": job.run, "name": "my zorp", "state": "finished"}.items() <= job.listed[0].items()
     assert "Traceback" not in job.log
     assert {sample["step"] for sample in job.pictures["samples"]} == {2, 4}
     for kind in ("rollouts", "samples"):
@@ -227,6 +227,11 @@ def test_a_run_is_steered_and_another_one_waits(call, server):
     assert call("resume_run", waiting) == "Starts from the beginning."
     assert call("show_run", waiting)["state"] == "queued"
     call("stop_run", waiting)
+    assert call("rename_run", waiting, " The \n second") == "The second"
+    call("write_notes", waiting, "Too long")
+    assert {"name": "The second", "notes": "Too long"}.items() <= call("list_all_runs")[0].items()
+    other = call("use_settings", call("load_example", "mibbit")["id"], waiting)
+    assert {"steps": 4000, "trigger_word": "mibbit"}.items() <= other["settings"].items()
     assert "is deleted" in call("remove_run", waiting)
     assert "not there any more" in call.refused("show_run", waiting)
     wait_for(lambda: call("show_run", run)["step"] >= 1, "the first step")
@@ -305,8 +310,8 @@ def test_known_failures_arrive_as_their_sentences(call, job):
         ("clone_run", "../x"): "This run is not there any more.",
         ("caption_picture", full, "../x", "words"): "This picture is no longer in the draft.",
         ("remove_from_draft", full, "../x"): "This picture is no longer in the draft.",
-        ("start", empty): "4 to 20 are needed, but this draft has 0.",
-        ("check_teacher", empty): "4 to 20 are needed",
+        ("start", empty): "4 to 200 are needed, but this draft has 0.",
+        ("check_teacher", empty): "4 to 200 are needed",
         ("draw", job.run, " "): "Write a prompt first.",
         ("draw", job.run, "x", -1): "The seed is from 0 to 2**32 - 1",
         ("draw", job.run, "x", 0, 99.0): "the strength from 0 to 1.5",

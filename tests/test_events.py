@@ -5,6 +5,7 @@ import pytest
 
 from dopsd_app.jobs.events import (
     EVENTS,
+    CaptionWritten,
     CheckpointSaved,
     EventReader,
     Failed,
@@ -29,9 +30,11 @@ ONE_OF_EACH = [
     MemoryPlanned(0, 7_000_000_000, 8_000_000_000, "As it is."),
     Resumed(0),
     StepDone(1, 0.25, 1.5, 0.1, 0),
-    PreviewSaved(1, "rollout", ("previews/000001_student.webp", "previews/000001_teacher.webp")),
+    PreviewSaved(1, "rollout", ("previews/000001_student_0.webp", "previews/000001_teacher_0.webp")),
+    PreviewSaved(0, "samples", ("previews/base_0.png",), ("a dog",), 7),
     HealthMeasured(1, 0.5, None, 0.25, 1.0),
     CheckpointSaved(1, "checkpoints/000001"),
+    CaptionWritten(1, "a1b2", "short", "zorp on a sofa", True),
     Warned(1, "a “sentence” with ünusual letters\nand a second line"),
     LoraChecked(1, True, "loads"),
     Finding("files", True, "Each holds what the Hub says.", 1.5),

@@ -189,9 +189,9 @@ def test_the_picture_is_the_first_that_the_lora_drew_small_and_nothing_else(new_
     alone = EncodedPrompt(Conditioning(torch.zeros(1, 1)), size)
     edit = replace(alone, source=red)
     # What starts from a person's own picture shows much of that: it stays at home.
-    save_samples(run, 4, [edit], [(red, blue)])
+    save_samples(run, 4, [edit], [blue])
     assert read_thumbnail(run, 4) == b""
-    save_samples(run, 4, [edit, alone, alone], [(red, red), (red, blue), (red, red)])
+    save_samples(run, 4, [edit, alone, alone], [red, blue, red])
     picture, content = thumbnail_of(describe_lora(run.config, POCKET, [], 4, read_thumbnail(run, 4)))
     assert picture.size == (256, 128)
     assert np.abs(np.asarray(picture, int) - (0, 0, 255)).max() < 8

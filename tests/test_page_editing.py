@@ -63,12 +63,13 @@ def choose_file(page, button: str, file) -> None:
 def test_pairs_that_are_dropped_in_are_an_edit_for_a_base_that_can(page, server, folder):
     page.set_input_files("#upload input[type=file]", sorted((folder / "pairs").iterdir()))
     expect(page.locator(".slot:visible")).to_have_count(4)
-    expect(page.locator("#no-pictures")).to_contain_text("cannot start from source pictures")
+    expect(page.locator("#base-advice")).to_contain_text("cannot start from source pictures")
+    expect(page.locator("#use-z-image-turbo")).to_be_hidden()
     expect(page.locator("#to-teacher")).to_be_disabled()
-    page.click("#use-real-base")
+    page.click("#use-flux2-klein-4b")
     expect(page.locator("#base input:checked")).to_have_value("flux2-klein-4b")
     expect(page.locator("#kind input:checked")).to_have_value("edit")
-    expect(page.locator("#no-pictures")).to_be_empty()
+    expect(page.locator("#base-advice")).to_be_hidden()
     expect(page.locator("#picture-1 figcaption")).to_have_text(["Before", "After"])
     expect(page.locator("#caption-1")).to_contain_text("Instruction for picture 1")
     box(page, "base-folder").fill(str(folder / "klein"))
@@ -88,7 +89,7 @@ def test_a_source_is_added_on_the_card_and_taken_away_there(page, server, folder
     choose_file(page, "add-source-2", folder / "pairs" / "1_source.png")
     expect(page.locator("#picture-2 .before img")).to_have_count(2)
     choose_file(page, "add-source-3", folder / "broken.png")
-    expect(page.locator("#set-problems")).to_contain_text("broken.png cannot be read as a picture")
+    expect(page.locator("#upload-report")).to_contain_text("broken.png cannot be read as a picture")
     # Uploads are where nobody can fetch them, and the next tab shows what was kept.
     assert (folder / "more.png").read_bytes() not in all_bytes(server.temporary)
     page.reload()
@@ -121,7 +122,7 @@ def test_it_is_checked_planned_and_trained(page, server):
     expect(page.locator("#needs")).to_contain_text("with 2 sources")
     page.click("#start")
     expect(page.locator("#run-status")).to_contain_text("Finished")
-    expect(page.locator("#samples")).to_contain_text("Left: the source")
+    expect(page.locator("#samples thead")).to_contain_text("Source Base")
     [run] = list_runs(server.runs)
     assert run.sources == 2
 

@@ -77,13 +77,21 @@ def job(browser, server):
     page.click("#start")
     page.wait_for_function(
         "document.querySelector('#run-status')?.innerText.includes('Training')"
-        " && document.querySelector('#samples img')"
+        " && document.querySelectorAll('#samples th[scope=col]').length > 1"
     )
     seen["while training"] = page.inner_text("#run-progress")
     expect(page.locator("#run-status")).to_contain_text("Finished")
     seen["end"] = page.inner_text("#run-status")
     page.wait_for_selector("#loss canvas, #loss svg")
+    seen["columns"] = page.locator("#samples th[scope=col]").all_inner_texts()
     seen["samples"] = shown_pictures(page, "#samples img")
+    page.locator("#samples img").last.click()
+    page.keyboard.press("ArrowLeft")
+    seen["enlarged"] = page.inner_text("#enlarged figcaption")
+    page.keyboard.press("Escape")
+    unfold(page, "compare-steps")
+    seen["pair"] = shown_pictures(page, "#pair img")
+    unfold(page, "learning")
     seen["roll-outs"] = shown_pictures(page, "#rollout img")
     assert not page.evaluate("window.hit")
     visit.close()
@@ -96,9 +104,13 @@ def job(browser, server):
 
 def shown_pictures(page, selector):
     """How many pictures there are, all of which must have something to show."""
-    sizes = page.evaluate("all => [...document.querySelectorAll(all)].map(img => img.naturalWidth)", selector)
-    assert all(sizes)
-    return len(sizes)
+    page.wait_for_function(
+        """all => { const shown = [...document.querySelectorAll(all)];
+        shown.forEach(img => img.scrollIntoView());
+        return shown.length && shown.every(img => img.naturalWidth) }""",
+        arg=selector,
+    )
+    return page.locator(selector).count()
 
 
 def test_the_teacher_check_shows_pictures_and_a_verdict(job):
@@ -109,14 +121,23 @@ def test_the_teacher_check_shows_pictures_and_a_verdict(job):
 
 def test_previews_arrive_while_it_trains(job):
     assert "of 6" in job.seen["while training"]
-    assert job.seen["samples"] == 3
-    assert job.seen["roll-outs"] == 1
+    assert job.seen["columns"] == ["Base", "Step 2", "Step 4", "Step 6"]
+    assert job.seen["samples"] == 4
+
+
+def test_a_picture_is_enlarged_and_arrows_walk_through_its_steps(job):
+    assert job.seen["enlarged"] == f"Step 4 · seed {job.run.config.seed} · {HOSTILE[0]}"
+    assert job.seen["pair"] == 2  # the base, and the newest step
+
+
+def test_the_roll_out_is_a_row_of_states_for_each(job):
+    assert job.seen["roll-outs"] == 2 * job.run.config.rollout_steps
 
 
 def test_a_finished_run_says_that_its_file_was_checked(job):
     checks = [event for event in read_events(job.run.events_file) if isinstance(event, LoraChecked)]
     assert [check.passed for check in checks] == [True]
-    assert "LoRA file" in job.seen["end"]
+    assert all(words in job.seen["end"] for words in ("Finished in", "LoRA file", "Next: try it"))
 
 
 def test_the_settings_of_the_page_are_those_of_the_run(job):
@@ -382,7 +403,14 @@ def walk(page, run):
     separator = "&" if "?" in page.url else "?"
     page.goto(f"{page.url}{separator}run={run.id}")
     page.wait_for_selector("#samples img")
-    for name, inside in (("log", "#log-text"), ("when-finished", "#scheduled-name")):
+    folded = {
+        "log": "#log-text",
+        "when-finished": "#scheduled-name",
+        "compare-steps": "#pair img",
+        "learning": "#rollout img",
+        "curves": "#smoothing",
+    }
+    for name, inside in folded.items():
         unfold(page, name)
         page.wait_for_selector(f"{inside}:visible")
     yield "train"

@@ -98,14 +98,18 @@ def choose(page, run):
     # lead back here from where a test has gone on to.
     if not page.locator("#runs").is_visible():
         page.click("#to-runs")
-    # Not `check`: under a click that is just answered, the list may be made anew.
-    page.click(f"#runs input[value='{run.id}']")
-    expect(page.locator(f"#runs input[value='{run.id}']")).to_be_checked()
+    page.click(row_of(run))
+    expect(page.locator(row_of(run))).to_have_attribute("aria-current", "true")
+
+
+def row_of(run):
+    """The selector of what shows this run when it is pressed."""
+    return f"#runs li[data-run='{run.id}'] button"
 
 
 def chosen(page):
     """The id of the run that the page shows."""
-    return page.locator("#runs input:checked").get_attribute("value")
+    return page.locator("#runs li:has(button[aria-current=true])").get_attribute("data-run")
 
 
 def test_two_tabs_that_start_the_same_draft_at_once_share_one_run(browser, server, idle):
@@ -132,12 +136,12 @@ def test_another_draft_that_is_started_waits_until_the_run_at_work_has_ended(vis
     expect(status).to_contain_text("Waiting in the queue")
     (waiting,) = [run for run in list_runs(server.runs) if run.id == chosen(page)]
     assert (working.status.state, waiting.status.state) == ("training", "queued")
-    page.check(f"#runs input[value='{working.id}']")
+    choose(page, working)
     moves(page)
     assert len(trainers(server)) == 1
     page.click("#stop")
     expect(status).to_contain_text("Stopped")
-    page.check(f"#runs input[value='{waiting.id}']")
+    choose(page, waiting)
     moves(page)
     assert working.status.state == "stopped"
     assert len(trainers(server)) == 1
@@ -206,10 +210,8 @@ def test_a_killed_worker_is_shown_as_interrupted_and_resume_goes_on_from_its_che
     expect(status).to_contain_text("Interrupted")
     expect(status).to_contain_text("Its process ended without saying why")
     expect(status).not_to_contain_text("Training")
-    expect(page.locator("#runs label").filter(has=page.locator("input:checked"))).to_contain_text(
-        "Interrupted"
-    )
-    expect(page.locator("#stop")).to_be_disabled()
+    expect(page.locator(row_of(working))).to_contain_text("Interrupted")
+    expect(page.locator("#stop")).to_be_hidden()
     page.reload()
     settled(page)
     expect(status).to_contain_text("Interrupted")
@@ -225,8 +227,10 @@ def test_a_stopped_run_says_so_keeps_a_checkpoint_and_can_be_resumed(page, worki
     expect(page.locator("#run-status")).to_contain_text("Stopped")
     assert int(latest_checkpoint(working).name) == working.status.step
     wait_for(lambda: shown_step(page) == working.status.step, "its last step on the page")
-    expect(page.locator("#resume")).to_be_enabled()
-    expect(page.locator("#to-try")).to_be_enabled()
+    for button in ("#resume", "#to-try"):
+        expect(page.locator(button)).to_be_visible()
+    for button in ("#stop", "#preview-now", "#save-now"):
+        expect(page.locator(button)).to_be_hidden()
 
 
 def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(page, working):
@@ -240,7 +244,7 @@ def test_a_run_that_is_over_makes_as_many_more_steps_as_it_is_told(page, working
         wait_for(lambda end=end: working.status.step == end, "the last of the steps")
         expect(page.locator("#run-status")).to_contain_text("Finished")
         expect(page.locator("#run-progress")).to_contain_text(f"Step {end} of {end}")
-    expect(page.locator("#resume")).to_be_disabled()
+    expect(page.locator("#resume")).to_be_hidden()
     assert working.lora_file.exists()
     page.click("#clone")
     page.click("#start")
@@ -281,7 +285,7 @@ def test_a_late_look_at_one_run_does_not_keep_what_another_shows(page, server, w
     draft = make_draft(server)
     waiting = create_run(server.runs, draft_config(draft), draft_dataset(draft))
     enqueue(waiting)
-    expect(page.locator(f"#runs input[value='{waiting.id}']")).to_be_visible()
+    expect(page.locator(row_of(waiting))).to_be_visible()
     looks = []
     page.route("**/run/predict*", lambda route: looks.append((route, route.fetch())))
     while not looks:
@@ -309,7 +313,7 @@ def test_a_run_of_another_base_than_the_chosen_one_can_be_used_again(visit, serv
     page.locator("#base input[value='z-image-turbo']").check()
     page.locator("#kind input[value='style']").check()
     page.click("#to-runs")
-    page.locator(f"#runs input[value='{run.id}']").check()
+    choose(page, run)
     page.click("#clone")
     expect(page.locator("#preset input:checked")).to_have_value("pocket")
     expect(box(page, "set-steps")).to_have_value(str(LONG))
@@ -357,5 +361,35 @@ def test_delete_asks_first_and_then_takes_that_run_alone(visit, server):
     assert run.path.exists()
     page.click("#delete")
     page.click("#really-run")
-    expect(page.locator(f"#runs input[value='{run.id}']")).to_have_count(0)
+    expect(page.locator(row_of(run))).to_have_count(0)
     assert set(list_runs(server.runs)) == others
+
+
+def test_runs_are_renamed_found_ticked_and_deleted_several_at_once(visit, server, idle):
+    draft = make_draft(server)
+    made = [create_run(server.runs, draft_config(draft), draft_dataset(draft)) for _ in range(12)]
+    others = set(list_runs(server.runs)) - set(made)
+    page = visit.open(f"?run={made[0].id}")
+    box(page, "run-name").fill("Älteste <b>Katze</b>")
+    box(page, "run-notes").fill("too dark")
+    expect(page.locator(row_of(made[0]))).to_contain_text("Älteste <b>Katze</b>")
+    expect(page.locator(row_of(made[0]))).to_contain_text("too dark")
+    choose(page, made[1])
+    expect(box(page, "run-name")).not_to_have_value("Älteste <b>Katze</b>")
+    expect(box(page, "run-notes")).to_have_value("")
+    for run in made[:3]:
+        page.check(f"#runs li[data-run='{run.id}'] input")
+    newer = create_run(server.runs, draft_config(draft), draft_dataset(draft))
+    expect(page.locator(row_of(newer))).to_be_visible()
+    expect(page.locator("#delete-ticked")).to_have_text("Delete selected (3)")
+    page.locator("#runs input[type=search]").fill("dark ÄLT")
+    expect(page.locator("#runs li:visible")).to_have_count(1)
+    page.locator("#runs input[type=search]").fill("")
+    page.uncheck(f"#runs li[data-run='{made[1].id}'] input")
+    page.click("#delete-ticked")
+    expect(page.locator("#really-run")).to_contain_text("Älteste <b>Katze</b>")
+    page.click("#really-run")
+    expect(page.locator("#delete-ticked")).to_be_hidden()
+    expect(page.locator(row_of(made[0]))).to_have_count(0)
+    assert set(list_runs(server.runs)) == {*others, *made[1:2], *made[3:], newer}
+    assert made[1].config.name == draft_config(draft).name

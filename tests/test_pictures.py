@@ -1,16 +1,19 @@
+import contextlib
 import json
 import os
+import random
 import struct
 import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
-from dopsd_app.data.picture_file import _halved
+from dopsd_app.data.picture_file import _halved, decode
 from dopsd_app.data.pictures import (
     Example,
     Note,
@@ -18,10 +21,15 @@ from dopsd_app.data.pictures import (
     Problem,
     copy_examples,
     crop,
+    crop_box,
+    fill_placeholders,
     load_picture,
+    lost_share,
     read_examples,
 )
 
+FILES = Path(__file__).parent / "support" / "files"
+DAMAGED = "a.png is damaged or incomplete. Download or save it again."
 COLOURS = ["red", "green", "blue", "orange", "purple", "gold", "pink", "teal"]
 ORIENTATION = 0x0112  # the EXIF tag
 posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
@@ -301,16 +309,17 @@ def test_a_pipe_is_left_out_and_not_waited_for(folder):
 
 
 @posix_only
-def test_links_are_followed_inside_the_folder_only(folder, tmp_path):
-    add(tmp_path, "secret.png", colour="black")
-    (folder / "5.png").symlink_to(tmp_path / "secret.png")
+def test_links_are_followed_wherever_they_lead(folder, tmp_path):
+    # The folder was named by the person whose files these are, and the Hub's own cache is made of links.
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    add(blobs, "0a1b", colour="black", format="PNG")
+    (folder / "5.png").symlink_to(blobs / "0a1b")
     (folder / "5.txt").symlink_to(folder / "4.txt")
-    (folder / "6.txt").symlink_to(tmp_path / "secret.txt")
     (folder / "7.png").symlink_to(folder / "7.png")  # to itself
-    assert [problem.message for problem in problems_of(folder)] == [
-        "5.png is a link to a place outside the folder. Copy the file itself into it.",
-        "6.txt is a link to a place outside the folder. Copy the file itself into it.",
-    ]
+    found = read(folder)
+    assert (found.examples[4].image.name, found.examples[4].captions) == ("5.png", ("picture 4",))
+    assert messages(found) == ["7.png is not a picture and was left out."]
 
 
 @posix_only
@@ -343,11 +352,33 @@ def test_a_picture_without_a_caption_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["caf\u00e9".encode("latin-1"), "a cat".encode("utf-16"), "a cat".encode("utf-16-le")]
+    ("text", "encoding", "name"),
+    [
+        ("café", "latin-1", "Windows-1252"),
+        ("ein Bär in der Küche, ganz groß", "cp1252", "Windows-1252"),
+        ("“très” chic, à côté", "cp1252", "Windows-1252"),
+        ("a cat", "utf-16", "UTF-16"),
+        ("a cat", "utf-16-le", "UTF-16"),
+        ("a cat", "utf-16-be", "UTF-16"),
+        ("zorpの写真", "shift_jis", "Shift-JIS"),
+        ("a red 犬", "shift_jis", "Shift-JIS"),
+        ("фото zorp дома", "cp1251", "Windows-1251"),
+        ("一只狗的照片,在公园里", "gbk", "GB 18030"),
+        ("фото собаки в парке", "cp1251", "Windows-1251"),
+        ("공원에 있는 개의 사진", "euc_kr", "EUC-KR"),
+    ],
 )
-def test_a_caption_file_in_another_encoding_is_refused(folder, content):
+def test_a_caption_file_in_another_encoding_is_read_with_a_note(folder, text, encoding, name):
+    (folder / "3.txt").write_bytes(text.encode(encoding))
+    found = read(folder)
+    assert found.examples[2].captions == (text,)
+    assert messages(found) == [f"3.txt was read as {name}: look whether its letters are right."]
+
+
+@pytest.mark.parametrize("content", [b"a cat\0", bytes(range(256))])
+def test_a_caption_file_that_is_no_text_is_refused(folder, content):
     (folder / "3.txt").write_bytes(content)
-    message = "3.txt is not UTF-8 text. Save it as plain text in UTF-8."
+    message = "3.txt is no text that can be read. Save it as plain text in UTF-8."
     assert problems_of(folder) == (Problem("3.png", message),)
 
 
@@ -472,21 +503,21 @@ def test_numbers_are_no_names(folder, line):
 
 
 @posix_only
-def test_metadata_cannot_reach_outside_by_a_link(folder, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    add(tmp_path / "elsewhere", "secret.png", colour="black")
-    (folder / "more").symlink_to(tmp_path / "elsewhere")
-    write_metadata(folder, *rows_of(folder), {"file_name": "more/secret.png", "text": "x"})
-    assert [problem.message.split(".")[0] for problem in problems_of(folder)] == [
-        "more is a link to a place outside the folder",
-        "Line 5 of metadata",
-    ]
+def test_metadata_may_name_links_as_in_the_cache_of_the_hub(folder, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    add(tmp_path / "blobs", "0a1b", colour="black", format="PNG")
+    for name in ("5.png", "6.png"):  # the same file twice is told as the same picture
+        (folder / name).symlink_to(tmp_path / "blobs" / "0a1b")
+    more = [{"file_name": name, "text": "x"} for name in ("5.png", "6.png")]
+    write_metadata(folder, *rows_of(folder), *more)
+    message = "6.png is the same picture as 5.png. Remove one of them."
+    assert problems_of(folder) == (Problem("6.png", message),)
 
 
 def test_unreadable_metadata_is_one_problem(folder):
     write_metadata(folder)
-    (folder / "metadata.jsonl").write_text("caf\u00e9", encoding="utf-16")
-    message = "metadata.jsonl is not UTF-8 text. Save it as plain text in UTF-8."
+    (folder / "metadata.jsonl").write_bytes(bytes(range(256)))
+    message = "metadata.jsonl is no text that can be read. Save it as plain text in UTF-8."
     assert problems_of(folder) == (Problem("", message),)
 
 
@@ -495,16 +526,16 @@ def test_unreadable_metadata_is_one_problem(folder):
 
 def test_too_few_pictures(folder):
     (folder / "4.png").unlink()
-    message = "Pictures: 4 to 20 are needed, but the folder has 3. Add more."
+    message = "Pictures: 4 to 200 are needed, but the folder has 3. Add more."
     assert problems_of(folder) == (Problem("", message),)
 
 
 def test_too_many_pictures_and_only_the_first_are_opened(folder):
-    for number in range(5, 21):
+    for number in range(5, 201):
         add(folder, f"{number}.png", colour=(number, 0, 0), caption="x")
-    assert len(read(folder).examples) == 20
-    (folder / "21.png").write_bytes(b"never opened, and its caption is missing")
-    message = "Pictures: 4 to 20 are needed, but the folder has 21. Remove some."
+    assert len(read(folder).examples) == 200
+    (folder / "201.png").write_bytes(b"never opened, and its caption is missing")
+    message = "Pictures: 4 to 200 are needed, but the folder has 201. Remove some."
     assert problems_of(folder) == (Problem("", message),)
 
 
@@ -553,29 +584,95 @@ def test_a_truncated_picture_is_refused_by_name(tmp_path, file_format, part):
     Image.effect_noise((64, 64), 80).convert("RGB").save(path, format=file_format)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
-    assert refusal(path) == "a.png is damaged or incomplete. Download or save it again."
+    assert refusal(path) == DAMAGED
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_photograph_that_lacks_only_its_end_is_read_with_a_note(tmp_path, progressive):
+    Image.effect_noise((60, 50), 80).convert("RGB").save(tmp_path / "a.png", "JPEG", progressive=progressive)
+    content, whole = (tmp_path / "a.png").read_bytes(), load_picture(tmp_path / "a.png")
+    for cut in (1, 2):
+        (tmp_path / "a.png").write_bytes(content[:-cut])
+        picture, remarks = decode(tmp_path / "a.png", "a.png")
+        assert picture.tobytes() == whole.tobytes()
+        assert remarks == ["lacks its end: all of the picture is there."]
+    for cut in (3, 10, 300):  # each would change pixels
+        (tmp_path / "a.png").write_bytes(content[:-cut])
+        assert refusal(tmp_path / "a.png") == DAMAGED
+
+
+@pytest.mark.parametrize("texts", [1, 70])
+@pytest.mark.parametrize("after", [False, True])
+def test_the_text_in_a_picture_is_no_matter(tmp_path, texts, after):
+    notes = PngImagePlugin.PngInfo()
+    for number in range(texts):
+        notes.add_itxt(f"workflow {number}", "x" * (2_000_000 if texts == 1 else 1_000_000), zip=True)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png", pnginfo=notes)
+    if after:  # the picture's own chunks first
+        content = (tmp_path / "a.png").read_bytes()
+        start = content.index(b"iTXt") - 4
+        data = content.index(b"IDAT") - 4
+        end = content.index(b"IEND") - 4
+        moved = content[:start] + content[data:end] + content[start:data] + content[end:]
+        (tmp_path / "a.png").write_bytes(moved)
+    assert load_picture(tmp_path / "a.png").getpixel((5, 5)) == (255, 0, 0)
+
+
+@posix_only
+def test_a_false_length_in_a_file_asks_for_no_memory(tmp_path):
+    add(tmp_path, "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    at = content.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(content[:at] + struct.pack(">I", 2**31 - 1) + content[at + 4 :])
+    load = (
+        "import resource, sys; from dopsd_app.data.pictures import load_picture;"
+        "resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2); load_picture(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", load, str(tmp_path / "a.png")]
+    assert DAMAGED in subprocess.run(command, capture_output=True, text=True).stderr
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "AVIF"])
-def test_other_formats_are_named(tmp_path, file_format):
-    add(tmp_path, "a.jpg", format=file_format)
-    expected = f"a.jpg is a picture in the {file_format} format. Save it as JPEG or PNG first."
-    assert refusal(tmp_path / "a.jpg") == expected
+def test_other_formats_are_read_whatever_their_names(tmp_path, file_format):
+    add(tmp_path, "a.jpg", colour="red", size=(40, 30), format=file_format)
+    picture = load_picture(tmp_path / "a.jpg")
+    assert (picture.size, picture.mode) == ((40, 30), "RGB")
+    assert np.abs(np.asarray(picture).astype(int) - [255, 0, 0]).max() < 3
+
+
+def test_a_phones_picture_is_read_upright():
+    # As a phone writes it: 96 x 64 with red on the left, and "turn me" beside it. Made once with the encoder
+    # of pillow-heif 1.8: picture.info["exif"] of orientation 6, picture.save("phone.heic", quality=90).
+    picture = load_picture(FILES / "phone.heic")
+    assert (picture.size, picture.mode) == ((64, 96), "RGB")
+    top, bottom = picture.getpixel((32, 10)), picture.getpixel((32, 85))
+    assert np.abs(np.array([top, bottom]) - [[255, 0, 0], [0, 0, 255]]).max() < 8
 
 
 @pytest.mark.parametrize(
-    ("brands", "file_format"),
-    [
-        (b"heic\0\0\0\0mif1heic", "HEIC"),
-        (b"mif1\0\0\0\0mif1heic", "HEIC"),
-        (b"msf1\0\0\0\0msf1hevc", "HEIC"),
-        (b"mif1\0\0\0\0mif1avif", "AVIF"),
-        (b"avis\0\0\0\0msf1avis", "AVIF"),
-    ],
+    "brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1avif", b"avis\0\0\0\0msf1avis"]
 )
-def test_pictures_of_phones_are_named_by_their_brand(tmp_path, brands, file_format):
+def test_a_damaged_picture_of_a_phone_is_refused_by_name(tmp_path, brands):
     (tmp_path / "a.png").write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
-    assert f"in the {file_format} format" in refusal(tmp_path / "a.png")
+    assert refusal(tmp_path / "a.png") == DAMAGED
+
+
+@pytest.mark.parametrize("file_format", ["HEIC", "AVIF", "GIF", "BMP", "TIFF", "PNG", "WEBP", "JPEG"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_whatever_is_wrong_with_a_file_it_is_refused_in_words(tmp_path, file_format):
+    path, rng = tmp_path / "a", random.Random(file_format)
+    if file_format == "HEIC":
+        whole = (FILES / "phone.heic").read_bytes()
+    else:
+        Image.effect_noise((48, 32), 80).convert("RGB").save(path, format=file_format)
+        whole = path.read_bytes()
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(rng.randrange(1, 6)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content[: rng.randrange(len(content))] if rng.random() < 0.4 else content)
+        with contextlib.suppress(PicturesError):
+            load_picture(path)
 
 
 def test_a_film_beside_the_pictures_is_left_out(folder):
@@ -583,12 +680,20 @@ def test_a_film_beside_the_pictures_is_left_out(folder):
     assert messages(read(folder)) == ["1.mov is not a picture and was left out."]
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
-def test_an_animation_is_refused(tmp_path, file_format):
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF", "AVIF", "TIFF"])
+def test_of_an_animation_and_of_several_pages_the_first_picture_is_taken(tmp_path, file_format):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a", format=file_format, save_all=True, append_images=frames[1:])
-    expected = "a is an animation. Save one of its pictures as JPEG or PNG first."
-    assert refusal(tmp_path / "a") == expected
+    picture, remarks = decode(tmp_path / "a", "a")
+    assert np.abs(np.array(picture.getpixel((5, 5))) - [255, 0, 0]).max() < 4
+    assert remarks == ["holds several pictures: only the first was taken."]
+
+
+def test_a_cameras_raw_file_is_no_picture_of_its_preview(tmp_path):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = 1  # a smaller copy of a picture that stands elsewhere in the file
+    add(tmp_path, "a.tif", tiffinfo=tags)
+    assert refusal(tmp_path / "a.tif") == "a.tif is a camera's raw file. Save it as JPEG or PNG first."
 
 
 def test_a_photograph_with_a_preview_in_it_is_no_animation(tmp_path):
@@ -610,7 +715,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, recwarn,
 def test_all_problems_are_told_at_once_and_in_order(folder):
     (folder / "1.txt").unlink()
     (folder / "2.png").write_bytes(b"text")
-    (folder / "3.txt").write_bytes(b"\xff")
+    (folder / "3.txt").write_bytes(b"\0")
     add(folder, "3.png", colour="black", size=(10, 10))
     add(folder, "10.png", colour=COLOURS[4], caption="")
     assert [problem.picture for problem in problems_of(folder)] == [
@@ -710,6 +815,12 @@ def test_transparency_of_every_kind_becomes_white(tmp_path, mode):
     assert np.asarray(load_picture(path))[0].tolist() == [[255] * 3, [right] * 3]
 
 
+def test_what_is_entirely_transparent_is_refused(tmp_path):
+    Image.new("RGBA", (64, 64), (200, 10, 10, 0)).save(tmp_path / "a.png")
+    message = "a.png is entirely transparent: nothing of it is to be seen. Save it with a background."
+    assert refusal(tmp_path / "a.png") == message
+
+
 def test_transparency_is_noted_only_where_it_shows(folder):
     Image.new("RGBA", (64, 64), (1, 2, 3, 255)).save(folder / "1.png")
     Image.new("RGBA", (64, 64), (4, 5, 6, 254)).save(folder / "2.png")
@@ -756,8 +867,80 @@ def test_a_colour_profile_is_turned_into_srgb(tmp_path, mode):
 
 
 def test_a_colour_profile_leaves_transparency_alone(tmp_path):
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png", icc_profile=red_means_green())
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.putpixel((7, 7), (255, 0, 0, 255))
+    picture.save(tmp_path / "a.png", icc_profile=red_means_green())
+    red, green, _ = load_picture(tmp_path / "a.png").getpixel((7, 7))
     assert load_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert red < 3 and green > 252
+
+
+# Primaries as XYZ under the light of print (D50), and the number to which light rises.
+DISPLAY_P3 = ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)), None
+ADOBE_RGB = (
+    ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)),
+    2.19921875,
+)
+
+
+def profile_of(primaries, gamma):
+    """A colour profile as cameras write it: that of sRGB with other primaries, and with another curve."""
+
+    def fixed(value):
+        return struct.pack(">i", round(value * 65536))
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    (count,) = struct.unpack(">I", profile[128:132])
+    for entry in range(count):
+        name, start, _ = struct.unpack(">4sII", profile[132 + 12 * entry : 144 + 12 * entry])
+        if name in (b"rXYZ", b"gXYZ", b"bXYZ"):
+            profile[start + 8 : start + 20] = b"".join(map(fixed, primaries[b"rgb".index(name[:1])]))
+        if gamma and name == b"rTRC":  # the three share it: y = x^gamma of the form (ax + b)^gamma
+            profile[start + 12 : start + 32] = b"".join(map(fixed, (gamma, 1, 0, 0, 0)))
+    return bytes(profile)
+
+
+@pytest.mark.parametrize(
+    ("profile", "stored", "meant"),
+    [
+        # The reds, greens and blues of sRGB, as wider spaces write them.
+        (DISPLAY_P3, (234, 51, 35), (255, 0, 0)),
+        (DISPLAY_P3, (117, 251, 76), (0, 255, 0)),
+        (DISPLAY_P3, (128, 128, 128), (128, 128, 128)),
+        (DISPLAY_P3, (255, 0, 0), (255, 0, 0)),  # outside of sRGB: the nearest
+        (ADOBE_RGB, (219, 0, 0), (255, 0, 0)),
+        (ADOBE_RGB, (144, 255, 60), (0, 255, 0)),
+        (ADOBE_RGB, (127, 127, 127), (128, 128, 128)),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP", "AVIF"])
+def test_the_colours_of_cameras_become_srgb(tmp_path, file_format, profile, stored, meant):
+    picture = Image.new("RGB", (8, 8), stored)
+    lossless = {"quality": 100} if file_format in ("JPEG", "AVIF") else {"lossless": True}
+    picture.save(tmp_path / "a", format=file_format, icc_profile=profile_of(*profile), **lossless)
+    found = np.array(load_picture(tmp_path / "a").getpixel((4, 4)))
+    assert np.abs(found - meant).max() <= (9 if file_format in ("JPEG", "AVIF") else 4), found
+
+
+def inks():
+    """A profile of print in which all cyan, and nothing else, looks red: one cell of four inks' cube."""
+    white, red, black = (255, 128, 128), (138, 209, 198), (0, 128, 128)  # Lab of 8 bits: L 54, a 81, b 70
+    corners = [white, black, black, black, black, black, black, black, red, *[black] * 7]  # c is the slowest
+    line = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0])
+    table += b"".join(struct.pack(">i", 65536 * (n % 4 == 0)) for n in range(9))
+    table += line * 4 + b"".join(map(bytes, corners)) + line * 3
+    table += bytes(-len(table) % 4)
+    head = struct.pack(">I4sI4s4s4s", 144 + len(table), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(table))
+    return head.ljust(128, b"\0") + tags + table
+
+
+def test_print_colours_with_a_profile_look_as_it_says(folder):
+    Image.new("CMYK", (64, 64), (255, 0, 0, 0)).save(folder / "1.png", "TIFF", icc_profile=inks())
+    assert np.abs(np.array(load_picture(folder / "1.png").getpixel((4, 4))) - [255, 0, 0]).max() <= 4
+    assert read(folder).notes == ()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -781,6 +964,24 @@ def test_a_huge_picture_is_halved(folder, file_format, mode):
     assert halved.getpixel((3590, 3490)) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("size", "kept"), [((12000, 9000), (6000, 4500)), ((16320, 12240), (8160, 6120))])
+def test_the_large_photographs_of_phones_are_read(tmp_path, size, kept):
+    Image.new("L", size, 200).save(tmp_path / "a.jpg")  # grey takes a quarter of the memory
+    picture, remarks = decode(tmp_path / "a.jpg", "a.jpg")
+    assert (picture.size, picture.getpixel((9, 9))) == (kept, (200, 200, 200))
+    assert remarks == [f"has {size[0]} x {size[1]} pixels: both sides were halved."]
+
+
+def test_a_jpeg_has_its_limit_too(tmp_path):
+    path = tmp_path / "a.jpg"
+    for progressive, size, most in ((False, (16000, 16000), 250), (True, (12000, 9000), 89)):
+        Image.new("L", (8, 8)).save(path, progressive=progressive)
+        content = path.read_bytes()
+        at = content.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+        path.write_bytes(content[:at] + struct.pack(">HH", *size[::-1]) + content[at + 4 :])
+        assert refusal(path) == f"a.jpg has more than {most} million pixels. Scale it down first."
+
+
 def test_a_huge_jpeg_is_never_decoded_whole(tmp_path, monkeypatch):
     Image.new("L", (7201, 7000)).save(tmp_path / "a.jpg")
     monkeypatch.delattr(Image.Image, "reduce")
@@ -794,7 +995,7 @@ def test_a_picture_of_16_bits_and_transparency_takes_no_more_memory_than_another
 ):
     side = 9400  # 88 million pixels, 4 bytes each in Pillow: 353 MB, and a quarter of that when it is halved
     packer = zlib.compressobj(1)
-    row = bytes(1 + side * pixel)
+    row = b"\0" + b"\x80" * (side * pixel)
     rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     (tmp_path / "a.png").write_bytes(png(side, side, depth, colour_type, rows, packed=True))
     measure = (
@@ -818,18 +1019,55 @@ def test_a_picture_is_halved_in_strips_as_at_once(mode):
 def test_a_long_picture_is_noted(folder):
     add(folder, "1.png", colour="black", size=(64, 128))
     add(folder, "2.png", colour="black", size=(129, 64))
-    message = "2.png is more than twice as long as it is wide: only its middle is used."
-    assert read(folder).notes == (Note("2.png", message),)
+    add(folder, "3.png", colour="black", size=(240, 80))  # 2 of 3 parts stay
+    assert messages(read(folder)) == [
+        "2.png is more than twice as long as it is wide: only its middle is used.",
+        "3.png is far longer than it is wide: 33% of it falls away, and only its middle is used."
+        " Move the crop where the subject is cut off.",
+    ]
+    (folder / "crops.json").write_text('{"focus": {"2.png": [0, 0.5], "3.png": [1, 0.5]}}')
+    assert messages(read(folder)) == []  # whoever moved a crop has seen it
+
+
+def test_what_training_enlarges_is_one_note(folder):
+    for name, side in (("1.png", 256), ("2.png", 500), ("3.png", 1024), ("4.png", 2000)):
+        add(folder, name, colour=COLOURS[int(name[0])], size=(side, side))
+    [message] = messages(read_examples(folder, minimum_side=64, resolution=1024))
+    assert message.startswith(
+        "2 of 4 pictures are smaller than the 1024 x 1024 pixels of training and will be enlarged,"
+        " 1.png 4.0 times"
+    )
+    assert messages(read_examples(folder, minimum_side=64, resolution=256)) == []
+    [message] = messages(read_examples(folder, minimum_side=64, resolution=400))
+    assert message.startswith("1.png is smaller than the 400 x 400 pixels") and "1.6 times" in message
+
+
+def test_the_trigger_word_takes_the_place_that_other_trainers_keep_for_it(folder):
+    (folder / "1.txt").write_text("a photo of [trigger]\n[Name] at home")
+    dataset = fill_placeholders(read(folder), "zorp")
+    assert captions(dataset)[:2] == [("a photo of zorp", "zorp at home"), ("picture 2",)]
+    with pytest.raises(PicturesError, match=r"\[trigger\], and there is no trigger word"):
+        fill_placeholders(read(folder), "")
+    (folder / "1.txt").write_text("a photo")
+    assert fill_placeholders(read(folder), "") == read(folder)
+
+
+def test_several_captions_of_a_picture_are_told_in_one_note(folder):
+    (folder / "2.txt").write_text("a cat that sleeps\nin the sun")
+    (folder / "3.txt").write_text("one\ntwo\nthree")
+    [message] = messages(read(folder))
+    assert message.startswith("2.png has 2 captions, one per line (1 more has several): each step draws")
 
 
 def test_several_repairs_of_one_picture_are_all_noted(folder):
     exif = Image.Exif()
     exif[ORIENTATION] = 8
-    Image.new("RGBA", (64, 200)).save(folder / "1.png", exif=exif)
+    Image.new("RGBA", (64, 200), (9, 9, 9, 9)).save(folder / "1.png", exif=exif)
     assert [message.split(" ", 2)[2] for message in messages(read(folder))] == [
         "turned upright, as its camera noted.",
         "transparent parts: they became white.",
-        "more than twice as long as it is wide: only its middle is used.",
+        "far longer than it is wide: 36% of it falls away, and only its middle is used."
+        " Move the crop where the subject is cut off.",
     ]
 
 
@@ -851,7 +1089,7 @@ def test_a_copy_holds_the_repaired_pictures_and_reads_the_same(folder, tmp_path)
     copied = read(tmp_path / "run" / "dataset")
     assert names(copied) == ["01.png", "02.png", "03.png", "04.png", "05.png"]
     assert captions(copied) == captions(original)
-    assert copied.notes == ()
+    assert [message.split(",")[0] for message in messages(copied)] == ["03.png has 2 captions"]
     assert (tmp_path / "run" / "dataset" / "03.txt").read_bytes() == "one\nà two\n".encode()
     for before, after in zip(original.examples, copied.examples, strict=True):
         assert load_picture(before.image).tobytes() == load_picture(after.image).tobytes()
@@ -889,6 +1127,67 @@ def test_a_crop_is_the_middle_and_nothing_is_stretched():
     assert np.asarray(crop(picture, 2, 2)).tolist() == [[[255, 0, 0]] * 2] * 2
     tall = picture.transpose(Image.Transpose.ROTATE_90)
     assert np.asarray(crop(tall, 2, 2)).tolist() == [[[255, 0, 0]] * 2] * 2
+
+
+def test_a_crop_lies_where_it_was_moved():
+    picture = Image.new("RGB", (4, 2), "blue")
+    picture.paste("red", (2, 0, 4, 2))
+    assert crop(picture, 2, 2, (0, 0.5)).getcolors() == [(4, (0, 0, 255))]
+    assert crop(picture, 2, 2, (1, 0)).getcolors() == [(4, (255, 0, 0))]
+    assert crop(picture, 2, 2, (0.5, 0.5)).tobytes() == crop(picture, 2, 2).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "focus", "box", "lost"),
+    [
+        ((400, 200), 1, (0.5, 0.5), (0.25, 0, 0.75, 1), 0.5),
+        ((400, 200), 1, (0, 0.3), (0, 0, 0.5, 1), 0.5),
+        ((400, 200), 1, (1, 1), (0.5, 0, 1, 1), 0.5),
+        ((300, 400), 1, (0.5, 1), (0, 0.25, 1, 1), 0.25),
+        ((300, 400), 1.5, (0.5, 0), (0, 0, 1, 0.5), 0.5),
+        ((640, 480), 4 / 3, (0, 1), (0, 0, 1, 1), 0),
+    ],
+)
+def test_what_a_crop_keeps_of_a_picture(size, aspect, focus, box, lost):
+    assert crop_box(size, aspect, focus) == pytest.approx(box)
+    assert lost_share(size, aspect) == pytest.approx(lost)
+
+
+def test_moved_crops_are_kept_beside_the_pictures(folder, tmp_path):
+    copy_examples(read(folder), tmp_path / "plain")
+    assert not (tmp_path / "plain" / "crops.json").exists()
+    (folder / "crops.json").write_text('{"focus": {"2.png": [0, 0.75]}}')
+    dataset = read(folder)
+    middle = (0.5, 0.5)
+    assert [example.focus for example in dataset.examples] == [middle, (0, 0.75), middle, middle]
+    copy_examples(dataset, tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "crops.json").read_bytes())["focus"] == {"02.png": [0, 0.75]}
+    assert [example.focus for example in read(tmp_path / "copy").examples] == [
+        example.focus for example in dataset.examples
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "crops.json cannot be read. Remove it"),
+        ("[]", "crops.json holds no crops. Remove it"),
+        (
+            '{"focus": {"1.png": [0, 2]}}',
+            "crops.json, 1.png: The place of a crop is two numbers between 0 and 1",
+        ),
+        ('{"schema": 2, "focus": {}}', "crops.json was made by a later version of this program"),
+    ],
+)
+def test_a_file_of_crops_that_cannot_be_used_is_refused(folder, content, message):
+    (folder / "crops.json").write_text(content)
+    [problem] = problems_of(folder)
+    assert message in problem.message
+
+
+def test_a_moved_crop_of_a_missing_picture_is_told(folder):
+    (folder / "crops.json").write_text('{"focus": {"9.png": [0, 0]}}')
+    assert read(folder).notes == (Note("", "crops.json names 9.png, which is not there."),)
 
 
 def test_a_crop_covers_its_size_from_smaller_and_larger_pictures():

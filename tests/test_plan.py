@@ -336,7 +336,7 @@ def test_an_unknown_base_is_one_problem_and_nothing_is_reckoned(tmp_path):
 
 def test_too_few_pictures_are_a_problem():
     assert plan_for(POCKET, pictures=3).problems == (
-        "Pictures: 4 to 20 are needed, but the set has 3. Add more.",
+        "Pictures: 4 to 200 are needed, but the set has 3. Add more.",
     )
 
 

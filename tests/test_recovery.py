@@ -51,7 +51,9 @@ PLACES = {
         18,
     ),  # 8 for each step: 2 pictures, 2 states, student and teacher
     "update": (torch.optim.AdamW, "step", 3),
-    "preview": (ZImage, "decode", 3),
+    "the base's picture": (ZImage, "decode", 1),
+    "first roll-out": (ZImage, "decode", 3),
+    "preview": (ZImage, "decode", 7),
     "check": (training, "check_lora", 1),
 }
 
@@ -102,7 +104,7 @@ def test_where_no_smaller_plan_is_left_the_run_says_so(new_run, tiny_config, mon
 
 def test_a_preview_that_does_not_fit_by_any_plan_does_not_end_the_training(new_run, tiny_config, run_out):
     run = new_run(replace(tiny_config, preview_every=2))
-    run_out(ZImage, "decode", 1)
+    run_out(ZImage, "decode", 7)
     events = list(train(run))
     assert any(
         "The preview of step 2 failed" in event.message for event in events if isinstance(event, Warned)
@@ -143,7 +145,7 @@ def test_memory_is_taken_in_segments_that_can_grow_where_they_can(monkeypatch, w
 def test_a_stop_is_not_forgotten_when_a_preview_runs_out(new_run, tiny_config, run_out, monkeypatch):
     monkeypatch.setattr(memory, "TILE", 16)
     run = new_run(replace(tiny_config, steps=6, preview_every=2))
-    run_out(ZImage, "decode", 1)
+    run_out(ZImage, "decode", 7)  # after two pictures of the base, and four of the first step's roll-out
     steps = []
     for event in train(run):
         if isinstance(event, StepDone):

@@ -130,7 +130,7 @@ def test_it_is_trained_and_drawn_from_the_command_line(config, pictures, tmp_pat
     assert [event.step for event in of(StepDone)] == [1, 2, 3, 4]
     assert all(event.grad_norm > 0 for event in of(StepDone))
     assert [event.step for event in of(CheckpointSaved)] == [2, 4]
-    assert [event.kind for event in of(PreviewSaved)] == ["rollout", "samples"] * 2
+    assert [event.kind for event in of(PreviewSaved)] == ["samples", "rollout"] + ["rollout", "samples"] * 2
     assert not of(HealthMeasured) and not of(Warned)  # nothing measures it: no eyes, and no judge
     [checked] = of(LoraChecked)
     assert checked.passed, checked.summary  # by its own pipeline

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
 from dopsd_app.checks.health_rules import PROMPTS, best_step
+from dopsd_app.checks.preview_steps import early_samples, early_steps, preview_steps
 from dopsd_app.jobs.events import (
     CheckpointSaved,
     Finished,
@@ -98,17 +99,62 @@ def test_a_teacher_that_sees_no_more_than_the_student_is_refused(new_run, tiny_c
 
 
 def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):
-    run = new_run(replace(tiny_config, preview_every=2, preview_prompts=("a dog on the moon",)))
+    prompts = ("a dog on the moon", "zwei Hunde")
+    run = new_run(replace(tiny_config, preview_every=2, preview_prompts=prompts, seed=3))
     saved = [event for event in train(run) if isinstance(event, PreviewSaved)]
-    assert [(event.step, event.kind, event.files) for event in saved] == [
-        (2, "rollout", ("previews/000002_rollout.webp",)),
-        (2, "samples", ("previews/000002_samples.webp",)),
-        (4, "rollout", ("previews/000004_rollout.webp",)),
-        (4, "samples", ("previews/000004_samples.webp",)),
+    # What the base draws comes first, the first roll-out at once: nobody waits for `preview_every`.
+    assert [(event.step, event.kind) for event in saved] == [
+        (0, "samples"),
+        (1, "rollout"),
+        (2, "rollout"),
+        (2, "samples"),
+        (4, "rollout"),
+        (4, "samples"),
     ]
-    # Student above teacher, K = 2 states, gaps of 4; the first example of step 2 is square or wide.
-    assert size_of(run.path / saved[0].files[0]) in ((2 * 32 + 4, 2 * 32 + 4), (2 * 48 + 4, 2 * 16 + 4))
-    assert size_of(run.path / saved[1].files[0]) == (2 * 32 + 4, 32)  # base beside LoRA, one prompt
+    assert saved[0].files == ("previews/base_0.png", "previews/base_1.png")
+    rollout, samples = saved[2:4]
+    # K = 2 states of the student, then of the teacher.
+    assert rollout.files == tuple(
+        f"previews/000002_{who}_{state}.webp" for who in ("student", "teacher") for state in range(2)
+    )
+    assert samples.files == ("previews/000002_sample_0.webp", "previews/000002_sample_1.webp")
+    assert samples.prompts == prompts and samples.seed == 3
+    # The first example of step 2 is square or wide; nothing is around the pictures.
+    assert {size_of(run.path / file) for file in rollout.files} in ({(32, 32)}, {(48, 16)})
+    assert size_of(run.path / samples.files[0]) == (32, 32)
+
+
+def test_a_sample_says_in_itself_what_it_was_drawn_from(new_run, tiny_config):
+    run = new_run(replace(tiny_config, preview_every=4, preview_prompts=("ein Hündchen 🐶",), seed=3))
+    list(train(run))
+    told = "ein Hündchen 🐶\nSteps: 4, Seed: 3, Size: 32x32, Training step: "
+    with Image.open(run.previews / "base_0.png") as base:
+        assert base.text["parameters"] == told + "0"
+    with Image.open(run.previews / "000004_sample_0.webp") as sample:
+        comment = sample.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    assert comment[:8] == b"UNICODE\0" and comment[8:].decode("utf-16-be") == told + "4"
+
+
+def test_previews_come_often_at_first(tiny_config):
+    usual = replace(tiny_config, steps=400, preview_every=100)
+    assert early_steps(usual) == [1, 2, 5, 10, 20, 50]
+    assert early_samples(usual) == [10, 20, 50]
+    assert preview_steps(usual) == [100, 200, 300, 400]
+    quick = replace(tiny_config, steps=70, preview_every=25)
+    assert early_steps(quick) == [1, 2, 5, 10] and preview_steps(quick) == [25, 50, 70]
+    for none in (replace(usual, preview_every=0), replace(usual, preview_every=1)):
+        assert early_steps(none) == []
+    assert preview_steps(replace(usual, preview_every=0)) == []
+    assert preview_steps(replace(usual, steps=30)) == [30]
+
+
+def test_the_bases_pictures_are_shown_before_the_first_step(new_run, tiny_config):
+    run = new_run(replace(tiny_config, preview_every=4))
+    events = list(train(run))
+    kinds = [type(event) for event in events]
+    assert kinds.index(PreviewSaved) < kinds.index(StepDone)
+    drawing = [event for event in events if isinstance(event, PhaseProgress) and event.phase == "drawing"]
+    assert drawing == [PhaseProgress("drawing", 0, 2), PhaseProgress("drawing", 1, 2)]
 
 
 def test_each_preview_measures_the_loras_health_beside_the_bases_own(new_run, tiny_config):
@@ -131,7 +177,9 @@ def test_the_bases_pictures_are_drawn_once_also_over_a_resume(new_run, tiny_conf
         if isinstance(event, StepDone) and event.step == 2:
             (run.commands / "stop").touch()
     drawn = {file: file.stat().st_mtime_ns for file in run.previews.glob("*.png")}
-    events += train(run)
+    resumed = list(train(run))
+    assert not [event for event in resumed if event == PhaseProgress("drawing", 0, 2)]
+    events += resumed
     assert [event.step for event in events if isinstance(event, HealthMeasured)] == [0, 2, 0, 4]
     assert {file: file.stat().st_mtime_ns for file in run.previews.glob("*.png")} == drawn
 
@@ -142,8 +190,8 @@ def test_a_preview_that_fails_warns_and_the_run_goes_on(new_run, tiny_config):
     run.previews.write_text("a file where the folder should be")
     events = list(train(run))
     warned = [event for event in events if isinstance(event, Warned)]
-    assert [event.step for event in warned] == [2, 4]
-    assert "training goes on" in warned[0].message
+    assert [event.step for event in warned] == [0, 1, 2, 4]
+    assert all("training goes on" in event.message for event in warned)
     assert isinstance(events[-1], Finished)
 
 
@@ -187,7 +235,8 @@ def test_preview_now_and_save_now_do_it_at_the_next_step(new_run, tiny_config):
         if event == Resumed(0):
             (run.commands / "preview-now").touch()
             (run.commands / "save-now").touch()
-    assert [event.step for event in events if isinstance(event, PreviewSaved)] == [1, 1]
+    saved = [(event.step, event.kind) for event in events if isinstance(event, PreviewSaved)]
+    assert saved == [(1, "rollout"), (0, "samples"), (1, "samples")]  # the base's for comparison
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 4]
 
 

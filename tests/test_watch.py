@@ -1,5 +1,6 @@
 """What the page sees of a run."""
 
+import json
 import os
 
 import pytest
@@ -7,18 +8,21 @@ import pytest
 from dopsd_app.config import TrainConfig
 from dopsd_app.jobs import promise
 from dopsd_app.jobs.events import (
+    Finished,
     HealthMeasured,
     LoraChecked,
+    MemoryPlanned,
     PreviewSaved,
     Resumed,
     StepDone,
+    Stopped,
     Warned,
     append_event,
 )
 from dopsd_app.jobs.job import write_status
 from dopsd_app.jobs.launcher import process_started
 from dopsd_app.jobs.promise import Promise, keep_promise, read_promise, words_for_delay
-from dopsd_app.jobs.watch import CURVE_POINTS, RunWatcher, decimate
+from dopsd_app.jobs.watch import CURVE_POINTS, SHOWN_PREVIEWS, Rollout, RunWatcher, Samples, decimate
 
 
 def test_a_curve_keeps_its_mean_and_has_at_most_500_points():
@@ -40,8 +44,9 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
     run = new_run(TrainConfig(steps=100))
     for step in range(1, 41):
         append_event(run.events_file, StepDone(step, 0.5, 1.0, 9.0 if step <= 20 else 2.0, 3 * 10**9))
-    append_event(run.events_file, PreviewSaved(20, "rollout", ("previews/000020_rollout.webp",)))
-    append_event(run.events_file, PreviewSaved(40, "samples", ("previews/000040_samples.webp",)))
+    append_event(run.events_file, PreviewSaved(0, "samples", ("previews/base_0.png",), ("a dog",), 7))
+    append_event(run.events_file, PreviewSaved(20, "rollout", ("previews/s.webp", "previews/t.webp")))
+    append_event(run.events_file, PreviewSaved(40, "samples", ("previews/1.webp",), ("a dog",), 7))
     for measured in (HealthMeasured(0, 0.1, 1, 0, 1.0), HealthMeasured(40, 0.5, 0.9, 0.2, 1.0)):
         append_event(run.events_file, measured)
         append_event(
@@ -54,7 +59,10 @@ def test_a_look_tells_pace_time_left_and_pictures(new_run):
     assert view.seconds_per_step == 2.0  # of the last 20 steps, not of all
     assert view.seconds_left is None  # it does not train now
     assert view.memory == 3 * 10**9
-    assert [p.step for p in view.rollouts] == [20] and [p.step for p in view.samples] == [40]
+    assert view.rollouts == (Rollout(20, (run.previews / "s.webp",), (run.previews / "t.webp",)),)
+    base, newest = (run.previews / "base_0.png",), (run.previews / "1.webp",)
+    assert view.samples == Samples(("a dog",), 7, (), ((0, base), (40, newest)))
+    assert view.sheets == ()
     assert [health.step for health in view.health] == [0, 40]
     assert view.warnings == ("Something small.",) and view.check == ""
 
@@ -137,11 +145,50 @@ def test_steps_that_a_resume_repeats_count_once(new_run):
     run = new_run(TrainConfig(steps=10))
     for step in (1, 2, 3):
         append_event(run.events_file, StepDone(step, 1.0, 1.0, 1.0, 0))
-    append_event(run.events_file, PreviewSaved(3, "samples", ("previews/000003_samples.webp",)))
+    append_event(run.events_file, PreviewSaved(3, "samples", ("previews/3.webp",), ("a dog",), 0))
     watcher = RunWatcher()
     assert len(watcher.read(run).curve) == 3
     append_event(run.events_file, Resumed(1))
     append_event(run.events_file, StepDone(2, 0.5, 1.0, 1.0, 0))
     view = watcher.read(run)
     assert view.curve == ((1.0, 1.0), (2.0, 0.5))
-    assert view.samples == ()
+    assert view.samples == Samples()
+
+
+def test_previews_of_an_earlier_version_are_shown_as_it_saved_them(new_run):
+    run = new_run(TrainConfig(steps=10))
+    for step in (2, 4):
+        append_event(run.events_file, PreviewSaved(step, "rollout", (f"previews/{step}_rollout.webp",)))
+        append_event(run.events_file, PreviewSaved(step, "samples", (f"previews/{step}_samples.webp",)))
+    view = RunWatcher().read(run)
+    assert view.sheets == tuple((step, run.previews / f"{step}_samples.webp") for step in (2, 4))
+    assert view.samples == Samples()
+    assert view.rollouts[-1] == Rollout(4, (run.previews / "4_rollout.webp",), ())
+
+
+def test_the_newest_samples_are_shown_and_the_base_for_ever(new_run):
+    run = new_run(TrainConfig(steps=100))
+    for step in range(0, 101):
+        append_event(run.events_file, PreviewSaved(step, "samples", (f"previews/{step}.webp",), ("a",)))
+    steps = [step for step, _ in RunWatcher().read(run).samples.steps]
+    assert len(steps) == 1 + SHOWN_PREVIEWS and steps[0] == 0 and steps[-12:] == list(range(89, 101))
+
+
+def test_the_time_of_a_run_is_that_of_its_processes(new_run):
+    """Two processes of 60 and 30 s, and an hour between them; while one works it is not told."""
+    run = new_run(TrainConfig(steps=2))
+    told = [
+        (0, MemoryPlanned(0, 1, 1, "")),
+        (60, Stopped(1)),
+        (3660, MemoryPlanned(1, 1, 1, "")),
+        (3680, StepDone(2, 1.0, 1.0, 1.0, 0)),
+        (3690, Finished(2, "lora")),
+    ]
+    seconds = []
+    for time, event in told:
+        append_event(run.events_file, event)
+        lines = run.events_file.read_text().splitlines()
+        lines[-1] = json.dumps(json.loads(lines[-1]) | {"time": float(time)})
+        run.events_file.write_text("\n".join(lines) + "\n")
+        seconds.append(RunWatcher().read(run).seconds)
+    assert seconds == [None, 60, None, None, 90]

@@ -1,10 +1,12 @@
 """What a run shows while it trains: its own roll-out, and pictures of fixed prompts and seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dopsd_app.config import TrainConfig
@@ -18,9 +20,10 @@ from dopsd_app.method.rollout import sample
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.protocol import BaseModel, Conditioning
 
-LONGEST_SIDE = 512  # pixels, of one picture in a preview
+LONGEST_SIDE = 512  # pixels, of a roll-out's pictures: they are many, and each is one of a few steps
+SMALL = 256  # pixels, up to which a picture is saved without loss
 THUMBNAIL = 256  # pixels, of the picture in a LoRA file: ModelSpec's advice
-GAP = 4  # pixels between pictures
+GAP = 4  # pixels between pictures of a sheet
 
 Pair = tuple[Image.Image, Image.Image]  # the base's picture and the student's
 
@@ -28,9 +31,28 @@ Pair = tuple[Image.Image, Image.Image]  # the base's picture and the student's
 def save_rollout(
     run: Run, step: int, base_model: BaseModel, states: Sequence[tuple[Tensor, Tensor]]
 ) -> PreviewSaved:
-    """The student's row above the teacher's: the states of a roll-out of this very step."""
-    rows = [[base_model.decode(denoised)[0] for denoised in row] for row in zip(*states, strict=True)]
-    return PreviewSaved(step, "rollout", (_save(run, f"{step:06d}_rollout.webp", rows),))
+    """The states of a roll-out of this very step, small: all of the student's, then all of the teacher's."""
+    files = []
+    for who, row in zip(("student", "teacher"), zip(*states, strict=True), strict=True):
+        for number, denoised in enumerate(row):
+            picture = _thumbnail(base_model.decode(denoised)[0])
+            files.append(_save(run, f"{step:06d}_{who}_{number}.webp", picture))
+    return PreviewSaved(step, "rollout", tuple(files))
+
+
+def draw_bases(
+    run: Run, base_model: BaseModel, config: TrainConfig, prompts: Sequence[EncodedPrompt], kind: str = "base"
+) -> Iterator[int]:
+    """Draws what the base makes of every prompt; tells before each that is still to be drawn its number.
+
+    The base's pictures never change: they are drawn once, and kept as `<kind>_<index>.png`.
+    """
+    for index, prompt in enumerate(prompts):
+        if not _base_file(run, kind, index).exists():
+            yield index
+            with as_base(base_model.transformer):
+                picture = draw(base_model, config, prompt.conditioning, _noise_of(config, index), prompt.size)
+            save_picture(picture, _base_file(run, kind, index), _describe(config, prompt, picture, 0))
 
 
 def draw_pairs(
@@ -40,45 +62,76 @@ def draw_pairs(
     prompts: Sequence[EncodedPrompt],
     kind: str = "base",
 ) -> list[Pair]:
-    """For every prompt the base's picture and the student's, at the native steps.
-
-    Where features tell pictures apart, all are drawn from one noise: two of them then differ by what their
-    prompts say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
-    The base's never change: they are drawn once, and kept as `<kind>_<index>.png`.
-    """
-    pairs, by_eyes = [], _by_eyes(config)
+    """For every prompt the base's picture and the student's, at the native steps."""
+    for _ in draw_bases(run, base_model, config, prompts, kind):
+        pass
+    pairs = []
     for index, prompt in enumerate(prompts):
-        noise = 0 if by_eyes else index
-        base = run.previews / f"{kind}_{index}.png"
-        if not base.exists():
-            with as_base(base_model.transformer):
-                save_picture(draw(base_model, config, prompt.conditioning, noise, prompt.size), base)
-        drawn = draw(base_model, config, prompt.conditioning, noise, prompt.size)
-        with Image.open(base) as picture:
+        drawn = draw(base_model, config, prompt.conditioning, _noise_of(config, index), prompt.size)
+        with Image.open(_base_file(run, kind, index)) as picture:
             pairs.append((picture.convert("RGB"), drawn))
     return pairs
 
 
-def _by_eyes(config: TrainConfig) -> bool:
-    return find_facts(config.base_model, config.revision).scoring(config) == "eyes"
+def _noise_of(config: TrainConfig, index: int) -> int:
+    """Which noise a prompt's picture is drawn from.
+
+    Where features tell pictures apart, all are drawn from one: two of them then differ by what their prompts
+    say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
+    """
+    return 0 if find_facts(config.base_model, config.revision).scoring(config) == "eyes" else index
+
+
+def _base_file(run: Run, kind: str, index: int) -> Path:
+    return run.previews / f"{kind}_{index}.png"
+
+
+def save_bases(run: Run, prompts: Sequence[EncodedPrompt]) -> Iterator[PreviewSaved]:
+    """What each prompt starts from, if from anything, and what the base makes of it: before any step."""
+    if any(prompt.source for prompt in prompts):
+        sources = [
+            _save(run, f"source_{index}.webp", prompt.source) if prompt.source else ""
+            for index, prompt in enumerate(prompts)
+        ]
+        yield _saved(run, 0, "sources", prompts, sources)
+    bases = [f"{run.previews.name}/{_base_file(run, 'base', index).name}" for index in range(len(prompts))]
+    yield _saved(run, 0, "samples", prompts, bases)
 
 
 def save_samples(
-    run: Run, step: int, prompts: Sequence[EncodedPrompt], pairs: Sequence[Pair]
+    run: Run, step: int, prompts: Sequence[EncodedPrompt], pictures: Sequence[Image.Image]
 ) -> PreviewSaved:
-    """A row for every prompt: what it starts from, if from anything, the base's picture and the student's.
+    """A picture of the student's for every prompt.
 
-    The student's first picture that starts from none is kept small too: it goes into the LoRA file, and what
-    is drawn from a person's own picture shows much of that.
+    The first that starts from no other is kept small too: it goes into the LoRA file, and what is drawn from
+    a person's own picture shows much of that.
     """
-    drawn = zip(prompts, pairs, strict=False)  # the other pairs are not shown
-    if first := next((pair for prompt, pair in drawn if prompt.source is None), None):
-        save_picture(_thumbnail(first[1], THUMBNAIL), _thumbnail_file(run, step))
-    rows = [
-        (prompt.source, *pair) if prompt.source else pair
-        for prompt, pair in zip(prompts, pairs, strict=False)
+    drawn = list(zip(prompts, pictures, strict=True))
+    if first := next((picture for prompt, picture in drawn if prompt.source is None), None):
+        save_picture(_thumbnail(first, THUMBNAIL), _thumbnail_file(run, step))
+    config = run.config
+    files = [
+        _save(run, f"{step:06d}_sample_{index}.webp", picture, _describe(config, prompt, picture, step))
+        for index, (prompt, picture) in enumerate(drawn)
     ]
-    return PreviewSaved(step, "samples", (_save(run, f"{step:06d}_samples.webp", rows),))
+    return _saved(run, step, "samples", prompts, files)
+
+
+def _saved(
+    run: Run, step: int, kind: str, prompts: Sequence[EncodedPrompt], files: Sequence[str]
+) -> PreviewSaved:
+    return PreviewSaved(step, kind, tuple(files), tuple(prompt.text for prompt in prompts), run.config.seed)
+
+
+def _describe(config: TrainConfig, prompt: EncodedPrompt, picture: Image.Image, step: int) -> str:
+    """What a picture was drawn from, as many programs write it; a person's words come first."""
+    facts = {
+        "Steps": config.num_inference_steps,
+        "Seed": config.seed,
+        "Size": f"{picture.width}x{picture.height}",
+        "Training step": step,
+    }
+    return prompt.text + "\n" + ", ".join(f"{name}: {value}" for name, value in facts.items())
 
 
 def read_thumbnail(run: Run, step: int) -> bytes:
@@ -120,9 +173,9 @@ def grid(rows: list[list[Image.Image]]) -> Image.Image:
     return sheet
 
 
-def _save(run: Run, name: str, rows: Sequence[Sequence[Image.Image]]) -> str:
-    """Thumbnails in a grid, as a file in the previews folder; returns its path in the run folder."""
-    save_picture(grid([[_thumbnail(picture) for picture in row] for row in rows]), run.previews / name)
+def _save(run: Run, name: str, picture: Image.Image, description: str = "") -> str:
+    """A picture as a file in the previews folder; returns its path in the run folder."""
+    save_picture(picture, run.previews / name, description)
     return f"{run.previews.name}/{name}"
 
 
@@ -132,8 +185,22 @@ def _thumbnail(picture: Image.Image, longest: int = LONGEST_SIDE) -> Image.Image
     return small
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Saves a picture as PNG, WebP or JPEG through a temporary name: never half of it, and none by a kill."""
+def save_picture(picture: Image.Image, path: Path, description: str = "") -> None:
+    """Saves a picture as PNG, WebP or JPEG through a temporary name: never half of it, and none by a kill.
+
+    A description goes in as other programs read it: `parameters` of a PNG, the user's comment of a WebP.
+    """
+    options: dict[str, Any] = {"quality": 90}
+    if path.suffix == ".webp":  # a small one costs nothing, and loses most of its colours
+        options["lossless"] = max(picture.size) <= SMALL
+    if description and path.suffix == ".png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("parameters", description)
+    elif description:
+        options["exif"] = Image.Exif()
+        options["exif"].get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = (
+            b"UNICODE\0" + description.encode("utf-16-be")
+        )
     content = BytesIO()
-    picture.save(content, format=path.suffix[1:], quality=90)
+    picture.save(content, format=path.suffix[1:], **options)
     replace_file(path, content.getvalue())

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dopsd_app.config import EDIT
+from dopsd_app.data.caption_file import put_trigger_word
 from dopsd_app.data.drafts import Draft
 
 FEWEST, NEARLY_ALL = (
@@ -57,6 +58,10 @@ ORDINARY_WORDS = frozenset(
 )
 
 
+# Weights of a word, LoRAs, and the mark behind which kohya's scripts keep tags where they are.
+_SIGNS = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|<\s*(?:lora|lyco|hypernet)\s*:[^>]*>|\|\|\|", re.IGNORECASE)
+
+
 def advise(draft: Draft) -> dict[str, tuple[str, ...]]:
     """Advice on a draft by picture key; "" is the whole set. Empty captions are `check_draft`'s.
 
@@ -64,7 +69,8 @@ def advise(draft: Draft) -> dict[str, tuple[str, ...]]:
     """
     if draft.kind == EDIT:
         return {}
-    captions = {item.key: item.caption.splitlines() for item in draft.items}
+    trigger = draft.trigger_word.strip() or "[trigger]"
+    captions = {item.key: put_trigger_word(item.caption, trigger).splitlines() for item in draft.items}
     return lint_captions(captions, draft.trigger_word, draft.kind)
 
 
@@ -79,17 +85,18 @@ def lint_captions(
     lines = {key: [line.strip() for line in texts if line.strip()] for key, texts in captions.items()}
     written = [texts for texts in lines.values() if texts]
     advice = {"": (*_on_trigger_word(trigger_word), *_on_set(written, trigger_word, kind))}
-    advice |= {key: _on_picture(texts, trigger_word) for key, texts in lines.items()}
+    advice |= {key: (*_on_picture(texts, trigger_word), *_on_signs(texts)) for key, texts in lines.items()}
     return {key: sentences for key, sentences in advice.items() if sentences}
 
 
 def _on_trigger_word(trigger_word: str) -> list[str]:
     if not trigger_word:
         return ["There is no trigger word. Make one up: it stands for what is new, in captions and prompts."]
-    if all(word in ORDINARY_WORDS | SENTENCE_WORDS for word in _words(trigger_word)):
+    words = _words(trigger_word)
+    if words and all(word in ORDINARY_WORDS | SENTENCE_WORDS for word in words):
         return [
-            f"“{trigger_word}” is an ordinary word that the model knows already: all prompts with it would"
-            " change. Make up a word that means nothing."
+            f"The model has a meaning of its own for “{trigger_word}”, and every prompt with it may change. A"
+            f" made-up word keeps that apart, alone or before it: “zorp {words[-1]}”."
         ]
     return []
 
@@ -106,6 +113,15 @@ def _on_picture(texts: list[str], trigger_word: str) -> tuple[str, ...]:
     if not all(holds(text, trigger_word) for text in texts):
         return (f"Write the trigger word as everywhere, with the same capitals: “{trigger_word}”.",)
     return ()
+
+
+def _on_signs(texts: list[str]) -> list[str]:
+    """What other programs take out of a prompt, and this one's text encoder reads as letters."""
+    for text in texts:
+        if found := _SIGNS.search(text):
+            sign = found[0][:40]
+            return [f"“{sign}” is learned as it stands: such signs mean nothing here. Leave them out."]
+    return []
 
 
 def _on_set(pictures: list[list[str]], trigger_word: str, kind: str) -> list[str]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from dopsd_app.config import DEFAULT_PRESET, SUBJECT, without_gone
+from dopsd_app.data.crops import MIDDLE
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value, replace_file, retry
 from dopsd_app.schema import check_schema, stamp, without_stamp
 
-SCHEMA = 2  # of draft.json; in form 1, pictures have no sources
+SCHEMA = 3  # of draft.json; in form 1, pictures have no sources, and in form 2 no crops
 
 
 class DraftError(KnownFailure):
@@ -43,6 +44,7 @@ class Item:
     caption: str = ""  # one caption per line, as typed
     creature: bool = True  # whether the built-in base could learn it; earlier versions did not ask
     sources: tuple[Source, ...] = ()  # of an edit: what it is made from
+    focus: tuple[float, float] = MIDDLE  # where the crop lies, as in `crops.crop`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dopsd_app.config import EDIT, KINDS, ConfigError, TrainConfig, load_preset, make_config, preset_for
-from dopsd_app.data.caption_file import MAX_CAPTION, clean_captions
+from dopsd_app.data.caption_file import MAX_CAPTION, PLACEHOLDER, clean_captions, put_trigger_word
+from dopsd_app.data.crops import check_focus
 from dopsd_app.data.draft_file import (
     DraftContent,
     DraftError,
@@ -26,15 +27,16 @@ from dopsd_app.data.draft_file import (
     read_content,
     write_content,
 )
-from dopsd_app.data.picture_file import PicturesError
+from dopsd_app.data.example import Example, Note
+from dopsd_app.data.picture_file import PicturesError, Problem
 from dopsd_app.data.pictures import (
+    NO_TRIGGER_WORD,
     Dataset,
-    Example,
-    Note,
     PictureFacts,
-    Problem,
     check_count,
     check_set,
+    note_enlarged,
+    note_many,
     remarks_on,
 )
 from dopsd_app.data.source_pictures import check_sources
@@ -200,6 +202,21 @@ def set_captions(draft: Draft, texts: dict[str, str]) -> Draft:
     return Draft(draft.path, change_content(draft.path, write))
 
 
+def set_focus(draft: Draft, key: str, focus: tuple[float, float]) -> Draft:
+    """Keeps where the crop of a picture lies: two shares from 0 to 1, as in `crops.crop`."""
+    try:
+        focus = check_focus(focus)
+    except ValueError as error:
+        raise DraftError(str(error)) from error
+
+    def move(content: DraftContent) -> DraftContent:
+        check_keys(content, [key])
+        items = [replace(item, focus=focus) if item.key == key else item for item in content.items]
+        return replace(content, items=tuple(items))
+
+    return Draft(draft.path, change_content(draft.path, move))
+
+
 def remove_picture(draft: Draft, key: str) -> Draft:
     """Takes a picture and its caption out of the draft."""
 
@@ -328,18 +345,24 @@ def _findings(draft: Draft) -> tuple[list[Example], list[Problem | Note]]:
     for item in draft.items:
         name = item.name
         try:
-            captions = clean_captions(item.caption.splitlines(), name)
+            caption = put_trigger_word(item.caption, draft.trigger_word.strip() or "[trigger]")
+            captions = clean_captions(caption.splitlines(), name)
             sources = tuple(draft.pictures / f"{source.key}.png" for source in item.sources)
-            examples.append(Example(draft.pictures / f"{item.key}.png", captions, sources))
+            examples.append(Example(draft.pictures / f"{item.key}.png", captions, sources, item.focus))
         except ValueError as error:
             findings.append(Problem(name, str(error)))
-        facts.append(PictureFacts(name, item.size, item.pixels))
+        facts.append(PictureFacts(name, item.size, item.pixels, item.focus))
         findings += [Note(name, f"{name} {remark}") for remark in item.remarks]
         for source in item.sources:
             remarks = [*source.remarks, *remarks_on(source.size)]
             findings += [Note(name, f"{source.name} {remark}") for remark in remarks]
-    findings += check_set(facts, _minimum_side(draft))
+    config = _usable_config(draft)
+    findings += check_set(facts, config.minimum_side)
+    findings += note_enlarged(facts, config.resolution)
+    findings += note_many(len(facts), config.steps, config.batch_size)
     findings += _check_sources(draft)
+    if not draft.trigger_word.strip() and any(PLACEHOLDER.search(item.caption) for item in draft.items):
+        findings.append(Problem("", NO_TRIGGER_WORD))
     return examples, check_count(len(facts), "this draft") + findings
 
 
@@ -355,11 +378,11 @@ def _check_sources(draft: Draft) -> Iterable[Problem]:
         yield from check_sources(counts, needed=draft.kind == EDIT)
 
 
-def _minimum_side(draft: Draft) -> int:
+def _usable_config(draft: Draft) -> TrainConfig:
     try:
-        return draft_config(draft).minimum_side
-    except ConfigError:  # reported where the settings are; the pictures are judged by the usual limit
-        return TrainConfig().minimum_side
+        return draft_config(draft)
+    except ConfigError:  # reported where the settings are; the pictures are judged by the usual ones
+        return TrainConfig()
 
 
 def _by_key(

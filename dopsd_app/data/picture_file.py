@@ -1,35 +1,25 @@
 """One picture file: what it is, the repairs that it gets, and why it may be refused."""
 
-import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import cast
 
 from PIL import ExifTags, Image, ImageCms
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from dopsd_app.data.picture_formats import (
+    DAMAGED,
+    HALVED_ABOVE,
+    MAX_PIXELS,
+    Unreadable,
+    load,
+    picture_format,
+)
 from dopsd_app.errors import KnownFailure
 
-HALVED_ABOVE = 50_000_000  # pixels
 STRIP = 256  # rows that are halved at once: an even number
-MAX_PIXELS = 89_000_000  # Pillow warns of a decompression bomb at 89.5 million
-
-# What a file is, by its first bytes. Where AVIF and HEIC both say "mif1", only AVIF says more: it goes first.
-_SIGNATURES = {
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "JPEG": rb"\xff\xd8\xff",
-    "WEBP": rb"RIFF.{4}WEBP",
-    "AVIF": rb".{4}ftyp.*avi[fs]",
-    "HEIC": rb".{4}ftyp.*(hei[cmsx]|hev[cmsx]|mif1|msf1)",
-    "GIF": rb"GIF8",
-    "BMP": rb"BM.{4}\0{4}",
-    "TIFF": rb"II\*\0|MM\0\*",  # most camera raw files too
-}
-_READABLE = ("PNG", "JPEG", "WEBP")
 
 _TURNS = {  # EXIF orientation: how the picture becomes upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,6 +36,9 @@ _TURNS = {  # EXIF orientation: how the picture becomes upright
 class Problem:
     picture: str  # its file name, seen from the folder; "" when the set is meant or a file that is no picture
     message: str  # a sentence or two: which file, what is wrong, what to do
+    caption: bool = field(
+        default=False, compare=False
+    )  # whether all that lacks is a caption that can be read
 
 
 class PicturesError(KnownFailure):
@@ -74,37 +67,27 @@ def decode(path: Path, name: str) -> tuple[Image.Image, list[str]]:
     kind = picture_format(path)
     if not kind:
         raise refusal("cannot be read as a picture. Save it again as JPEG or PNG, or remove it.")
-    if kind not in _READABLE:
-        raise refusal(f"is a picture in the {kind} format. Save it as JPEG or PNG first.")
     try:
-        with Image.open(path, formats=[kind]) as picture:
-            # A phone's JPEG may hold a preview or a depth map too (MPO): it has frames, but does not move.
-            if isinstance(picture, PngImageFile | WebPImageFile) and picture.is_animated:
-                raise refusal("is an animation. Save one of its pictures as JPEG or PNG first.")
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            return _repair(picture)
-    except PicturesError:
-        raise
+        picture, remarks = load(path, kind)
+        repaired, repairs = _repair(picture)
+    except Unreadable as error:
+        raise refusal(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise refusal(f"has more than {MAX_PIXELS // 10**6} million pixels. Scale it down first.") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+    except DAMAGED as error:
         raise refusal("is damaged or incomplete. Download or save it again.") from error
+    return repaired, remarks + repairs
 
 
 def _repair(picture: Image.Image) -> tuple[Image.Image, list[str]]:
     remarks = []
-    width, height = picture.size
-    if width * height > HALVED_ABOVE:
-        remarks.append(f"has {width} x {height} pixels: both sides were halved.")
-        picture.draft(None, (width // 2, height // 2))  # a JPEG is halved while it is decoded
-    picture.load()
     profile, turn = picture.info.get("icc_profile"), _TURNS.get(_orientation(picture))
     if picture.mode == "I;16":
         remarks.append("has 16 bits per pixel: they became 8.")
         picture = picture.point(lambda value: value / 256).convert("L")  # convert alone cuts off at 255
-    if picture.mode == "CMYK":
-        remarks.append("has colours for print (CMYK): on a screen they may look a little different.")
+    elif picture.mode.startswith("I;16"):  # of a TIFF, in another order of bytes
+        remarks.append("has 16 bits per pixel: they became 8.")
+        picture = picture.convert("I").point(lambda value: value / 256).convert("L")
     if picture.has_transparency_data and picture.mode != "RGBA":  # to convert it to itself would copy it
         picture = picture.convert("RGBA")
     elif picture.mode in ("1", "P"):
@@ -115,20 +98,29 @@ def _repair(picture: Image.Image) -> tuple[Image.Image, list[str]]:
     if turn is not None:
         remarks.append("was turned upright, as its camera noted.")
         picture = picture.transpose(turn)
+    printed = picture.mode == "CMYK"
     if profile:
         picture = _to_srgb(picture, profile)
+    if printed and picture.mode == "CMYK":  # no profile tells what its inks look like
+        remarks.append("has colours for print (CMYK): on a screen they may look a little different.")
     if picture.mode == "RGBA":
-        alpha = picture.getchannel("A")
-        # Of one band, it is a pair of numbers.
-        if cast(float, alpha.getextrema()[0]) < 255:
-            remarks.append("has transparent parts: they became white.")
-        flat = Image.new("RGB", picture.size, "white")
-        flat.paste(picture, mask=alpha)
-        picture = flat
+        picture, flattened = _on_white(picture)
+        remarks += flattened
     else:
         picture = picture.convert("RGB")
     picture.info = {}  # or Pillow would write a profile that no longer holds into the next file
     return picture, remarks
+
+
+def _on_white(picture: Image.Image) -> tuple[Image.Image, list[str]]:
+    """A picture with transparent parts, on white; `Unreadable` where nothing of it is to be seen."""
+    alpha = picture.getchannel("A")
+    least, most = cast(tuple[float, float], alpha.getextrema())  # of one band, it is a pair of numbers
+    if most == 0:
+        raise Unreadable("is entirely transparent: nothing of it is to be seen. Save it with a background.")
+    flat = Image.new("RGB", picture.size, "white")
+    flat.paste(picture, mask=alpha)
+    return flat, ["has transparent parts: they became white."] if least < 255 else []
 
 
 def _halved(picture: Image.Image) -> Image.Image:
@@ -161,19 +153,10 @@ def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     return converted
 
 
-def picture_format(path: Path) -> str:
-    """The format by the file's content; "" for what is no picture or cannot be opened."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError:
-        return ""
-    return next((kind for kind, signature in _SIGNATURES.items() if re.match(signature, head, re.DOTALL)), "")
-
-
 def shown(name: str) -> str:
     """A file name that fits into one line, whatever somebody called the file."""
-    return "".join(character if character.isprintable() else "?" for character in name[:255])
+    # The two joiners belong to letters: Persian writes words with one, and emoji hold together by the other.
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else "?" for c in name[:255])
 
 
 def fold_name(stem: str) -> str:

@@ -1,63 +1,27 @@
 """A set of pictures with captions: every check it must pass, and the crop that teacher and training see."""
 
 import hashlib
-import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from dopsd_app.data.caption_file import clean_captions, parse_metadata, parse_row, read_text
-from dopsd_app.data.picture_file import (
-    PicturesError,
-    Problem,
-    decode,
-    fold_name,
-    load_picture,
-    picture_format,
-    shown,
-)
-from dopsd_app.data.source_pictures import (
-    FOLDERS,
-    Pairs,
-    check_sources,
-    find_place,
-    orphan_message,
-    pair,
-)
+from dopsd_app.data.caption_file import PLACEHOLDER, put_trigger_word
+from dopsd_app.data.crops import MIDDLE, lost_share, nearest_bucket, write_crops
+from dopsd_app.data.crops import crop as crop
+from dopsd_app.data.crops import crop_box as crop_box
+from dopsd_app.data.example import Example, Note, most_sources
+from dopsd_app.data.folder import name_in, scan_folder
+from dopsd_app.data.picture_file import PicturesError, Problem, decode, load_picture, shown
+from dopsd_app.data.source_pictures import FOLDERS, check_sources
 
-MIN_PICTURES, MAX_PICTURES = 4, 20
-
-PICTURE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-)
-IGNORED = ("prompts.txt", "thumbs.db", "desktop.ini")  # prompts.txt: the examples keep preview prompts there
-
-
-@dataclass(frozen=True)
-class Example:
-    image: Path
-    captions: tuple[str, ...]  # one is drawn per step
-    source_images: tuple[Path, ...] = ()  # editing: the pictures to start from
-
-
-@dataclass(frozen=True)
-class Note:
-    picture: str  # as in Problem
-    message: str  # what was repaired or left out
+MIN_PICTURES, MAX_PICTURES = 4, 200
+MANY = 40  # pictures, from which on it is said how often each is seen
+NO_TRIGGER_WORD = "Captions hold [trigger], and there is no trigger word to stand for it. Make one up."
+LOST = 0.25  # of a picture's area in the crop, above which it is told
+SOFT = 1.05  # times that a picture is enlarged, above which it is told
 
 
 @dataclass(frozen=True)
@@ -72,39 +36,42 @@ class Dataset:
         return most_sources(self.examples)
 
 
-def most_sources(examples: Iterable[Example]) -> int:
-    """The most pictures to start from that one of these has."""
-    return max((len(example.source_images) for example in examples), default=0)
-
-
-def read_examples(folder: str | Path, *, minimum_side: int) -> Dataset:
+def read_examples(folder: str | Path, *, minimum_side: int, resolution: int = 0) -> Dataset:
     """Reads and checks the pictures and captions of a folder, or raises PicturesError with every problem.
 
     Captions: one per line in .txt files beside the pictures, or in metadata.jsonl as `datasets` writes it,
     which then counts alone. Pictures are in natural order: 2.png before 10.png. `minimum_side` is in pixels.
     For editing, `cat_source.png` (or `cat_source_1.png`, ...) is what `cat.png` is made from; or a folder
     `source` holds it under the same name, beside the pictures or beside their folder `target`; or a line of
-    metadata.jsonl names it.
+    metadata.jsonl names it. In crops.json stands where crops lie that are not to be the middle. With the
+    `resolution` of training, the notes tell what it enlarges and cuts off.
     """
     if not Path(folder).is_dir():
         raise PicturesError([Problem("", f"There is no folder {shown(str(folder))}. Check where it is.")])
-    folder = _real(Path(folder))
-    findings = list(_find_examples(folder))
-    found = sorted(
-        (finding for finding in findings if isinstance(finding, Example)),
-        key=lambda example: natural_order(_name(example.image, folder)),
-    )
-    findings += check_count(len(found), "the folder")
-    examples = tuple(found[:MAX_PICTURES])  # of a folder with thousands only so many are opened and spoken of
-    findings += _inspect(examples, folder, minimum_side)
-    findings += check_sources(
-        [(_name(example.image, folder), len(example.source_images)) for example in examples]
-    )
-    names = ["", *(_name(example.image, folder) for example in examples)]
+    scan = scan_folder(Path(folder))
+    findings = [*scan.said, *check_count(len(scan.examples), "the folder")]
+    examples = scan.examples[:MAX_PICTURES]  # of thousands only so many are opened and spoken of
+    findings += _inspect(examples, scan.folder, minimum_side, resolution)
+    named = [(name_in(example.image, scan.folder), example) for example in examples]
+    findings += check_sources([(name, len(example.source_images)) for name, example in named])
+    findings += note_lines([(name, len(example.captions)) for name, example in named])
+    names = ["", *(name for name, _ in named)]
     problems = [finding for finding in findings if isinstance(finding, Problem) and finding.picture in names]
     if problems:
         raise PicturesError(sorted(problems, key=lambda problem: names.index(problem.picture)))
     return Dataset(examples, tuple(finding for finding in findings if isinstance(finding, Note)))
+
+
+def fill_placeholders(dataset: Dataset, trigger_word: str) -> Dataset:
+    """The data set with the trigger word for `[trigger]` in captions; PicturesError where there is none."""
+    held = [caption for example in dataset.examples for caption in example.captions]
+    if not trigger_word and any(map(PLACEHOLDER.search, held)):
+        raise PicturesError([Problem("", NO_TRIGGER_WORD)])
+    examples = tuple(
+        replace(example, captions=tuple(put_trigger_word(text, trigger_word) for text in example.captions))
+        for example in dataset.examples
+    )
+    return replace(dataset, examples=examples)
 
 
 def check_count(count: int, holder: str) -> list[Problem]:
@@ -123,6 +90,7 @@ class PictureFacts:
     name: str  # as in Problem
     size: tuple[int, int]  # pixels: width, height
     pixels: str  # their hash
+    focus: tuple[float, float] = MIDDLE  # where the crop lies
 
 
 def hash_pixels(picture: Image.Image) -> str:
@@ -130,11 +98,67 @@ def hash_pixels(picture: Image.Image) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
-def remarks_on(size: tuple[int, int]) -> list[str]:
-    """What becomes of a picture of this size: the rest of a sentence that begins with its name."""
-    if max(size) > 2 * min(size):
+def remarks_on(size: tuple[int, int], focus: tuple[float, float] = MIDDLE) -> list[str]:
+    """What becomes of a picture of this size: the rest of a sentence that begins with its name.
+
+    Nothing of one whose crop was moved: whoever did that has seen it.
+    """
+    if max(size) <= 2 * min(size) or focus != MIDDLE:
+        return []
+    height, width = nearest_bucket(*size, 1000, 1)  # of any resolution the shapes are nearly the same
+    lost = lost_share(size, width / height)
+    if lost <= LOST:
         return ["is more than twice as long as it is wide: only its middle is used."]
-    return []
+    return [
+        f"is far longer than it is wide: {lost:.0%} of it falls away, and only its middle is used. Move the"
+        " crop where the subject is cut off."
+    ]
+
+
+def note_enlarged(pictures: Sequence[PictureFacts], resolution: int) -> Iterator[Note]:
+    """One sentence on the pictures that are smaller than what training crops them to."""
+    enlarged = []
+    for picture in pictures:
+        height, width = nearest_bucket(*picture.size, resolution, 1)
+        factor = max(width / picture.size[0], height / picture.size[1])
+        if factor > SOFT:
+            enlarged.append((factor, picture.name))
+    if enlarged:
+        factor, name = max(enlarged, key=lambda pair: pair[0])
+        most = f"{name} {factor:.1f} times" if len(enlarged) > 1 else f"{factor:.1f} times"
+        few = f"{len(enlarged)} of {len(pictures)} pictures are"
+        if len(enlarged) == 1:
+            few = f"{name} is"
+        yield Note(
+            "",
+            f"{few} smaller than the {resolution} x {resolution} pixels of training and will be enlarged,"
+            f" {most}: what is drawn may become as soft. Use larger pictures, or a lower resolution.",
+        )
+
+
+def note_many(count: int, steps: int, batch_size: int) -> Iterator[Note]:
+    """How often each of many pictures is seen."""
+    if count >= MANY:
+        seen = steps * batch_size / count
+        yield Note(
+            "",
+            f"Of {count} pictures, {steps} steps show each about {seen:.0f} times. A subject rarely needs"
+            f" more than {MANY}: fewer that differ often teach as much, and more ask for more steps.",
+        )
+
+
+def note_lines(captions: Sequence[tuple[str, int]]) -> Iterator[Note]:
+    """One sentence on the pictures, by name, that have several captions: nobody may have meant that."""
+    several = [(name, count) for name, count in captions if count > 1]
+    if several:
+        name, count = several[0]
+        more = len(several) - 1
+        others = f" ({more} more {'has' if more == 1 else 'have'} several)" if more else ""
+        yield Note(
+            "",
+            f"{name} has {count} captions, one per line{others}: each step draws one of them. Join the lines"
+            " where they are one sentence that was wrapped.",
+        )
 
 
 def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[Problem | Note]:
@@ -145,7 +169,7 @@ def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[P
         if min(width, height) < minimum_side:
             size = f"{width} x {height} pixels, and each side needs {minimum_side} or more"
             yield Problem(name, f"{name} has {size}. Use a larger picture.")
-        yield from (Note(name, f"{name} {remark}") for remark in remarks_on(picture.size))
+        yield from (Note(name, f"{name} {remark}") for remark in remarks_on(picture.size, picture.focus))
         same = first.setdefault((picture.size, picture.pixels), name)
         if same != name:
             yield Problem(name, f"{name} is the same picture as {same}. Remove one of them.")
@@ -155,7 +179,7 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
     """Writes the repaired pictures and their captions as 01.png, 01.txt, ... into a folder, which it creates.
 
     Only pixels are written: no place, camera or colour profile. `read_examples` reads the same from there.
-    Pictures to start from become sources/01-1.png, ...
+    Pictures to start from become sources/01-1.png, ... Where crops were moved, they stand in crops.json.
     """
     destination = Path(destination)
     destination.mkdir(parents=True)
@@ -171,191 +195,39 @@ def copy_examples(dataset: Dataset, destination: str | Path) -> None:
             load_picture(source).save(file, compress_level=1)
         captions = "".join(f"{caption}\n" for caption in example.captions)
         (destination / f"{number:02}.txt").write_text(captions, encoding="utf-8", newline="\n")
+    focuses = {f"{number:02}.png": example.focus for number, example in enumerate(dataset.examples, start=1)}
+    write_crops(destination, focuses)
 
 
-def crop(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Scales a picture until it covers height x width pixels and cuts out the middle."""
-    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-
-
-def _find_examples(folder: Path) -> Iterator[Example | Problem | Note]:
-    """An example for every picture, without captions where none can be used, and what there is to say."""
-    place = find_place(folder)
-    pictures, texts, has_metadata = [], [], False
-    for path in sorted({*folder.iterdir(), *place.iterdir()}):
-        name = _name(path, folder)
-        if _is_ignored(path) or path == place:
-            continue
-        if not _real(path).is_relative_to(folder):
-            yield Problem(
-                "", f"{name} is a link to a place outside the folder. Copy the file itself into it."
-            )
-        elif name == "metadata.jsonl":
-            has_metadata = True
-        elif path.is_dir():
-            if name not in FOLDERS:
-                yield Note("", f"{name} is a folder: what is in it counts only if metadata.jsonl lists it.")
-        elif path.parent != place:
-            yield Note("", f"{name} is not in the folder {place.name}, and was left out.")
-        elif path.suffix.lower() == ".txt":
-            texts.append(path)
-        elif path.is_file() and (path.suffix.lower() in PICTURE_SUFFIXES or picture_format(path)):
-            pictures.append(path)
-        else:
-            yield Note("", f"{name} is not a picture and was left out.")
-    pairs = pair(pictures, {fold_name(path.stem) for path in texts}, _files_of_sources(folder))
-    if has_metadata:
-        yield from _read_metadata(folder, pairs)
-        if texts:
-            yield Note("", "The captions are those in metadata.jsonl: the .txt files were left out.")
-    else:
-        yield from _read_caption_files(folder, pairs, texts)
-        yield from (Problem("", orphan_message(_name(path, folder))) for path in pairs.orphans)
-
-
-def _files_of_sources(folder: Path) -> list[Path]:
-    """What lies in the folder of sources, in natural order."""
-    found = [path for name in FOLDERS if (folder / name).is_dir() for path in (folder / name).iterdir()]
-    return sorted(
-        (path for path in found if path.is_file() and not _is_ignored(path)),
-        key=lambda path: natural_order(path.name),
-    )
-
-
-def _is_ignored(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.casefold() in IGNORED
-
-
-def _read_caption_files(folder: Path, pairs: Pairs, texts: list[Path]) -> Iterator[Example | Problem | Note]:
-    exactly = {path.stem: path for path in texts}
-    loosely = {fold_name(path.stem): path for path in texts}
-    owners: dict[Path, str] = {}  # caption file: the picture it describes
-    for picture in pairs.targets:
-        name, captions = _name(picture, folder), ()
-        path = exactly.get(picture.stem) or loosely.get(fold_name(picture.stem))
-        if path is None:
-            caption_file = shown(f"{picture.stem}.txt")
-            yield Problem(name, f"{name} has no caption. Write what the picture shows ({caption_file}).")
-        elif path in owners:
-            sharing = f"{owners[path]} and {name} share the caption file {_name(path, folder)}"
-            yield Problem(name, f"{sharing}. Give each picture a name of its own.")
-        else:
-            owners[path] = name
-            try:
-                captions = clean_captions(read_text(path).splitlines(), name)
-            except ValueError as error:
-                yield Problem(name, str(error))
-        yield Example(picture, captions, pairs.sources.get(picture, ()))
-    for path in texts:
-        if path not in owners:
-            yield Note("", f"{_name(path, folder)} belongs to no picture and was left out.")
-
-
-def _read_metadata(folder: Path, pairs: Pairs) -> Iterator[Example | Problem]:
-    """Lines such as {"file_name": "1.png", "text": "a caption"}; a list of texts means several captions.
-
-    A picture that no line lists is refused, as one without a .txt is: nobody put it there to be passed over.
-    """
-    try:
-        rows, broken = parse_metadata(folder / "metadata.jsonl")
-    except ValueError as error:
-        yield Problem("", str(error))
-        yield from (Example(picture, ()) for picture in pairs.targets)
-        return
-    if broken:
-        numbers = ", ".join(map(str, broken[:MAX_PICTURES]))
-        yield Problem(
-            "", f"metadata.jsonl is not valid JSON in line {numbers}. Write one whole {{...}} per line."
-        )
-    by_name = {_real(target): sources for target, sources in pairs.sources.items()}
-    listed, sources_listed = set(), set()
-    for number, row in rows.items():
-        try:
-            parsed = parse_row(row)
-            path = _find_picture(parsed.file_name, folder)
-            sources = tuple(_find_picture(source, folder) for source in parsed.sources)
-        except ValueError as error:
-            yield Problem("", f"Line {number} of metadata.jsonl {error}")
-            continue
-        name, captions = _name(path, folder), ()
-        sources_listed |= set(sources)
-        if path in listed:
-            yield Problem(name, f"{name} is listed twice in metadata.jsonl. Remove one of the lines.")
-            continue
-        listed.add(path)
-        try:
-            captions = clean_captions(parsed.texts, name)
-        except ValueError as error:
-            yield Problem(name, str(error))
-        yield Example(path, captions, sources or by_name.get(path, ()))
-    for orphan in pairs.orphans:
-        if _real(orphan) not in listed | sources_listed:
-            yield Problem("", orphan_message(_name(orphan, folder)))
-    for picture in pairs.targets:
-        if _real(picture) not in listed | sources_listed:
-            name = _name(picture, folder)
-            yield Problem(
-                name, f"{name} is not in metadata.jsonl. Add a line with its caption, or remove it."
-            )
-            yield Example(picture, ())
-
-
-def _find_picture(file_name: str, folder: Path) -> Path:
-    """The picture that a line means, or a ValueError that completes "Line 3 of metadata.jsonl"."""
-    name = shown(file_name)
-    try:
-        path = _real(folder / file_name)
-        is_file = path.is_file()
-    except (OSError, ValueError):  # too long, or with characters that no file name can have
-        path, is_file = folder, False
-    if not path.is_relative_to(folder):
-        raise ValueError(f"names {name}, which is outside the folder. Copy the picture into the folder.")
-    if not is_file:
-        raise ValueError(f"names {name}, which is not there. Add the picture or remove the line.")
-    return path
-
-
-def _inspect(examples: Iterable[Example], folder: Path, minimum_side: int) -> Iterator[Problem | Note]:
+def _inspect(
+    examples: Iterable[Example], folder: Path, minimum_side: int, resolution: int
+) -> Iterator[Problem | Note]:
     """Opens the pictures one by one: what is wrong with each, with the set, and what was repaired."""
     facts = []
     for example in examples:
-        name = _name(example.image, folder)
+        name = name_in(example.image, folder)
         try:
             picture, remarks = decode(example.image, name)
         except PicturesError as error:
             yield from error.problems
             continue
-        facts.append(PictureFacts(name, picture.size, hash_pixels(picture)))
+        facts.append(PictureFacts(name, picture.size, hash_pixels(picture), example.focus))
         for remark in remarks:
             yield Note(name, f"{name} {remark}")
         yield from _inspect_sources(example, folder)
     yield from check_set(facts, minimum_side)
+    if resolution:
+        yield from note_enlarged(facts, resolution)
 
 
 def _inspect_sources(example: Example, folder: Path) -> Iterator[Problem | Note]:
     """What there is to say of the pictures that an example is made from, reported of the example."""
-    name = _name(example.image, folder)
+    name = name_in(example.image, folder)
     for path in example.source_images:
-        shown_name = _name(path, folder)
-        if not _real(path).is_relative_to(folder):
-            message = f"{shown_name} is a link to a place outside the folder. Copy the file itself into it."
-            yield Problem(name, message)
-            continue
+        shown_name = name_in(path, folder)
         try:
             picture, remarks = decode(path, shown_name)
         except PicturesError as error:
             yield from (Problem(name, problem.message) for problem in error.problems)
             continue
         yield from (Note(name, f"{shown_name} {remark}") for remark in [*remarks, *remarks_on(picture.size)])
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # unlike Path.resolve, it bears links that go in a circle
-
-
-def _name(path: Path, folder: Path) -> str:
-    return shown(path.relative_to(folder).as_posix())
-
-
-def natural_order(name: str) -> tuple:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.casefold())], name

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dopsd_app.data.caption_file import SOURCE_COLUMNS, parse_metadata
+from dopsd_app.data.caption_file import SOURCE_COLUMNS, TABLES, parse_table
 from dopsd_app.data.picture_file import Problem, fold_name, shown
 
 MAX_SOURCES = 4  # of one picture: each costs a step as much as the picture itself
@@ -79,7 +79,8 @@ def _name_in_folder(stem: str, owners: dict[str, Path]) -> SourceName | None:
 def find_place(folder: Path) -> Path:
     """Where the pictures of a folder lie that are to be drawn: in it, or in its folder `target`."""
     apart = folder / TARGETS
-    return apart if apart.is_dir() and not (folder / "metadata.jsonl").exists() else folder
+    tables = any((folder / name).exists() for name in TABLES)
+    return apart if apart.is_dir() and not tables else folder
 
 
 def has_sources(folder: Path) -> bool:
@@ -89,10 +90,11 @@ def has_sources(folder: Path) -> bool:
     try:
         if any(source_name(path.stem) for path in folder.iterdir() if path.suffix.lower() != ".txt"):
             return True
-        rows, _ = parse_metadata(folder / "metadata.jsonl")
+        tables = [parse_table(folder / name)[0] for name in TABLES if (folder / name).is_file()]
     except (OSError, ValueError):  # whoever reads the folder says what is wrong
         return False
-    return any(isinstance(row, dict) and row.keys() & set(SOURCE_COLUMNS) for row in rows.values())
+    rows = [row for table in tables for row in table.values()]
+    return any(isinstance(row, dict) and row.keys() & set(SOURCE_COLUMNS) for row in rows)
 
 
 def find_copies(dataset: Path, number: int) -> list[Path]:

@@ -3,17 +3,23 @@
 An uploaded file gives its content and, for people and for finding its caption, its name; never a path.
 """
 
-import secrets
+import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePath, PureWindowsPath
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 
-from PIL import Image
-
-from dopsd_app.config import EDIT, KINDS, SUBJECT, Preset, TrainConfig, list_presets
-from dopsd_app.data.caption_file import parse_metadata, parse_row, read_text
-from dopsd_app.data.creatures import is_creature
-from dopsd_app.data.draft_file import DraftContent, DraftError, Item, Source, change_content
+from dopsd_app.config import EDIT, TrainConfig
+from dopsd_app.data.archive import is_zip, unpack
+from dopsd_app.data.caption_file import (
+    CAPTION_SUFFIXES,
+    TABLES,
+    parse_row,
+    parse_table,
+    read_caption_file,
+    read_text,
+)
+from dopsd_app.data.crops import CROPS_FILE, MIDDLE, read_crops
+from dopsd_app.data.draft_file import DraftContent, DraftError, change_content
 from dopsd_app.data.drafts import (
     MAX_CAPTION_TEXT,
     Draft,
@@ -22,26 +28,24 @@ from dopsd_app.data.drafts import (
     delete_files,
     new_draft,
     read_draft,
+    set_caption,
+    set_focus,
     set_settings,
     take_kind,
 )
-from dopsd_app.data.picture_file import PicturesError, decode, fold_name, picture_format, shown
-from dopsd_app.data.pictures import (
-    IGNORED,
-    MAX_PICTURES,
-    PICTURE_SUFFIXES,
-    hash_pixels,
-    natural_order,
-)
+from dopsd_app.data.example import Example, Note, natural_order
+from dopsd_app.data.folder import is_backup, is_document, is_ignored, is_picture, name_in, scan_folder
+from dopsd_app.data.kept_pictures import TOO_MANY, add_source, enlist, keep, stem_of, too_many
+from dopsd_app.data.picture_file import PicturesError, Problem, decode, shown
+from dopsd_app.data.pictures import MAX_PICTURES
+from dopsd_app.data.run_settings import draft_settings
 from dopsd_app.data.source_pictures import MAX_SOURCES, count_copies, find_copies, orphan_message, source_name
-from dopsd_app.errors import KnownFailure
 
 MAX_PICTURE_BYTES = 25_000_000
+MAX_ZIP_BYTES = 200_000_000  # what the server takes at once
 MAX_FILES = MAX_PICTURES * (2 + MAX_SOURCES)  # in one upload: each with its caption and its sources
 MAX_WAITING = MAX_FILES  # captions that are kept until their pictures come
 MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all
-THUMBNAIL_SIDE = 512  # pixels
-KEPT_SIDE = 2048  # pixels of the shorter side: the largest crop needs 1536, and a photograph saves in a third
 EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
 
 
@@ -83,34 +87,22 @@ def load_example(drafts_dir: Path, name: str) -> Draft:
 
 def clone_run(drafts_dir: Path, config: TrainConfig, dataset: Path) -> Draft:
     """A new draft with a run's settings, and its pictures and captions in the folder `dataset`."""
-    settings = asdict(config)
-
-    def differences(preset) -> dict:
-        usual = {**asdict(TrainConfig()), **preset.settings}
-        return {name: value for name, value in settings.items() if value != usual[name]}
-
-    edits = count_copies(dataset) > 0
-    suited = [preset for preset in list_presets() if preset.name.endswith(EDIT) == edits]
-    presets = [(preset, differences(preset)) for preset in suited]
-    preset, changes = min(presets, key=lambda pair: _likely(*pair))
-    kind = next((kind for kind in KINDS if preset.name.endswith(kind)), SUBJECT)
-    return _filled_draft(drafts_dir, dataset, {"preset": preset.name, "kind": kind, **changes})
-
-
-def _likely(preset: Preset, changes: dict) -> tuple:
-    """The less, the likelier did a run with these changes come from the preset; most are of a subject."""
-    return "base_model" in changes, len(changes), not preset.name.endswith(SUBJECT)
+    return _filled_draft(drafts_dir, dataset, draft_settings(config, edits=count_copies(dataset) > 0))
 
 
 def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:
     draft = new_draft(drafts_dir)
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CROPS_FILE)
         added = _add(set_settings(draft, **settings), files)
+        keys = {item.name: item.key for item in added.draft.items}
+        for name, focus in read_crops(folder).items():
+            if name in keys:  # or somebody took the picture out of the folder
+                set_focus(draft, keys[name], focus)
         problems = [*added.problems]
         for item in added.draft.items:
             copies = find_copies(folder, int(item.stem)) if item.stem.isdecimal() else []
-            problems += [problem for path in copies for problem in _add_source(draft, item.key, path)]
+            problems += [problem for path in copies for problem in add_source(draft, item.key, path)]
         if problems:
             raise DraftError("\n".join(problems))
         return read_draft(draft.path)
@@ -123,11 +115,18 @@ def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
     """Adds uploaded files: pictures, their captions (.txt of the same name, or metadata.jsonl), prompts.txt.
 
     A caption may come before its picture: it waits in the draft. `cat_source.png` is what `cat.png` is made
-    from, which is there or comes with it. Whatever is refused is named.
+    from, which is there or comes with it. A zip is read as a folder is. Whatever is refused is named.
     """
     small, problems = _usable(paths)
-    added = _add(draft, small)
-    return replace(added, problems=(*problems, *added.problems))
+    parts = [_add(draft, [path for path in small if not is_zip(path)])]
+    parts += [_add_zip(draft, path) for path in small if is_zip(path)]
+    refused = [problem for part in parts for problem in part.problems]
+    return Added(
+        parts[-1].draft,
+        tuple(key for part in parts for key in part.keys),
+        tuple(sorted((*problems, *refused), key=lambda problem: not problem.startswith(TOO_MANY))),
+        tuple(note for part in parts for note in part.notes),
+    )
 
 
 def add_sources(draft: Draft, key: str, paths: Iterable[str | Path]) -> Added:
@@ -135,7 +134,7 @@ def add_sources(draft: Draft, key: str, paths: Iterable[str | Path]) -> Added:
     check_keys(read_draft(draft.path).content, [key])
     small, problems = _usable(paths)
     for path in sorted(small, key=lambda path: natural_order(path.name)):
-        problems += _add_source(draft, key, path)
+        problems += add_source(draft, key, path)
     return Added(_as_edit(read_draft(draft.path)), (), tuple(problems), ())
 
 
@@ -155,9 +154,10 @@ def _usable(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     for path in paths[:MAX_FILES]:
         if not path.is_file():  # a pipe or a folder, too
             problems.append(f"{shown(path.name)} is no file.")
-        elif path.stat().st_size > MAX_PICTURE_BYTES:
-            limit = f"larger than {MAX_PICTURE_BYTES // 10**6} MB"
-            problems.append(f"{shown(path.name)} is {limit}. Save it as JPEG, or scale it down.")
+        elif path.stat().st_size > (MAX_ZIP_BYTES if is_zip(path) else MAX_PICTURE_BYTES):
+            most = MAX_ZIP_BYTES if is_zip(path) else MAX_PICTURE_BYTES
+            advice = "Send it in parts." if is_zip(path) else "Save it as JPEG, or scale it down."
+            problems.append(f"{shown(path.name)} is larger than {most // 10**6} MB. {advice}")
         else:
             small.append(path)
     return small, problems
@@ -170,31 +170,97 @@ def _add(draft: Draft, paths: list[Path]) -> Added:
     for path in sorted(paths, key=lambda path: natural_order(path.name)):
         name = shown(path.name)
         try:
-            if name.startswith(".") or name.casefold() in IGNORED[1:]:
+            if name.casefold() == "prompts.txt":
+                notes.append(_take_prompts(draft, path))
+            elif is_ignored(name):
                 continue
-            if picture_format(path) or path.suffix.lower() in PICTURE_SUFFIXES:
+            elif is_picture(path):
                 pictures.append(path)
-            elif name.casefold() == "prompts.txt":
-                prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-                set_settings(draft, preview_prompts=prompts[:MAX_PROMPTS])
-                notes.append(f"The previews use prompts.txt: its first {MAX_PROMPTS} lines at most.")
-            elif name == "metadata.jsonl":
-                captions += _read_metadata(path, sources, problems)
-            elif path.suffix.lower() == ".txt":
-                captions.append((path.name, read_text(path).strip()))
+            elif is_backup(name) or is_document(name):
+                notes.append(f"{name} is no picture and no caption. It was left out.")
+            elif name.casefold() in TABLES:
+                captions += _read_table(path, sources, problems)
+            elif path.suffix.lower() in CAPTION_SUFFIXES:
+                captions += _read_captions(path, notes)
             else:
                 problems.append(f"{name} is neither a picture nor a caption file (.txt). It was left out.")
         except ValueError as error:
             problems.append(str(error))
+    captions = _one_each(captions)
     owners = {path: _owners(path, draft, pictures, captions, sources) for path in pictures}
-    keys = _add_pictures(draft, [path for path in pictures if not owners[path]], problems)
+    targets = [(path, shown(path.name)) for path in pictures if not owners[path]]
+    keys = tuple(_add_pictures(draft, targets, problems).values())
     _add_captions(draft, captions, problems, notes)
     items = {item.stem: item.key for item in read_draft(draft.path).items}
     for path in pictures:
         for owner in owners[path]:
             missing = [orphan_message(path.name)]
-            problems += _add_source(draft, items[owner], path) if owner in items else missing
-    return Added(_as_edit(read_draft(draft.path)), tuple(keys), tuple(problems), tuple(notes))
+            problems += add_source(draft, items[owner], path) if owner in items else missing
+    return Added(_as_edit(read_draft(draft.path)), keys, tuple(problems), tuple(notes))
+
+
+def _take_prompts(draft: Draft, path: Path) -> str:
+    """Takes the prompts of the previews from a file; returns what is said of it."""
+    prompts = [line.strip() for line in read_text(path).text.splitlines() if line.strip()]
+    set_settings(draft, preview_prompts=prompts[:MAX_PROMPTS])
+    return f"The previews use prompts.txt: its first {MAX_PROMPTS} lines at most."
+
+
+def _read_captions(path: Path, notes: list[str]) -> list[tuple[str, str]]:
+    """The caption file's name and its lines; nothing of a .json without a caption."""
+    name = shown(path.name)
+    if (read := read_caption_file(path)) is None:
+        notes.append(f"{name} holds no caption under “caption” or “text”. It was left out.")
+        return []
+    texts, text = read
+    if text.remark:
+        notes.append(f"{name} {text.remark}")
+    return [(path.name, "\n".join(texts).strip())]
+
+
+def _one_each(captions: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Without those of a .json or .caption beside a .txt of the same name."""
+
+    def rank(name: str) -> int:
+        suffix = PureWindowsPath(name).suffix.lower()
+        return CAPTION_SUFFIXES.index(suffix) if suffix in CAPTION_SUFFIXES else 0
+
+    best: dict[str, int] = {}
+    for name, _ in captions:
+        best[stem_of(name)] = min(rank(name), best.get(stem_of(name), len(CAPTION_SUFFIXES)))
+    return [(name, text) for name, text in captions if rank(name) == best[stem_of(name)]]
+
+
+def _add_zip(draft: Draft, path: Path) -> Added:
+    """Adds what is in a zip, laid out as folders are that the command line takes."""
+    with tempfile.TemporaryDirectory(dir=draft.path) as place:
+        problems = unpack(path, Path(place), MAX_PICTURE_BYTES)
+        scan = scan_folder(Path(place))
+        notes = [said.message for said in scan.said if isinstance(said, Note)]
+        # Captions can be written on the page.
+        problems += [said.message for said in scan.said if isinstance(said, Problem) and not said.caption]
+        if (prompts := scan.folder / "prompts.txt").is_file():
+            notes.append(_take_prompts(draft, prompts))
+        if scan.trigger_word and not draft.trigger_word:
+            set_settings(draft, trigger_word=scan.trigger_word)
+            notes.append(f"The trigger word is “{scan.trigger_word}”, after the folder's name.")
+        pictures = [(example.image, name_in(example.image, scan.folder)) for example in scan.examples]
+        keys = _add_pictures(draft, pictures, problems)
+        for example in scan.examples:
+            if key := keys.get(example.image):
+                problems += _complete(draft, key, example)
+    if not scan.examples and not problems:
+        problems.append(f"{shown(path.name)} holds no pictures.")
+    return Added(_as_edit(read_draft(draft.path)), tuple(keys.values()), tuple(problems), tuple(notes))
+
+
+def _complete(draft: Draft, key: str, example: Example) -> list[str]:
+    """Gives a new picture what stood beside it; returns what was refused."""
+    if example.captions:
+        set_caption(draft, key, "\n".join(example.captions))
+    if example.focus != MIDDLE:
+        set_focus(draft, key, example.focus)
+    return [problem for source in example.source_images for problem in add_source(draft, key, source)]
 
 
 def _owners(
@@ -208,54 +274,20 @@ def _owners(
 
     By metadata.jsonl, or by its name: where there is no such picture, one with a caption is meant as it is.
     """
-    stem, named = _stem(path.name), source_name(PureWindowsPath(path.name).stem)
+    stem, named = stem_of(path.name), source_name(PureWindowsPath(path.name).stem)
     if stem in sources or named is None:
         return sources.get(stem, [])
-    stems = {item.stem for item in draft.items} | {_stem(picture.name) for picture in pictures}
-    captioned = {_stem(name) for name, _ in captions}
+    stems = {item.stem for item in draft.items} | {stem_of(picture.name) for picture in pictures}
+    captioned = {stem_of(name) for name, _ in captions}
     return [] if named.owner not in stems and stem in captioned else [named.owner]
 
 
-def _add_source(draft: Draft, key: str, path: Path) -> list[str]:
-    """Adds a picture to what that of this key is made from; returns why it was left out, where it was.
-
-    One of the same name takes the place of the earlier one.
-    """
-    name = shown(path.name)
-    try:
-        picture, remarks = decode(path, name)
-        kept = _keep(draft, picture, name, _stem(path.name), remarks)
-    except KnownFailure as error:
-        return [str(error)]
-    source = Source(key=kept.key, name=name, size=kept.size, remarks=kept.remarks)
-    replaced: list[str] = []
-
-    def add(content: DraftContent) -> DraftContent:
-        check_keys(content, [key])
-        item = next(item for item in content.items if item.key == key)
-        others = tuple(other for other in item.sources if other.name != name)
-        if len(others) >= MAX_SOURCES:
-            raise DraftError(f"{name} was left out: {MAX_SOURCES} source pictures are the most.")
-        replaced.extend(other.key for other in item.sources if other.name == name)
-        changed = replace(item, sources=(*others, source))
-        items = tuple(changed if other.key == key else other for other in content.items)
-        return replace(content, items=items)
-
-    try:
-        change_content(draft.path, add)
-    except DraftError as error:
-        delete_files(draft, source.key)
-        return [str(error)]
-    for old in replaced:
-        delete_files(draft, old)
-    return []
-
-
-def _read_metadata(path: Path, sources: dict[str, list[str]], problems: list[str]) -> list[tuple[str, str]]:
+def _read_table(path: Path, sources: dict[str, list[str]], problems: list[str]) -> list[tuple[str, str]]:
     """File names and captions; what is made from which picture goes into `sources`."""
-    rows, broken = parse_metadata(path)
+    table = path.name.casefold()
+    rows, broken = parse_table(path)
     if broken:
-        problems.append(f"metadata.jsonl is not valid JSON in line {broken[0]}. Its other lines were read.")
+        problems.append(f"{table} is not valid JSON in line {broken[0]}. Its other lines were read.")
     captions = []
     for number, row in list(rows.items())[:MAX_FILES]:
         try:
@@ -265,93 +297,40 @@ def _read_metadata(path: Path, sources: dict[str, list[str]], problems: list[str
             lines = "\n".join(" ".join(text.split()) for text in parsed.texts)
             captions.append((parsed.file_name, lines))
             for source in parsed.sources:
-                if _stem(source) == _stem(parsed.file_name):  # an upload has no folders
+                if stem_of(source) == stem_of(parsed.file_name):  # an upload has no folders
                     raise ValueError("names a source picture like its result. Give it another name.")
-                sources.setdefault(_stem(source), []).append(_stem(parsed.file_name))
+                sources.setdefault(stem_of(source), []).append(stem_of(parsed.file_name))
         except ValueError as error:
-            problems.append(f"Line {number} of metadata.jsonl {error}")
+            problems.append(f"Line {number} of {table} {error}")
     return captions
 
 
-def _add_pictures(draft: Draft, paths: list[Path], problems: list[str]) -> list[str]:
-    """Adds the pictures that can be used and returns their keys; they are opened without the lock."""
-    keys = []
-    for path in paths:
-        name = shown(path.name)
-        if len(read_draft(draft.path).items) >= MAX_PICTURES:
-            problems.append(_too_many(name))
+def _add_pictures(draft: Draft, pictures: list[tuple[Path, str]], problems: list[str]) -> dict[Path, str]:
+    """Adds the pictures that can be used, by file and name, and returns their keys.
+
+    They are opened without the lock. What is said of too many goes first.
+    """
+    keys: dict[Path, str] = {}
+    before, left_out = len(read_draft(draft.path).items), []
+    for path, name in pictures:
+        if before + len(keys) >= MAX_PICTURES:
+            left_out.append(name)
             continue
         try:
             picture, remarks = decode(path, name)
-            item = _keep(draft, picture, name, _stem(path.name), remarks)
+            item = keep(draft, picture, name, stem_of(path.name), remarks)
         except PicturesError as error:
             problems.append(str(error))
             continue
         try:
-            _enlist(draft, item)
-            keys.append(item.key)
+            enlist(draft, item)
+            keys[path] = item.key
         except DraftError as error:
             delete_files(draft, item.key)
             problems.append(str(error))
+    if left_out:
+        problems.insert(0, too_many(left_out, len(pictures)))
     return keys
-
-
-def _keep(draft: Draft, picture: Image.Image, name: str, stem: str, remarks: Iterable[str]) -> Item:
-    """Writes the picture, pixels only, and its thumbnail; returns what is to be known of it."""
-    key = secrets.token_hex(6)
-    if (short := min(picture.size)) > KEPT_SIDE:
-        width, height = (round(side * KEPT_SIDE / short) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    thumbnail = picture.copy()
-    thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    try:
-        picture.save(draft.pictures / f"{key}.png", compress_level=1)  # as copy_examples does
-        thumbnail.save(draft.thumbnails / f"{key}.webp", quality=85)
-    except OSError as error:
-        delete_files(draft, key)
-        raise DraftError(f"The picture could not be kept: {error.strerror}. Free some space.") from error
-    return Item(
-        key=key,
-        name=name,
-        stem=stem,
-        size=picture.size,
-        pixels=hash_pixels(picture),
-        remarks=tuple(remarks),
-        creature=is_creature(thumbnail),
-    )
-
-
-def _enlist(draft: Draft, item: Item) -> None:
-    """Puts a picture on the draft's list with the caption that waits for it; `DraftError` says why not."""
-
-    def enlist(content: DraftContent) -> DraftContent:
-        if len(content.items) >= MAX_PICTURES:  # another tab was faster
-            raise DraftError(_too_many(item.name))
-        names = {other.name for other in content.items}
-        for other in content.items:
-            if (other.pixels, other.size) == (item.pixels, item.size):
-                new = f"The new {item.name}" if item.name in names else item.name
-                old = "the one that is there" if other.name == item.name else other.name
-                raise DraftError(f"{new} is the same picture as {old}. It was left out.")
-        name = next(name for name in _names(item.name) if name not in names)
-        waiting = dict(content.waiting)
-        _, caption = waiting.pop(item.stem, ("", ""))
-        items = (*content.items, replace(item, name=name, caption=caption))
-        return replace(content, items=items, waiting=waiting)
-
-    change_content(draft.path, enlist)
-
-
-def _too_many(name: str) -> str:
-    return f"{name} was left out: {MAX_PICTURES} pictures are the most. Remove one first."
-
-
-def _names(name: str):
-    """A name, and then the same with numbers: the page and its messages must tell two pictures apart."""
-    yield name
-    path = PurePath(name)
-    for number in range(2, MAX_PICTURES + 2):
-        yield f"{path.stem} ({number}){path.suffix}"
 
 
 def _add_captions(
@@ -369,7 +348,7 @@ def _with_caption(
     content: DraftContent, file_name: str, text: str, problems: list[str], notes: list[str]
 ) -> DraftContent:
     """The content with a caption at its picture, or waiting for it."""
-    name, stem = shown(PureWindowsPath(file_name).name), _stem(file_name)
+    name, stem = shown(PureWindowsPath(file_name).name), stem_of(file_name)
     if len(text) > MAX_CAPTION_TEXT:
         problems.append(f"{name} holds more than {MAX_CAPTION_TEXT} characters. Shorten its captions.")
         return content
@@ -383,8 +362,3 @@ def _with_caption(
         problems.append(f"{name} was left out: it belongs to no picture.")
         return content
     return replace(content, waiting={**content.waiting, stem: (name, text)})
-
-
-def _stem(file_name: str) -> str:
-    """What a picture and its caption file share; a name from Windows may hold backslashes."""
-    return fold_name(PureWindowsPath(file_name).stem)

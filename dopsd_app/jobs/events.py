@@ -42,11 +42,18 @@ class StepDone:
 
 @dataclass(frozen=True)
 class PreviewSaved:
-    """Preview pictures, as paths relative to the run folder."""
+    """Preview pictures, as paths relative to the run folder.
+
+    "rollout": every visited state of the student's, then of the teacher's. "samples": one of each prompt, the
+    base's at step 0. "sources": what each prompt starts from, "" for nothing. An earlier version saved one
+    picture of all, and named no prompts.
+    """
 
     step: int
-    kind: str  # "rollout" (student and teacher, every visited state) or "samples" (base and LoRA)
+    kind: str
     files: tuple[str, ...]
+    prompts: tuple[str, ...] = ()  # of each file but a roll-out's
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,17 @@ class LoraChecked:
     step: int
     passed: bool
     summary: str
+
+
+@dataclass(frozen=True)
+class CaptionWritten:
+    """A caption of one length for a picture; steps count the pictures that were looked at."""
+
+    step: int
+    key: str  # of the picture
+    length: str
+    text: str
+    put: bool  # whether it stands where captions go: of this length, and no person wrote there meanwhile
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,7 @@ Event = (
     | CheckpointSaved
     | LoraChecked
     | Finding
+    | CaptionWritten
     | Warned
     | Finished
     | Stopped

@@ -33,6 +33,7 @@ DRAW = Kind("draw", "dopsd_app.generate:draw", "draw again", warm=True)
 CHECK_TEACHER = Kind("check-teacher", "dopsd_app.generate:check_teacher", "look again", warm=True)
 CHECK_BASE = Kind("check-base", "dopsd_app.check_base:work", "check it again")
 DOWNLOAD = Kind("download", "dopsd_app.download:work", "fetch it again", computes=False)
+CAPTION = Kind("caption", "dopsd_app.caption:work", "ask for the captions again")
 PUSH = Kind("push", "dopsd_app.hub.push_job:work", "push again", computes=False)
-for known in (TRAIN, DRAW, CHECK_TEACHER, CHECK_BASE, DOWNLOAD, PUSH):
+for known in (TRAIN, DRAW, CHECK_TEACHER, CHECK_BASE, DOWNLOAD, CAPTION, PUSH):
     register(known)

@@ -26,7 +26,7 @@ from dopsd_app.jobs.job import (
     start_lock,
     write_status,
 )
-from dopsd_app.jobs.kinds import CHECK_BASE, TRAIN
+from dopsd_app.jobs.kinds import CAPTION, CHECK_BASE, TRAIN
 from dopsd_app.jobs.launcher import launcher
 from dopsd_app.jobs.status import Status
 
@@ -88,6 +88,8 @@ def describe(job: Job) -> str:
     """What others read of the job that computes."""
     if job.kind == CHECK_BASE:
         return "The check of a base model"
+    if job.kind == CAPTION:
+        return "The writing of captions"
     return f"The training of {job.id}" if job.kind == TRAIN else "A drawing"
 
 

@@ -3,37 +3,58 @@
 import statistics
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from dopsd_app.jobs.events import (
     Event,
     EventReader,
+    Failed,
+    Finished,
     HealthMeasured,
     LoraChecked,
     PreviewSaved,
     StepDone,
+    Stopped,
     Warned,
     measured_in,
 )
 from dopsd_app.jobs.promise import Promise, measured_pace, read_promise, words_for_delay
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
+from dopsd_app.jobs.worked_time import worked_seconds
 from dopsd_app.progress import DownloadProgress
 
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
 SHOWN_PREVIEWS = 24
 KEPT_READERS = 8  # runs whose events are held in memory between two looks
 
+ENDINGS = (Finished, Stopped, Failed)
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Preview:
-    """One preview picture."""
+class Rollout:
+    """The states of one roll-out: what student and teacher saw from each."""
 
     step: int
-    file: Path
+    student: tuple[Path, ...]
+    teacher: tuple[Path, ...]  # empty where an earlier version saved one picture of both
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was drawn of the same prompts and noise at each step; a picture that is missing is None."""
+
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+    sources: tuple[Path | None, ...] = ()  # what the prompts start from; empty where none starts from any
+    steps: tuple[tuple[int, tuple[Path, ...]], ...] = ()  # a picture for each prompt; step 0 is the base's
 
 
 @dataclass(frozen=True)
@@ -44,20 +65,22 @@ class RunView:
     curve: tuple[tuple[float, float], ...]  # (step, mean loss around it), at most CURVE_POINTS
     seconds_per_step: float | None  # of the last steps; None before the first
     memory: int  # bytes: the peak on the GPU, or on a CPU what the worker uses now; 0 when it is gone
-    rollouts: tuple[Preview, ...]  # student above teacher, oldest first, the last SHOWN_PREVIEWS
-    samples: tuple[Preview, ...]  # rows of base beside LoRA, as above
+    rollouts: tuple[Rollout, ...]  # oldest first, at most SHOWN_PREVIEWS
+    samples: Samples
+    sheets: tuple[tuple[int, Path], ...]  # by step, of earlier versions: samples of all prompts in one
     health: tuple[HealthMeasured, ...]  # by step; that of step 0 is the base's, the zero line
     warnings: tuple[str, ...]
     download: DownloadProgress | None  # how far the base model has been fetched, while it is
     check: str  # what the check of the LoRA file found; empty before it
     passed: bool  # whether that was good
+    seconds: float | None  # that its processes worked, until its end; None before
     promise: Promise | None  # what the plan said of its time
 
     @property
     def seconds_left(self) -> float | None:
         """Time to the end, while the run trains: at the pace of its last steps; before them, as promised."""
         status, promise = self.status, self.promise
-        if status.state in ("loading", "encoding") and promise and status.step == 0:
+        if status.state in ("loading", "encoding", "drawing") and promise and status.step == 0:
             return promise.seconds(status.steps)
         if self.seconds_per_step is None or status.state != "training":
             return None
@@ -107,13 +130,15 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "steps": steps,
         "seconds_per_step": measured_pace(steps),
         "peak_memory": steps[-1].peak_memory if steps else 0,
-        "rollouts": _files(run, previews, "rollout"),
-        "samples": _files(run, previews, "samples"),
+        "rollouts": tuple(thin_out(_rollouts(run, previews))),
+        "samples": _samples(run, previews),
+        "sheets": tuple(thin_out(_sheets(run, previews))),
         "health": measured_in(events),
         "warnings": standing_warnings([event for event in events if isinstance(event, Warned)]),
         "download": events[-1] if events and isinstance(events[-1], DownloadProgress) else None,
         "check": check.summary if check else "",
         "passed": bool(check and check.passed),
+        "seconds": worked_seconds(run) if events and isinstance(events[-1], ENDINGS) else None,
     }
 
 
@@ -131,7 +156,49 @@ def decimate(points: list[tuple[int, float]]) -> tuple[tuple[float, float], ...]
     return tuple((statistics.fmean(x for x, _ in g), statistics.fmean(y for _, y in g)) for g in groups)
 
 
-def _files(run: Run, previews: list[PreviewSaved], kind: str) -> tuple[Preview, ...]:
-    found = [Preview(p.step, run.path / file) for p in previews if p.kind == kind for file in p.files]
-    # A preview that was asked for twice at one step, or repeated after a resume, is one file.
-    return tuple({preview.file: preview for preview in found}.values())[-SHOWN_PREVIEWS:]
+def thin_out(found: Sequence[T], most: int = SHOWN_PREVIEWS) -> list[T]:
+    """At most so many of them: the newest half as they are, and evenly chosen ones of those before."""
+    if len(found) <= most:
+        return list(found)
+    newest = most // 2
+    earlier, others = found[:-newest], most - newest
+    chosen = [earlier[round(n * (len(earlier) - 1) / (others - 1))] for n in range(others)]
+    return [*chosen, *found[-newest:]]
+
+
+def _of_kind(previews: list[PreviewSaved], kind: str) -> list[PreviewSaved]:
+    """The last preview of this kind at each step: one may be asked for twice, or repeated after a resume."""
+    return list({preview.step: preview for preview in previews if preview.kind == kind}.values())
+
+
+def _rollouts(run: Run, previews: list[PreviewSaved]) -> list[Rollout]:
+    found = []
+    for preview in _of_kind(previews, "rollout"):
+        files = tuple(run.path / file for file in preview.files)
+        half = -(-len(files) // 2)
+        found.append(Rollout(preview.step, files[:half], files[half:]))
+    return found
+
+
+def _samples(run: Run, previews: list[PreviewSaved]) -> Samples:
+    drawn = [preview for preview in _of_kind(previews, "samples") if preview.prompts]
+    if not drawn:
+        return Samples()
+    drawn.sort(key=lambda preview: preview.step)
+    steps = [(preview.step, tuple(run.path / file for file in preview.files)) for preview in drawn]
+    first = 1 if steps[0][0] == 0 else 0  # the base's stays
+    sources = [preview.files for preview in _of_kind(previews, "sources")]
+    return Samples(
+        drawn[-1].prompts,
+        drawn[-1].seed,
+        tuple(run.path / file if file else None for file in sources[-1]) if sources else (),
+        (*steps[:first], *thin_out(steps[first:])),
+    )
+
+
+def _sheets(run: Run, previews: list[PreviewSaved]) -> list[tuple[int, Path]]:
+    return [
+        (preview.step, run.path / preview.files[0])
+        for preview in _of_kind(previews, "samples")
+        if preview.files and not preview.prompts
+    ]

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dopsd_app.config import OBJECTIVES, TrainConfig
-from dopsd_app.data.pictures import Example, crop, hash_pixels, load_picture, most_sources
+from dopsd_app.data.crops import MIDDLE, crop, nearest_bucket
+from dopsd_app.data.pictures import Example, hash_pixels, load_picture, most_sources
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import replace_file
 from dopsd_app.models.architecture import Role
 from dopsd_app.models.base_report import fingerprint
-from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.catalog import find_base_model
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pictures
 from dopsd_app.progress import PhaseProgress
@@ -57,6 +57,7 @@ class EncodedPrompt:
     conditioning: Conditioning
     size: tuple[int, int]  # height and width in pixels: those of what it starts from, if of anything
     source: Image.Image | None = None  # the first of the pictures to start from, as the student sees it
+    text: str = ""  # what it says; none of a neutral one
 
 
 @dataclass(frozen=True)
@@ -70,29 +71,33 @@ class Encoded:
 
 def crop_example(example: Example, config: TrainConfig, base_model: BaseModel) -> Image.Image:
     """The training picture as the student is to draw it and the teacher sees it."""
-    return _crop(example.image, config, base_model)
+    return _crop(example.image, config, base_model, example.focus)
 
 
 def read_pictures(example: Example, config: TrainConfig, base_model: BaseModel) -> Pictures:
     """All pictures of an example, each cropped to a size that the base model can take."""
-    sources = read_sources(example.source_images, config, base_model)
+    sources = read_sources(example.source_images, config, base_model, example.focus)
     return Pictures(crop_example(example, config, base_model), sources)
 
 
 def read_sources(
-    paths: Sequence[Path], config: TrainConfig, base_model: BaseModel
+    paths: Sequence[Path],
+    config: TrainConfig,
+    base_model: BaseModel,
+    focus: tuple[float, float] = MIDDLE,
 ) -> tuple[Image.Image, ...]:
     """Pictures to start from, in training and when a finished LoRA draws.
 
-    They are cropped as training pictures are, each in its own shape: of a pair of equal sizes, all that did
-    not change then stands in the same place.
+    They are cropped as training pictures are, each in its own shape and where the crop of its result lies: of
+    a pair of equal sizes, all that did not change then stands in the same place.
     """
-    return tuple(_crop(path, config, base_model) for path in paths)
+    return tuple(_crop(path, config, base_model, focus) for path in paths)
 
 
-def _crop(path: Path, config: TrainConfig, base_model: BaseModel) -> Image.Image:
+def _crop(path: Path, config: TrainConfig, base_model: BaseModel, focus: tuple[float, float]) -> Image.Image:
     picture = load_picture(path)
-    return crop(picture, *nearest_bucket(*picture.size, config.resolution, base_model.picture_multiple))
+    height, width = nearest_bucket(*picture.size, config.resolution, base_model.picture_multiple)
+    return crop(picture, height, width, focus)
 
 
 def encode_examples(
@@ -137,8 +142,8 @@ def _encode_prompt(encoder: "_Encoder", prompt: Prompt, like: EncodedExample) ->
     sources = read_sources(prompt.sources, encoder.config, encoder.base_model)
     conditioning = encoder.encode(Pictures(sources=sources), prompt.text, "student")
     if not sources:
-        return EncodedPrompt(conditioning, (like.height, like.width))
-    return EncodedPrompt(conditioning, (sources[0].height, sources[0].width), sources[0])
+        return EncodedPrompt(conditioning, (like.height, like.width), text=prompt.text)
+    return EncodedPrompt(conditioning, (sources[0].height, sources[0].width), sources[0], prompt.text)
 
 
 def _equal(student: Conditioning, teacher: Conditioning) -> bool:

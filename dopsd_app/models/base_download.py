@@ -60,7 +60,7 @@ def fetch_base_model(name: str, revision: str = "", context: str = "auto") -> Ge
     """
     if not needs_fetching(name, revision, context):
         return
-    with _disk_errors():
+    with disk_errors():
         yield from fetch(lambda: order_base_model(name, revision, context), _about(name))
     find_base_model(name, revision, context)
 
@@ -113,7 +113,7 @@ def ask_hub(name: str, revision: str = "", context: str = "auto") -> Offer:
 
     Raises `HubError` or `BaseModelError`. What it tells of the model is remembered: `find_facts` finds it.
     """
-    with _disk_errors():
+    with disk_errors():
         targets = [target for order in order_base_model(name, revision, context) for target in order.targets]
         check_disk(targets, _about(name))
         missing = missing_bytes(targets)
@@ -143,7 +143,7 @@ def _about(name: str) -> str:
 
 
 @contextmanager
-def _disk_errors() -> Generator[None]:
+def disk_errors() -> Generator[None]:
     """Turns what a disk does not let us do into a `HubError` that says what would help."""
     from huggingface_hub import constants
 

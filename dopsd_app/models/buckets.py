@@ -1,17 +1,22 @@
-"""The sizes that pictures are cropped to."""
+"""The size that a run crops a picture to, for those who show it before anything is loaded."""
 
-import math
+from collections.abc import Iterable
 
-from diffusers.training_utils import generate_aspect_ratio_buckets
+from dopsd_app.config import TrainConfig
+from dopsd_app.data.crops import nearest_bucket
+from dopsd_app.models.architecture import BaseModelError
+from dopsd_app.models.catalog import find_facts
+
+USUAL_MULTIPLE = 16  # pixels: of every base model in the catalog
 
 
-def nearest_bucket(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
-    """The (height, width) in pixels to crop a picture to: the bucket that keeps most of it.
+def training_sizes(config: TrainConfig, sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The (height, width) in pixels that pictures of these widths and heights are cropped to in training.
 
-    The buckets are those of diffusers: the area is about `resolution` squared, the shape within 1:2
-    and 2:1, each side a multiple of `multiple`.
+    A base model that nothing is known of here yet counts as one of the usual kind.
     """
-    # The `find_nearest_bucket` of diffusers compares areas too: near the middle between two buckets it takes
-    # the smaller one, though that cuts off more.
-    buckets = generate_aspect_ratio_buckets(resolution, divisibility=multiple)
-    return min(buckets, key=lambda size: abs(math.log(size[1] / size[0]) - math.log(width / height)))
+    try:
+        multiple = find_facts(config.base_model, config.revision).sizes.side_multiple
+    except BaseModelError:
+        multiple = USUAL_MULTIPLE
+    return [nearest_bucket(*size, config.resolution, multiple) for size in sizes]

@@ -6,7 +6,7 @@ lie. They are kept in one file, under their own names, beside the model's config
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dopsd_app.files import replace_file
@@ -63,8 +63,9 @@ def order_eyes(listing: Listing) -> Order:
     folder = link_files(listing.repository, listing.commit, small)
     seeing = _shards(folder)
     files = [file for file in listing.files if file.path in seeing]
+    path = assets_folder(VISION_TOWERS_FOLDER, listing.repository) / listing.commit / CUT_OUT
     try:
-        target = _cut_out(listing, files)
+        target = cut_out(listing, files, path, lambda name: name.startswith(EYES_PREFIX))
     except RangesRefusedError:
         every = [*files, *(file for file in listing.files if file.path in small)]
         return whole_files(listing, "", every)
@@ -88,14 +89,17 @@ def read_digest(folder: Path) -> str:
         return ""
 
 
-def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
-    """One file with the tensors that see, of parts of these files."""
+def cut_out(listing: Listing, files: list[RemoteFile], path: Path, wanted: Callable[[str], bool]) -> Target:
+    """One file with the tensors that are wanted by their names, of parts of these files.
+
+    Reads their headers. Raises `HubError`, and `RangesRefusedError` where whole files alone are sent.
+    """
     header: dict[str, dict] = {"__metadata__": {"of": f"{listing.repository} {listing.commit}"}}
     sources: list[Source] = []
     size = 0
     for file in files:
         url = _url(listing, file)
-        for name, facts, start, end in _tensors(url, file):
+        for name, facts, start, end in _tensors(url, file, wanted):
             header[name] = {**facts, "data_offsets": [size, size + end - start]}
             size += end - start
             if sources and sources[-1].url == url and sources[-1].end == start:
@@ -103,12 +107,11 @@ def _cut_out(listing: Listing, files: list[RemoteFile]) -> Target:
             else:
                 sources.append(Source(url, start, end))
     if not sources:
-        raise HubError(f"{listing.repository} holds no tensors {EYES_PREFIX}*: it has no eyes.")
+        raise HubError(f"{listing.repository} has none of the tensors that are wanted: it is another model.")
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     head = len(text).to_bytes(8, "little") + text
-    path = assets_folder(VISION_TOWERS_FOLDER, listing.repository) / listing.commit / CUT_OUT
-    lock = path.with_name(f"{CUT_OUT}.lock")
+    lock = path.with_name(f"{path.name}.lock")
     return Target(path, lock, len(head) + size, tuple(sources), head=head, whole=False)
 
 
@@ -118,15 +121,17 @@ def _url(listing: Listing, file: RemoteFile) -> str:
     return hf_hub_url(listing.repository, file.path, revision=listing.commit)
 
 
-def _tensors(url: str, file: RemoteFile) -> Iterator[tuple[str, dict, int, int]]:
-    """Of each tensor that sees, in a file's order: name, type and shape, first byte and the one behind."""
+def _tensors(
+    url: str, file: RemoteFile, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, dict, int, int]]:
+    """Of each wanted tensor, in a file's order: name, type and shape, first byte and the one behind."""
     length = int.from_bytes(_read(url, 0, 8), "little")
     if not 0 < length <= min(LONGEST_HEADER, file.size):
         raise HubError(f"{file.path} on the Hub is no safetensors file.")
     try:
         header = json.loads(_read(url, 8, 8 + length))
-        seeing = {name: facts for name, facts in header.items() if name.startswith(EYES_PREFIX)}
-        for name, facts in sorted(seeing.items(), key=lambda item: item[1]["data_offsets"]):
+        chosen = {name: facts for name, facts in header.items() if wanted(name)}
+        for name, facts in sorted(chosen.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = (8 + length + offset for offset in facts["data_offsets"])
             if not 8 + length <= start <= end <= file.size:
                 raise ValueError("outside the file")

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from dopsd_app.config import TrainConfig
+from dopsd_app.data.crops import nearest_bucket
 from dopsd_app.errors import KnownFailure
-from dopsd_app.models.buckets import nearest_bucket
 from dopsd_app.models.load import load_base_model
 from dopsd_app.models.memory_plan import NOTHING_SAVED, MemoryPlan
 from dopsd_app.models.protocol import NO_PICTURES, BaseModel, Conditioning, Pipeline, loaded

@@ -1,5 +1,7 @@
 """What a run costs by arithmetic: floating-point work, memory and disk."""
 
+from dopsd_app.checks.health_rules import PROMPTS, SHOWN
+from dopsd_app.checks.preview_steps import early_samples, early_steps, preview_steps
 from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.jobs.manifest import MAX_CHECKPOINTS, RESUMABLE
 from dopsd_app.models.architecture import Sizes
@@ -7,7 +9,8 @@ from dopsd_app.models.memory_plan import MemoryPlan
 
 CAPTIONS = 2  # of a picture
 PICTURE_FILE = 10_000_000  # bytes of a photograph as PNG, scaled down as a draft keeps it
-PREVIEW_FILE = 200_000  # bytes
+SAMPLE_FILE = 300_000  # bytes, of a megapixel
+STATE_FILE = 40_000  # bytes, of one picture of a roll-out
 
 
 def step_work(config: TrainConfig, sizes: Sizes, plan: MemoryPlan) -> float:
@@ -36,8 +39,12 @@ def picture_work(config: TrainConfig, sizes: Sizes) -> float:
 
 def preview_work(config: TrainConfig, sizes: Sizes, prompts: int) -> float:
     """Floating-point operations of one preview: prompts at the native steps, and all pictures decoded."""
-    decoded = 2 * config.rollout_steps * OBJECTIVES[config.objective].shows_rollout  # of the roll-out
-    return prompts * picture_work(config, sizes) + decoded * sizes.decoding_work(config.resolution)
+    return prompts * picture_work(config, sizes) + _states(config) * sizes.decoding_work(config.resolution)
+
+
+def _states(config: TrainConfig) -> int:
+    """The pictures of a roll-out that is shown: each visited state as student and teacher see it."""
+    return 2 * config.rollout_steps * OBJECTIVES[config.objective].shows_rollout
 
 
 def disk(config: TrainConfig, sizes: Sizes, pictures: int, sources: int = 0) -> int:
@@ -46,12 +53,16 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int, sources: int = 0) -> 
     optimizer = student // 2 if config.optimizer == "adamw8bit" else 2 * student
     teacher = student if config.has_ema_teacher else 0
     saved = config.steps // config.checkpoint_every + 1
-    previews = 2 * (config.steps // config.preview_every) if config.preview_every else 0
+    whole, early, drawn = (len(steps(config)) for steps in (preview_steps, early_steps, early_samples))
+    samples = (len(config.preview_prompts) or SHOWN) * (whole + drawn + 1) if whole else 0  # and the base's
+    samples += PROMPTS if whole else 0  # the base's of what only the health is measured by
+    states = _states(config) * (whole + early)
     conditioning = sizes.conditioning_bytes(config.resolution, config.teacher_context)
     return int(
         min(saved, MAX_CHECKPOINTS + 1 + bool(config.preview_every)) * student  # LoRAs; an old one, if best
         + min(saved, RESUMABLE + 1) * (student + teacher + optimizer)
         + student  # the LoRA file of the end
         + pictures * ((1 + sources) * PICTURE_FILE + CAPTIONS * conditioning)
-        + previews * PREVIEW_FILE
+        + samples * SAMPLE_FILE
+        + states * STATE_FILE
     )

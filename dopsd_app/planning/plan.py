@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dopsd_app.checks.health_rules import PROMPTS, SHOWN
+from dopsd_app.checks.preview_steps import early_samples, early_steps, preview_steps
 from dopsd_app.config import TrainConfig, memory_levers
 from dopsd_app.data.pictures import check_count
 from dopsd_app.errors import KnownFailure
@@ -28,7 +29,7 @@ from dopsd_app.models.catalog import (
     what_lacks,
 )
 from dopsd_app.models.memory_plan import MemoryPlan
-from dopsd_app.planning.cost import disk, preview_work, step_work
+from dopsd_app.planning.cost import disk, picture_work, preview_work, step_work
 from dopsd_app.planning.machine import Machine, read_machine
 from dopsd_app.planning.memory import Budget, Fitted, budget_of, fit, least_card, within, words_for_plan
 from dopsd_app.planning.pace import Pace, reckon_pace, weighted_work
@@ -290,12 +291,14 @@ def _promise(config: TrainConfig, facts: BaseModelFacts, sizes: Sizes, fitted: F
 
     A preview draws its prompts; for the health, where it is measured, more of the captions and neutral ones.
     """
-    previews = config.steps // config.preview_every if config.preview_every else 0
-    drawn = previews + 1 if previews else 0  # the base's pictures once more, for the first preview
-    prompts = len(config.preview_prompts) or SHOWN
+    whole, early, drawn = (len(steps(config)) for steps in (preview_steps, early_steps, early_samples))
+    shown = prompts = len(config.preview_prompts) or SHOWN
     if facts.scoring(config) != "none":
         prompts = max(prompts, PROMPTS) + len(facts.neutral_prompts)
-    drawing = drawn * preview_work(config, sizes, prompts) / step_work(config, sizes, fitted.plan)
+    bases = 1 if whole else 0  # the base's pictures once more, before the first step and the first preview
+    work = (whole + bases) * preview_work(config, sizes, prompts)
+    work += early * preview_work(config, sizes, 0) + drawn * shown * picture_work(config, sizes)
+    drawing = work / step_work(config, sizes, fitted.plan)
     loading = START + sizes.stored_bytes / READING
     return Promise(loading, pace.seconds, drawing / config.steps, pace.slowness)
 

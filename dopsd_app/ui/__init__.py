@@ -49,7 +49,7 @@ def launch_options() -> dict:
         # Gradio reads these out by their keys, for it has words for neither, in no language.
         "i18n": gr.I18n(en={"common.complete": "Done", "common.upload": "Upload"}),
         "run_history": False,  # it would keep inputs, passwords included, as plain text in the browser
-        "max_file_size": "25mb",
+        "max_file_size": "1gb",  # a zip of many pictures: how large each may be is asked when it is read
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "enable_monitoring": False,  # it would be open to every visitor

@@ -111,7 +111,7 @@ def unsuited_sources(draft: Draft) -> str:
     """Why the base model cannot start from the draft's source pictures, where it cannot; else empty."""
     if not draft.sources or can_edit(draft):
         return ""
-    return "This base model cannot start from source pictures. FLUX.2 klein can; or remove them."
+    return "This base model cannot start from source pictures. Take one that can, or remove them:"
 
 
 def suited_base(draft: Draft) -> str:
@@ -129,5 +129,5 @@ def unsuited_pictures(draft: Draft) -> str:
         which = "This picture is" if len(draft.items) == 1 else "One of these pictures is"
     return (
         f"{which} not of the built-in model's world: it draws cartoon creatures of its own, and cannot learn"
-        " anything else. Z-Image-Turbo can."
+        " anything else. A real base model can:"
     )

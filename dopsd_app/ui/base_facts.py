@@ -11,6 +11,7 @@ from dopsd_app.models.catalog import BaseModelFacts, Lacking, find_facts, is_kno
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.planning.memory import least_card, least_gpu_memory
 from dopsd_app.ui import words
+from dopsd_app.ui.no_card import ways_without_card
 
 HUB_REMEMBERED = 60  # seconds that the Hub's answer about a repository is good for
 
@@ -42,8 +43,11 @@ def base_facts(base: str, own: str, revision: str, *, ask: bool) -> str:
         cells.append(_download(offer, what_lacks(name, revision, "auto", facts, facts.sizes)))
     elif not problems:
         cells.append(f"<b>Ready</b>{'' if facts.repository or own else ' it comes with the program'}")
-    problems += _without_card(facts)
-    return _card(facts.description, cells, problems)
+    machine, needs_card = read_machine(), facts.sizes.needs_card
+    if needs_card and machine.gpus and not machine.card():
+        problems.append(machine.why_no_card())
+    card = _card(facts.description, cells, problems)
+    return card + ways_without_card(least_card(facts.sizes)) if needs_card and not machine.gpus else card
 
 
 def _card(description: str, cells: list[str], problems: list[str]) -> str:
@@ -87,16 +91,3 @@ def _fit(facts: BaseModelFacts) -> str:
         return f"<b>Memory</b> needs an NVIDIA card with {needed} or more"
     fits = "fits" if least_gpu_memory(facts.sizes) <= card.memory else "does not fit"
     return f"<b>Memory</b> {needed} or more, {fits} {words.text(card.name)}"
-
-
-def _without_card(facts: BaseModelFacts) -> list[str]:
-    """What a person needs who has no card that could train this model."""
-    machine = read_machine()
-    if not facts.sizes.needs_card or machine.card():
-        return []
-    if machine.gpus:
-        return [machine.why_no_card()]
-    return [
-        f"There is no NVIDIA card here. Use a computer with one of {least_card(facts.sizes)} GB or more,"
-        " or duplicate this app on the Hub as a Space with a GPU."
-    ]

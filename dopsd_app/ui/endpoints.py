@@ -34,9 +34,8 @@ from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
-from dopsd_app.jobs.watch import Preview
 from dopsd_app.models.catalog import CATALOG
-from dopsd_app.ui import pictures, plan, publish, run_actions, teacher, try_sources
+from dopsd_app.ui import plan, publish, run_actions, shown_draft, teacher, try_sources
 from dopsd_app.ui.drawing_endpoints import (
     copied,
     draw,
@@ -109,7 +108,7 @@ def list_all_drafts() -> list[dict]:
 
 def show_draft(draft_id: str) -> dict:
     """A draft's pictures, captions, settings and problems; "" means the draft that was changed last."""
-    return _describe(pictures.the_draft(draft_id))
+    return _describe(shown_draft.the_draft(draft_id))
 
 
 def begin_draft() -> dict:
@@ -128,11 +127,17 @@ def clone_run(run_id: str) -> dict:
     return _describe(clone_to_draft(default_drafts_dir(), run.config, run.dataset))
 
 
+def use_settings(draft_id: str, run_id: str) -> dict:
+    """Gives a draft a run's settings in place of its own; trigger word, name and prompts stay the draft's."""
+    draft, remarks = run_actions.take_settings(shown_draft.the_draft(draft_id), run_id)
+    return {**_describe(draft), "notes": remarks}
+
+
 def add_pictures(draft_id: str, files: list[dict]) -> dict:
     """Adds pictures and .txt captions of the same names: `[handle_file("1.png"), handle_file("1.txt")]`."""
     paths = _uploaded(files)
     with removed_afterwards(paths):
-        added = add_to_draft(pictures.the_draft(draft_id), paths)
+        added = add_to_draft(shown_draft.the_draft(draft_id), paths)
     return {**_describe(added.draft), "refused": list(added.problems), "notes": list(added.notes)}
 
 
@@ -147,30 +152,30 @@ def _uploaded(files: list[dict]) -> list[Path]:
 
 def caption_picture(draft_id: str, picture: str, captions: str) -> dict:
     """Writes the captions of a picture, given by its key: one per line."""
-    return _describe(set_caption(pictures.the_draft(draft_id), picture, captions))
+    return _describe(set_caption(shown_draft.the_draft(draft_id), picture, captions))
 
 
 def add_sources(draft_id: str, picture: str, files: list[dict]) -> dict:
     """Adds pictures to start from to a picture, given by its key: `[handle_file("1_source.png")]`."""
     paths = _uploaded(files)
     with removed_afterwards(paths):
-        added = add_to_picture(pictures.the_draft(draft_id), picture, paths)
+        added = add_to_picture(shown_draft.the_draft(draft_id), picture, paths)
     return {**_describe(added.draft), "refused": list(added.problems)}
 
 
 def remove_sources(draft_id: str, picture: str) -> dict:
     """Removes all pictures to start from of a picture, given by its key."""
-    return _describe(remove_from_picture(pictures.the_draft(draft_id), picture))
+    return _describe(remove_from_picture(shown_draft.the_draft(draft_id), picture))
 
 
 def remove_from_draft(draft_id: str, picture: str) -> dict:
     """Removes a picture, given by its key."""
-    return _describe(remove_picture(pictures.the_draft(draft_id), picture))
+    return _describe(remove_picture(shown_draft.the_draft(draft_id), picture))
 
 
 def change_settings(draft_id: str, settings: dict) -> dict:
     """Changes settings of a draft by name, "preset" and "kind" ("subject", "style", "edit") among them."""
-    chosen = set_settings(pictures.the_draft(draft_id), **settings)
+    chosen = set_settings(shown_draft.the_draft(draft_id), **settings)
     draft_config(chosen)  # raises for what cannot work
     return _describe(chosen)
 
@@ -178,25 +183,25 @@ def change_settings(draft_id: str, settings: dict) -> dict:
 def check_teacher(draft_id: str) -> dict:
     """Draws what the teacher sees and waits for it: score, verdict, a sentence, and for up to four pictures
     what is drawn from the caption and what from caption and picture."""
-    draft = pictures.the_draft(draft_id)
+    draft = shown_draft.the_draft(draft_id)
     drawing = teacher.start_check(draft)
     wait_for(drawing)
     drawn = [
         {"caption": copied(from_caption), "teacher": copied(by_teacher)}
         for *_, from_caption, by_teacher in rows_drawn(drawing.path)
     ]
-    return {**teacher.show_check(pictures.the_draft(draft.id)), "drawn": drawn}
+    return {**teacher.show_check(shown_draft.the_draft(draft.id)), "drawn": drawn}
 
 
 def cancel_check(draft_id: str) -> str:
     """Stops the draft's check after the picture at hand."""
-    teacher.cancel_check(pictures.the_draft(draft_id))
+    teacher.cancel_check(shown_draft.the_draft(draft_id))
     return "Cancelled."
 
 
 def make_plan(draft_id: str) -> dict:
     """What a run of the draft would need: time, memory, disk, and the reasons that it cannot start."""
-    made = plan.plan_draft(pictures.the_draft(draft_id))
+    made = plan.plan_draft(shown_draft.the_draft(draft_id))
     fitted = made.fitted
     told = {name: value for name, value in asdict(made).items() if name != "fitted"}
     phases = {name: getattr(fitted.memory, name) for name in PHASES} if fitted else {}
@@ -206,17 +211,32 @@ def make_plan(draft_id: str) -> dict:
 
 def start(draft_id: str) -> str:
     """Starts a run of the draft, or puts it into the queue; returns its id."""
-    return plan.start(pictures.the_draft(draft_id))
+    return plan.start(shown_draft.the_draft(draft_id))
 
 
 def show_pictures(run_id: str) -> dict:
-    """The pictures of a run, oldest first: its roll-outs, and the samples of base and LoRA side by side."""
+    """The pictures of a run, oldest first: the states of its roll-outs, and a sample of each prompt.
+
+    The samples of step 0 are the base's. An earlier version saved all of a step in one picture, without
+    prompts.
+    """
     view = run_actions.watcher.read(run_actions.the_run(run_id))
-
-    def copies(previews: tuple[Preview, ...]) -> list[dict]:
-        return [{"step": preview.step, "picture": copied(preview.file)} for preview in previews]
-
-    return {"rollouts": copies(view.rollouts), "samples": copies(view.samples)}
+    samples = view.samples
+    rollouts = [
+        {
+            "step": shown.step,
+            "student": [copied(file) for file in shown.student],
+            "teacher": [copied(file) for file in shown.teacher],
+        }
+        for shown in view.rollouts
+    ]
+    drawn = [
+        {"step": step, "prompt": prompt, "seed": samples.seed, "picture": copied(file)}
+        for step, files in samples.steps
+        for prompt, file in zip(samples.prompts, files, strict=False)
+    ]
+    sheets = [{"step": step, "prompt": "", "picture": copied(file)} for step, file in view.sheets]
+    return {"rollouts": rollouts, "samples": [*sheets, *drawn]}
 
 
 def show_scheduled_push(run_id: str) -> dict:
@@ -301,6 +321,7 @@ ENDPOINTS: tuple[Handler, ...] = (
     begin_draft,
     load_example,
     clone_run,
+    use_settings,
     add_pictures,
     caption_picture,
     add_sources,
@@ -318,6 +339,8 @@ ENDPOINTS: tuple[Handler, ...] = (
     run_actions.preview_now,
     run_actions.save_now,
     run_actions.read_log,
+    run_actions.rename_run,
+    run_actions.write_notes,
     run_actions.remove_run,
     run_actions.schedule_push,
     show_scheduled_push,

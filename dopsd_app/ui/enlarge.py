@@ -1,7 +1,8 @@
 """Enlarging a picture on a click: one dialog of the browser's own for the whole page."""
 
 # Links of the class `enlarge` (`words.picture`) open in it. The arrows walk through those of the same group,
-# in the order of the page; the dialog keeps the focus and closes by Escape. For a middle click, links stay
+# in the order of the page; what many have in common, an element around them may say once (`data-group`,
+# `data-about`). The dialog keeps the focus and closes by Escape. For a middle click, links stay
 # links.
 ENLARGE = """() => {
     if (document.getElementById("enlarged")) return;
@@ -21,7 +22,8 @@ ENLARGE = """() => {
         if (large.src !== link.href) large.src = link.href;
         large.alt = small.alt;
         large.classList.toggle("pixels", Math.max(small.naturalWidth, small.naturalHeight) < 256);
-        box.querySelector("figcaption").textContent = link.dataset.caption || small.alt;
+        const about = [link.dataset.caption || small.alt, link.closest("[data-about]")?.dataset.about];
+        box.querySelector("figcaption").textContent = about.filter(Boolean).join(" \u00b7 ");
         before.disabled = at === 0;
         after.disabled = at === links.length - 1;
         before.hidden = after.hidden = links.length < 2;
@@ -30,8 +32,9 @@ ENLARGE = """() => {
         const link = event.target.closest?.("a.enlarge");
         if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
         event.preventDefault();
-        const group = link.dataset.group, all = [...document.querySelectorAll("a.enlarge")];
-        links = all.filter((a) => a === link || (group && a.dataset.group === group && a.offsetParent));
+        const of = (a) => a.closest("[data-group]")?.dataset.group;
+        const group = of(link), all = [...document.querySelectorAll("a.enlarge")];
+        links = all.filter((a) => a === link || (group && of(a) === group && a.offsetParent));
         show(links.indexOf(link));
         box.showModal();
     });

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import gradio as gr
@@ -20,7 +21,7 @@ IN_BROWSER: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 def listen(
     triggers: Callable | Sequence[Callable],
     handler: Handler,
-    inputs: Component | Sequence[Component] | set[Component] | None = None,
+    inputs: Component | Sequence[Component] | AbstractSet[Component] | None = None,
     outputs: Block | Sequence[Block] | None = None,
     *,
     progress_on: Component | None = None,

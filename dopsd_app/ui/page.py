@@ -23,10 +23,11 @@ from dopsd_app.ui.navigation import (
     Navigation,
     navigation,
 )
-from dopsd_app.ui.pictures import PicturesStep, draft_of, pictures_step, the_draft
+from dopsd_app.ui.pictures import PicturesStep, pictures_step
 from dopsd_app.ui.plan import PlanStep, plan_step
 from dopsd_app.ui.publish import PublishStep, publish_step
 from dopsd_app.ui.server.guard import guarded
+from dopsd_app.ui.shown_draft import draft_of, the_draft
 from dopsd_app.ui.teacher import TeacherStep, teacher_step
 from dopsd_app.ui.train import TrainStep, train_step
 from dopsd_app.ui.try_it import TryStep, try_step

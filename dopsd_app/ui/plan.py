@@ -41,7 +41,7 @@ from dopsd_app.ui import words
 from dopsd_app.ui.events import WRITES_DRAFT, held, listen
 from dopsd_app.ui.kept_text import KeptText, kept_text
 from dopsd_app.ui.navigation import TRAIN
-from dopsd_app.ui.pictures import draft_of, read_shown, the_draft
+from dopsd_app.ui.shown_draft import draft_of, read_shown, the_draft
 
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page

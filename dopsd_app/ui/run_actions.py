@@ -1,15 +1,24 @@
 """What can be done with runs: plain functions of plain values, for the page and for its endpoints."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
+from dopsd_app.config import EDIT
+from dopsd_app.data.drafts import Draft, check_draft
+from dopsd_app.data.run_settings import take_settings as set_run_settings
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub import scheduled_push
 from dopsd_app.hub.publication import BEST, Publication
-from dopsd_app.jobs.job import delete_job
+from dopsd_app.jobs.job import RunError, delete_job
 from dopsd_app.jobs.queue import send_command, start_next
+from dopsd_app.jobs.run_notes import name_of, read_notes, set_name, set_notes
 from dopsd_app.jobs.runs import Run, default_runs_dir, known_run, latest_checkpoint, list_runs, resume
 from dopsd_app.jobs.status import Status
 from dopsd_app.jobs.watch import RunWatcher
+from dopsd_app.jobs.worked_time import worked_seconds
+from dopsd_app.planning.machine import read_machine
+from dopsd_app.progress import words_for_count
+from dopsd_app.ui.base_choice import unsuited_pictures, unsuited_sources
 from dopsd_app.ui.server.lora_copies import drop_copies
 
 LOG_BYTES = 40_000
@@ -21,11 +30,6 @@ watcher = RunWatcher()
 def the_run(run_id: str) -> Run:
     """The page's run of exactly this id; `RunError` when there is none (any more)."""
     return known_run(default_runs_dir(), run_id)
-
-
-def run_name(run: Run) -> str:
-    """What a person calls the run: the name in its folder's name."""
-    return run.id[16:].rpartition("-")[0] or run.id
 
 
 def stop_run(run_id: str) -> str:
@@ -68,15 +72,74 @@ def save_now(run_id: str) -> str:
 def remove_run(run_id: str) -> str:
     """Deletes a run with its pictures, checkpoints and LoRA for good."""
     run = the_run(run_id)
+    name = name_of(run)
     delete_job(run)
     drop_copies(run)
-    return f"{run_name(run)} is deleted."
+    return f"{name} is deleted."
+
+
+def remove_runs(run_ids: Sequence[str]) -> str:
+    """Deletes runs as `remove_run` does, each that can be; those that are gone already count as deleted.
+
+    `RunError` where none could be.
+    """
+    deleted, problems = 0, []
+    for run_id in run_ids:
+        try:
+            remove_run(run_id)
+        except RunError as error:
+            if run_id in (run.id for run in list_runs(default_runs_dir())):
+                problems.append(str(error))
+                continue
+        deleted += 1
+    if not deleted:
+        raise RunError("\n".join(problems))
+    return " ".join([f"{words_for_count(deleted, 'run')} deleted.", *problems])
+
+
+def rename_run(run_id: str, name: str) -> str:
+    """Calls a run so from now on, and returns its name; "" goes back to the one that it was started with.
+
+    Its LoRA, and what is said in that, stay as they are.
+    """
+    run = the_run(run_id)
+    set_name(run, name)
+    return name_of(run)
+
+
+def write_notes(run_id: str, notes: str) -> None:
+    """Keeps what is written about a run, in place of what was."""
+    set_notes(the_run(run_id), notes)
+
+
+def take_settings(draft: Draft, run_id: str) -> tuple[Draft, list[str]]:
+    """Gives a draft a run's settings; the draft as it is then, and what of them does not fit its pictures."""
+    run = the_run(run_id)
+    config, edits = run.config, run.sources > 0
+    remarks = []
+    if config.card and config.card not in {gpu.uuid for gpu in read_machine().gpus}:
+        remarks.append("The card that this run was given is not in this computer: any that is free is taken.")
+        config = replace(config, card="")
+    if edits and draft.kind != EDIT:
+        remarks.append("This run has learned an edit, and your pictures have none to start from.")
+    if draft.kind == EDIT and not edits:
+        remarks.append("This run has learned no edit, and your pictures are one.")
+    before = check_draft(draft).get("", ())
+    draft = set_run_settings(draft, config)
+    remarks += [problem for problem in check_draft(draft).get("", ()) if problem not in before]
+    return draft, remarks + list(filter(None, (unsuited_sources(draft), unsuited_pictures(draft))))
 
 
 def list_all_runs() -> list[dict]:
-    """All runs, newest first: id, name, state, step, steps and the reason where one ended early."""
+    """All runs, newest first: id, name, notes, seconds at work, state, step, steps, why it ended early."""
     return [
-        {"id": run.id, "name": run_name(run), **{key: getattr(status, key) for key in RUN_FACTS}}
+        {
+            "id": run.id,
+            "name": name_of(run),
+            "notes": read_notes(run),
+            "worked_seconds": worked_seconds(run),
+            **{key: getattr(status, key) for key in RUN_FACTS},
+        }
         for run, status in statuses()
     ]
 

@@ -15,6 +15,7 @@ from gradio.blocks import Block
 from dopsd_app.checks.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 from dopsd_app.config import load_preset
 from dopsd_app.data.caption_file import clean_captions
+from dopsd_app.data.crops import MIDDLE
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.data.pictures import copy_examples
 from dopsd_app.errors import KnownFailure
@@ -25,9 +26,10 @@ from dopsd_app.jobs.runs import default_runs_dir
 from dopsd_app.models.catalog import check_sources, find_facts, what_lacks
 from dopsd_app.ui import words
 from dopsd_app.ui.events import held, listen, on_tick
-from dopsd_app.ui.navigation import PLAN
-from dopsd_app.ui.pictures import draft_of
+from dopsd_app.ui.navigation import PICTURES, PLAN
 from dopsd_app.ui.plan import check_ready
+from dopsd_app.ui.shown_draft import draft_of
+from dopsd_app.ui.teacher_causes import Cause, find_cause, words_for
 from dopsd_app.ui.updates import only_changed
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ BUSY, IDLE = 0.5, 30.0  # seconds between two polls
 WORDS = {
     "sees": "The teacher sees it",
     "partly": "The teacher sees it partly",
-    "does not": "It does not see it",
+    "does not": "The teacher does not see it",
 }
 MARKS = {"sees": "sees", "partly": "partly", "does not": "not"}
 # What stands above a column, and what its pictures are called.
@@ -74,7 +76,9 @@ class TeacherStep:
     page: "Page" = field(init=False)
     check: gr.Button
     cancel: gr.Button
+    mend: gr.Button  # leads to what helps, where the teacher does not see the pictures
     go: gr.Button
+    outlook: gr.HTML  # what is still missing
     status: gr.HTML
     verdict: gr.HTML
     rows: gr.HTML
@@ -84,7 +88,8 @@ class TeacherStep:
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills."""
-        shown = [self.status, self.verdict, self.rows, self.check, self.cancel, self.go]
+        foot = [self.outlook, self.mend, self.go]
+        shown = [self.status, self.verdict, self.rows, self.check, self.cancel, *foot]
         return [self.digests, *shown, self.timer]
 
     def connect(self, page: "Page") -> None:
@@ -95,6 +100,7 @@ class TeacherStep:
         listen(self.check.click, self.begin, at, self.outputs)
         listen(self.cancel.click, self.end, at, self.outputs)
         on_tick(self.timer, self.poll, at, self.outputs)
+        listen(self.mend.click, self.go_back, None, page.navigation.outputs)
         outputs = [*page.navigation.outputs, *page.plan.outputs]
         listen(self.go.click, self.go_on, draft, outputs, progress_on=page.plan.needs)
 
@@ -109,6 +115,10 @@ class TeacherStep:
         draft = draft_of(shown)
         cancel_check(draft)
         return self.show(draft, sent)
+
+    def go_back(self) -> dict:
+        """Goes back to the first step, where pictures, captions and the base model can be changed."""
+        return self.page.navigation.go_to(PICTURES)
 
     def go_on(self, shown: object) -> dict:
         """Goes on to the third step."""
@@ -126,6 +136,8 @@ class TeacherStep:
         rows = rows_drawn(drawing.path) if drawing else []
         check = read_check(drawing.path) if drawing else None
         outdated = bool(check) and is_outdated(draft)
+        blind = bool(check) and check.verdict == "does not"
+        cause = find_cause(draft) if blind else None
         first = _fetched_first(draft) if not live and not rows else ""
         values = {
             self.status: (
@@ -133,13 +145,15 @@ class TeacherStep:
                 lambda: _status(status) or first,
             ),
             self.verdict: (
-                (drawing and drawing.id, bool(check), outdated),
-                lambda: _verdict(check, outdated),
+                (drawing and drawing.id, bool(check), outdated, cause),
+                lambda: _verdict(check, outdated, cause),
             ),
             self.rows: ((drawing and drawing.id, len(rows)), lambda: _rows(drawing, rows)),
             self.check: ((live, bool(rows)), lambda: _check_button(live, bool(rows))),
             self.cancel: (live, lambda: gr.Button(interactive=live)),
-            self.go: (bool(check), lambda: _go_button(bool(check))),
+            self.outlook: ((live, bool(check), blind), lambda: _outlook(live, check)),
+            self.mend: (cause, lambda: gr.Button(cause.action if cause else "", visible=bool(cause))),
+            self.go: ((bool(check), blind), lambda: _go_button(bool(check), blind)),
             self.timer: (live, lambda: gr.Timer(BUSY if live else IDLE, active=True)),
         }
         return only_changed(values, self.digests, sent)
@@ -151,11 +165,25 @@ def teacher_step() -> TeacherStep:
     with gr.Row(elem_classes="buttons"):
         check = gr.Button("Show me", variant="primary", elem_id="check")
         cancel_button = gr.Button("Cancel", interactive=False, elem_id="cancel-check")
-        go = gr.Button("Skip", elem_id="to-plan")
     status = gr.HTML(elem_id="check-status")
     verdict = gr.HTML(elem_id="verdict")
     rows = gr.HTML(INTRODUCTION, elem_id="check-rows")
-    return TeacherStep(check, cancel_button, go, status, verdict, rows, gr.Timer(IDLE, active=False), held())
+    with gr.Row(elem_classes="foot"):
+        outlook = gr.HTML(elem_id="outlook")
+        mend = gr.Button("", variant="primary", visible=False, elem_id="mend")
+        go = gr.Button("Skip", elem_id="to-plan")
+    return TeacherStep(
+        check=check,
+        cancel=cancel_button,
+        mend=mend,
+        go=go,
+        outlook=outlook,
+        status=status,
+        verdict=verdict,
+        rows=rows,
+        timer=gr.Timer(IDLE, active=False),
+        digests=held(),
+    )
 
 
 # --- actions
@@ -214,7 +242,13 @@ def _asked(draft: Draft) -> AskedCheck | None:
 def _digest(draft: Draft) -> str:
     settings = load_preset(draft.preset).settings | draft.settings  # which may not be whole just now
     pictures = [
-        (item.key, item.caption, *(source.key for source in item.sources)) for item in draft.items[:CHECKED]
+        (
+            item.key,
+            item.caption,
+            *(source.key for source in item.sources),
+            *(item.focus if item.focus != MIDDLE else ()),
+        )
+        for item in draft.items[:CHECKED]
     ]
     seen = ("teacher_context", "teacher_picture_minimum", "teacher_picture_maximum")
     checked = [pictures, *(settings.get(name) for name in ("base_model", "resolution", *seen))]
@@ -255,8 +289,18 @@ def _check_button(live: bool, again: bool):
     return gr.Button("Show me again" if again else "Show me", variant=variant, interactive=not live)
 
 
-def _go_button(checked: bool):
-    return gr.Button("Next: the plan" if checked else "Skip", variant="primary" if checked else "secondary")
+def _go_button(checked: bool, blind: bool):
+    words_on_it = "Go on anyway" if blind else "Next: the plan" if checked else "Skip"
+    return gr.Button(words_on_it, variant="primary" if checked and not blind else "secondary")
+
+
+def _outlook(live: bool, check: TeacherCheck | None) -> str:
+    """What is still missing before the next step makes sense, in one line."""
+    if live:
+        return "<p class='missing'>The teacher is looking.</p>"
+    if check is None:
+        return "<p class='missing'>Look first: it takes less than training in vain.</p>"
+    return f"<p class='missing'>{WORDS[check.verdict]}.</p>"
 
 
 def _status(status) -> str:
@@ -280,14 +324,15 @@ def _status(status) -> str:
     )
 
 
-def _verdict(check: TeacherCheck | None, outdated: bool) -> str:
+def _verdict(check: TeacherCheck | None, outdated: bool, cause: Cause | None) -> str:
     if check is None:
         return ""
+    said = words_for(check.sentence, cause) if cause else f"<p>{words.message(check.sentence)}</p>"
     old = "This was seen in other pictures or captions, or by another base model. Look again."
     return words.lines([old] if outdated else [], "advice") + (
         f"<div class='verdict {MARKS[check.verdict]}' role='status'>"
         f"<p class='word'>{WORDS[check.verdict]}</p>"
-        f"<p>{words.message(check.sentence)}</p>"
+        f"{said}"
         f"<p class='hint'>Score {check.score:.2f}, from 0 to 1: what the teacher"
         " takes from your pictures, beyond what an even grey picture gives it.</p></div>"
     )
@@ -302,8 +347,11 @@ def _rows(drawing: Drawing | None, rows: list) -> str:
     head = "".join(f"<span>{text}</span>" for text in heads)
     parts = [f"<div class='check{' edit' if edits else ''}'><div class='row head'>{head}</div>"]
     for number, row in enumerate(rows):
-        pictures = "".join(words.image(file, name) for file, name in zip(row, names, strict=True))
         caption = captions[number] if number < len(captions) else ""
+        pictures = "".join(
+            words.picture(file, name, group="check", caption=f"{name}: {caption}")
+            for file, name in zip(row, names, strict=True)
+        )
         parts.append(f"<div class='row'>{pictures}<p class='cap'>{words.text(caption)}</p></div>")
     return "".join(parts) + "</div>"
 

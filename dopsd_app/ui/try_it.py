@@ -18,6 +18,7 @@ from dopsd_app.jobs.drawing import (
     list_drawings,
     read_drawing,
 )
+from dopsd_app.jobs.run_notes import name_of
 from dopsd_app.jobs.runs import Run
 from dopsd_app.ui import words
 from dopsd_app.ui.compare import CHOOSE, estimate, grid, history, progress, sheet_link
@@ -30,7 +31,7 @@ from dopsd_app.ui.picture_requests import (
     make_request,
     step_choice,
 )
-from dopsd_app.ui.run_actions import run_name, the_run
+from dopsd_app.ui.run_actions import the_run
 from dopsd_app.ui.server.uploads import removed_afterwards
 from dopsd_app.ui.try_sources import (
     NOTHING,
@@ -164,7 +165,7 @@ class TryStep:
         sources = list_sources(run, drawing)
         source = sources[0][1] if sources else NOTHING
         return {
-            self.title: f"<h2>Try {words.text(run_name(run))}</h2>{_reminder(run.config.trigger_word)}",
+            self.title: f"<h2>Try {words.text(name_of(run))}</h2>{_reminder(run.config.trigger_word)}",
             self.prompts: "\n".join(" ".join(prompt.splitlines()) for prompt in asked.prompts),
             self.start: gr.Row(visible=can_start(run)),
             self.source: gr.Dropdown(choices=sources, value=source),

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from dopsd_app.data.example import natural_order
 from dopsd_app.data.picture_file import load_picture
-from dopsd_app.data.pictures import natural_order
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import Drawing, check_sources, read_drawing
 from dopsd_app.jobs.runs import Run

@@ -14,11 +14,12 @@ from dopsd_app.hub.model_card import make_snippet
 from dopsd_app.hub.publication import healthier_checkpoint
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.lora_file import find_lora, read_facts
+from dopsd_app.jobs.run_notes import name_of
 from dopsd_app.jobs.runs import Run, complete_checkpoints
 from dopsd_app.models.catalog import find_facts, is_known
 from dopsd_app.ui import words
 from dopsd_app.ui.events import listen
-from dopsd_app.ui.run_actions import run_name, the_run, watcher
+from dopsd_app.ui.run_actions import the_run, watcher
 from dopsd_app.ui.server.lora_copies import lora_copy
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def lora_name(run: Run, file: Path) -> str:
 
 def file_name(run: Run) -> str:
     """The run's name as every file system takes it."""
-    return re.sub(r"[^\w-]+", "-", run_name(run)).strip("-") or "lora"
+    return re.sub(r"[^\w-]+", "-", name_of(run)).strip("-") or "lora"
 
 
 def _comfyui(run: Run, file: str) -> str:

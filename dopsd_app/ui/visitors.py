@@ -66,7 +66,7 @@ def welcome(space: Space, refusal: str) -> str:
         "<p>The best open image models of today draw a picture in 4 to 8 steps, and ordinary LoRA training"
         " can spoil that. Here the model walks its own few steps from your caption, and is corrected by"
         " itself seeing caption and picture. So it learns your subject and stays as fast as it was.</p>"
-        "<p>Give 4 to 20 pictures with captions, see what the teacher sees, watch the roll-outs while it"
+        "<p>Give 4 to 200 pictures with captions, see what the teacher sees, watch the roll-outs while it"
         " trains, try the result and publish it.</p>"
         f"<p>{whose}</p>"
         f"<p class='card-link'><a href='https://huggingface.co/spaces/{words.text(space.id)}?duplicate=true'"

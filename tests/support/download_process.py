@@ -14,7 +14,8 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from dopsd_app.errors import KnownFailure
-from dopsd_app.models import base_download, catalog, download
+from dopsd_app.models import base_download, captioner_download, catalog, download
+from dopsd_app.models.captioner_facts import AREAS, CAPTIONERS
 
 download.WAITS = (0.05, 0.05, 0.05)
 download.SILENCE_SECONDS = 1.0
@@ -52,6 +53,34 @@ def facts(name: str, revision: str = "") -> dict:
 
 def kind(name: str, revision: str = "") -> str:
     return catalog.model_family(name, revision)
+
+
+def fetch_captioner(name: str) -> dict:
+    """Fetches what writes captions; what lacked before and after, and where it is."""
+    captioner = next(each for each in CAPTIONERS if each.repository == name)
+    lacking = captioner_download.lacking_bytes(captioner)
+    steps = [asdict(step) for step in captioner_download.fetch_captioner(captioner)]
+    place = captioner_download.find_captioner(captioner)
+    assert place is not None
+    after = captioner_download.lacking_bytes(captioner)
+    return {"steps": steps, "lacking": lacking, "after": after, **asdict(place)}
+
+
+def write_captions(name: str, gigabytes: int) -> list[str]:
+    """Does the job of this folder, on a processor with so much memory; its states."""
+    from dopsd_app import caption
+    from dopsd_app.jobs import worker
+    from dopsd_app.jobs.events import read_events
+    from dopsd_app.jobs.job import Job
+    from dopsd_app.planning.machine import Machine
+    from dopsd_app.torch_build import installed_torch
+
+    AREAS[False] = 64**2, 96**2  # looking takes most of the time
+    memory = gigabytes * 2**30
+    caption.read_machine = lambda: Machine((), installed_torch(), memory, memory, 2)
+    job = Job(Path(name))
+    worker.work(job)
+    return [getattr(event, "phase", type(event).__name__) for event in read_events(job.events_file)]
 
 
 def set_room(free: int) -> None:

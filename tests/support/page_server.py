@@ -281,10 +281,11 @@ def leave_run(server: PageServer, words: str) -> Run:
         append_event(
             run.events_file, StepDone(step=step, loss=0.5, seconds=1.0, peak_memory=0, grad_norm=1.0)
         )
-        for kind in ("rollout", "samples"):
-            file = f"previews/{kind}-{step}.webp"
+        files = [f"previews/{name}-{step}.webp" for name in ("samples", "student", "teacher")]
+        for file in files:
             make_picture(step, 128, 64).save(run.path / file)
-            append_event(run.events_file, PreviewSaved(step, kind, (file,)))
+        append_event(run.events_file, PreviewSaved(step, "samples", (files[0],), (words,)))
+        append_event(run.events_file, PreviewSaved(step, "rollout", tuple(files[1:])))
     leave_checkpoint(run, 2)
     run.log_file.write_text(f"began with {words}\n")
     drawing = Drawing(create_job(server.runs, DRAW, asdict(PictureRequest(run.id, (words,), (0,)))).path)

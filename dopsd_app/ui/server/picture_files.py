@@ -65,7 +65,7 @@ def whole(file: Path) -> str:
 def _address(file: Path, side: str) -> str:
     for root, folder in ((DRAFTS, default_drafts_dir()), (RUNS, default_runs_dir())):
         if file.is_relative_to(folder):
-            changed = file.stat().st_mtime_ns
+            changed = file.stat().st_mtime_ns >> 20  # milliseconds or so: a page may hold hundreds of these
             return f"pictures/{root}/{quote(file.relative_to(folder).as_posix())}?side={side}&v={changed:x}"
     raise ValueError(f"{file} belongs to no draft, run or job.")
 

@@ -1,0 +1,107 @@
+"""The cards of the first step without a browser: which part of a picture they show, and when anew."""
+
+from dataclasses import asdict
+
+import pytest
+
+from dopsd_app.checks.verdict import CheckRow, judge_rows, save_check
+from dopsd_app.data.draft_file import DraftError
+from dopsd_app.data.drafts import new_draft, read_draft, set_captions, set_focus, set_settings
+from dopsd_app.data.uploads import add_pictures
+from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs.drawing import Drawing
+from dopsd_app.jobs.job import create_job, write_status
+from dopsd_app.jobs.kinds import CHECK_TEACHER
+from dopsd_app.ui import teacher
+from dopsd_app.ui.crops import CropShape, crop_shape, framed
+from dopsd_app.ui.navigation import PICTURES, PLAN
+from dopsd_app.ui.page import add_page
+from dopsd_app.ui.shown_draft import show_page
+from tests.support.layout import lay_out
+from tests.support.pictures import make_picture
+
+
+@pytest.fixture(scope="module")
+def step():
+    return lay_out(add_page).pictures
+
+
+@pytest.fixture
+def draft(tmp_path, monkeypatch):
+    """Pictures of 256 x 64, 64 x 256, 64 x 64 and 65 x 64 pixels."""
+    monkeypatch.setenv("DOPSD_DRAFTS", str(tmp_path / "drafts"))
+    files = []
+    for number, size in enumerate(((256, 64), (64, 256), (64, 64), (65, 64))):
+        files.append(tmp_path / f"{number}.png")
+        make_picture(number, *size).save(files[-1])
+    return add_pictures(new_draft(tmp_path / "drafts"), files).draft
+
+
+def test_a_card_shows_which_part_of_a_picture_training_sees(draft):
+    draft = set_focus(draft, draft.items[0].key, (0.5, 0.5))
+    draft = set_focus(draft, draft.items[1].key, (0.0, 1.0))
+    shape = CropShape(512, 1)
+    wide, tall, square, nearly = (framed(draft, item, shape) for item in draft.items)
+    # Buckets end at 2:1: of a picture of 4:1, half falls away.
+    assert "left:25.00%;top:0.00%;width:50.00%;height:100.00%" in wide and "'horizontal'" in wide
+    assert "left:0.00%;top:50.00%;width:100.00%;height:50.00%" in tall and "aria-valuenow='100'" in tall
+    assert "slider" not in square
+    assert "slider" in nearly  # 65:64 loses 1.5 %
+
+
+def test_crops_are_shown_anew_only_where_the_plan_has_given_them_another_shape(step, draft):
+    draft = set_settings(draft, preset="z-image-subject", resolution=512)
+    shown = asdict(show_page(draft, 0))
+    assert step.come_back(shown, PICTURES) == {}
+    draft = set_settings(draft, resolution=1024)
+    assert step.come_back(shown, PLAN) == {} == step.come_back(None, PICTURES)
+    answer = step.come_back(shown, PICTURES)
+    assert answer[step.draft]["shape"] == asdict(crop_shape(draft)) and crop_shape(draft).resolution == 1024
+    assert "kept" in answer[step.cards.slots[0].picture]
+
+
+def test_a_crop_goes_only_where_one_can_be(step, draft):
+    shown = asdict(show_page(draft, 0))
+    moved = {"key": draft.items[0].key, "across": 0.25, "down": 0.5}
+    step.cards.move_crop(shown, moved)
+    assert read_draft(draft.path).items[0].focus == (0.25, 0.5)
+    for wrong in ({"across": 1.5}, {"key": "../x"}, {"across": float("nan")}):
+        with pytest.raises(DraftError):
+            step.cards.move_crop(shown, moved | wrong)
+    for nonsense in (None, [], {"key": moved["key"]}):
+        with pytest.raises(KnownFailure):
+            step.cards.move_crop(shown, nonsense)
+
+
+def test_undo_puts_back_what_is_still_there_and_in_that_draft_alone(step, draft):
+    keys = [item.key for item in draft.items]
+    draft = set_captions(draft, dict.fromkeys(keys, "now"))
+    shown = asdict(show_page(draft, 0))
+    before = {"draft": draft.id, "captions": {keys[0]: "before", "gone": "before"}}
+    step.tools.take_back(shown, before | {"draft": "another"})
+    assert {item.caption for item in read_draft(draft.path).items} == {"now"}
+    step.tools.take_back(shown, before)
+    assert [item.caption for item in read_draft(draft.path).items] == ["before", "now", "now", "now"]
+
+
+@pytest.mark.parametrize("score", [0.1, 0.9])
+def test_a_red_verdict_stands_above_what_helps_and_not_above_next(draft, tmp_path, monkeypatch, score):
+    def asked(runs_dir, request):  # and no worker is started
+        job = create_job(runs_dir, CHECK_TEACHER, {"config": asdict(request.config), "folder": ""})
+        write_status(job, state="finished")
+        return Drawing(job.path)
+
+    monkeypatch.setenv("DOPSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(teacher, "ask", asked)
+    draft = set_captions(draft, {item.key: f"grumbo {item.name}" for item in draft.items})
+    check = judge_rows((CheckRow(student=0.0, teacher=score, control=0.0),), "pocket-turbo")
+    save_check(check, teacher.start_check(draft).path)
+    step = lay_out(add_page).teacher
+    shown = step.show(draft)
+    if check.verdict == "sees":
+        assert (shown[step.go].variant, shown[step.mend].visible) == ("primary", False)
+    else:
+        assert (shown[step.go].variant, shown[step.go].value) == ("secondary", "Go on anyway")
+        assert (shown[step.mend].visible, shown[step.mend].value) == (True, "Choose another base model")
+        assert "The cause is the base model" in shown[step.verdict]
+        assert "captions that leave out" not in shown[step.verdict]
