@@ -14,8 +14,8 @@ from playwright.sync_api import expect
 from safetensors import safe_open
 
 from dopsd_app.jobs.events import LoraChecked, read_events
-from dopsd_app.jobs.run_notes import name_of
 from dopsd_app.jobs.runs import Run, complete_checkpoints, list_runs
+from dopsd_app.ui.use_file import file_name
 from tests.support import forks
 from tests.support.browser import Visit, box, settled, unfold
 from tests.support.imitation_hub import ImitationHub, Repository
@@ -245,7 +245,7 @@ def test_prompts_and_steps_are_compared_in_a_grid_that_is_saved_and_found_again(
         with Image.open(download.value.path()) as picture:
             saved[download.value.suggested_filename] = picture.width, picture.info.get("dopsd", "{}")
     (sheet, (width, _)), (name, (_, told)) = saved.items()
-    named = name_of(trying.run)
+    named = file_name(trying.run)
     assert sheet == f"{named}_step-{step}-final_seed-{seed}.png" and width > 3 * 256
     assert name == f"{named}_prompt-2_step-{step}_seed-{seed}.png"
     expected = {"prompt": "a zorp at sea", "seed": int(seed), "step": step, "strength": 1.0}
@@ -358,7 +358,7 @@ def test_the_lora_file_can_be_downloaded_as_it_is(visit, trying, server):
     page = visit.open(f"?run={trying.run.id}")
     page.click("#to-try")
     unfold(page, "use")
-    name = f"{name_of(trying.run)}_step-{{:06d}}.safetensors".format
+    name = f"{file_name(trying.run)}_step-{{:06d}}.safetensors".format
     expect(page.locator("#download")).to_have_text(f"Download {name(6)}")
     with page.expect_download() as download:
         page.click("#download")

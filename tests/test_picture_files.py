@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from dopsd_app.ui import words
 from dopsd_app.ui.server.doors import EVERYBODY, OWNER, find_door
-from dopsd_app.ui.server.picture_files import KEPT, PictureFiles, address
+from dopsd_app.ui.server.picture_files import KEPT, PictureFiles, address, whole
 
 RUN = "20260102-030405-zorp-0123456789ab"
 
@@ -42,6 +42,14 @@ def test_a_picture_is_sent_at_the_size_of_its_address_and_kept_by_the_browser(ru
     assert answer.status_code == 200 and answer.headers["cache-control"] == KEPT
     assert Image.open(BytesIO(answer.content)).size == (512, 256)
     assert Image.open(BytesIO(browser.get("/" + address(file, 9000)).content)).size == (1200, 600)
+
+
+def test_a_file_to_keep_is_sent_as_it_is(runs, browser):
+    file = draw(runs / RUN / "previews" / "a.png")
+    answer = browser.get("/" + whole(file))
+    assert answer.content == file.read_bytes()
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert browser.get("/" + whole(file).replace("a.png", "b.png")).status_code == 404
 
 
 def test_a_picture_that_changed_has_another_address(runs):

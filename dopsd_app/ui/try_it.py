@@ -295,7 +295,7 @@ def try_step() -> TryStep:
             prompts = gr.Textbox(
                 label="Prompts",
                 info=f"One per line, up to {MAX_PROMPTS}",
-                lines=8,
+                lines=4,
                 max_lines=MAX_PROMPTS,
                 elem_id="prompt",
                 max_length=16_000,
@@ -328,7 +328,7 @@ def try_step() -> TryStep:
                 random = gr.Button("Random seed", size="sm", min_width=100, elem_id="random-seed")
                 batch = gr.Number(
                     1,
-                    label="Seeds per prompt",
+                    label="Seeds each",
                     precision=0,
                     minimum=1,
                     maximum=MAX_SEEDS,
