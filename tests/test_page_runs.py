@@ -195,6 +195,7 @@ def test_a_killed_server_takes_no_run_with_it_and_the_open_page_works_on_when_it
 
 def test_what_a_training_cannot_draw_is_refused_and_the_page_says_why(page, working):
     page.click("#step-pictures-button")
+    page.click("#example-zorp")
     page.click("#to-teacher")
     page.click("#check")
     expect(page.get_by_text("is being trained, and has not come to its first step")).to_be_visible()
