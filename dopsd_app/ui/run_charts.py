@@ -17,7 +17,7 @@ from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.watch import RunView
 from dopsd_app.ui import words
 from dopsd_app.ui.events import listen
-from dopsd_app.ui.run_actions import watcher
+from dopsd_app.ui.run_actions import the_run, watcher
 
 SCORES = {
     "Like your pictures": ("#4f46e5", "should rise", "How like them its pictures of the prompts are"),
@@ -33,6 +33,10 @@ UNMEASURED = "<p class='hint'>The health is measured with the first whole previe
 FIRST = next(iter(SCORES))
 SMOOTHING = {"Off": 0.0, "Light": 0.8, "Strong": 0.96}  # how much of the mean so far each step keeps
 LIGHT = "Light"
+# From which share of the steps on they are shown: Gradio's own way, to draw over them, has no name that is
+# read out, works by no key, and after one click no new values are shown.
+ZOOM = {"All": 0.0, "Second half": 0.5, "Last quarter": 0.75}
+ALL = "All"
 OWN, RAW = "This run", "Each step"
 COLOURS = {OWN: "#4f46e5", RAW: "rgba(129, 140, 248, 0.4)"}
 OTHERS = {
@@ -58,7 +62,7 @@ class RunCharts:
     smoothing: gr.Radio
     compared: gr.Dropdown
     score: gr.Dropdown
-    whole: gr.Button
+    zoom: gr.Radio
 
     @property
     def choices(self) -> dict[gr.Radio | gr.Dropdown, Any]:
@@ -69,39 +73,25 @@ class RunCharts:
     def outputs(self) -> list[Block]:
         """What `values` and `begin` fill."""
         return [
-            self.curve, self.health, self.legend, self.runs_legend, self.compared, self.score, self.whole
+            self.curve, self.health, self.legend, self.runs_legend, self.compared, self.score, self.zoom
         ]  # fmt: skip
 
-    def connect(self) -> None:
-        """Connects what happens in the browser's own view of the curves."""
-        plots = [self.curve, self.health, self.whole]
-        listen([self.curve.select, self.health.select], self.zoom, None, plots)
-        listen(
-            [self.whole.click, self.curve.double_click, self.health.double_click], self.unzoom, None, plots
-        )
+    def connect(self, run_id: Component) -> None:
+        """Connects what changes the view of the curves alone."""
+        listen(self.zoom.input, self.show_steps, [run_id, self.zoom], [self.curve, self.health])
 
-    def zoom(self, event: gr.SelectData) -> dict:
-        """Shows only the steps that were drawn over."""
-        try:
-            start, end = sorted(float(edge) for edge in event.index)
-        except (TypeError, ValueError) as error:
-            raise KnownFailure("Draw over the steps to enlarge, from left to right.") from error
-        if end - start < 1:
-            return {}
-        shown = gr.update(x_lim=[start, end])
-        return {self.curve: shown, self.health: shown, self.whole: gr.Button(visible=True)}
-
-    def unzoom(self) -> dict:
-        """Shows all steps again."""
-        shown = gr.update(x_lim=None)
-        return {self.curve: shown, self.health: shown, self.whole: gr.Button(visible=False)}
+    def show_steps(self, run_id: str, choice: str) -> dict:
+        """Shows only the later steps, or all of them."""
+        steps, first = the_run(run_id).status.steps, ZOOM.get(choice, 0.0)
+        shown = gr.update(x_lim=[round(steps * first), steps] if first else None)
+        return {self.curve: shown, self.health: shown}
 
     def begin(self, run: Run | None, runs: Sequence[Run]) -> dict[Component, dict]:
         """For another run than before: nothing is enlarged, and which runs can be shown beside it."""
         choices = [(_named(other), other.id) for other in _comparable(run, runs)] if run else []
         return {
             self.compared: {"choices": choices, "visible": bool(choices)},
-            self.whole: {"visible": False},
+            self.zoom: {"value": ALL},
             self.curve: {"x_lim": None},
             self.health: {"x_lim": None},
         }
@@ -158,10 +148,8 @@ def run_charts() -> RunCharts:
             )
             legend = gr.HTML(elem_id="health-legend", elem_classes="legend")
     runs_legend = gr.HTML(elem_id="runs-legend", elem_classes="legend")
-    with gr.Row(elem_classes="buttons"):
-        whole = gr.Button("Show all steps", size="sm", visible=False, elem_id="whole")
     with gr.Accordion("Smoothing and earlier runs", open=False, elem_id="curves"):
-        gr.HTML("<p class='hint'>Draw over steps in a curve to enlarge them.</p>")
+        zoom = gr.Radio(list(ZOOM), value=ALL, label="Steps shown", elem_id="zoom")
         smoothing = gr.Radio(list(SMOOTHING), value=LIGHT, label="Smoothing of the loss", elem_id="smoothing")
         compared = gr.Dropdown(
             [],
@@ -176,7 +164,7 @@ def run_charts() -> RunCharts:
         score = gr.Dropdown(
             list(SCORES), value=FIRST, label="Health shown", visible=False, elem_id="health-score"
         )
-    return RunCharts(curve_plot, health_plot, legend, runs_legend, smoothing, compared, score, whole)
+    return RunCharts(curve_plot, health_plot, legend, runs_legend, smoothing, compared, score, zoom)
 
 
 def _comparable(run: Run, runs: Sequence[Run]) -> list[Run]:

@@ -83,7 +83,7 @@ class TrainStep:
         on_tick(self.timer, self.show_new, {*at}, self.watched)
         chosen = [part.input for part in self.choices]
         listen(chosen, self.show_new, at, self.watched)
-        self.charts.connect()
+        self.charts.connect(self.run_id)
         listen(self.stop.click, self.stop_run, at, self.watched)
         listen(self.resume.click, self.resume_run, at, self.watched)
         listen(self.go_on.click, self.train_further, {*at, self.more}, self.watched)
