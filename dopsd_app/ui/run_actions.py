@@ -217,5 +217,5 @@ def can_go_on(run: Run, state: str) -> bool:
 
 
 def can_try(run: Run) -> bool:
-    """Whether there is a LoRA or a checkpoint of it to draw with; its own training draws between two steps."""
+    """Whether it has a LoRA or a checkpoint to draw with; its own training draws between two steps."""
     return run.lora_file.exists() or latest_checkpoint(run) is not None
