@@ -63,6 +63,15 @@ def crop_box(
     return left, top, left + across, top + down
 
 
+def cut_to(picture: Image.Image, aspect: float, focus: tuple[float, float] = MIDDLE) -> Image.Image:
+    """The crop of a picture in its own pixels: what `crop` shows, before that scales it."""
+    width, height = picture.size
+    left, top, right, bottom = crop_box(picture.size, aspect, focus)
+    return picture.crop(
+        (round(left * width), round(top * height), round(right * width), round(bottom * height))
+    )
+
+
 def lost_share(size: tuple[int, int], aspect: float) -> float:
     """How much of a picture's area falls away in the crop, from 0 to 1."""
     kept = aspect / (size[0] / size[1])
