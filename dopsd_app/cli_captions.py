@@ -99,6 +99,5 @@ def _tell(job: Job) -> None:
     if unusable := result["unusable"]:
         print(f"For {words_for_count(unusable, 'picture')} the model wrote nothing that can be used.")
     if unreadable := result["unreadable"]:
-        print(
-            f"{words_for_count(unreadable, 'picture')} could not be read or {'was' if unreadable == 1 else 'were'} removed."
-        )
+        were = "was" if unreadable == 1 else "were"
+        print(f"{words_for_count(unreadable, 'picture')} could not be read or {were} removed.")

@@ -259,7 +259,7 @@ def test_what_training_cuts_off_is_not_described(machine, draft, tmp_path):
     make_picture(1, 300, 100).save(tmp_path / "wide.png")
     draft = add_pictures(draft, [tmp_path / "wide.png"]).draft
     item = draft.items[-1]
-    draft = set_focus(draft, item.key, (1, 0.5))
+    draft = set_settings(set_focus(draft, item.key, (1, 0.5)), preset="z-image-subject")
     request = captioning.read_asked(ask_for_draft(tmp_path / "runs", draft, "short", "", [item.key]))
     [seen] = verb.read_pictures(request, request.pictures[0])
     whole = verb.load_picture(draft.pictures / f"{item.key}.png")
@@ -280,6 +280,7 @@ def test_written_over_is_the_file_that_is_read_for_a_picture(machine, tmp_path):
     assert files == {"0.png.txt", "1.txt", "1.png.txt", "2.json", "2.txt", "3.txt"}
     examples = scan_folder(folder).examples
     assert all(example.captions[0].startswith("zorp dog, ") for example in examples)
+    assert len({example.caption_file for example in examples}) == 5
 
 
 def test_of_an_edit_the_instruction_is_written_from_both_pictures(machine, tmp_path, monkeypatch):

@@ -205,7 +205,8 @@ def test_pictures_of_one_name_are_told_apart(tmp_path, draft, uploads):
     assert captions(draft) == {"a.png": "", "a (2).png": "of the second"}  # which came with it
     added = add_pictures(draft, uploads(a_txt="of whom?"))
     assert added.problems == (
-        "a.txt was left out: it may be of a.png or a (2).png. Name its file after the whole picture: a.png.txt.",
+        "a.txt was left out: it may be of a.png or a (2).png. Name its file after the whole picture:"
+        " a.png.txt.",
     )
     assert captions(added.draft) == captions(draft)
     draft = add_pictures(draft, uploads(a_png_txt="of the first")).draft

@@ -67,9 +67,8 @@ def cut_to(picture: Image.Image, aspect: float, focus: tuple[float, float] = MID
     """The crop of a picture in its own pixels: what `crop` shows, before that scales it."""
     width, height = picture.size
     left, top, right, bottom = crop_box(picture.size, aspect, focus)
-    return picture.crop(
-        (round(left * width), round(top * height), round(right * width), round(bottom * height))
-    )
+    sides = (left * width, top * height, right * width, bottom * height)
+    return picture.crop((round(sides[0]), round(sides[1]), round(sides[2]), round(sides[3])))
 
 
 def lost_share(size: tuple[int, int], aspect: float) -> float:
