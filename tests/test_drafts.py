@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -268,6 +269,13 @@ def test_prompts_become_those_of_the_previews(draft, uploads):
     assert draft_config(draft).preview_prompts == ("one", "two", *"abcdef")
 
 
+def test_prompts_of_previews_have_the_trigger_word(draft, uploads):
+    draft = add_pictures(draft, uploads(prompts_txt="[trigger] at home")).draft
+    draft = set_settings(draft, trigger_word="zorp")
+    assert draft_config(draft).preview_prompts == ("zorp at home",)
+    assert draft_config(set_settings(draft, trigger_word="grib")).preview_prompts == ("grib at home",)
+
+
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, draft, uploads):
     heavy = tmp_path / "heavy.png"
     with heavy.open("wb") as file:
@@ -340,6 +348,32 @@ def test_a_zip_writes_nothing_outside(draft, tmp_path, name):
     assert names(added.draft) == ["good.png"]
     assert "its name leads out of the zip" in added.problems[0]
     assert list(tmp_path.rglob("*out.png")) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "at 12:30.png", "good.png/1.png"])
+def test_a_name_that_no_file_can_have_costs_a_zip_only_that_file(draft, tmp_path, name):
+    files = {"good.png": png(1), name: png(2), "zz.png": png(3)}
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", files)])
+    assert names(added.draft) == ["good.png", "zz.png"]
+    assert len(added.problems) == 1 and "Rename it" in added.problems[0]
+
+
+def test_a_disk_that_is_full_is_no_damaged_zip(draft, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive_module, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        add_pictures(draft, [zipped(tmp_path / "a.zip", {"1.png": png(1)})])
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_a_zip_that_was_cut_off_or_altered_is_damaged(draft, tmp_path, cut):
+    content = bytearray(zipped(tmp_path / "a.zip", {"1.png": png(1), "2.png": png(2)}).read_bytes())
+    place = int(cut * len(content)) if cut > 0.5 else 60
+    content[place : place + 8] = b"\xff" * 8
+    (tmp_path / "a.zip").write_bytes(content)
+    assert "is damaged" in add_pictures(draft, [tmp_path / "a.zip"]).problems[0]
 
 
 def test_a_zip_holds_no_links(draft, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from dopsd_app.data.picture_file import shown
+from dopsd_app.errors import KnownFailure
 from dopsd_app.schema import check_schema, stamp
 
 CROPS_FILE = "crops.json"  # beside the pictures, only where a crop was moved
@@ -96,22 +97,27 @@ def write_crops(folder: Path, focuses: Mapping[str, tuple[float, float]]) -> Non
 
 
 def read_crops(folder: Path) -> dict[str, tuple[float, float]]:
-    """Where the moved crops of a folder's pictures lie, by file name; ValueError for a damaged file."""
+    """Where the moved crops of a folder's pictures lie, by file name; KnownFailure for a damaged file."""
     try:
         stored = json.loads((folder / CROPS_FILE).read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
+        raise KnownFailure(
             f"{CROPS_FILE} cannot be read. Remove it: the crops then lie in the middle."
         ) from error
-    if not isinstance(stored, dict) or not isinstance(stored.get("focus"), dict):
-        raise ValueError(f"{CROPS_FILE} holds no crops. Remove it: they then lie in the middle.")
-    check_schema(stored, SCHEMA, CROPS_FILE)
+    try:
+        if not isinstance(stored, dict) or not isinstance(stored.get("focus"), dict):
+            raise ValueError("This is no object with places of crops.")
+        check_schema(stored, SCHEMA, CROPS_FILE)
+    except KnownFailure:
+        raise
+    except ValueError as error:
+        raise KnownFailure(f"{CROPS_FILE} holds no crops. Remove it: they then lie in the middle.") from error
     focuses = {}
     for name, focus in stored["focus"].items():
         try:
             focuses[name] = check_focus(focus)
         except ValueError as error:
-            raise ValueError(f"{CROPS_FILE}, {shown(name)}: {error}") from error
+            raise KnownFailure(f"{CROPS_FILE}, {shown(name)}: {error}") from error
     return focuses
