@@ -421,10 +421,11 @@ def test_a_zip_captions_pictures_that_are_there_already(draft, uploads, tmp_path
     )
     assert captions(added.draft) == {"a.png": "one", "b.png": "two"}
     assert ["is the same picture" in problem for problem in added.problems] == [True]
-    files = {"mine/a.txt": "three", "mine/b.png.txt": "four", "mine/c.txt": "waits"}
+    files = {"mine/a.txt": "three", "mine/b.png.txt": "four", "mine/c.txt": "waits", "prompts.txt": "zorp"}
     added = add_pictures(draft, [zipped(tmp_path / "b.zip", files)])
     assert captions(added.draft) == {"a.png": "three", "b.png": "four"}
     assert (added.problems, added.draft.waiting) == ((), ("c.txt",))
+    assert draft_config(added.draft).preview_prompts == ("zorp",)
 
 
 def test_folders_of_a_zip_tell_pictures_of_one_name_apart(draft, tmp_path):

@@ -217,7 +217,7 @@ def _add_zip(draft: Draft, path: Path) -> Added:
     """Adds what is in a zip, laid out as folders are that the command line takes."""
     with tempfile.TemporaryDirectory(dir=draft.path) as place:
         problems = unpack(path, Path(place), MAX_PICTURE_BYTES)
-        files = [file for file in Path(place).rglob("*") if file.is_file() and not is_ignored(file.name)]
+        files = [file for file in Path(place).rglob("*") if file.is_file()]
         if any(_is_caption(file) for file in files) and not any(map(is_picture, files)):
             added = _add(draft, files)
             return replace(added, problems=(*problems, *added.problems))

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dopsd_app.config import EDIT, ConfigError, TrainConfig
-from dopsd_app.data.crops import MIDDLE
 from dopsd_app.data.draft_file import DraftContent, DraftError, change_content, draft_lock
 from dopsd_app.data.drafts import Draft, draft_config
 from dopsd_app.data.example import Example
@@ -36,8 +35,8 @@ class ToCaption:
     picture: str  # path
     sources: tuple[str, ...]  # of an edit: what it is made from
     caption: str  # that stood there when it was asked for
-    focus: tuple[float, float] = MIDDLE  # where its crop lies: training sees no more
-    caption_file: str = ""  # path of the one beside it; "" in a draft
+    focus: tuple[float, float]  # where its crop lies: training sees no more
+    caption_file: str  # path of the one beside it; "" in a draft
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class CaptionRequest:
     concept: Concept
     length: str  # of LENGTHS: the one that is put where captions go
     pictures: tuple[ToCaption, ...]
-    resolution: int = TrainConfig().resolution  # of training, which crops
-    multiple: int = USUAL_MULTIPLE  # pixels: of the crops' sides
+    resolution: int  # of training, which crops
+    multiple: int  # pixels: of the crops' sides
 
     def put(self, asked: ToCaption, texts: Mapping[str, str]) -> bool:
         """Puts what was written for a picture where it belongs; False where a person has written meanwhile.
@@ -116,6 +115,7 @@ def ask_for_draft(
             tuple(str(draft.pictures / f"{source.key}.png") for source in item.sources),
             item.caption,
             item.focus,
+            "",
         )
         for item in draft.items
         if (not item.caption.strip() if wanted is None else item.key in wanted)
@@ -158,9 +158,10 @@ def ask_for_folder(runs_dir: Path, folder: Path, concept: Concept, length: str, 
             sources = tuple(map(str, example.source_images))
             pictures.append(ToCaption(key, str(example.image), sources, before, example.focus, str(file)))
     concept = replace(concept, what=plain_word(concept.what))
-    return ask_for_captions(
-        runs_dir, CaptionRequest(str(scan.folder), False, concept, length, tuple(pictures))
-    )
+    # Which base will learn from the folder is not known here.
+    sizes = (TrainConfig().resolution, USUAL_MULTIPLE)
+    request = CaptionRequest(str(scan.folder), False, concept, length, tuple(pictures), *sizes)
+    return ask_for_captions(runs_dir, request)
 
 
 def _place(picture: Path) -> tuple[Path, str]:
