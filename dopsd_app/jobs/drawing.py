@@ -17,6 +17,7 @@ from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.queue import put_in_queue, send_command, start_next, statuses
 from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.jobs.status import Status
 from dopsd_app.models import catalog
 from dopsd_app.models.catalog import full_name
 
@@ -227,6 +228,17 @@ def _file_name(text: str) -> str:
 def read_drawing(runs_dir: Path, id: str) -> Drawing:
     """The picture or check of this id; `RunError` when there is none, or none any more."""
     return Drawing(find_job(runs_dir, id, DRAW, CHECK_TEACHER).path)
+
+
+def follow(drawing: Drawing) -> Status:
+    """How a drawing stands, for who waits for it: while it is in the queue, a card may have become free.
+
+    Nobody else looks where the one who was to draw it was killed.
+    """
+    if (status := drawing.status).state == "queued":
+        start_next(drawing.runs_dir)
+        status = drawing.status
+    return status
 
 
 def cancel(drawing: Drawing) -> None:

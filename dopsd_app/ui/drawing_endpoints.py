@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import keep_picture
-from dopsd_app.jobs.drawing import BASE, MAX_SEEDS, Column, Drawing, PictureRequest
+from dopsd_app.jobs.drawing import BASE, MAX_SEEDS, Column, Drawing, PictureRequest, follow
 from dopsd_app.jobs.drawing import list_drawings as drawings_of
 from dopsd_app.jobs.runs import Run
 from dopsd_app.ui import run_actions, try_sources
@@ -91,7 +91,7 @@ def keep_for_card(run_id: str, drawing_id: str, row: int = 0, column: int = 1) -
 
 def wait_for(drawing: Drawing) -> Drawing:
     """Comes back when the drawing is done; `KnownFailure` says why it was not."""
-    while (status := drawing.status).busy:
+    while (status := follow(drawing)).busy:
         time.sleep(POLL)
     if status.state != "finished":
         raise KnownFailure(status.reason or "Cancelled.")

@@ -20,7 +20,7 @@ from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.data.pictures import copy_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
-from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, follow, read_drawing
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import default_runs_dir
 from dopsd_app.models.catalog import check_sources, find_facts, what_lacks
@@ -126,7 +126,12 @@ class TeacherStep:
 
     def poll(self, shown: object, sent: object) -> dict:
         """All that has changed since this tab was sent it; nothing before the page knows its draft."""
-        return self.show(draft_of(shown), sent) if shown else {}
+        if not shown:
+            return {}
+        draft = draft_of(shown)
+        if drawing := draft_check(draft):
+            follow(drawing)
+        return self.show(draft, sent)
 
     def show(self, draft: Draft, sent: object = None) -> dict:
         """All that shows the check; what this tab has already is left as it is."""

@@ -15,6 +15,7 @@ from dopsd_app.jobs.drawing import (
     Drawing,
     PictureRequest,
     check_request,
+    follow,
     list_drawings,
     read_drawing,
 )
@@ -204,6 +205,8 @@ class TryStep:
     def poll(self, run_id: str, shown: str, sent: object) -> dict:
         """All that has changed since this tab was sent it."""
         run = the_run(run_id)
+        if waiting := at_work(run):
+            follow(waiting)
         return self.show_drawing(run, find_drawing(run, shown), sent)
 
     # --- what its events do
