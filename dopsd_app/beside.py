@@ -11,9 +11,9 @@ from PIL import Image
 
 from dopsd_app import generate
 from dopsd_app.config import TrainConfig
-from dopsd_app.errors import is_out_of_memory
+from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs import worker
-from dopsd_app.jobs.beside import Offer, keep_offer, when_free, why_not
+from dopsd_app.jobs.beside import Offer, check_room, keep_offer, when_free, why_not
 from dopsd_app.jobs.drawing import Drawing, wanted_by
 from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job, RunError
@@ -39,7 +39,8 @@ class Beside:
         sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
         alone = processes.count == 1
         offer = make_offer(config, sizes, fitted, sources)
-        self._give(offer if alone else Offer(fitted.plan.quantization, refusal=TOGETHER))
+        self.offered = offer if alone else Offer(fitted.plan.quantization, refusal=TOGETHER)
+        self._give(self.offered)
 
     def _give(self, offer: Offer) -> None:
         self.offer = offer
@@ -47,8 +48,25 @@ class Beside:
 
     def draw_next(self, base_model: BaseModel) -> None:
         """Does the drawing that has waited longest, if one waits; whatever comes of it, training goes on."""
-        if worker.do_beside(self.run, partial(self._draw, base_model=base_model)):
+        if worker.do_beside(self.run, partial(self._draw, base_model=base_model), self._takes):
             free_memory()  # now that an error is gone, which may have held some
+
+    def _takes(self, job: Job) -> bool:
+        """Whether a drawing is this process's affair: it can draw it, or has to say that it cannot any more.
+
+        What another process has accepted, or the next one can draw, waits for that.
+        """
+        try:
+            drawing = Drawing(job.path)
+            wanted = wanted_by(job.runs_dir, drawing.asked, len(drawing.sources))
+            if not why_not(self.run, self.offer, wanted):
+                return True
+            if why_not(self.run, self.offered, wanted):  # never was
+                return False
+            check_room(job.runs_dir, wanted)
+        except (KnownFailure, OSError):  # nobody else, or nobody at all: the person is told why
+            return True
+        return False
 
     def _draw(self, job: Job, base_model: BaseModel) -> Generator[Event, None, dict | None]:
         drawing = Drawing(job.path)

@@ -5,11 +5,14 @@ from dataclasses import asdict
 
 import pytest
 
-from dopsd_app import terminal
+from dopsd_app import beside, terminal
+from dopsd_app.beside import Beside
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import Dataset
 from dopsd_app.errors import KnownFailure
+from dopsd_app.jobs import beside as beside_jobs
 from dopsd_app.jobs import job, launcher, queue, runs
+from dopsd_app.jobs.beside import Offer, keep_offer
 from dopsd_app.jobs.drawing import Drawing, PictureRequest
 from dopsd_app.jobs.kinds import DRAW
 from dopsd_app.ui import drawing_endpoints, teacher, try_it
@@ -82,3 +85,38 @@ def test_who_waits_for_a_drawing_starts_it_where_the_training_was_killed(run, st
     job.write_status(run, state="training", pid=None)  # its process is gone, and said nothing
     look(run, waiting, monkeypatch)
     assert started == [waiting.path]
+
+
+# --- who takes them
+
+
+def test_a_process_takes_what_it_can_draw_and_leaves_the_rest_in_its_place(run):
+    first, second, third = (wait_in_line(run, prompt) for prompt in ("a dog", "a cat", "a cow"))
+    cats = queue.take_next(run.runs_dir, OURS, lambda one: "a cat" in one.request["prompts"])
+    assert cats == job.Job(second.path) and cats.status.state == "loading"
+    assert queue.take_next(run.runs_dir, OURS, lambda one: False) is None
+    assert [one.path for one in queue.waiting_jobs(run.runs_dir)] == [first.path, third.path]
+
+
+def test_a_drawing_that_another_process_accepted_is_left_to_it(run, monkeypatch):
+    ours = Beside.__new__(Beside)
+    ours.run, ours.offered = run, Offer("none", resolution=512, lora_numbers=10**9)
+    ours.offer = ours.offered
+    job.write_status(run, state="training", **OURS)
+    waiting = wait_in_line(run)
+    refusals = {}
+    monkeypatch.setattr(beside_jobs, "why_not", lambda run, offer, wanted: refusals.get((run.id, offer), ""))
+    monkeypatch.setattr(beside, "why_not", beside_jobs.why_not)
+    assert ours._takes(waiting)
+    refusals[run.id, ours.offered] = "this needs another base model"
+    assert not ours._takes(waiting)
+    # What it has accepted and cannot draw any more, it tells; but not where another one can.
+    ours.offer = Offer("none", refusal="there is no room")
+    keep_offer(run, ours.offer)
+    refusals = {(run.id, ours.offer): "there is no room"}
+    monkeypatch.setattr(beside_jobs, "why_not", lambda run, offer, wanted: refusals.get((run.id, offer), ""))
+    monkeypatch.setattr(beside, "why_not", beside_jobs.why_not)
+    assert ours._takes(waiting)
+    other = runs.create_run(run.runs_dir, TrainConfig(), Dataset((), ()))
+    job.write_status(other, state="training", **OURS)
+    assert not ours._takes(waiting)
