@@ -33,6 +33,7 @@ from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs import worker
+from dopsd_app.jobs.beside import drop_offer
 from dopsd_app.jobs.card import CardLock, ask_for_card, card_name, read_holder, wait_for_card
 from dopsd_app.jobs.events import (
     CheckpointSaved,
@@ -89,6 +90,7 @@ def train(run: Run, processes: Processes = ALONE) -> Iterator[Event]:
     Of several processes it is the first one's part; the others' is `assist`.
     """
     config = run.config
+    drop_offer(run)
     _check_shares(config, processes)
     # Before torch looks at a card, or a base model is checked: what that takes would count as others'.
     machine = read_machine()

@@ -160,7 +160,8 @@ def test_what_a_run_at_work_cannot_draw_is_refused_with_the_reason_and_the_time(
     for damaged in ("{", file.read_text().replace('"schema": 1', '"schema": 2')):
         file.write_text(damaged)
         assert read_offer(working) is None
-    assert "has not come to its first step" in refusal_of(runs_dir, picture)
+    told = "has not come to its first step. Draw when it has done its first step."
+    assert refusal_of(runs_dir, picture).endswith(told)
     job.write_status(working, state="stopped")
     assert f"{waits.id} waits to be trained" in refusal_of(runs_dir, picture)
 
