@@ -192,3 +192,12 @@ def test_an_early_rollout_that_runs_out_does_not_become_a_whole_preview(
     events = list(train(run))
     shown = [(2, "rollout"), (6, "rollout"), (6, "samples")]
     assert previews_of(events) == (shown, [6])
+
+
+def test_where_the_bases_pictures_failed_at_first_they_come_with_the_first_samples(
+    new_run, tiny_config, run_out
+):
+    run = new_run(replace(tiny_config, preview_every=2))
+    run_out(ZImage, "decode", 1)  # and no smaller plan has room for it
+    told = [event for event in train(run) if isinstance(event, PreviewSaved) and event.kind == "samples"]
+    assert [event.step for event in told] == [0, 2, 4]
