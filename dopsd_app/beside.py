@@ -17,13 +17,14 @@ from dopsd_app.jobs.beside import Offer, check_room, keep_offer, when_free, why_
 from dopsd_app.jobs.drawing import Drawing, wanted_by
 from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job, RunError
+from dopsd_app.jobs.kept_plan import keep_plan, read_kept_plan
 from dopsd_app.jobs.runs import Run
 from dopsd_app.method.adapters import remove_spare, room_for_a_spare_one, spare_adapter
 from dopsd_app.method.processes import Processes
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import BaseModel, Conditioning, loaded
-from dopsd_app.planning.beside import NO_ROOM, make_offer
+from dopsd_app.planning.beside import make_offer
 from dopsd_app.planning.memory import Fitted
 
 TOGETHER = "it is trained by several processes, which draw nothing beside it"
@@ -35,12 +36,16 @@ class Beside:
 
     def __init__(self, run: Run, fitted: Fitted, processes: Processes):
         self.run, self.encoded = run, dict[str, Conditioning]()
-        config, sources = run.config, run.sources
-        sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
-        alone = processes.count == 1
-        offer = make_offer(config, sizes, fitted, sources)
-        self.offered = offer if alone else Offer(fitted.plan.quantization, refusal=TOGETHER)
+        self.fitted, self.alone = fitted, processes.count == 1
+        self.offered = self._make_offer()
         self._give(self.offered)
+
+    def _make_offer(self) -> Offer:
+        if not self.alone:
+            return Offer(self.fitted.plan.quantization, refusal=TOGETHER)
+        config, sources, kept = self.run.config, self.run.sources, read_kept_plan(self.run.path)
+        sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
+        return make_offer(config, sizes, self.fitted, sources, kept.beside if kept else 0)
 
     def _give(self, offer: Offer) -> None:
         self.offer = offer
@@ -79,10 +84,16 @@ class Beside:
                 return (yield from worker.find_function(job)(job))
         except Exception as error:
             if is_out_of_memory(error):
-                self._give(replace(self.offer, refusal=NO_ROOM))
+                self._note_ran_out(wanted.config.resolution)
             raise
         finally:
             self.encoded = dict(list(self.encoded.items())[-REMEMBERED:])
+
+    def _note_ran_out(self, resolution: int) -> None:
+        """From now on only smaller pictures are drawn beside this run, after a resume too."""
+        if kept := read_kept_plan(self.run.path):
+            keep_plan(self.run.path, replace(kept, beside=resolution))
+        self._give(self._make_offer())
 
 
 class _Lent(LoadedModel):

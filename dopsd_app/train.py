@@ -126,7 +126,7 @@ def _train_within_memory(run: Run, machine: Machine, device: str, processes: Pro
         )
     place = _Place(0)
     while True:
-        keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out)))
+        _keep_plan(run, fitted)
         hold_to(fitted)
         place.step, place.phase = _last_kept(run), "encoding"
         words = words_for_plan(fitted, sizes)
@@ -144,7 +144,7 @@ def _train_within_memory(run: Run, machine: Machine, device: str, processes: Pro
                 raise
             fitted = following
             if processes.count > 1:
-                keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out)))
+                _keep_plan(run, fitted)
                 raise
         # Now that the error is gone, which held what the training had loaded.
         free_memory()
@@ -153,6 +153,12 @@ def _train_within_memory(run: Run, machine: Machine, device: str, processes: Pro
             f"Memory ran out while {DOING[phase]}. Training goes on from step {place.step} in a way"
             f" that takes less: {words_for_plan(fitted, sizes)}",
         )
+
+
+def _keep_plan(run: Run, fitted: Fitted) -> None:
+    before = read_kept_plan(run.path)
+    beside = before.beside if before else 0
+    keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out), beside))
 
 
 def _can_shrink(smaller: Callable[[str], Fitted | None], processes: Processes, phase: str) -> bool:
