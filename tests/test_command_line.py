@@ -101,7 +101,7 @@ def wait_for_step(run, step):
 
 
 def test_train_follows_a_run_to_its_lora(train_arguments, images, runs_dir):
-    (images / "prompts.txt").write_text("tok on a sofa\n\n  tok at night \n", encoding="utf-8-sig")
+    (images / "prompts.txt").write_text("[trigger] on a sofa\n\n  tok at night \n", encoding="utf-8-sig")
     code, out, err = done([*train_arguments, "name=first", "trigger_word=tok"])
     assert (code, err) == (0, "")
     run = the_run(runs_dir)
