@@ -244,6 +244,22 @@ def test_a_look_at_hundreds_of_runs_is_quick(new_run):
     assert min(seconds) < 0.5
 
 
+@pytest.mark.parametrize("settings", ["{", "{}", '{"name": "zorp"}'])
+def test_a_run_whose_settings_cannot_be_read_is_shown_and_can_be_deleted(new_run, page, settings):
+    run, other = new_run(name="broken"), new_run(name="other")
+    tell(run, *((step, HealthMeasured(step, 0.1 * step, None, 0.0, 1.0)) for step in (0, 5)))
+    write_status(run, state="finished", step=5, steps=5)
+    set_notes(run, "It was good.")
+    run.log_file.write_text("What it said.")
+    (run.path / "config.json").write_text(settings)
+    shown = page.train.show(run.id)
+    assert "Finished" in shown[page.train.status] and shown[page.train.log_text] == "What it said."
+    runs = page.train.runs
+    assert shown[runs.notes.box] == "It was good." and shown[runs.delete].visible
+    runs.delete_runs(run.id, run.id)
+    assert list_runs(run.runs_dir) == [other]
+
+
 # --- several at once
 
 

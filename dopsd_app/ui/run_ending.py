@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from dopsd_app.checks.health_rules import best_step, complaint, merit
+from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import HealthMeasured
 from dopsd_app.jobs.runs import Run, complete_checkpoints, latest_checkpoint
 from dopsd_app.jobs.watch import RunView
@@ -72,7 +73,11 @@ def _why(best: HealthMeasured, later: HealthMeasured, base: HealthMeasured) -> s
 def _health(run: Run, view: RunView) -> str:
     if len(view.health) < 2:
         return ""
-    config, base, last = run.config, view.health[0], view.health[-1]
+    base, last = view.health[0], view.health[-1]
+    try:
+        config = run.config
+    except KnownFailure:  # damaged, or of another version: all else of the run is shown
+        return ""
     if not is_known(config.base_model, config.revision):
         return ""
     judged = find_facts(config.base_model, config.revision).scoring(config) == "judge"
