@@ -55,11 +55,12 @@ def _best(run: Run, view: RunView) -> str:
 def _why(best: HealthMeasured, later: HealthMeasured, base: HealthMeasured) -> str:
     """What a later step has lost the most of, by what the merit of steps is made of."""
     lost = {
-        "following": (best.following or 0.0) - (later.following or 0.0),
         "quality": best.quality - later.quality,
         "drift": later.drift - best.drift,
         "concept": best.concept - later.concept,
     }
+    if best.following is not None and later.following is not None:
+        lost["following"] = best.following - later.following
     part = {
         # The merit that the best would have if it had lost this alone.
         name: merit(replace(best, **{name: getattr(later, name)}), base)
@@ -86,7 +87,9 @@ def _health(run: Run, view: RunView) -> str:
     likeness = f"likeness to your pictures went from {base.concept:.2f} to {last.concept:.2f}"
     if last.concept <= base.concept:
         return f"Health: {likeness}: it has learned little. More steps or a higher learning rate help."
-    return f"Health: {likeness}, prompts still count, and pictures are clean."
+    # How far prompts count is not measured with one prompt alone.
+    prompts = "prompts still count, and " if last.following is not None else "and "
+    return f"Health: {likeness}, {prompts}pictures are clean."
 
 
 def _after_finish(view: RunView) -> str:
