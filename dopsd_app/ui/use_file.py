@@ -82,7 +82,11 @@ def use_file() -> UseFile:
     gr.HTML("<h2>Use the file</h2>")
     with gr.Row(equal_height=False, elem_classes="take"):
         checkpoint = gr.Dropdown(
-            [FINISHED], value=FINISHED, label="The LoRA to download and publish", elem_id="checkpoint"
+            [FINISHED],
+            value=FINISHED,
+            allow_custom_value=True,  # the chosen step may be thinned out: that is said in words then
+            label="The LoRA to download and publish",
+            elem_id="checkpoint",
         )
         download = gr.DownloadButton("Download the LoRA", visible=False, elem_id="download")
     with gr.Accordion("In diffusers and ComfyUI", open=False, elem_id="use"):
