@@ -295,7 +295,7 @@ class TryStep:
             raise KnownFailure("Draw a picture first.")
         run = the_run(run_id)
         keep_picture(run, shown, int(row), int(column))
-        gr.Info("It is on the card.", duration=4)
+        words.passing("It is on the card.")
         return self.page.publishing.show_pictures(run)
 
 
