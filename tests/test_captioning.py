@@ -432,6 +432,12 @@ def test_what_was_changed_after_it_was_written_is_not_put_back(step, shown, draf
     assert list(boxes(step, step.writer.poll(shown, None, None))) == [0, 2, 3]
 
 
+def test_a_box_that_is_being_typed_into_is_not_filled(step, shown, draft, tmp_path):
+    ask(step, shown, step.writer.write_empty)
+    do(latest_captions(tmp_path / "runs", draft.path))
+    assert list(boxes(step, ask(step, shown, step.writer.tick, c2="zorp, typed just now"))) == [0, 1, 3]
+
+
 def test_words_that_are_still_on_their_way_make_no_empty_caption(step, shown, draft, tmp_path):
     ask(step, shown, step.writer.write_empty, c2="zorp, typed just now")
     asked = captioning.read_asked(latest_captions(tmp_path / "runs", draft.path))

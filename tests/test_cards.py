@@ -1,6 +1,7 @@
 """The cards of the first step without a browser: which part of a picture they show, and when anew."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,15 +74,78 @@ def test_a_crop_goes_only_where_one_can_be(step, draft):
             step.cards.move_crop(shown, nonsense)
 
 
-def test_undo_puts_back_what_is_still_there_and_in_that_draft_alone(step, draft):
+def captions(draft):
+    return [item.caption for item in read_draft(draft.path).items]
+
+
+def values_of(step, draft, page=0, **typed):
+    """What a tab sends that shows the draft; `typed` is in the boxes of some cards, and still on its way."""
+    shown = show_page(draft, page)
+    values = {part: "" for part in step.cards.typed} | {step.draft: asdict(shown)}
+    values |= {step.cards.slots[int(card[1:])].caption.box: text for card, text in typed.items()}
+    return values
+
+
+def filled(step, answer):
+    """The captions that an answer puts into boxes, by card."""
+    kept = {slot.number: answer.get(slot.caption.exchanged) for slot in step.cards.slots}
+    return {number: text for number, text in kept.items() if text}
+
+
+def clicked(name):
+    return SimpleNamespace(target=SimpleNamespace(elem_id=name))
+
+
+def test_undo_puts_back_what_is_as_the_tool_made_it_and_in_that_draft_alone(step, draft):
     keys = [item.key for item in draft.items]
     draft = set_captions(draft, dict.fromkeys(keys, "now"))
-    shown = asdict(show_page(draft, 0))
-    before = {"draft": draft.id, "captions": {keys[0]: "before", "gone": "before"}}
-    step.tools.take_back(shown, before | {"draft": "another"})
-    assert {item.caption for item in read_draft(draft.path).items} == {"now"}
-    step.tools.take_back(shown, before)
-    assert [item.caption for item in read_draft(draft.path).items] == ["before", "now", "now", "now"]
+    made = {key: "now" for key in (keys[0], keys[1], keys[2], "gone")}
+    before = {"draft": draft.id, "captions": dict.fromkeys(made, "before"), "made": made}
+    undo = step.tools.take_back
+    undo(values_of(step, draft) | {step.tools.before: before | {"draft": "another"}})
+    assert captions(draft) == ["now"] * 4
+    draft = set_captions(draft, {keys[1]: "now, and more"})
+    answer = undo(values_of(step, draft, c2="typed just now") | {step.tools.before: before})
+    assert captions(draft) == ["before", "now, and more", "typed just now", "now"]
+    assert filled(step, answer) == {0: "before"}
+    assert "1 caption is as before. 2 captions changed since are left." in answer[step.tools.answer]
+
+
+def test_a_removed_card_takes_no_words_of_the_others_with_it(step, draft):
+    draft = set_captions(draft, {item.key: f"stored {item.name}" for item in draft.items})
+    answer = step.cards.remove(values_of(step, draft, c0="typed 0", c3="typed 3"), clicked("remove-2"))
+    assert captions(draft) == ["typed 0", "stored 2.png", "typed 3"]
+    # The first card stays where it is, and with it what is typed on it meanwhile.
+    assert filled(step, answer) == {1: "stored 2.png", 2: "typed 3"}
+    assert step.trigger.box not in answer and step.writer.length not in answer
+
+
+def test_sources_come_and_go_without_a_word_of_captions(step, draft, tmp_path):
+    file = tmp_path / "before.png"
+    make_picture(9, 64, 64).save(file)
+    add = step.cards.slots[1].add
+    values = values_of(step, draft, c0="typed 0") | dict.fromkeys((slot.add for slot in step.cards.slots))
+    answer = step.adding.add_sources(values | {add: [str(file)]}, clicked("add-source-2"))
+    assert filled(step, answer) == {} and captions(draft)[0] == "typed 0"
+    answer = step.remove_sources(values_of(step, draft, c2="typed 2"), clicked("remove-sources-2"))
+    assert filled(step, answer) == {} and captions(draft)[2] == "typed 2"
+    assert not read_draft(draft.path).sources
+
+
+def test_an_upload_leaves_the_page_and_the_boxes_of_others_alone(step, draft, tmp_path):
+    files = [tmp_path / f"n{number:02}.png" for number in range(30)]
+    for number, file in enumerate(files):
+        make_picture(20 + number, 64, 64).save(file)
+    own = tmp_path / "1.txt"
+    own.write_text("from a file")
+    upload = {step.adding.upload: [*map(str, files[:17]), str(own)], step.adding.folder: None}
+    answer = step.adding.add_files(values_of(step, draft) | upload)
+    assert answer[step.draft]["page"] == 0 and filled(step, answer) == {1: "from a file"}
+    draft = read_draft(draft.path)
+    upload = {step.adding.upload: [*map(str, files[17:])], step.adding.folder: None}
+    answer = step.adding.add_files(values_of(step, draft) | upload)
+    assert answer[step.draft]["page"] == 0
+    assert "13 pictures added. The first is on page 2 of cards." in answer[step.adding.report]
 
 
 @pytest.mark.parametrize("score", [0.1, 0.9])

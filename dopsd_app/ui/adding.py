@@ -1,17 +1,22 @@
 """How pictures and captions come into a draft: files, a folder, and what became of them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gradio as gr
 from gradio.blocks import Block
 
+from dopsd_app.data.caption_file import TABLES
+from dopsd_app.data.drafts import Draft
+from dopsd_app.data.folder import is_picture
+from dopsd_app.data.kept_pictures import stem_of
 from dopsd_app.data.uploads import Added, add_pictures, add_sources
 from dopsd_app.ui import words
 from dopsd_app.ui.cards import Cards
-from dopsd_app.ui.events import listen, source_of
+from dopsd_app.ui.events import WRITES_DRAFT, listen, source_of
 from dopsd_app.ui.server.uploads import removed_afterwards
-from dopsd_app.ui.shown_draft import ShownDraft, draft_of, key_at, page_of, read_shown
+from dopsd_app.ui.shown_draft import ShownDraft, draft_of, key_at, page_of, read_shown, show_page
 
 if TYPE_CHECKING:
     from dopsd_app.ui.pictures import PicturesStep
@@ -74,21 +79,26 @@ class Adding:
         )
         uploads = [slot.add for slot in cards.slots]
         added = [upload.upload for upload in uploads]
-        progress = {"progress_on": step.message}
-        listen(added, self.add_sources, {step.draft, *uploads}, step.outputs, **progress)
+        given, progress = {*cards.typed, *uploads}, {"progress_on": step.message}
+        listen(added, self.add_sources, given, step.outputs, **progress, **WRITES_DRAFT)
 
     def add_files(self, values: dict) -> dict:
         """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
         files = [*(values[self.upload] or []), *(values[self.folder] or [])]
         with removed_afterwards(files):
-            shown = read_shown(ShownDraft, values[self.step.draft])
-            added = add_pictures(draft_of(values[self.step.draft]), files)
-        # The first new picture is to be seen.
-        page = page_of(added.draft, added.keys[0]) if added.keys else shown.page
-        shown_now = self.step.show_page(added.draft, page)
+            shown, before = read_shown(ShownDraft, values[self.step.draft]), draft_of(values[self.step.draft])
+            described = _described(before, files)
+            added = add_pictures(before, files)
+        # Somebody may be typing on a card: the page is not turned, and no box is filled but by its own file.
+        now = show_page(added.draft, shown.page)
+        captions = {item.key: item.caption for item in added.draft.items if item.key in described}
+        answer = self.step.show_page(added.draft, shown.page, shown.keys)
+        answer |= self.step.cards.show_captions(added.draft, now, only=captions)
+        if added.draft.trigger_word != before.trigger_word and not before.trigger_word:
+            answer |= self.step.trigger.fill(added.draft.trigger_word)
         # A folder's button would bring the files before back at its next choice.
         emptied = {self.upload: None, self.folder: gr.UploadButton(value=None)}
-        return {**shown_now, self.report: report(added), **emptied}
+        return {**answer, self.report: report(added, now), **emptied}
 
     def add_sources(self, values: dict, event: gr.EventData) -> dict:
         """Adds uploaded pictures to what the picture on a card is made from."""
@@ -98,8 +108,9 @@ class Adding:
         add = cards.slots[number].add
         files = values[add] or []
         with removed_afterwards(files):
-            added = add_sources(draft_of(shown), key_at(shown, number), files)
-        step = self.step.show_page(added.draft, read_shown(ShownDraft, shown).page)
+            added = add_sources(cards.keep_typed(values), key_at(shown, number), files)
+        known = read_shown(ShownDraft, shown)
+        step = self.step.show_page(added.draft, known.page, known.keys)
         return {**step, self.report: report(added), add: gr.UploadButton(value=None)}
 
 
@@ -116,15 +127,28 @@ def adding() -> Adding:
     return Adding(upload, folder, gr.HTML(elem_id="upload-report", js_on_load=DROPPED_FOLDER))
 
 
-def report(added: Added) -> str:
-    """What became of files, in one block: how many were taken, then what was not, then the rest."""
+def report(added: Added, shown: ShownDraft | None = None) -> str:
+    """What became of files, in one block: how many were taken, then what was not, then the rest.
+
+    `shown` are the cards at hand: where the new ones are on others, it is said where.
+    """
     parts = []
     if added.keys:
-        parts.append(f"<p class='done'>{words.count(len(added.keys), 'picture')} added.</p>")
+        first = page_of(added.draft, added.keys[0])
+        where = "" if shown is None or first == shown.page else f" The first is on page {first + 1} of cards."
+        parts.append(f"<p class='done'>{words.count(len(added.keys), 'picture')} added.{where}</p>")
     parts.append(_folded(added.problems, "problem", "file was not taken", "files were not taken"))
     parts.append(_folded(added.notes, "note", "note", "notes"))
     inner = "".join(parts)
     return f"<div class='report-of-files' role='status'>{inner}</div>" if inner else ""
+
+
+def _described(draft: Draft, files: list[str]) -> set[str]:
+    """The keys of the draft's pictures whose captions may be in these files."""
+    texts = [Path(file) for file in files if not is_picture(Path(file))]
+    stems = {stem_of(path.name) for path in texts}
+    table = any(path.name.casefold() in TABLES for path in texts)
+    return {item.key for item in draft.items if table or item.stem in stems}
 
 
 def _folded(sentences: tuple[str, ...], kind: str, one: str, many: str) -> str:

@@ -20,7 +20,7 @@ from dopsd_app.data.caption_tools import (
 from dopsd_app.data.drafts import Draft, set_captions
 from dopsd_app.ui import words
 from dopsd_app.ui.events import WRITES_DRAFT, held, listen, source_of
-from dopsd_app.ui.shown_draft import ShownDraft, draft_of, read_shown
+from dopsd_app.ui.shown_draft import ShownDraft, read_shown
 
 if TYPE_CHECKING:
     from dopsd_app.ui.pictures import PicturesStep
@@ -30,10 +30,11 @@ PATTERN = "a photo of [trigger]"
 
 @dataclass(frozen=True)
 class Before:
-    """The captions that the last tool has changed, as they were: they live in the tab."""
+    """The captions that the last tool has changed, by picture key: they live in the tab."""
 
     draft: str  # id
-    captions: dict[str, str]  # by picture key
+    captions: dict[str, str]  # as they were
+    made: dict[str, str]  # what the tool made of them
 
 
 @dataclass(eq=False)
@@ -90,41 +91,45 @@ class CaptionTools:
         clicks = [button.click for button in self.tools.values()]
         given = {*step.cards.typed, self.pattern, self.find, self.put, self.table}
         listen(clicks, self.use, given, outputs, progress_on=self.answer, **WRITES_DRAFT)
-        listen(self.undo.click, self.take_back, [step.draft, self.before], outputs, **WRITES_DRAFT)
+        listen(self.undo.click, self.take_back, {*step.cards.typed, self.before}, outputs, **WRITES_DRAFT)
 
     def use(self, values: dict, event: gr.EventData) -> dict:
         """Has a tool change the captions, after what was typed on the cards is kept."""
         shown = values[self.step.draft]
-        draft = set_captions(draft_of(shown), self.step.cards.read_typed(values))
+        draft = self.step.cards.keep_typed(values)
         tool = self._tool(source_of(event).removeprefix("captions-"))
         try:
             changed, said = tool(draft, values)
         except CaptionToolError as error:
-            return {**self._show(draft, shown), self.answer: words.lines([str(error)], "problem")}
+            return {**self._show(draft, shown, {}), self.answer: words.lines([str(error)], "problem")}
         captions = _captions(draft)
-        before = Before(draft.id, {key: captions[key] for key in changed})
+        before = Before(draft.id, {key: captions[key] for key in changed}, changed)
         draft = set_captions(draft, changed) if changed else draft
         return {
-            **self._show(draft, shown),
+            **self._show(draft, shown, changed),
             self.answer: f"<p class='done' role='status'>{words.text(said)}</p>",
             self.undo: gr.Button(visible=bool(changed)),
             self.before: asdict(before),
         }
 
-    def take_back(self, shown: object, before: object) -> dict:
-        """Puts the captions back as they were before the last tool, of the pictures that are still there."""
-        draft, last = draft_of(shown), read_shown(Before, before)
-        there = {item.key for item in draft.items}
-        captions = {key: text for key, text in last.captions.items() if key in there}
-        if last.draft == draft.id:
-            draft = set_captions(draft, captions)
-        are = "caption is" if len(captions) == 1 else "captions are"
-        said = {self.answer: f"<p class='done' role='status'>{len(captions)} {are} as before.</p>"}
-        return {**self._show(draft, shown), **self.clear(), **said}
+    def take_back(self, values: dict) -> dict:
+        """Puts back the captions that still are as the last tool has made them; others were changed since."""
+        shown, last = values[self.step.draft], read_shown(Before, values[self.before])
+        draft = self.step.cards.keep_typed(values)
+        now = _captions(draft) if last.draft == draft.id else {}
+        untouched = [key for key, text in last.made.items() if now.get(key) == text]
+        captions = {key: last.captions[key] for key in untouched if key in last.captions}
+        draft = set_captions(draft, captions)
+        said = f"{len(captions)} {'caption is' if len(captions) == 1 else 'captions are'} as before."
+        if left := len(now.keys() & last.made) - len(captions):
+            said += f" {words.count(left, 'caption')} changed since {'is' if left == 1 else 'are'} left."
+        answer = {self.answer: f"<p class='done' role='status'>{said}</p>"}
+        return {**self._show(draft, shown, captions), **self.clear(), **answer}
 
-    def _show(self, draft: Draft, shown: object) -> dict:
+    def _show(self, draft: Draft, shown: object, changed: Captions) -> dict:
         at = read_shown(ShownDraft, shown)
-        return {**self.step.cards.show_captions(draft, at), **self.step.show_messages(draft, at)}
+        captions = self.step.cards.show_captions(draft, at, only=changed)
+        return {**captions, **self.step.show_messages(draft, at)}
 
     def _tool(self, name: str) -> Callable[[Draft, dict], tuple[Captions, str]]:
         return {

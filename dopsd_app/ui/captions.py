@@ -1,5 +1,6 @@
 """Captions that are written for the person: asked for, watched, stopped, and taken in another length."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from dopsd_app.config import SUBJECT
-from dopsd_app.data.drafts import Draft, default_drafts_dir, find_draft, set_captions
+from dopsd_app.data.drafts import Draft, default_drafts_dir, find_draft
 from dopsd_app.jobs.captioning import (
     ask_for_draft,
     cancel_captions,
@@ -70,6 +71,10 @@ class CaptionWriter:
         shown = [self.box, self.choices, self.length, self.write, self.again, self.cancel]
         return [self.digests, self.told, *shown, self.status, self.timer, *self.one]
 
+    def show_state(self, draft: Draft) -> dict:
+        """How far the draft's writing is; what is chosen and typed for it is left alone."""
+        return self._show_state(draft, _job(draft), None)
+
     def show(self, draft: Draft) -> dict:
         """The draft's writing as it stands; its captions are shown by others."""
         job, written = _job(draft), read_written(draft.path)
@@ -121,9 +126,10 @@ class CaptionWriter:
             self.write_all, [step.draft, self.length, self.what, self.digests, self.told], outputs
         )
         listen([button.click for button in self.one], self.write_one, asked, outputs, **WRITES_DRAFT)
-        listen(self.length.input, self.choose_length, [step.draft, self.length], captions, **WRITES_DRAFT)
+        chosen = {*step.cards.typed, self.length}
+        listen(self.length.input, self.choose_length, chosen, captions, **WRITES_DRAFT)
         listen(self.cancel.click, self.stop, at, outputs)
-        on_tick(self.timer, self.poll, at, outputs)
+        on_tick(self.timer, self.tick, {*step.cards.typed, self.digests, self.told}, outputs)
 
     def write_empty(self, values: dict) -> dict:
         """Has captions written for the pictures without one."""
@@ -136,7 +142,7 @@ class CaptionWriter:
 
     def ask_to_write_all(self, values: dict) -> dict:
         """Has all captions written again; asks first, where some are the person's own."""
-        draft = self._kept(values)
+        draft = self.step.cards.keep_typed(values)
         written = read_written(draft.path)
         own = [
             item
@@ -158,30 +164,37 @@ class CaptionWriter:
         return {**self.poll(shown, sent, told), **self.asking.close()}
 
     def _begin(self, values: dict, keys: list[str] | None) -> dict:
-        draft = self._kept(values)
+        # That is then no empty caption.
+        draft = self.step.cards.keep_typed(values)
         ask_for_draft(default_runs_dir(), draft, values[self.length], values[self.what] or "", keys)
         return self.poll(values[self.step.draft], values[self.digests], values[self.told])
 
-    def _kept(self, values: dict) -> Draft:
-        """The draft, after what was typed on its cards is kept: that is then no empty caption."""
-        return set_captions(draft_of(values[self.step.draft]), self.step.cards.read_typed(values))
-
-    def choose_length(self, shown: object, length: str) -> dict:
+    def choose_length(self, values: dict) -> dict:
         """Takes the captions of another length at once, where they were written and nobody changed them."""
-        before = draft_of(shown)
-        draft = use_length(before, length)
+        before = self.step.cards.keep_typed(values)
+        draft = use_length(before, values[self.length])
         if draft.items == before.items:
             return {}
-        at = read_shown(ShownDraft, shown)
-        return {**self.step.cards.show_captions(draft, at), **self.step.show_messages(draft, at)}
+        at, old = read_shown(ShownDraft, values[self.step.draft]), set(before.items)
+        new = {item.key: item.caption for item in draft.items if item not in old}
+        return {**self.step.cards.show_captions(draft, at, only=new), **self.step.show_messages(draft, at)}
 
     def stop(self, shown: object, sent: object, told: object) -> dict:
         """Ends the writing after the picture at hand."""
         cancel_captions(default_runs_dir(), draft_of(shown).path)
         return self.poll(shown, sent, told)
 
-    def poll(self, shown: object, sent: object, told: object) -> dict:
-        """What has changed since this tab was told: the captions that came, where they stand as they came."""
+    def tick(self, values: dict) -> dict:
+        """As `poll`; a box with words that are still on their way is left alone."""
+        shown = values[self.step.draft]
+        typed = self.step.cards.read_typed(values) if shown else {}
+        return self.poll(shown, values[self.digests], values[self.told], typed)
+
+    def poll(self, shown: object, sent: object, told: object, typed: Collection[str] = ()) -> dict:
+        """What has changed since this tab was told: the captions that came, where they stand as they came.
+
+        The boxes of the pictures with the keys `typed` are not filled.
+        """
         if not shown:  # nothing, before the page knows its draft
             return {}
         draft, at = draft_of(shown), read_shown(ShownDraft, shown)
@@ -192,7 +205,7 @@ class CaptionWriter:
         new = came[known.captions if job and job.id == known.job else 0 :]
         if not job or not new:
             return state
-        texts = {event.key: event.text for event in new}
+        texts = {event.key: event.text for event in new if event.key not in typed}
         return {
             **state,
             self.told: asdict(Told(job.id, len(came))),

@@ -1,6 +1,6 @@
 """The cards of the first step: each picture as training will see it, with its caption; twenty to a page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from gradio.components import Component
 
 from dopsd_app.config import EDIT
 from dopsd_app.data.draft_file import Item
-from dopsd_app.data.drafts import Draft, set_caption, set_focus
+from dopsd_app.data.drafts import Draft, set_caption, set_captions, set_focus
 from dopsd_app.ui import words
 from dopsd_app.ui.base_choice import can_edit
 from dopsd_app.ui.crops import DRAG, SEND, CropShape, MovedCrop, crop_shape, framed
@@ -165,12 +165,18 @@ class Cards:
         captions = [slot.caption for slot in self.slots]
         return {self.draft, *(part for caption in captions for part in (caption.box, caption.exchanged))}
 
-    def show(self, draft: Draft, shown: ShownDraft, *, as_built: bool = False) -> dict:
-        """A page of cards; `as_built`: the slots are empty and hidden."""
+    def show(
+        self, draft: Draft, shown: ShownDraft, before: Sequence[str] = (), *, as_built: bool = False
+    ) -> dict:
+        """A page of cards; `as_built`: the slots are empty and hidden.
+
+        `before` are the keys of the cards that the tab has: whose card stays, its caption is left alone.
+        """
         slots, edits = {}, can_edit(draft)
         items = [item for item in items_of(draft, shown) if item]
         for slot, item in zip(self.slots, items, strict=False):
-            slots |= slot.show(draft, item, _place(shown, slot), edits, shown.shape)
+            show = slot.show_kind if item.key in before[slot.number :][:1] else slot.show
+            slots |= show(draft, item, _place(shown, slot), edits, shown.shape)
         if not as_built:
             for slot in self.slots[len(items) :]:
                 slots |= slot.hide()
@@ -215,6 +221,10 @@ class Cards:
             if values[caption.box] != values[caption.exchanged]
         }
 
+    def keep_typed(self, values: dict) -> Draft:
+        """The draft, after what was typed on its cards is kept."""
+        return set_captions(draft_of(values[self.draft]), self.read_typed(values))
+
     # --- what its events do
 
     def connect(self, step: "PicturesStep") -> None:
@@ -225,7 +235,7 @@ class Cards:
         whole = step.outputs
         progress = {"progress_on": step.message}
         removals = [slot.remove.click for slot in self.slots]
-        listen(removals, self.remove, self.draft, whole, **progress)
+        listen(removals, self.remove, self.typed, whole, **progress, **WRITES_DRAFT)
         turns = [click for pager in self.pagers for click in pager.clicks]
         listen(turns, step.turn, self.typed, whole, js=TO_THE_TOP, **progress, **WRITES_DRAFT)
         listen(
@@ -247,9 +257,9 @@ class Cards:
 
         return write
 
-    def remove(self, shown: object, event: gr.EventData) -> dict:
+    def remove(self, values: dict, event: gr.EventData) -> dict:
         """Removes the picture on a card."""
-        return self.step.remove(shown, int(source_of(event).removeprefix("remove-")) - 1)
+        return self.step.remove(values, int(source_of(event).removeprefix("remove-")) - 1)
 
     def move_crop(self, shown: object, moved: object) -> dict:
         """Keeps where a crop was moved to; its card shows it already, but for what is said of it."""
