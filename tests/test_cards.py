@@ -124,7 +124,7 @@ def test_sources_come_and_go_without_a_word_of_captions(step, draft, tmp_path):
     file = tmp_path / "before.png"
     make_picture(9, 64, 64).save(file)
     add = step.cards.slots[1].add
-    values = values_of(step, draft, c0="typed 0") | dict.fromkeys((slot.add for slot in step.cards.slots))
+    values = values_of(step, draft, c0="typed 0") | dict.fromkeys(slot.add for slot in step.cards.slots)
     answer = step.adding.add_sources(values | {add: [str(file)]}, clicked("add-source-2"))
     assert filled(step, answer) == {} and captions(draft)[0] == "typed 0"
     answer = step.remove_sources(values_of(step, draft, c2="typed 2"), clicked("remove-sources-2"))

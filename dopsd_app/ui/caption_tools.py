@@ -87,7 +87,7 @@ class CaptionTools:
     def connect(self, step: "PicturesStep") -> None:
         """Connects the events."""
         self.step = step
-        outputs = [*step.cards.of_captions, *step.messages, *self.of_answer]
+        outputs = [*step.cards.of_captions, *step.messages, *self.of_answer, *step.writer.one]
         clicks = [button.click for button in self.tools.values()]
         given = {*step.cards.typed, self.pattern, self.find, self.put, self.table}
         listen(clicks, self.use, given, outputs, progress_on=self.answer, **WRITES_DRAFT)
@@ -129,7 +129,7 @@ class CaptionTools:
     def _show(self, draft: Draft, shown: object, changed: Captions) -> dict:
         at = read_shown(ShownDraft, shown)
         captions = self.step.cards.show_captions(draft, at, only=changed)
-        return {**captions, **self.step.show_messages(draft, at)}
+        return {**captions, **self.step.cards.show_offers(draft, at), **self.step.show_messages(draft, at)}
 
     def _tool(self, name: str) -> Callable[[Draft, dict], tuple[Captions, str]]:
         return {

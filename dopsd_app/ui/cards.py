@@ -202,6 +202,11 @@ class Cards:
                 captions |= slot.caption.fill(item.caption)
         return captions
 
+    def show_offers(self, draft: Draft, shown: ShownDraft) -> dict:
+        """What the writing buttons say beside the captions."""
+        slots = zip(self.slots, items_of(draft, shown), strict=False)
+        return {slot.write: gr.Button(offer_to_write(item.caption)) for slot, item in slots if item}
+
     def show_messages(self, findings: Findings, shown: ShownDraft) -> dict:
         """What is said on the cards, and how many on other pages need something."""
         messages = dict.fromkeys((slot.message for slot in self.slots), "")
@@ -231,7 +236,7 @@ class Cards:
         """Connects the events of all cards: one for each kind of them."""
         self.step = step
         for slot in self.slots:
-            slot.caption.connect(self.draft, self._writer(slot.number), step.messages)
+            slot.caption.connect(self.draft, self._writer(slot.number), [*step.messages, slot.write])
         whole = step.outputs
         progress = {"progress_on": step.message}
         removals = [slot.remove.click for slot in self.slots]
@@ -253,7 +258,9 @@ class Cards:
 
         def write(shown: object, text: str) -> dict:
             draft = set_caption(draft_of(shown), key_at(shown, number), text)
-            return self.step.show_messages(draft, read_shown(ShownDraft, shown))
+            messages = self.step.show_messages(draft, read_shown(ShownDraft, shown))
+            write = self.slots[number].write
+            return {**messages, write: gr.Button(offer_to_write(text))}
 
         return write
 
@@ -317,6 +324,11 @@ def _slot(number: int) -> Slot:
             write = gr.Button("Write it for me", visible=False, size="sm", elem_id=f"write-{place}")
             remove = gr.Button(f"Remove picture {place}", size="sm", elem_id=f"remove-{place}")
     return Slot(number, box, picture, caption, message, remove, add, without, write)
+
+
+def offer_to_write(caption: str) -> str:
+    """What the writing button says beside this caption."""
+    return "Write again" if caption.strip() else "Write it for me"
 
 
 def _place(shown: ShownDraft, slot: Slot) -> int:

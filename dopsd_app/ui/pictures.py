@@ -145,7 +145,7 @@ class PicturesStep:
             self.kind: gr.Radio(**_kinds(draft), value=draft.kind),
             **self.cards.show(draft, shown, before, as_built=as_built),
             **self.show_messages(draft, shown),
-            **self.writer.show_state(draft),
+            **self.writer.show_state(draft, shown),
         }
 
     def show_cards(self, draft: Draft, shown: ShownDraft) -> dict:
