@@ -74,6 +74,17 @@ def caption_stem(file_name: str) -> str:
     return inner.stem if named else path.stem
 
 
+def named_picture(file_name: str) -> str:
+    """The whole file name of the picture, with folders, that 1.png.txt or the 1.png of a table is of.
+
+    "" where only the name without its ending is told.
+    """
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    if path.suffix.lower() in CAPTION_SUFFIXES:
+        path = path.with_suffix("")
+    return path.as_posix() if path.suffix.lower() in PICTURE_SUFFIXES else ""
+
+
 def read_caption_file(path: Path) -> tuple[list, Text] | None:
     """The captions of a file beside a picture, not checked yet; None for a .json that holds none.
 

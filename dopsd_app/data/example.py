@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dopsd_app.data.crops import MIDDLE
@@ -20,6 +20,7 @@ class Example:
 class Note:
     picture: str  # as in Problem
     message: str  # what was repaired or left out
+    caption_file: Path | None = field(default=None, compare=False)  # which belongs to no picture
 
 
 def most_sources(examples: Iterable[Example]) -> int:
