@@ -1,6 +1,7 @@
 """The cards of the first step without a browser: which part of a picture they show, and when anew."""
 
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -138,14 +139,35 @@ def test_an_upload_leaves_the_page_and_the_boxes_of_others_alone(step, draft, tm
         make_picture(20 + number, 64, 64).save(file)
     own = tmp_path / "1.txt"
     own.write_text("from a file")
-    upload = {step.adding.upload: [*map(str, files[:17]), str(own)], step.adding.folder: None}
-    answer = step.adding.add_files(values_of(step, draft) | upload)
+    add = step.adding.add_files
+    answer = add(asdict(show_page(draft, 0)), [*map(str, files[:17]), str(own)], None, [])
     assert answer[step.draft]["page"] == 0 and filled(step, answer) == {1: "from a file"}
     draft = read_draft(draft.path)
-    upload = {step.adding.upload: [*map(str, files[17:])], step.adding.folder: None}
-    answer = step.adding.add_files(values_of(step, draft) | upload)
+    answer = add(asdict(show_page(draft, 0)), None, [*map(str, files[17:])], [])
     assert answer[step.draft]["page"] == 0
     assert "13 pictures added. The first is on page 2 of cards." in answer[step.adding.report]
+
+
+def test_a_folder_is_added_as_it_is_laid_out(step, draft, tmp_path):
+    """Sources are no results, and the pictures of `validation` are not trained on."""
+    names, files = [], []
+    for number, name in enumerate(("train/source/a.png", "train/target/a.png", "validation/target/b.png")):
+        names.append(f"set/{name}")
+        files.append(tmp_path / str(number) / Path(name).name)  # as the server names uploads
+        files[-1].parent.mkdir()
+        make_picture(50 + number, 64, 64).save(files[-1])
+    add, shown = step.adding.add_files, asdict(show_page(draft, 0))
+    with pytest.raises(KnownFailure, match=r"Send the folder as a \.zip"):
+        add(shown, None, ["/none/a.png", "/none/a.png"], [])
+    for name in ("set/../../a.png", "C:/a.png"):
+        make_picture(60, 64, 64).save(file := tmp_path / "a.png")
+        answer = add(shown, None, [str(file)], [name])
+        assert "leads out of the folder" in answer[step.adding.report]
+    assert read_draft(draft.path).items == draft.items
+    add(shown, None, [*map(str, files)], names)
+    *_, new = read_draft(draft.path).items
+    assert len(read_draft(draft.path).items) == 5
+    assert [source.name for source in new.sources] == ["a.png"] and not any(map(Path.exists, files))
 
 
 @pytest.mark.parametrize("score", [0.1, 0.9])

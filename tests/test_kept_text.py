@@ -27,7 +27,7 @@ def page():
 
 
 def test_typed_words_are_kept_and_shown_as_exchanged(page, draft):
-    step, slot = page.pictures, page.pictures.slots[1]
+    step, slot = page.pictures, page.pictures.cards.slots[1]
     shown = step.show(draft)
     answer = slot.caption.keep(shown[step.draft], draft.items[1].caption, "zorp asleep")
     assert answer[slot.caption.exchanged] == "zorp asleep"
@@ -36,7 +36,7 @@ def test_typed_words_are_kept_and_shown_as_exchanged(page, draft):
 
 
 def test_a_box_that_was_only_filled_takes_nothing_back(page, draft):
-    step, slot = page.pictures, page.pictures.slots[0]
+    step, slot = page.pictures, page.pictures.cards.slots[0]
     shown, caption = step.show(draft)[step.draft], draft.items[0].caption
     set_caption(draft, draft.items[0].key, "better words from another tab")
     assert slot.caption.keep(shown, caption, caption) == {}
@@ -47,7 +47,7 @@ def test_a_box_that_was_only_filled_takes_nothing_back(page, draft):
 
 
 def test_a_picture_that_another_tab_removed_is_told(page, draft):
-    step, slot = page.pictures, page.pictures.slots[0]
+    step, slot = page.pictures, page.pictures.cards.slots[0]
     shown = step.show(draft)[step.draft]
     remove_picture(draft, draft.items[0].key)
     with pytest.raises(KnownFailure, match="This picture is no longer in the draft"):
@@ -60,10 +60,10 @@ def test_a_page_without_a_draft_changes_none(page, draft):
     step = page.pictures
     for shown in (None, {}, {"id": ""}, {"id": draft.id}, {"id": 7, "keys": []}, [], "x"):
         for act in (
-            lambda shown=shown: step.slots[0].caption.keep(shown, "", "words"),
+            lambda shown=shown: step.cards.slots[0].caption.keep(shown, "", "words"),
             lambda shown=shown: step.trigger.keep(shown, "", "word"),
             lambda shown=shown: step.choose_kind(shown, "style"),
-            lambda shown=shown: step.add_files(shown, []),
+            lambda shown=shown: step.adding.add_files(shown, None, None, []),
         ):
             with pytest.raises(KnownFailure, match="Reload the page"):
                 act()

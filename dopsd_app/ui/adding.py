@@ -1,20 +1,22 @@
 """How pictures and captions come into a draft: files, a folder, and what became of them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio_client.utils import strip_invalid_filename_characters
 
 from dopsd_app.data.caption_file import TABLES
 from dopsd_app.data.drafts import Draft
 from dopsd_app.data.folder import is_picture
 from dopsd_app.data.kept_pictures import stem_of
-from dopsd_app.data.uploads import Added, add_pictures, add_sources
+from dopsd_app.data.uploads import Added, add_folder, add_pictures, add_sources, together
+from dopsd_app.errors import KnownFailure
 from dopsd_app.ui import words
 from dopsd_app.ui.cards import Cards
-from dopsd_app.ui.events import WRITES_DRAFT, listen, source_of
+from dopsd_app.ui.events import WRITES_DRAFT, held, listen, source_of
 from dopsd_app.ui.server.uploads import removed_afterwards
 from dopsd_app.ui.shown_draft import ShownDraft, draft_of, key_at, page_of, read_shown, show_page
 
@@ -22,32 +24,45 @@ if TYPE_CHECKING:
     from dopsd_app.ui.pictures import PicturesStep
 
 UNFOLDED = 3  # messages that are read at once; more of them are folded
-# Gradio takes no folder that is dropped: its files are put where a person's choice of files would be.
+# Gradio takes no folder that is dropped: its files are put where a person's choice of files would be. And of
+# a file it sends its name alone: how a folder is laid out goes along with the event.
 DROPPED_FOLDER = """
 if (!window.dopsdDrops) {
     window.dopsdDrops = true;
     const files_in = async (entry) => {
-        if (entry.isFile) return [await new Promise((take, fail) => entry.file(take, fail))];
+        if (entry.isFile) {
+            const file = await new Promise((take, fail) => entry.file(take, fail));
+            return [[entry.fullPath.slice(1), file]];
+        }
         const reader = entry.createReader(), found = [];
         // A browser lists a folder in parts, until one is empty.
         for (let part; (part = await new Promise((take, fail) => reader.readEntries(take, fail))).length;)
             found.push(...part);
-        return (await Promise.all(found.map(files_in))).flat();
+        return (await Promise.all(found.map(files_in))).flat(1);
     };
     document.addEventListener("drop", async (event) => {
         if (!event.target.closest?.("#upload")) return;
+        window.dopsdPaths = [];
         const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
         const input = document.querySelector("#upload input[type=file]");
         if (!input || !entries.some((entry) => entry.isDirectory)) return;
         event.preventDefault();
         event.stopPropagation();
         const transfer = new DataTransfer();
-        for (const file of (await Promise.all(entries.map(files_in))).flat()) transfer.items.add(file);
+        const chosen = (await Promise.all(entries.map(files_in))).flat(1);
+        for (const [, file] of chosen) transfer.items.add(file);
         input.files = transfer.files;
         input.dispatchEvent(new Event("change", { bubbles: true }));
+        window.dopsdPaths = chosen.map(([path]) => path);
+    }, true);
+    document.addEventListener("change", (event) => {
+        const input = event.target;
+        if (input.type != "file" || !(input.webkitdirectory || input.closest("#upload"))) return;
+        window.dopsdPaths = [...input.files].map((file) => file.webkitRelativePath || file.name);
     }, true);
 }
 """
+SEND_PATHS = "(shown, files, folder) => [shown, files, folder, window.dopsdPaths ?? []]"
 
 
 @dataclass(eq=False)
@@ -57,6 +72,7 @@ class Adding:
     step: "PicturesStep" = field(init=False)
     upload: gr.File
     folder: gr.UploadButton
+    paths: gr.JSON  # of the files, in a folder that was chosen: the page's script fills it
     report: gr.HTML
 
     @property
@@ -73,22 +89,23 @@ class Adding:
         self.step = step
         cards = step.cards
         outputs = [self.upload, self.folder, *step.outputs]
-        chosen = {step.draft, self.upload, self.folder}
-        listen(
-            [self.upload.upload, self.folder.upload], self.add_files, chosen, outputs, progress_on=self.upload
-        )
+        chosen = [step.draft, self.upload, self.folder, self.paths]
+        uploaded = [self.upload.upload, self.folder.upload]
+        listen(uploaded, self.add_files, chosen, outputs, js=SEND_PATHS, progress_on=self.upload)
         uploads = [slot.add for slot in cards.slots]
         added = [upload.upload for upload in uploads]
         given, progress = {*cards.typed, *uploads}, {"progress_on": step.message}
         listen(added, self.add_sources, given, step.outputs, **progress, **WRITES_DRAFT)
 
-    def add_files(self, values: dict) -> dict:
+    def add_files(
+        self, shown_draft: object, upload: list[str] | None, folder: list[str] | None, paths: object
+    ) -> dict:
         """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
-        files = [*(values[self.upload] or []), *(values[self.folder] or [])]
+        files = [*(upload or []), *(folder or [])]
         with removed_afterwards(files):
-            shown, before = read_shown(ShownDraft, values[self.step.draft]), draft_of(values[self.step.draft])
+            shown, before = read_shown(ShownDraft, shown_draft), draft_of(shown_draft)
             described = _described(before, files)
-            added = add_pictures(before, files)
+            added = _add(before, files, paths)
         # Somebody may be typing on a card: the page is not turned, and no box is filled but by its own file.
         now = show_page(added.draft, shown.page)
         captions = {item.key: item.caption for item in added.draft.items if item.key in described}
@@ -124,7 +141,7 @@ def adding() -> Adding:
         elem_id="upload",
     )
     folder = gr.UploadButton("Add a folder", file_count="directory", size="sm", elem_id="upload-folder")
-    return Adding(upload, folder, gr.HTML(elem_id="upload-report", js_on_load=DROPPED_FOLDER))
+    return Adding(upload, folder, held(), gr.HTML(elem_id="upload-report", js_on_load=DROPPED_FOLDER))
 
 
 def report(added: Added, shown: ShownDraft | None = None) -> str:
@@ -141,6 +158,23 @@ def report(added: Added, shown: ShownDraft | None = None) -> str:
     parts.append(_folded(added.notes, "note", "note", "notes"))
     inner = "".join(parts)
     return f"<div class='report-of-files' role='status'>{inner}</div>" if inner else ""
+
+
+def _add(draft: Draft, files: list[str], paths: object) -> Added:
+    """Adds files as they lay in the folders that were chosen, where the page has told."""
+    names = [str(path) for path in paths] if isinstance(paths, list) else []
+    if [strip_invalid_filename_characters(PurePosixPath(name).name) for name in names] != [
+        Path(file).name for file in files
+    ]:
+        if len({Path(file).name for file in files}) < len(files):
+            raise KnownFailure("Several of these files have the same name. Send the folder as a .zip.")
+        return add_pictures(draft, files)
+    folders: dict[str, list[tuple[str, str]]] = {}
+    for name, file in zip(names, files, strict=True):
+        folders.setdefault(name.partition("/")[0] if "/" in name else "", []).append((name, file))
+    loose = [file for _, file in folders.pop("", [])]
+    parts = [add_pictures(draft, loose)] if loose or not folders else []
+    return together([*parts, *(add_folder(draft, inside) for inside in folders.values())])
 
 
 def _described(draft: Draft, files: list[str]) -> set[str]:
