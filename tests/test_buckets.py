@@ -13,7 +13,7 @@ from dopsd_app.models.buckets import training_sizes
 @pytest.mark.parametrize("resolution", [64, 512, 768, 1000, 1024, 1536])
 @pytest.mark.parametrize("multiple", [8, 16, 32])
 def test_the_buckets_are_those_of_diffusers(resolution, multiple):
-    assert list_buckets(resolution, multiple) == generate_aspect_ratio_buckets(resolution, multiple)
+    assert list(list_buckets(resolution, multiple)) == generate_aspect_ratio_buckets(resolution, multiple)
 
 
 def test_a_page_can_tell_the_size_of_a_crop_before_anything_is_loaded():

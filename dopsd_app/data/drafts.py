@@ -320,6 +320,12 @@ def draft_config(draft: Draft) -> TrainConfig:
     return make_config({**load_preset(draft.preset).settings, **draft.settings})
 
 
+def judge_draft(draft: Draft) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """What `check_draft` and `note_repairs` find, at once."""
+    findings = _findings(draft)[1]
+    return _by_key(draft, Problem, findings), _by_key(draft, Note, findings)
+
+
 def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:
     """What must be put right before a start, by picture key; "" is the whole set."""
     return _by_key(draft, Problem, _findings(draft)[1])
