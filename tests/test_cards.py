@@ -9,13 +9,13 @@ import pytest
 from dopsd_app.checks.verdict import CheckRow, judge_rows, save_check
 from dopsd_app.data.draft_file import DraftError
 from dopsd_app.data.drafts import new_draft, read_draft, set_captions, set_focus, set_settings
-from dopsd_app.data.uploads import add_pictures
+from dopsd_app.data.uploads import add_pictures, add_sources
 from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.drawing import Drawing
 from dopsd_app.jobs.job import create_job, write_status
 from dopsd_app.jobs.kinds import CHECK_TEACHER
 from dopsd_app.ui import teacher
-from dopsd_app.ui.crops import CropShape, crop_shape, framed
+from dopsd_app.ui.crops import CropShape, crop_shape, framed, framed_source
 from dopsd_app.ui.navigation import PICTURES, PLAN
 from dopsd_app.ui.page import add_page
 from dopsd_app.ui.shown_draft import show_page
@@ -49,6 +49,16 @@ def test_a_card_shows_which_part_of_a_picture_training_sees(draft):
     assert "left:0.00%;top:50.00%;width:100.00%;height:50.00%" in tall and "aria-valuenow='100'" in tall
     assert "slider" not in square
     assert "slider" in nearly  # 65:64 loses 1.5 %
+
+
+def test_what_an_edit_starts_from_is_cropped_as_its_result_is(draft, tmp_path):
+    make_picture(9, 256, 64).save(tmp_path / "before.png")
+    key = draft.items[2].key  # 64 x 64
+    draft = set_focus(add_sources(draft, key, [tmp_path / "before.png"]).draft, key, (1.0, 0.5))
+    item = draft.items[2]
+    before = framed_source(draft, item.sources[0], item, CropShape(512, 1))
+    assert "left:75.00%;top:0.00%;width:25.00%;height:100.00%" in before
+    assert "enlarge" in before and "slider" not in before
 
 
 def test_crops_are_shown_anew_only_where_the_plan_has_given_them_another_shape(step, draft):
@@ -159,7 +169,7 @@ def test_a_folder_is_added_as_it_is_laid_out(step, draft, tmp_path):
     add, shown = step.adding.add_files, asdict(show_page(draft, 0))
     with pytest.raises(KnownFailure, match=r"Send the folder as a \.zip"):
         add(shown, None, ["/none/a.png", "/none/a.png"], [])
-    for name in ("set/../../a.png", "C:/a.png"):
+    for name in ("set/../../a.png", "C:/a.png", "../pictures/a.png"):
         make_picture(60, 64, 64).save(file := tmp_path / "a.png")
         answer = add(shown, None, [str(file)], [name])
         assert "leads out of the folder" in answer[step.adding.report]

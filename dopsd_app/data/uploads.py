@@ -242,7 +242,9 @@ def add_folder(draft: Draft, files: Sequence[tuple[str, str | Path]]) -> Added:
                 target = Path(place) / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-        return _add_tree(draft, Path(place), shown(PurePosixPath(files[0][0]).parts[0]), problems)
+        for folder in Path(place).iterdir():  # the one that was chosen, unless nothing of it was taken
+            return _add_tree(draft, folder, shown(folder.name), problems)
+    return Added(read_draft(draft.path), (), tuple(problems), ())
 
 
 def _is_passed_over(part: str) -> bool:

@@ -13,7 +13,7 @@ from dopsd_app.data.draft_file import Item
 from dopsd_app.data.drafts import Draft, set_caption, set_captions, set_focus
 from dopsd_app.ui import words
 from dopsd_app.ui.base_choice import can_edit
-from dopsd_app.ui.crops import DRAG, SEND, CropShape, MovedCrop, crop_shape, framed
+from dopsd_app.ui.crops import DRAG, SEND, CropShape, MovedCrop, crop_shape, framed, framed_source
 from dopsd_app.ui.events import WRITES_DRAFT, held, listen, source_of
 from dopsd_app.ui.findings import Findings
 from dopsd_app.ui.kept_text import KeptText, kept_text
@@ -345,7 +345,7 @@ def _pictures(draft: Draft, item: Item, shape: CropShape) -> str:
     picture = framed(draft, item, shape)
     if not item.sources:
         return picture
-    before = "".join(words.image(draft.thumbnail(source), source.name, 256) for source in item.sources)
+    before = "".join(framed_source(draft, source, item, shape) for source in item.sources)
     kind = "before several" if len(item.sources) > 1 else "before"
     return (
         f"<div class='pair'><figure><figcaption>Before</figcaption><div class='{kind}'>{before}</div>"
