@@ -113,6 +113,7 @@ class Adding:
         answer |= self.step.cards.show_captions(added.draft, now, only=captions)
         if added.draft.trigger_word != before.trigger_word and not before.trigger_word:
             answer |= self.step.trigger.fill(added.draft.trigger_word)
+        answer |= self.step.tools.open(added.draft)
         # A folder's button would bring the files before back at its next choice.
         emptied = {self.upload: None, self.folder: gr.UploadButton(value=None)}
         return {**answer, self.report: report(added, now), **emptied}
@@ -132,15 +133,17 @@ class Adding:
 
 
 def adding() -> Adding:
-    """Lays the places out, and what is said of the last files below them."""
+    """Lays the place out, and what is said of the last files below it; the folder's button goes elsewhere."""
     # Files of any kind: Gradio refuses all of an upload where one of them is of another.
     upload = gr.File(
         label="Pictures, captions, a .zip",
         file_count="multiple",
-        height=150,
+        height=110,
         elem_id="upload",
     )
-    folder = gr.UploadButton("Add a folder", file_count="directory", size="sm", elem_id="upload-folder")
+    folder = gr.UploadButton(
+        "Add a folder", file_count="directory", size="sm", elem_id="upload-folder", render=False
+    )
     return Adding(upload, folder, held(), gr.HTML(elem_id="upload-report", js_on_load=DROPPED_FOLDER))
 
 

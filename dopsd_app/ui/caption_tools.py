@@ -80,6 +80,11 @@ class CaptionTools:
             else "",
         }
 
+    def open(self, draft: Draft) -> dict:
+        """The panel, open while captions are missing; a person's typing neither opens nor closes it."""
+        missing = any(not item.caption.strip() for item in draft.items)
+        return {self.panel: gr.Accordion(visible=bool(draft.items), open=missing)}
+
     def clear(self) -> dict:
         """Forgets the last tool: another draft is shown."""
         return {self.answer: "", self.undo: gr.Button(visible=False), self.before: None}
@@ -165,39 +170,38 @@ class CaptionTools:
         return changed, said
 
 
-def caption_tools() -> CaptionTools:
-    """Lays them out."""
-    with gr.Row(visible=False, elem_classes="buttons", elem_id="wrapped") as join_box:
-        join_why = gr.HTML(elem_id="wrapped-why")
-        join = gr.Button("Join the lines of each", size="sm", elem_id="captions-join")
-    with gr.Accordion(
-        "Write or change all captions", open=False, visible=False, elem_id="caption-tools"
-    ) as panel:
-        with gr.Row(elem_classes="tool"):
-            pattern = gr.Textbox(
-                PATTERN,
-                label="One pattern for all",
-                info="[trigger] becomes the trigger word.",
-                max_length=2000,
-                elem_id="captions-pattern",
-            )
-            empty = gr.Button("Fill the empty ones", size="sm", elem_id="captions-empty")
-            every = gr.Button("Replace all", size="sm", elem_id="captions-all")
+def caption_tools(panel: gr.Accordion) -> CaptionTools:
+    """Lays them out in the panel, and what a tool did below it."""
+    with panel:
+        with gr.Row(equal_height=False):
+            with gr.Row(scale=3, elem_classes="tool"):
+                pattern = gr.Textbox(
+                    PATTERN,
+                    label="One pattern for all",
+                    info="[trigger] becomes the trigger word.",
+                    max_length=2000,
+                    elem_id="captions-pattern",
+                )
+                empty = gr.Button("Fill the empty ones", size="sm", elem_id="captions-empty")
+                every = gr.Button("Replace all", size="sm", elem_id="captions-all")
+            with gr.Row(scale=2, elem_classes="tool"):
+                table = gr.Textbox(
+                    "",
+                    label="Paste a table",
+                    info="File name and caption, a line for each picture.",
+                    max_lines=8,
+                    lines=1,
+                    elem_id="captions-table-text",
+                )
+                take = gr.Button("Take these captions", size="sm", elem_id="captions-table")
         with gr.Row(elem_classes="tool"):
             find = gr.Textbox("", label="Find", max_length=2000, elem_id="captions-find")
             put = gr.Textbox("", label="Put in its place", max_length=2000, elem_id="captions-put")
             replace = gr.Button("Replace in all", size="sm", elem_id="captions-replace")
-        with gr.Row(elem_classes="tool"):
-            table = gr.Textbox(
-                "",
-                label="Paste a table",
-                info="File name and caption, a line for each picture, as a spreadsheet copies it.",
-                lines=2,
-                max_lines=8,
-                elem_id="captions-table-text",
-            )
-            take = gr.Button("Take these captions", size="sm", elem_id="captions-table")
-        first = gr.Button("Put the trigger word first in all", size="sm", elem_id="captions-first")
+            first = gr.Button("Put the trigger word first in all", size="sm", elem_id="captions-first")
+    with gr.Row(visible=False, elem_classes="buttons", elem_id="wrapped") as join_box:
+        join_why = gr.HTML(elem_id="wrapped-why")
+        join = gr.Button("Join the lines of each", size="sm", elem_id="captions-join")
     with gr.Row(elem_classes="buttons answer"):
         answer = gr.HTML(elem_id="captions-answer")
         undo = gr.Button("Undo", visible=False, size="sm", elem_id="captions-undo")

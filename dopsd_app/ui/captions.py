@@ -235,11 +235,11 @@ class CaptionWriter:
         }
 
 
-def caption_writer() -> CaptionWriter:
-    """Lays it out."""
-    with gr.Column(visible=False, elem_id="caption-writer", elem_classes="writer") as box:
+def caption_writer(panel: gr.Accordion) -> CaptionWriter:
+    """Lays it out in the panel; what must work while that is closed lies outside."""
+    with panel, gr.Column(visible=False, elem_id="caption-writer", elem_classes="writer") as box:
         with gr.Row(elem_classes="tool") as choices:
-            length = gr.Radio(CHOICES, value="medium", label="Captions", elem_id="caption-length")
+            length = gr.Radio(CHOICES, value="medium", label="Length", elem_id="caption-length")
             what = gr.Textbox(
                 "",
                 label="What is it? (optional)",
@@ -251,9 +251,9 @@ def caption_writer() -> CaptionWriter:
             again = gr.Button("Write all again", size="sm", visible=False, elem_id="write-all")
             cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel-captions")
         asking = confirmation("captions", "Write over them", "Keep them")
-        # It is asked from a card, which may be far below: it lies above the page's foot.
-        over = confirmation("caption", "Write over it", "Keep mine")
         status = gr.HTML(elem_id="caption-status")
+    # It is asked from a card, which may be far below: it lies above the page's foot.
+    over = confirmation("caption", "Write over it", "Keep mine")
     timer = gr.Timer(IDLE, active=False)
     return CaptionWriter(
         box, choices, length, what, write, again, cancel, asking, over, status, timer, held(), held()

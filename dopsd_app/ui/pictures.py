@@ -129,6 +129,7 @@ class PicturesStep:
             **self.trigger.fill(draft.trigger_word),
             **self.show_page(draft, 0, as_built=as_built),
             **self.writer.show(draft),
+            **self.tools.open(draft),
         }
 
     def show_page(
@@ -331,7 +332,7 @@ def pictures_step() -> PicturesStep:
         with gr.Column(scale=2, min_width=300):
             added = adding()
         with gr.Column(scale=1, min_width=260):
-            drafts = draft_list()
+            drafts = draft_list(added.folder)
     advice = base_advice()
     with gr.Column(visible=False, elem_id="no-pictures") as empty:
         gr.HTML(EMPTY)
@@ -340,13 +341,15 @@ def pictures_step() -> PicturesStep:
         trigger = kept_text(
             "Trigger word",
             max_length=100,
+            min_width=300,
             elem_id="trigger",
             info="A made-up word that stands for what is new. Write it into every caption.",
         )
-        kind = gr.Radio(KINDS, label="What is new", elem_id="kind")
+        kind = gr.Radio(KINDS, label="What is new", min_width=300, elem_id="kind")
     message = gr.HTML(elem_id="set-problems")
-    writer = caption_writer()
-    tools = caption_tools()
+    # One block for all that writes captions.
+    panel = gr.Accordion("Captions", open=False, visible=False, elem_id="caption-tools")
+    writer, tools = caption_writer(panel), caption_tools(panel)
     shown_cards = cards(draft)
     writer.one = [slot.write for slot in shown_cards.slots]
     with gr.Row(elem_classes="foot"):
