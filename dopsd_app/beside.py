@@ -11,19 +11,20 @@ from PIL import Image
 
 from dopsd_app import generate
 from dopsd_app.config import TrainConfig
-from dopsd_app.errors import is_out_of_memory
+from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs import worker
-from dopsd_app.jobs.beside import Offer, keep_offer, when_free, why_not
+from dopsd_app.jobs.beside import Offer, check_room, keep_offer, when_free, why_not
 from dopsd_app.jobs.drawing import Drawing, wanted_by
 from dopsd_app.jobs.events import Event
 from dopsd_app.jobs.job import Job, RunError
+from dopsd_app.jobs.kept_plan import keep_plan, read_kept_plan
 from dopsd_app.jobs.runs import Run
 from dopsd_app.method.adapters import remove_spare, room_for_a_spare_one, spare_adapter
 from dopsd_app.method.processes import Processes
 from dopsd_app.models.catalog import find_facts
 from dopsd_app.models.loaded_model import LoadedModel
 from dopsd_app.models.protocol import BaseModel, Conditioning, loaded
-from dopsd_app.planning.beside import NO_ROOM, make_offer
+from dopsd_app.planning.beside import make_offer
 from dopsd_app.planning.memory import Fitted
 
 TOGETHER = "it is trained by several processes, which draw nothing beside it"
@@ -35,11 +36,16 @@ class Beside:
 
     def __init__(self, run: Run, fitted: Fitted, processes: Processes):
         self.run, self.encoded = run, dict[str, Conditioning]()
-        config, sources = run.config, run.sources
+        self.fitted, self.alone = fitted, processes.count == 1
+        self.offered = self._make_offer()
+        self._give(self.offered)
+
+    def _make_offer(self) -> Offer:
+        if not self.alone:
+            return Offer(self.fitted.plan.quantization, refusal=TOGETHER)
+        config, sources, kept = self.run.config, self.run.sources, read_kept_plan(self.run.path)
         sizes = find_facts(config.base_model, config.revision).sizes_for(config, sources)
-        alone = processes.count == 1
-        offer = make_offer(config, sizes, fitted, sources)
-        self._give(offer if alone else Offer(fitted.plan.quantization, refusal=TOGETHER))
+        return make_offer(config, sizes, self.fitted, sources, kept.beside if kept else 0)
 
     def _give(self, offer: Offer) -> None:
         self.offer = offer
@@ -47,8 +53,25 @@ class Beside:
 
     def draw_next(self, base_model: BaseModel) -> None:
         """Does the drawing that has waited longest, if one waits; whatever comes of it, training goes on."""
-        if worker.do_beside(self.run, partial(self._draw, base_model=base_model)):
+        if worker.do_beside(self.run, partial(self._draw, base_model=base_model), self._takes):
             free_memory()  # now that an error is gone, which may have held some
+
+    def _takes(self, job: Job) -> bool:
+        """Whether a drawing is this process's affair: it can draw it, or has to say that it cannot any more.
+
+        What another process has accepted, or the next one can draw, waits for that.
+        """
+        try:
+            drawing = Drawing(job.path)
+            wanted = wanted_by(job.runs_dir, drawing.asked, len(drawing.sources))
+            if not why_not(self.run, self.offer, wanted):
+                return True
+            if why_not(self.run, self.offered, wanted):  # never was
+                return False
+            check_room(job.runs_dir, wanted)
+        except (KnownFailure, OSError):  # nobody else, or nobody at all: the person is told why
+            return True
+        return False
 
     def _draw(self, job: Job, base_model: BaseModel) -> Generator[Event, None, dict | None]:
         drawing = Drawing(job.path)
@@ -61,10 +84,16 @@ class Beside:
                 return (yield from worker.find_function(job)(job))
         except Exception as error:
             if is_out_of_memory(error):
-                self._give(replace(self.offer, refusal=NO_ROOM))
+                self._note_ran_out(wanted.config.resolution)
             raise
         finally:
             self.encoded = dict(list(self.encoded.items())[-REMEMBERED:])
+
+    def _note_ran_out(self, resolution: int) -> None:
+        """From now on only smaller pictures are drawn beside this run, after a resume too."""
+        if kept := read_kept_plan(self.run.path):
+            keep_plan(self.run.path, replace(kept, beside=resolution))
+        self._give(self._make_offer())
 
 
 class _Lent(LoadedModel):

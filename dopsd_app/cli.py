@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -399,15 +399,27 @@ def _draw_beside(run: Run, seeds: list[int], out: Path, options: argparse.Namesp
     """The same by the process of a run that is being trained, between two of its steps."""
     print(BESIDE)
     column = drawing.Column(options.checkpoint, options.strength)
-    variant = drawing.file_variant(run, column)
+    # The base alone, as which a strength of 0 counts, is nothing that is asked for.
+    columns = (drawing.BASE, column) if options.base_too or not options.strength else (column,)
+    kept = [(len(columns) - 1, drawing.file_variant(run, column)), (0, "_base")][: 1 + options.base_too]
     out.mkdir(parents=True, exist_ok=True)
-    for number, prompt in enumerate(options.prompt, start=1):
-        for seed in seeds:
-            request = drawing.PictureRequest(run.id, (prompt,), (seed,), (drawing.BASE, column))
-            made = drawn(options.runs, request, options.source)
-            stem = drawing.file_stem(number, drawing.Row(prompt, seed), options.source)
-            for place, suffix in ((1, variant), (0, "_base"))[: 1 + options.base_too]:
-                print(shutil.copyfile(made.cell(0, place), out / f"{stem}{suffix}.png"))
+    for request, first in _in_pieces(run, options.prompt, seeds, columns):
+        made = drawn(options.runs, request, options.source)
+        for row, shown in enumerate(request.rows):
+            stem = drawing.file_stem(first + row // len(request.seeds), shown, options.source)
+            for place, suffix in kept:
+                print(shutil.copyfile(made.cell(row, place), out / f"{stem}{suffix}.png"))
+
+
+def _in_pieces(
+    run: Run, prompts: Sequence[str], seeds: Sequence[int], columns: tuple[drawing.Column, ...]
+) -> Iterator[tuple[drawing.PictureRequest, int]]:
+    """Requests as large as one may be: together every prompt with every seed; the first prompt's number."""
+    for first in range(0, len(prompts), drawing.MAX_PROMPTS):
+        for at in range(0, len(seeds), drawing.MAX_SEEDS):
+            some = tuple(prompts[first : first + drawing.MAX_PROMPTS])
+            request = drawing.PictureRequest(run.id, some, tuple(seeds[at : at + drawing.MAX_SEEDS]), columns)
+            yield request, first + 1
 
 
 def _runs(options: argparse.Namespace) -> int:

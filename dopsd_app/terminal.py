@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs.beside import when_free
 from dopsd_app.jobs.card import CardLock, read_holder, wait_for_card
-from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, ask, cancel
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, PictureRequest, ask, cancel, follow
 from dopsd_app.jobs.follow import BYTES, hint, show_bytes
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.kinds import TRAIN
@@ -77,7 +77,7 @@ def drawn(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Seque
     """
     drawing = ask(runs_dir, request, sources)
     try:
-        while (status := drawing.status).busy:
+        while (status := follow(drawing)).busy:
             time.sleep(0.1)
     except KeyboardInterrupt:
         cancel(drawing)

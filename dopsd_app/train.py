@@ -33,6 +33,7 @@ from dopsd_app.config import OBJECTIVES, TrainConfig
 from dopsd_app.data.pictures import Example, read_examples
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs import worker
+from dopsd_app.jobs.beside import drop_offer
 from dopsd_app.jobs.card import CardLock, ask_for_card, card_name, read_holder, wait_for_card
 from dopsd_app.jobs.events import (
     CheckpointSaved,
@@ -89,6 +90,7 @@ def train(run: Run, processes: Processes = ALONE) -> Iterator[Event]:
     Of several processes it is the first one's part; the others' is `assist`.
     """
     config = run.config
+    drop_offer(run)
     _check_shares(config, processes)
     # Before torch looks at a card, or a base model is checked: what that takes would count as others'.
     machine = read_machine()
@@ -105,6 +107,8 @@ class _Place:
 
     step: int  # that is done, and kept in a checkpoint where it is not the last one's
     phase: str = "encoding"  # of `Memory`
+    missed: int = 0  # step whose preview it was, which is still to be drawn; 0: it was none
+    asked: bool = False  # whether a person has asked for that one
 
 
 def _train_within_memory(run: Run, machine: Machine, device: str, processes: Processes) -> Iterator[Event]:
@@ -120,10 +124,11 @@ def _train_within_memory(run: Run, machine: Machine, device: str, processes: Pro
         raise KnownFailure(
             "The card's driver does not say what memory it has. Try again, or restart the computer."
         )
+    place = _Place(0)
     while True:
-        keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out)))
+        _keep_plan(run, fitted)
         hold_to(fitted)
-        place = _Place(_last_kept(run))
+        place.step, place.phase = _last_kept(run), "encoding"
         words = words_for_plan(fitted, sizes)
         yield MemoryPlanned(place.step, fitted.memory.peak, fitted.budget.device, words)
         smaller = partial(next_smaller, config, sizes, fitted)
@@ -139,7 +144,7 @@ def _train_within_memory(run: Run, machine: Machine, device: str, processes: Pro
                 raise
             fitted = following
             if processes.count > 1:
-                keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out)))
+                _keep_plan(run, fitted)
                 raise
         # Now that the error is gone, which held what the training had loaded.
         free_memory()
@@ -148,6 +153,12 @@ def _train_within_memory(run: Run, machine: Machine, device: str, processes: Pro
             f"Memory ran out while {DOING[phase]}. Training goes on from step {place.step} in a way"
             f" that takes less: {words_for_plan(fitted, sizes)}",
         )
+
+
+def _keep_plan(run: Run, fitted: Fitted) -> None:
+    before = read_kept_plan(run.path)
+    beside = before.beside if before else 0
+    keep_plan(run.path, KeptPlan(fitted.plan, dict(fitted.budget.ran_out), beside))
 
 
 def _can_shrink(smaller: Callable[[str], Fitted | None], processes: Processes, phase: str) -> bool:
@@ -208,6 +219,13 @@ def _train(
     previews = RunPreviews(run, base_model, encoded.prompts, shown, meter)
     bases = previews.before(step)
     yield from _drawn(bases, place, can_shrink, lambda: None, "Drawing what the base model makes of it")
+    late = 0 < step == place.missed  # its roll-out is gone: that of the next step is shown
+    if late:
+        drawing = previews.of(step, (), place.asked)
+        yield from _drawn(drawing, place, can_shrink, lambda: None, f"The preview of step {step}")
+        place.missed = 0
+        if step == config.steps:  # with the picture that was just drawn
+            yield CheckpointSaved(step, keep(step).relative_to(run.path).as_posix())
     while step < config.steps:
         step += 1
         try:
@@ -225,9 +243,10 @@ def _train(
             yield Warned(step, word, "pace")
         commands = take_commands(run)
         asked = "preview-now" in commands
-        if asked or previews.due(step):
+        if asked or late or previews.due(step):
+            late = False
             drawing = previews.of(step, done.rollout_states, asked)
-            again = partial(_draw_again, run, keep, step, commands)
+            again = partial(_draw_again, run, keep, place, commands)
             yield from _drawn(drawing, place, can_shrink, again, f"The preview of step {step}")
         if commands & {"stop", "save-now"} or step % config.checkpoint_every == 0 or step == config.steps:
             yield CheckpointSaved(step, keep(step).relative_to(run.path).as_posix())
@@ -309,10 +328,11 @@ def _drawn(
     place.phase = "training"
 
 
-def _draw_again(run: Run, keep: Callable[[int], Path], step: int, commands: Collection[str]) -> None:
-    """What was asked for is not forgotten; the preview comes after the next step."""
-    keep(step)
-    for command in {*commands, "preview-now"}:
+def _draw_again(run: Run, keep: Callable[[int], Path], place: _Place, commands: Collection[str]) -> None:
+    """What was asked for is not forgotten; the preview comes first when the step is loaded again."""
+    keep(place.step)
+    place.missed, place.asked = place.step, "preview-now" in commands
+    for command in set(commands) - {"preview-now"}:
         place_command(run, command)
 
 

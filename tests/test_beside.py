@@ -21,6 +21,7 @@ from dopsd_app.jobs.beside import Offer, keep_offer, read_offer
 from dopsd_app.jobs.drawing import BASE, CheckRequest, Column, Drawing, PictureRequest, ask, cancel
 from dopsd_app.jobs.events import StepDone, append_event, read_events
 from dopsd_app.jobs.job import RunError, create_job
+from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.promise import Promise, keep_promise
 from dopsd_app.jobs.worker import find_function, work
@@ -34,6 +35,7 @@ from dopsd_app.models.memory_plan import ALL, MemoryPlan
 from dopsd_app.models.protocol import Conditioning
 from dopsd_app.planning.beside import NO_ROOM, make_offer
 from dopsd_app.planning.memory import Budget, fit
+from dopsd_app.planning.plan import RESOLUTIONS
 from dopsd_app.train import train
 from tests.support.encoded import trained
 from tests.support.tiny_models import save_klein, save_z_image
@@ -160,7 +162,8 @@ def test_what_a_run_at_work_cannot_draw_is_refused_with_the_reason_and_the_time(
     for damaged in ("{", file.read_text().replace('"schema": 1', '"schema": 2')):
         file.write_text(damaged)
         assert read_offer(working) is None
-    assert "has not come to its first step" in refusal_of(runs_dir, picture)
+    told = "has not come to its first step. Draw when it has done its first step."
+    assert refusal_of(runs_dir, picture).endswith(told)
     job.write_status(working, state="stopped")
     assert f"{waits.id} waits to be trained" in refusal_of(runs_dir, picture)
 
@@ -178,13 +181,16 @@ def test_an_offer_is_what_fits_into_the_budget_beside_the_training(base_model, g
     sizes = find_facts(base_model, "").sizes_for(config)
     budget = Budget(int(0.95 * gigabytes * 2**30), 64 * 2**30, on_gpu=True)
     fitted = fit(config, sizes, budget)
-    offer = make_offer(config, sizes, fitted, sources=0)
+    offer = make_offer(config, sizes, fitted, sources=0, ran_out=0)
     assert (offer.resolution, offer.encoders_by_layer) == offered
     assert offer.refusal == ("" if offered[0] else NO_ROOM)
     assert offer.quantization == fitted.plan.quantization
     if offered[0]:  # a spare LoRA as large as its own has room, in the two bytes of a number
         assert offer.lora_numbers >= sizes.lora_parameters(16)
         assert fitted.memory.drawing + 2 * offer.lora_numbers <= budget.device
+        # Where memory ran out at a drawing, only smaller ones are offered, down to none at all.
+        assert make_offer(config, sizes, fitted, sources=0, ran_out=1024).resolution == 768
+        assert make_offer(config, sizes, fitted, sources=0, ran_out=min(RESOLUTIONS)).refusal == NO_ROOM
 
 
 # --- drawing
@@ -291,6 +297,7 @@ def test_a_run_draws_what_a_warm_worker_would_and_trains_as_if_it_drew_nothing(
     states = ["finished", "failed", "finished", "finished", "finished", "failed", "failed", "failed"]
     assert [end.state for end in ends] == states, ends
     assert "is damaged" in bad.status.reason and "no folder" in gone.status.reason
+    assert read_kept_plan(run.path).beside == tiny_config.resolution  # a resume knows
     assert heavy.status.reason.startswith("Out of memory") and NO_ROOM in last.status.reason
     assert all(one.status.pid == os.getpid() for one in (drawn, weak, check, own))
     assert equal(what_is_trained(run), what_is_trained(alone))

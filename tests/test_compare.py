@@ -77,11 +77,12 @@ def test_what_was_drawn_before_can_be_shown_again(drawing):
 
 
 def test_how_a_drawing_stands_is_told_in_words():
-    assert progress(None) == progress(Status("finished")) == ""
-    assert "3 of 12 pictures drawn" in progress(Status("drawing", done=3, total=12))
-    assert "value='0.250'" in progress(Status("drawing", done=3, total=12))
-    assert "What was drawn is kept" in progress(Status("stopped"))
-    assert "A training began" in progress(Status("failed", reason="A training began."))
+    assert "<p class='hint' role='status'>Waits for me</p>" in progress(Status("queued"), "Waits for me")
+    assert progress(None, "") == progress(Status("finished"), "") == ""
+    assert "3 of 12 pictures drawn" in progress(Status("drawing", done=3, total=12), "")
+    assert "value='0.250'" in progress(Status("drawing", done=3, total=12), "")
+    assert "What was drawn is kept" in progress(Status("stopped"), "")
+    assert "A training began" in progress(Status("failed", reason="A training began."), "")
 
 
 def test_all_pictures_are_saved_as_one_with_gaps_for_those_that_are_missing(tmp_path):

@@ -23,6 +23,7 @@ from dopsd_app import terminal
 from dopsd_app.checks.verdict import read_check, rows_drawn
 from dopsd_app.cli import main
 from dopsd_app.errors import KnownFailure
+from dopsd_app.hub.card_pictures import keep_picture
 from dopsd_app.jobs import card, drawing, job, launcher, queue, runs
 from dopsd_app.jobs.drawing import (
     BASE,
@@ -31,6 +32,7 @@ from dopsd_app.jobs.drawing import (
     PictureRequest,
     ask,
     cancel,
+    is_of_today,
     list_drawings,
     read_drawing,
 )
@@ -40,6 +42,7 @@ from dopsd_app.jobs.kinds import DRAW, TRAIN
 from dopsd_app.jobs.queue import CUT_OFF
 from dopsd_app.jobs.worker import BUSY, explain, work
 from dopsd_app.train import train
+from dopsd_app.ui.compare import history
 from dopsd_app.ui.use_file import FINISHED, what_to_try
 from tests.support.pictures import make_picture
 from tests.support.waiting import ended, holding_the_card, wait_for
@@ -206,7 +209,9 @@ def test_a_grid_that_makes_no_sense_or_is_too_large_is_refused(trained, changes,
     assert not is_warm()
 
 
-def test_drawings_are_listed_while_the_loras_are_those_that_drew_them(trained):
+def test_what_was_drawn_is_listed_and_told_from_what_the_loras_draw_today(trained, monkeypatch):
+    monkeypatch.setenv("DOPSD_RUNS", str(trained.runs_dir))
+
     def leave(state, columns, drawn):
         one = drawing.Drawing(
             job.create_job(trained.runs_dir, DRAW, asdict(picture_of(trained, columns=columns))).path
@@ -223,11 +228,14 @@ def test_drawings_are_listed_while_the_loras_are_those_that_drew_them(trained):
     gone = leave("finished", (BASE, Column(3)), 2)
     earlier = {"run_id": trained.id, "prompt": "a dog", "seed": 1, "strength": 1.0, "checkpoint": None}
     job.write_status(job.create_job(trained.runs_dir, DRAW, earlier), state="finished")
-    assert gone not in list_drawings(trained)
-    assert list_drawings(trained) == [cancelled, final]
+    assert list_drawings(trained) == [gone, cancelled, final]
+    assert [is_of_today(trained, one) for one in (gone, cancelled, final)] == [False, True, True]
+    assert history([cancelled, gone], "").count("of an earlier training") == 1
     then = time.time() + 10
     os.utime(trained.lora_file, (then, then))  # trained further
-    assert list_drawings(trained) == [cancelled]
+    assert not is_of_today(trained, final) and list_drawings(trained) == [gone, cancelled, final]
+    with pytest.raises(KnownFailure, match="of an earlier training"):
+        keep_picture(trained, final.id)
 
 
 def test_a_command_that_is_refused_says_how_to_stop_a_training_and_for_a_drawing_to_wait(
@@ -264,6 +272,22 @@ def test_a_dead_workers_drawing_has_failed_and_old_drawings_are_swept(trained, m
     with pytest.raises(RunError, match="not kept any more"):
         _ = asked[0].status
     assert read_drawing(trained.runs_dir, asked[2].id) == asked[2]
+
+
+def test_drawings_are_swept_by_run_and_all_of_them_by_their_bytes(tmp_path):
+    def leave(run_id):
+        one = job.create_job(tmp_path, DRAW, asdict(PictureRequest(run_id, ("x",), (0,))))
+        (one.path / "picture_1_1.png").write_bytes(bytes(1_000_000))
+        job.write_status(one, state="finished")
+        return one.path
+
+    others, mine = leave("other"), [leave("mine") for _ in range(3)]
+    job.sweep(tmp_path, DRAW, 2, lambda one: one.request["run_id"] == "mine")
+    assert [path.exists() for path in (others, *mine)] == [True, False, True, True]
+    job.sweep_bytes(tmp_path, DRAW, 10_000_000)
+    assert others.exists()
+    job.sweep_bytes(tmp_path, DRAW, 2 * sum(file.stat().st_size for file in others.iterdir()))
+    assert [path.exists() for path in (others, *mine)] == [False, False, True, True]
 
 
 def test_the_page_asks_without_torch(trained, tmp_path):

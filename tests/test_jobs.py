@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,13 +191,20 @@ def test_a_training_waits_for_the_card_that_it_was_given(toy, runs_dir, cards):
     ended(working)
 
 
-def test_a_drawing_needs_a_trainings_process_only_where_no_card_is_free(toy, runs_dir, cards):
+def test_a_drawing_needs_a_trainings_process_only_where_no_card_is_free(toy, runs_dir, cards, monkeypatch):
     run = runs.create_run(runs_dir, TrainConfig(), Dataset((), ()))
     ours = {"pid": os.getpid(), "pid_started": launcher.process_started(os.getpid())}
     job.write_status(run, state="training", card="GPU-A", **ours)
     check_room(runs_dir, Wanted(TrainConfig()))
     with FileLock(card._file("lock", "GPU-B")), pytest.raises(RunError, match="is being trained"):
         check_room(runs_dir, Wanted(TrainConfig()))
+    monkeypatch.setattr(card, "card_name", lambda: "GPU-B")
+    warm = card.CardLock()
+    for folder, here in ((runs_dir, True), (runs_dir.parent, False)):
+        assert warm.take(folder, "A drawing", warm=True)  # a worker that keeps its model
+        with nullcontext() if here else pytest.raises(RunError, match="is being trained"):
+            check_room(runs_dir, Wanted(TrainConfig()))
+        warm.give_back()
 
 
 def test_a_card_is_told_by_its_own_number():

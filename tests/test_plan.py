@@ -110,6 +110,10 @@ def test_the_disk_holds_what_checkpoints_keep():
     assert cost.disk(config, Z_IMAGE_TURBO, 0) == student * (11 + 3 + 3 + 1.5 + 1)
     seen = replace(config, preview_every=50)  # the best one of them stays, too
     assert student < cost.disk(seen, Z_IMAGE_TURBO, 0) - cost.disk(config, Z_IMAGE_TURBO, 0) < 1.1 * student
+    first, others = (replace(config, preview_every=1000, preview_prompts=("x",) * n) for n in (5, 6))
+    # One prompt more: the base's as PNG, and the LoRA's at 10, 20, 50 and 1000.
+    more = cost.disk(others, Z_IMAGE_TURBO, 0) - cost.disk(first, Z_IMAGE_TURBO, 0)
+    assert more == 2_000_000 + 4 * 300_000
     one = replace(config, steps=50)
     assert cost.disk(one, Z_IMAGE_TURBO, 0) == student * (2 + 2 + 2 + 1 + 1)
     assert cost.disk(one, Z_IMAGE_TURBO, 20) - cost.disk(one, Z_IMAGE_TURBO, 0) > 20 * 10_000_000

@@ -11,7 +11,17 @@ from safetensors.torch import load_file
 from dopsd_app import gpus
 from dopsd_app import train as training
 from dopsd_app.config import save_config
-from dopsd_app.jobs.events import Finished, LoraChecked, MemoryPlanned, StepDone, Stopped, Warned
+from dopsd_app.jobs.events import (
+    CheckpointSaved,
+    Finished,
+    HealthMeasured,
+    LoraChecked,
+    MemoryPlanned,
+    PreviewSaved,
+    StepDone,
+    Stopped,
+    Warned,
+)
 from dopsd_app.jobs.job import place_command
 from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.models.memory_plan import MemoryPlan
@@ -153,3 +163,41 @@ def test_a_stop_is_not_forgotten_when_a_preview_runs_out(new_run, tiny_config, r
             if event.step == 2:
                 place_command(run, "stop")
     assert isinstance(event, Stopped) and event.step == steps[-1] == 3
+
+
+def previews_of(events):
+    """Step and kind of what was shown after the base's own."""
+    shown = [(event.step, event.kind) for event in events if isinstance(event, PreviewSaved) and event.step]
+    return shown, [event.step for event in events if isinstance(event, HealthMeasured) and event.step]
+
+
+def test_the_last_preview_is_drawn_where_memory_ran_out_at_it(new_run, tiny_config, run_out, monkeypatch):
+    monkeypatch.setattr(memory, "TILE", 16)
+    run = new_run(replace(tiny_config, steps=2, preview_every=2))
+    run_out(ZImage, "decode", 11)  # 2 of the base, 4 of the first roll-out, 4 of the second: a sample
+    events = list(train(run))
+    assert isinstance(events[-1], Finished)
+    assert previews_of(events) == ([(1, "rollout"), (2, "rollout"), (2, "samples")], [2])
+    assert not run.commands.exists() or not list(run.commands.iterdir())
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert saved == [2]
+
+
+def test_an_early_rollout_that_runs_out_does_not_become_a_whole_preview(
+    new_run, tiny_config, run_out, monkeypatch
+):
+    monkeypatch.setattr(memory, "TILE", 16)
+    run = new_run(replace(tiny_config, steps=6, preview_every=6))
+    run_out(ZImage, "decode", 3)
+    events = list(train(run))
+    shown = [(2, "rollout"), (6, "rollout"), (6, "samples")]
+    assert previews_of(events) == (shown, [6])
+
+
+def test_where_the_bases_pictures_failed_at_first_they_come_with_the_first_samples(
+    new_run, tiny_config, run_out
+):
+    run = new_run(replace(tiny_config, preview_every=2))
+    run_out(ZImage, "decode", 1)  # and no smaller plan has room for it
+    told = [event for event in train(run) if isinstance(event, PreviewSaved) and event.kind == "samples"]
+    assert [event.step for event in told] == [0, 2, 4]

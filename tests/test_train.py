@@ -127,12 +127,12 @@ def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):
 def test_a_sample_says_in_itself_what_it_was_drawn_from(new_run, tiny_config):
     run = new_run(replace(tiny_config, preview_every=4, preview_prompts=("ein Hündchen 🐶",), seed=3))
     list(train(run))
-    told = "ein Hündchen 🐶\nSteps: 4, Seed: 3, Size: 32x32, Training step: "
+    told = "ein Hündchen 🐶\nSteps: 4, Size: 32x32, Training step: {}, Noise: 1 of the training's seed 3"
     with Image.open(run.previews / "base_0.png") as base:
-        assert base.text["parameters"] == told + "0"
+        assert base.text["parameters"] == told.format(0)
     with Image.open(run.previews / "000004_sample_0.webp") as sample:
         comment = sample.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
-    assert comment[:8] == b"UNICODE\0" and comment[8:].decode("utf-16-be") == told + "4"
+    assert comment[:8] == b"UNICODE\0" and comment[8:].decode("utf-16-be") == told.format(4)
 
 
 def test_previews_come_often_at_first(tiny_config):

@@ -52,7 +52,7 @@ def draw_bases(
             yield index
             with as_base(base_model.transformer):
                 picture = draw(base_model, config, prompt.conditioning, _noise_of(config, index), prompt.size)
-            save_picture(picture, _base_file(run, kind, index), _describe(config, prompt, picture, 0))
+            save_picture(picture, _base_file(run, kind, index), _describe(config, prompt, picture, 0, index))
 
 
 def draw_pairs(
@@ -111,7 +111,9 @@ def save_samples(
         save_picture(_thumbnail(first, THUMBNAIL), _thumbnail_file(run, step))
     config = run.config
     files = [
-        _save(run, f"{step:06d}_sample_{index}.webp", picture, _describe(config, prompt, picture, step))
+        _save(
+            run, f"{step:06d}_sample_{index}.webp", picture, _describe(config, prompt, picture, step, index)
+        )
         for index, (prompt, picture) in enumerate(drawn)
     ]
     return _saved(run, step, "samples", prompts, files)
@@ -123,13 +125,16 @@ def _saved(
     return PreviewSaved(step, kind, tuple(files), tuple(prompt.text for prompt in prompts), run.config.seed)
 
 
-def _describe(config: TrainConfig, prompt: EncodedPrompt, picture: Image.Image, step: int) -> str:
-    """What a picture was drawn from, as many programs write it; a person's words come first."""
+def _describe(config: TrainConfig, prompt: EncodedPrompt, picture: Image.Image, step: int, index: int) -> str:
+    """What a picture was drawn from, as many programs write it; a person's words come first.
+
+    Without a `Seed`: no program draws this picture from the run's.
+    """
     facts = {
         "Steps": config.num_inference_steps,
-        "Seed": config.seed,
         "Size": f"{picture.width}x{picture.height}",
         "Training step": step,
+        "Noise": f"{_noise_of(config, index) + 1} of the training's seed {config.seed}",
     }
     return prompt.text + "\n" + ", ".join(f"{name}: {value}" for name, value in facts.items())
 

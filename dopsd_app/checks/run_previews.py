@@ -28,6 +28,7 @@ class RunPreviews:
         self.run, self.base_model, self.meter = run, base_model, meter
         self.prompts, self.shown = prompts, prompts[:shown]
         self.config = run.config
+        self._told = False  # the base's pictures, by this process
         self._whole, self._early, self._early_samples = (
             frozenset(steps(self.config)) for steps in (preview_steps, early_steps, early_samples)
         )
@@ -42,7 +43,7 @@ class RunPreviews:
             return
         for number in draw_bases(self.run, self.base_model, self.config, self.shown):
             yield PhaseProgress("drawing", number, len(self.shown))
-        yield from save_bases(self.run, self.shown)
+        yield from self._tell_bases()
         yield PhaseProgress("training", step, self.config.steps)
 
     def of(
@@ -54,10 +55,16 @@ class RunPreviews:
             yield save_rollout(run, step, base_model, rollout_states)
         if asked or step in self._whole:
             pairs = draw_pairs(run, base_model, config, self.prompts)
-            if not config.preview_every:  # nobody has seen the base's before
-                yield from save_bases(run, self.shown)
+            yield from self._tell_bases()
             yield save_samples(run, step, self.shown, [lora for _, lora in pairs][: len(self.shown)])
             yield from self.meter.measure(step, pairs)
         elif step in self._early_samples:
             pairs = draw_pairs(run, base_model, config, self.shown)
+            yield from self._tell_bases()
             yield save_samples(run, step, self.shown, [lora for _, lora in pairs])
+
+    def _tell_bases(self) -> Iterator[PreviewSaved]:
+        """Once: nobody has seen them where none are drawn before the first step, or where that failed."""
+        if not self._told:
+            yield from save_bases(self.run, self.shown)
+            self._told = True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file, retry
-from dopsd_app.jobs.drawing import PictureRequest, read_drawing
+from dopsd_app.jobs.drawing import PictureRequest, is_of_today, read_drawing
 from dopsd_app.jobs.runs import Run
 
 MAX_PICTURES = 5
@@ -45,6 +45,8 @@ def keep_picture(run: Run, drawing_id: str, row: int = 0, column: int = 1) -> No
         or not drawing.cell(row, column).exists()
     ):
         raise KnownFailure("This picture was not drawn with this LoRA. Draw one first.")
+    if not is_of_today(run, drawing):
+        raise KnownFailure("This picture is of an earlier training of this LoRA. Draw it again first.")
     kept = card_pictures(run)
     if len(kept) >= MAX_PICTURES:
         raise KnownFailure(f"A card has at most {MAX_PICTURES} pictures. Take them off to choose others.")

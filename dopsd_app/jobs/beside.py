@@ -54,6 +54,11 @@ def keep_offer(run: Run, offer: Offer) -> None:
     replace_file(run.path / OFFER, json.dumps({**stamp(SCHEMA), **asdict(offer)}))
 
 
+def drop_offer(run: Run) -> None:
+    """Takes back what the process before could draw: for one that begins, and has not loaded anything."""
+    (run.path / OFFER).unlink(missing_ok=True)
+
+
 def read_offer(run: Run) -> Offer | None:
     """What a run's process can draw; None before it has said so, or where that cannot be read."""
     try:
@@ -76,8 +81,10 @@ def check_room(runs_dir: Path, wanted: Wanted) -> None:
     refusals = [(run, why_not(run, read_offer(run), wanted)) for run in at_work]
     if any(not reason for _, reason in refusals):
         return
+    begins = any(read_offer(run) is None for run in at_work)
     for run, reason in refusals:
-        raise RunError(f"{run.id} is being trained, and {reason}. {when_free(runs_dir)}")
+        when = "Draw when it has done its first step." if begins else when_free(runs_dir)
+        raise RunError(f"{run.id} is being trained, and {reason}. {when}")
     for run, status in trainings:
         if status.busy:
             raise RunError(f"{run.id} waits to be trained. Draw when it is at its steps, or take it back.")
@@ -85,6 +92,16 @@ def check_room(runs_dir: Path, wanted: Wanted) -> None:
     if not (holder.warm if holder else is_card_free()):
         at_work_elsewhere = holder.what if holder else "Another job"
         raise RunError(f"{at_work_elsewhere} is at work, and one job runs at a time. Draw when it has ended.")
+
+
+def who_draws(runs_dir: Path, wanted: Wanted) -> Run | None:
+    """The run at work whose process can draw this between two steps; None where there is none."""
+    for job, now in statuses(runs_dir):
+        if now.live and kind_or_none(job) == TRAIN:
+            run = Run(job.path)
+            if not why_not(run, read_offer(run), wanted):
+                return run
+    return None
 
 
 def why_not(run: Run, offer: Offer | None, wanted: Wanted) -> str:

@@ -10,17 +10,29 @@ from typing import TypeVar
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value
-from dopsd_app.jobs.beside import Wanted, check_room
-from dopsd_app.jobs.job import Job, RunError, create_job, find_job, kind_or_none, start_lock, sweep
+from dopsd_app.jobs.beside import Wanted, check_room, who_draws
+from dopsd_app.jobs.job import (
+    Job,
+    RunError,
+    create_job,
+    find_job,
+    kind_or_none,
+    start_lock,
+    sweep,
+    sweep_bytes,
+)
 from dopsd_app.jobs.kept_plan import read_kept_plan
 from dopsd_app.jobs.kinds import CHECK_TEACHER, DRAW
 from dopsd_app.jobs.lora_file import find_lora
 from dopsd_app.jobs.queue import put_in_queue, send_command, start_next, statuses
 from dopsd_app.jobs.runs import Run, known_run
+from dopsd_app.jobs.status import Status
 from dopsd_app.models import catalog
 from dopsd_app.models.catalog import full_name
 
-MAX_DRAWINGS = 30  # drawings of each kind; older ones are swept away when a new one is asked for
+# Older ones are swept away when a new one is asked for.
+MAX_DRAWINGS = 30  # of each run's pictures; and of all checks of the teacher
+MAX_BYTES = 2 * 10**9  # of all runs' pictures
 MAX_PROMPTS = 8
 MAX_SEEDS = 4  # for each prompt
 MAX_CELLS = 64  # pictures of one drawing
@@ -144,7 +156,7 @@ def check_request(run: Run, request: PictureRequest) -> None:
         )
     if not 1 <= len(request.seeds) <= MAX_SEEDS:
         raise KnownFailure(f"Draw each prompt with 1 to {MAX_SEEDS} seeds, not with {len(request.seeds)}.")
-    if len(request.columns) < 2:
+    if len(request.columns) < 2 and not any(column.strength for column in request.columns):
         raise KnownFailure("Choose what to compare with the base: a step, and a strength.")
     strengths = [column.strength for column in request.columns]
     if not (
@@ -198,7 +210,11 @@ def ask(runs_dir: Path, request: PictureRequest | CheckRequest, sources: Sequenc
     runs_dir.mkdir(parents=True, exist_ok=True)
     with start_lock(runs_dir):
         check_room(runs_dir, wanted)
-        sweep(runs_dir, kind, MAX_DRAWINGS - 1)
+        if isinstance(request, PictureRequest):
+            sweep(runs_dir, kind, MAX_DRAWINGS - 1, lambda job: job.request.get("run_id") == request.run_id)
+            sweep_bytes(runs_dir, kind, MAX_BYTES)
+        else:
+            sweep(runs_dir, kind, MAX_DRAWINGS - 1)
         job = create_job(runs_dir, kind, asdict(request))
         for number, picture in enumerate(pictures, start=1):
             picture.save(job.path / f"source_{number}.png", compress_level=1)
@@ -229,6 +245,25 @@ def read_drawing(runs_dir: Path, id: str) -> Drawing:
     return Drawing(find_job(runs_dir, id, DRAW, CHECK_TEACHER).path)
 
 
+def follow(drawing: Drawing) -> Status:
+    """How a drawing stands, for who waits for it: while it is in the queue, a card may have become free.
+
+    Nobody else looks where the one who was to draw it was killed.
+    """
+    if (status := drawing.status).state == "queued":
+        start_next(drawing.runs_dir)
+        status = drawing.status
+    return status
+
+
+def waits_for(drawing: Drawing) -> Run | None:
+    """The run whose process will draw it after its next step; None where that is another one's affair."""
+    with suppress(KnownFailure, OSError):  # what it needs is gone, or cannot be read
+        wanted = wanted_by(drawing.runs_dir, drawing.asked, len(drawing.sources))
+        return who_draws(drawing.runs_dir, wanted)
+    return None
+
+
 def cancel(drawing: Drawing) -> None:
     """Takes a waiting drawing back at once; one that is being drawn ends after the picture at hand."""
     if drawing.status.busy:
@@ -236,29 +271,31 @@ def cancel(drawing: Drawing) -> None:
 
 
 def list_drawings(run: Run) -> list[Drawing]:
-    """What was drawn with a run's LoRA of today, as far as it is kept, the newest first.
+    """What was drawn with a run's LoRA, as far as it is kept, the newest first.
 
-    What was cancelled or cut off is there with the pictures that it had made.
+    What was cancelled or cut off is there with the pictures that it had made, and so is what the run's LoRA
+    does not draw any more (`is_of_today`).
     """
     found = []
     for job, status in reversed(statuses(run.runs_dir)):
         if status.busy or kind_or_none(job) != DRAW:
             continue
-        with suppress(RunError, OSError):  # damaged, of an earlier version, or its LoRA is gone
+        with suppress(RunError, OSError):  # damaged, or of an earlier version
             drawing = Drawing(job.path)
-            if drawing.pictures and is_of_today(run, drawing):
+            if drawing.pictures and drawing.asked_for(PictureRequest).run_id == run.id:
                 found.append(drawing)
     return found
 
 
 def is_of_today(run: Run, drawing: Drawing) -> bool:
-    """Whether its pictures are of the run's LoRA files as they are now."""
+    """Whether its pictures are of the run's LoRA files as they are now: it was not trained further since."""
     asked = drawing.asked_for(PictureRequest)
-    if asked.run_id != run.id:
+    try:
+        loras = [find_lora(run, column.checkpoint) for column in asked.columns if column.strength]
+        drawn = min(picture.stat().st_mtime for picture in drawing.pictures)
+        return all(lora.stat().st_mtime <= drawn for lora in loras)
+    except (RunError, OSError, ValueError):  # a LoRA or a picture is gone
         return False
-    loras = [find_lora(run, column.checkpoint) for column in asked.columns if column.strength]
-    drawn = min(picture.stat().st_mtime for picture in drawing.pictures)
-    return all(lora.stat().st_mtime < drawn for lora in loras)
 
 
 def unfinished_drawings(runs_dir: Path) -> list[Drawing]:

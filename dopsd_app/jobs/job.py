@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -182,13 +182,33 @@ def _put_away(job: Job) -> Path:
     return retry(lambda: job.path.rename(job.path.with_name(f".deleted-{job.id}")))
 
 
-def sweep(runs_dir: Path, kind: Kind, kept: int) -> None:
+def sweep(runs_dir: Path, kind: Kind, kept: int, counts: Callable[[Job], bool] = lambda job: True) -> None:
     """Removes the oldest jobs of a kind that rest, until at most `kept` are left; under `start_lock`.
 
-    Damaged ones, of which nobody knows the kind, count too. What a kill left half made goes as well.
+    Of those only what `counts`. Damaged ones, of which nobody knows the kind, count too. What a kill left
+    half made goes as well.
     """
-    jobs = [job for job in list_jobs(runs_dir) if kind_or_none(job) in (kind, None) and not job.status.busy]
-    for job in jobs[: max(0, len(jobs) - kept)]:
+    jobs = [job for job in _resting(runs_dir, kind) if kind_or_none(job) is None or counts(job)]
+    _remove_all(runs_dir, jobs[: max(0, len(jobs) - kept)])
+
+
+def sweep_bytes(runs_dir: Path, kind: Kind, most: int) -> None:
+    """The same until all that rest take at most so many bytes."""
+    taken, oldest = 0, []
+    for job in reversed(_resting(runs_dir, kind)):
+        with suppress(OSError):  # a file that is just being replaced
+            taken += sum(file.stat().st_size for file in job.path.iterdir())
+        if taken > most:
+            oldest.append(job)
+    _remove_all(runs_dir, oldest)
+
+
+def _resting(runs_dir: Path, kind: Kind) -> list[Job]:
+    return [job for job in list_jobs(runs_dir) if kind_or_none(job) in (kind, None) and not job.status.busy]
+
+
+def _remove_all(runs_dir: Path, jobs: Iterable[Job]) -> None:
+    for job in jobs:
         with suppress(OSError):  # what a reader holds open stays till the next time
             _put_away(job)
     for torn in (runs_dir / JOBS_FOLDER).glob(".*"):

@@ -14,15 +14,20 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class KeptPlan:
-    """A plan; and where memory ran out, phases that a later one must keep below these bytes."""
+    """A plan; and where memory ran out, phases that a later one must keep below these bytes.
+
+    Where it ran out at a drawing beside the run, `beside` is the resolution that others must keep below, in
+    pixels; else 0.
+    """
 
     plan: MemoryPlan
     ran_out: dict[str, int] = field(default_factory=dict)
+    beside: int = 0
 
 
 def keep_plan(folder: Path, kept: KeptPlan) -> None:
     """Puts it into the folder of a run."""
-    fields = {**stamp(SCHEMA), "ran_out": kept.ran_out, "plan": kept.plan.to_fields()}
+    fields = {**stamp(SCHEMA), "ran_out": kept.ran_out, "beside": kept.beside, "plan": kept.plan.to_fields()}
     replace_file(folder / KEPT_PLAN, json.dumps(fields, indent=2))
 
 
@@ -33,6 +38,7 @@ def read_kept_plan(folder: Path) -> KeptPlan | None:
         check_schema(fields, SCHEMA, folder.name)
         fields = without_stamp(fields)
         ran_out = {str(phase): int(most) for phase, most in fields["ran_out"].items()}
-        return KeptPlan(MemoryPlan.from_fields(fields["plan"]), ran_out)
+        beside = int(fields.get("beside", 0))  # earlier versions did not keep it
+        return KeptPlan(MemoryPlan.from_fields(fields["plan"]), ran_out, beside)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

@@ -1,5 +1,6 @@
 """What starts when: jobs that compute wait for a card, and trainings go first."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -171,11 +172,14 @@ def start(job: Job, secret: str = "", card: str = "") -> bool:
 
 
 def is_card_to_spare(runs_dir: Path) -> bool:
-    """Whether, of several cards, one is free that no training waits for."""
+    """Whether, of several cards, one is free that no training waits for, or has a warm worker from here."""
     cards, taken = automatic_cards(), _taken_cards(runs_dir)
     if len(cards) == 1 or any(job.kind == TRAIN for job in waiting_jobs(runs_dir)):
         return False
-    return any(card not in taken and is_card_free(card) for card in cards)
+    if any(card not in taken and is_card_free(card) for card in cards):
+        return True
+    holders = [holder for card in cards if (holder := read_holder(card))]
+    return any(holder.warm and holder.runs_dir == str(runs_dir.absolute()) for holder in holders)
 
 
 def send_command(job: Job, command: str) -> None:
@@ -199,17 +203,20 @@ def send_command(job: Job, command: str) -> None:
             place_command(job, command)
 
 
-def take_next(runs_dir: Path, process: dict) -> Job | None:
+def take_next(runs_dir: Path, process: dict, takes: Callable[[Job], bool] = lambda job: True) -> Job | None:
     """The next waiting job for a warm worker, now its own; None where there is none. It holds the card.
 
-    Also for a training that draws between its steps.
+    Also for a training that draws between its steps: it leaves to others what it does not take.
     """
-    if not _waiting_warm(runs_dir):  # looked at five times a second: without the lock
+    # Looked at five times a second: without the lock.
+    taken = [job for job in _waiting_warm(runs_dir) if takes(job)]
+    if not taken:
         return None
     with start_lock(runs_dir):
         for job in _waiting_warm(runs_dir):
-            write_status(job, state="loading", **process)
-            return job
+            if job in taken:
+                write_status(job, state="loading", **process)
+                return job
     return None
 
 

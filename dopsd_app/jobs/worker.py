@@ -149,12 +149,13 @@ def _stay_warm(runs_dir: Path, lock: CardLock, idle_seconds: float) -> None:
         active = time.monotonic()
 
 
-def do_beside(host: Job, function: Function) -> bool:
+def do_beside(host: Job, function: Function, takes: Callable[[Job], bool]) -> bool:
     """Does the drawing that has waited longest, between two steps of a job here; False where none waits.
 
-    When the host is asked to stop, none is begun, and the one at hand goes back into the queue.
+    Only of those that `takes` does not leave to others. When the host is asked to stop, none is begun, and
+    the one at hand goes back into the queue.
     """
-    if is_asked(host, "stop") or (job := take_next(host.runs_dir, _this_process())) is None:
+    if is_asked(host, "stop") or (job := take_next(host.runs_dir, _this_process(), takes)) is None:
         return False
     write_status(host, state="beside")
     try:

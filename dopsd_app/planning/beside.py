@@ -12,15 +12,17 @@ from dopsd_app.planning.plan import RESOLUTIONS
 NO_ROOM = "there is no room for drawing beside it"
 
 
-def make_offer(config: TrainConfig, sizes: Sizes, fitted: Fitted, sources: int) -> Offer:
+def make_offer(config: TrainConfig, sizes: Sizes, fitted: Fitted, sources: int, ran_out: int) -> Offer:
     """What fits into the budget of a run's plan beside what training keeps there.
 
     `sizes` are those of the run, with so many pictures to start from. Encoders are loaded and leave again
-    before anything is drawn; where there is no room for all of them, they are read layer by layer.
+    before anything is drawn; where there is no room for all of them, they are read layer by layer. `ran_out`
+    is the pixels at which memory ran out once, or 0: so large a picture is not offered.
     """
     plan, budget = fitted.plan, fitted.budget
     number, own_lora = number_bytes(config, budget.on_gpu), sizes.lora_parameters(config.rank)
-    resolutions = sorted({config.resolution, *RESOLUTIONS}, reverse=True)
+    known = {config.resolution, *RESOLUTIONS}
+    resolutions = sorted((side for side in known if not ran_out or side < ran_out), reverse=True)
     most = min(budget.device, budget.ran_out.get("drawing", budget.device))
     for by_layer, resolution in product((False, True), resolutions):
         drawn = replace(config, resolution=resolution)

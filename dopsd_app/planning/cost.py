@@ -10,6 +10,7 @@ from dopsd_app.models.memory_plan import MemoryPlan
 CAPTIONS = 2  # of a picture
 PICTURE_FILE = 10_000_000  # bytes of a photograph as PNG, scaled down as a draft keeps it
 SAMPLE_FILE = 300_000  # bytes, of a megapixel
+BASE_FILE = 2_000_000  # bytes, of the same as PNG, as the base's are kept
 STATE_FILE = 40_000  # bytes, of one picture of a roll-out
 
 
@@ -54,8 +55,10 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int, sources: int = 0) -> 
     teacher = student if config.has_ema_teacher else 0
     saved = config.steps // config.checkpoint_every + 1
     whole, early, drawn = (len(steps(config)) for steps in (preview_steps, early_steps, early_samples))
-    samples = (len(config.preview_prompts) or SHOWN) * (whole + drawn + 1) if whole else 0  # and the base's
-    samples += PROMPTS if whole else 0  # the base's of what only the health is measured by
+    shown = len(config.preview_prompts) or SHOWN
+    samples = shown * (whole + drawn)
+    # Those that are shown, or as many as the health is measured by; and as many of what nobody trains.
+    bases = max(shown, PROMPTS) + PROMPTS if whole else 0
     states = _states(config) * (whole + early)
     conditioning = sizes.conditioning_bytes(config.resolution, config.teacher_context)
     return int(
@@ -64,5 +67,6 @@ def disk(config: TrainConfig, sizes: Sizes, pictures: int, sources: int = 0) -> 
         + student  # the LoRA file of the end
         + pictures * ((1 + sources) * PICTURE_FILE + CAPTIONS * conditioning)
         + samples * SAMPLE_FILE
+        + bases * BASE_FILE
         + states * STATE_FILE
     )

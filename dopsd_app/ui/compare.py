@@ -4,7 +4,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.drawing import Column, Drawing, PictureRequest, Row
+from dopsd_app.jobs.drawing import Column, Drawing, PictureRequest, Row, is_of_today
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
 from dopsd_app.models.catalog import find_facts, is_known
@@ -80,11 +80,18 @@ def _earlier(drawing: Drawing, shown: bool) -> str:
     picture = words.image(max(drawing.pictures, key=lambda file: file.stat().st_mtime_ns), "", 256)
     when = datetime.fromtimestamp(drawing.job_file.stat().st_mtime).astimezone()
     about = f"{words.count(len(drawing.pictures), 'picture')} · {when:%d %b %H:%M}"
+    if not is_of_today(Run(drawing.runs_dir / asked.run_id), drawing):
+        about += " · of an earlier training"
     pressed = " aria-pressed='true'" if shown else ""
     return (
         f"<button data-value='{drawing.id}'{pressed}>{picture}<span>{words.text(asked.prompts[0])}</span>"
         f"<small>{about}</small></button>"
     )
+
+
+def reminder(word: str) -> str:
+    """The trigger word, where there is one."""
+    return f"<p class='hint'>The trigger word is <b>{words.text(word)}</b>.</p>" if word else ""
 
 
 def estimate(run: Run, asked: PictureRequest, source: str) -> str:
@@ -104,8 +111,8 @@ def estimate(run: Run, asked: PictureRequest, source: str) -> str:
     return f"<p class='hint'>{number}</p>"
 
 
-def progress(status: Status | None) -> str:
-    """How a drawing stands, while it is not finished."""
+def progress(status: Status | None, waits: str) -> str:
+    """How a drawing stands, while it is not finished; `waits` says what it waits for, where it does."""
     if status is None or status.state == "finished":
         return ""
     if not status.busy:
@@ -118,7 +125,7 @@ def progress(status: Status | None) -> str:
         drawing = status.state in ("drawing", "stopping")
         share = status.done / status.total if drawing and status.total else 0.0
         doing = {
-            "queued": "Waiting",
+            "queued": waits,
             "loading": "Loading the model",
             "stopping": "Stopping after this picture",
         }.get(status.state, f"{status.done} of {words.count(status.total, 'picture')} drawn")

@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 
 from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.card_pictures import keep_picture
-from dopsd_app.jobs.drawing import BASE, MAX_SEEDS, Column, Drawing, PictureRequest
+from dopsd_app.jobs.drawing import BASE, MAX_SEEDS, Column, Drawing, PictureRequest, follow, is_of_today
 from dopsd_app.jobs.drawing import list_drawings as drawings_of
 from dopsd_app.jobs.runs import Run
 from dopsd_app.ui import run_actions, try_sources
@@ -54,9 +54,12 @@ def draw_grid(
 
 
 def list_drawings(run_id: str) -> list[dict]:
-    """What was drawn with a run's LoRA and is kept, the newest first: id, prompts, seeds, columns."""
+    """What was drawn with a run's LoRA and is kept, the newest first: id, prompts, seeds, columns.
+
+    `of_earlier_training` tells what this LoRA, which was trained further since, does not draw any more.
+    """
     run = run_actions.the_run(run_id)
-    return [_describe_drawing(drawing) for drawing in drawings_of(run)]
+    return [_describe_drawing(run, drawing) for drawing in drawings_of(run)]
 
 
 def show_drawing(run_id: str, drawing_id: str) -> dict:
@@ -81,7 +84,7 @@ def show_drawing(run_id: str, drawing_id: str) -> dict:
         for column in range(len(asked.columns))
         if drawing.cell(row, column).exists()
     ]
-    return {**_describe_drawing(drawing), "pictures": pictures}
+    return {**_describe_drawing(run, drawing), "pictures": pictures}
 
 
 def keep_for_card(run_id: str, drawing_id: str, row: int = 0, column: int = 1) -> None:
@@ -91,7 +94,7 @@ def keep_for_card(run_id: str, drawing_id: str, row: int = 0, column: int = 1) -
 
 def wait_for(drawing: Drawing) -> Drawing:
     """Comes back when the drawing is done; `KnownFailure` says why it was not."""
-    while (status := drawing.status).busy:
+    while (status := follow(drawing)).busy:
         time.sleep(POLL)
     if status.state != "finished":
         raise KnownFailure(status.reason or "Cancelled.")
@@ -115,12 +118,15 @@ def _plain(column: Column) -> dict:
     return {"step": column.checkpoint or 0, "strength": column.strength}
 
 
-def _describe_drawing(drawing: Drawing) -> dict:
+def _describe_drawing(run: Run, drawing: Drawing) -> dict:
     asked = drawing.asked_for(PictureRequest)
-    columns = [_plain(column) for column in asked.columns]
     return {
-        "id": drawing.id, "prompts": list(asked.prompts), "seeds": list(asked.seeds), "columns": columns
-    }  # fmt: skip
+        "id": drawing.id,
+        "prompts": list(asked.prompts),
+        "seeds": list(asked.seeds),
+        "columns": [_plain(column) for column in asked.columns],
+        "of_earlier_training": not is_of_today(run, drawing),
+    }
 
 
 def copied(path: str | Path) -> dict:

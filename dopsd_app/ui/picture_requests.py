@@ -13,6 +13,8 @@ from dopsd_app.jobs.drawing import (
     ask,
     cancel,
     check_request,
+    is_of_today,
+    list_drawings,
     read_drawing,
     unfinished_drawings,
 )
@@ -82,6 +84,12 @@ def at_work(run: Run) -> Drawing | None:
     """The run's drawing that waits or is being drawn, the first of them."""
     mine = [drawing for drawing in unfinished_drawings(run.runs_dir) if _run_of(drawing) == run.id]
     return next(iter(mine), None)
+
+
+def latest_drawing(run: Run) -> Drawing | None:
+    """The run's drawing at work, or else the last one of its LoRA as that is today."""
+    of_today = (drawing for drawing in list_drawings(run) if is_of_today(run, drawing))
+    return at_work(run) or next(of_today, None)
 
 
 def find_drawing(run: Run, shown: str) -> Drawing | None:

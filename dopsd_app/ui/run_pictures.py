@@ -147,15 +147,15 @@ def matrix(samples: Samples) -> str:
     rows = "".join(_row(samples, number, prompt, len(names)) for number, prompt in enumerate(samples.prompts))
     return (
         "<div class='over-time'><h2>What it draws</h2>"
-        f"<p class='hint'>Each row is one prompt, always from the same noise (seed {samples.seed}): what"
-        " changes from left to right, the LoRA has learned.</p>"
+        "<p class='hint'>Each row is one prompt, always from the same noise of the run's seed"
+        f" {samples.seed}: what changes from left to right, the LoRA has learned.</p>"
         "<div class='matrix' tabindex='0' role='group' aria-label='Samples by prompt and step'>"
         f"<table style='--columns:{len(names)}'><thead><tr>{heads}</tr></thead>{rows}</table></div></div>"
     )
 
 
 def _row(samples: Samples, number: int, prompt: str, columns: int) -> str:
-    about = words.text(f"seed {samples.seed} · {prompt}")
+    about = words.text(f"noise of the run's seed {samples.seed} · {prompt}")
     cells = [_cell(_of(samples.sources, number), "Source")] if samples.sources else []
     cells += [_cell(_of(files, number), step_name(step)) for step, files in samples.steps]
     title = words.text(prompt)

@@ -10,6 +10,7 @@ from pathlib import Path
 from dopsd_app.config import ConfigError, TrainConfig, load_preset
 from dopsd_app.data.run_settings import draft_settings
 from dopsd_app.jobs.card import read_holder
+from dopsd_app.jobs.drawing import Drawing, waits_for
 from dopsd_app.jobs.job import Job
 from dopsd_app.jobs.kinds import CHECK_BASE, CHECK_TEACHER, DRAW, TRAIN
 from dopsd_app.jobs.queue_place import Place, queue_places
@@ -65,6 +66,14 @@ def live_words(known: Iterable[tuple[Run, Status]]) -> dict[str, tuple[str, floa
         elif run.id in places:
             found[run.id] = (in_queue(places[run.id]), 0.0)
     return found
+
+
+def waiting_words(drawing: Drawing) -> str:
+    """What a drawing in the queue waits for."""
+    if run := waits_for(drawing):
+        return f"Waits for the next step of {name_of(run)}"
+    place = queue_places(drawing.runs_dir, _seconds_left).get(drawing.id)
+    return in_queue(place) if place else "Waiting"
 
 
 def in_queue(place: Place) -> str:

@@ -20,14 +20,16 @@ from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.data.pictures import copy_examples
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import read_value, replace_file
-from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, read_drawing
+from dopsd_app.jobs.drawing import CheckRequest, Drawing, ask, cancel, follow, read_drawing
 from dopsd_app.jobs.job import RunError
 from dopsd_app.jobs.runs import default_runs_dir
+from dopsd_app.jobs.status import Status
 from dopsd_app.models.catalog import check_sources, find_facts, what_lacks
 from dopsd_app.ui import words
 from dopsd_app.ui.events import held, listen, on_tick
 from dopsd_app.ui.navigation import PICTURES, PLAN
 from dopsd_app.ui.plan import check_ready
+from dopsd_app.ui.run_rows import waiting_words
 from dopsd_app.ui.shown_draft import draft_of
 from dopsd_app.ui.teacher_causes import Cause, find_cause, words_for
 from dopsd_app.ui.updates import only_changed
@@ -126,13 +128,19 @@ class TeacherStep:
 
     def poll(self, shown: object, sent: object) -> dict:
         """All that has changed since this tab was sent it; nothing before the page knows its draft."""
-        return self.show(draft_of(shown), sent) if shown else {}
+        if not shown:
+            return {}
+        draft = draft_of(shown)
+        if drawing := draft_check(draft):
+            follow(drawing)
+        return self.show(draft, sent)
 
     def show(self, draft: Draft, sent: object = None) -> dict:
         """All that shows the check; what this tab has already is left as it is."""
         drawing = draft_check(draft)
         status = drawing.status if drawing else None
         live = bool(status and status.busy)
+        waits = waiting_words(drawing) if drawing and status and status.state == "queued" else ""
         rows = rows_drawn(drawing.path) if drawing else []
         check = read_check(drawing.path) if drawing else None
         outdated = bool(check) and is_outdated(draft)
@@ -141,8 +149,9 @@ class TeacherStep:
         first = _fetched_first(draft) if not live and not rows else ""
         values = {
             self.status: (
-                (status and (status.state, status.done, status.total, status.reason, status.speed)) or first,
-                lambda: _status(status) or first,
+                (status and (status.state, status.done, status.total, status.reason, status.speed, waits))
+                or first,
+                lambda: _status(status, waits) or first,
             ),
             self.verdict: (
                 (drawing and drawing.id, bool(check), outdated, cause),
@@ -303,13 +312,13 @@ def _outlook(live: bool, check: TeacherCheck | None) -> str:
     return f"<p class='missing'>{WORDS[check.verdict]}.</p>"
 
 
-def _status(status) -> str:
+def _status(status: Status | None, waits: str) -> str:
     if status is None or status.state == "finished":
         return ""
     if not status.busy:
         return f"<p class='problem' role='status'>{words.message(status.reason or 'Cancelled.')}</p>"
     sentence = {
-        "queued": "Waiting for the model",
+        "queued": words.text(waits),
         "loading": "Loading the model",
     }.get(status.state, f"Drawing, {status.done} of {status.total}")
     if status.download:

@@ -15,23 +15,26 @@ from dopsd_app.jobs.drawing import (
     Drawing,
     PictureRequest,
     check_request,
+    follow,
     list_drawings,
     read_drawing,
 )
 from dopsd_app.jobs.run_notes import name_of
 from dopsd_app.jobs.runs import Run
 from dopsd_app.ui import words
-from dopsd_app.ui.compare import CHOOSE, estimate, grid, history, progress, sheet_link
+from dopsd_app.ui.compare import CHOOSE, estimate, grid, history, progress, reminder, sheet_link
 from dopsd_app.ui.events import held, listen, on_tick
 from dopsd_app.ui.picture_requests import (
     at_work,
     cancel_drawing,
     draw,
     find_drawing,
+    latest_drawing,
     make_request,
     step_choice,
 )
 from dopsd_app.ui.run_actions import the_run
+from dopsd_app.ui.run_rows import waiting_words
 from dopsd_app.ui.server.uploads import removed_afterwards
 from dopsd_app.ui.try_sources import (
     NOTHING,
@@ -145,7 +148,7 @@ class TryStep:
     def show(self, run_id: str) -> dict:
         """Fills the part for a run, with what was last drawn for it."""
         run = the_run(run_id)
-        drawing = at_work(run) or next(iter(list_drawings(run)), None)
+        drawing = latest_drawing(run)
         return {**self._show(run, drawing), **self.using.show(run)}
 
     def _show(self, run: Run, drawing: Drawing | None) -> dict:
@@ -165,7 +168,7 @@ class TryStep:
         sources = list_sources(run, drawing)
         source = sources[0][1] if sources else NOTHING
         return {
-            self.title: f"<h2>Try {words.text(name_of(run))}</h2>{_reminder(run.config.trigger_word)}",
+            self.title: f"<h2>Try {words.text(name_of(run))}</h2>{reminder(run.config.trigger_word)}",
             self.prompts: "\n".join(" ".join(prompt.splitlines()) for prompt in asked.prompts),
             self.start: gr.Row(visible=can_start(run)),
             self.source: gr.Dropdown(choices=sources, value=source),
@@ -186,11 +189,12 @@ class TryStep:
         working = busy or at_work(run) is not None
         drawings = list_drawings(run)
         id = drawing.id if drawing else ""
+        waits = waiting_words(drawing) if drawing and status and status.state == "queued" else ""
         values = {
             self.shown: (id, lambda: id),
             self.status: (
-                status and (status.state, status.done, status.reason, status.download),
-                lambda: progress(status),
+                status and (status.state, status.done, status.reason, status.download, waits),
+                lambda: progress(status, waits),
             ),
             self.grid: ((id, drawn, busy), lambda: grid(run, drawing, busy) if drawing else ""),
             self.sheet: ((id, busy), lambda: sheet_link(run, drawing) if drawing and not busy else ""),
@@ -204,6 +208,8 @@ class TryStep:
     def poll(self, run_id: str, shown: str, sent: object) -> dict:
         """All that has changed since this tab was sent it."""
         run = the_run(run_id)
+        if waiting := at_work(run):
+            follow(waiting)
         return self.show_drawing(run, find_drawing(run, shown), sent)
 
     # --- what its events do
@@ -392,7 +398,3 @@ def _value_of(event: gr.EventData) -> str:
     if not isinstance(sent, dict) or not isinstance(value := sent.get("value"), str):
         raise KnownFailure("The server cannot use what was sent. Reload the page and try again.")
     return value
-
-
-def _reminder(word: str) -> str:
-    return f"<p class='hint'>The trigger word is <b>{words.text(word)}</b>.</p>" if word else ""
