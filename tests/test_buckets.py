@@ -13,7 +13,7 @@ from dopsd_app.models.buckets import side_multiple
 @pytest.mark.parametrize("resolution", [64, 512, 768, 1000, 1024, 1536])
 @pytest.mark.parametrize("multiple", [8, 16, 32])
 def test_the_buckets_are_those_of_diffusers(resolution, multiple):
-    assert list_buckets(resolution, multiple) == generate_aspect_ratio_buckets(resolution, multiple)
+    assert list(list_buckets(resolution, multiple)) == generate_aspect_ratio_buckets(resolution, multiple)
 
 
 def test_the_multiple_of_the_sides_is_known_before_anything_is_loaded():

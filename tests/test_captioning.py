@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dopsd_app.data.drafts import (
 )
 from dopsd_app.data.folder import scan_folder
 from dopsd_app.data.uploads import add_pictures
+from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs import captioning, worker
 from dopsd_app.jobs.captioning import (
     Written,
@@ -485,6 +487,28 @@ def test_what_was_changed_after_it_was_written_is_not_put_back(step, shown, draf
     do(latest_captions(tmp_path / "runs", draft.path))
     set_caption(draft, draft.items[1].key, "zorp, changed")
     assert list(boxes(step, step.writer.poll(shown, None, None))) == [0, 2, 3]
+
+
+def test_a_box_that_is_being_typed_into_is_not_filled(step, shown, draft, tmp_path):
+    ask(step, shown, step.writer.write_empty)
+    do(latest_captions(tmp_path / "runs", draft.path))
+    assert list(boxes(step, ask(step, shown, step.writer.tick, c2="zorp, typed just now"))) == [0, 1, 3]
+
+
+def test_ones_own_caption_is_written_over_after_a_question_alone(step, shown, draft, tmp_path):
+    set_caption(draft, draft.items[1].key, "zorp, in my own words")
+    writer, clicked = step.writer, SimpleNamespace(target=SimpleNamespace(elem_id="write-2"))
+    answer = ask(step, shown, lambda values: writer.write_one(values, clicked))
+    assert answer[writer.over.subject] == draft.items[1].key
+    assert latest_captions(tmp_path / "runs", draft.path) is None
+    with pytest.raises(KnownFailure):
+        writer.write_over("../x", shown, "short", "dog", None, None)
+    writer.write_over(draft.items[1].key, shown, "short", "dog", None, None)
+    do(job := latest_captions(tmp_path / "runs", draft.path))
+    assert captions(draft)[1] != "zorp, in my own words"
+    # What was written for the person is written again at once.
+    ask(step, shown, lambda values: writer.write_one(values, clicked))
+    assert latest_captions(tmp_path / "runs", draft.path).id != job.id
 
 
 def test_words_that_are_still_on_their_way_make_no_empty_caption(step, shown, draft, tmp_path):

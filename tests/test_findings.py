@@ -2,7 +2,15 @@
 
 import pytest
 
-from dopsd_app.data.drafts import new_draft, set_caption, set_settings
+from dopsd_app.data import drafts
+from dopsd_app.data.drafts import (
+    check_draft,
+    judge_draft,
+    new_draft,
+    note_repairs,
+    set_caption,
+    set_settings,
+)
 from dopsd_app.data.uploads import add_pictures, load_example
 from dopsd_app.ui.adding import report
 from dopsd_app.ui.base_advice import suited_bases
@@ -40,6 +48,14 @@ def test_empty_captions_are_one_message_and_no_problem_of_each(draft, add):
     findings = find(draft)
     assert what_is_missing(draft, findings) == "11 pictures have no caption and 1 picture has a problem."
     assert "2001 characters" in findings.on_card(draft.items[0].key)
+
+
+def test_a_draft_is_judged_once_for_all_that_is_said(draft, add, monkeypatch):
+    draft, judged = add(draft, 4).draft, []
+    once = drafts._findings
+    monkeypatch.setattr(drafts, "_findings", lambda draft: judged.append(draft) or once(draft))
+    assert find(draft).uncaptioned == tuple(item.key for item in draft.items) and len(judged) == 1
+    assert judge_draft(draft) == (check_draft(draft), note_repairs(draft))
 
 
 def test_what_is_missing_of_the_whole_set_is_said_at_last(draft, add):

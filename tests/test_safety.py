@@ -206,7 +206,7 @@ def test_an_upload_is_gone_when_it_came_into_a_draft(server, call, way):
         added = server.event(function_number(server, "add_pictures"), [draft, given])["data"][0]
         assert len(added["pictures"]) == 1 and "cannot be read" in added["refused"][0]
     else:
-        server.event(server.numbers("upload")[0], [{"id": draft, "keys": []}, given])
+        server.event(server.numbers("upload")[0], [{"id": draft, "keys": []}, given, None, []])
     shown = call("show_draft", draft)["pictures"]
     assert [(item["name"], item["caption"]) for item in shown] == [("a.png", f"{MARK}-{way}")]
     for path in paths:
@@ -245,7 +245,7 @@ def test_paths_that_a_client_makes_up_are_not_read(server, call):
                 output = server.event(number, [draft, [file]])
                 assert "data" not in output, file
                 assert "log tells" not in output["error"], file
-                server.event(page, [{"id": draft, "keys": []}, [file]])
+                server.event(page, [{"id": draft, "keys": []}, [file], None, []])
         assert elsewhere.requests == []
     assert all_bytes(server.runs, server.drafts) == before
     assert picture.exists() and Path("/etc/passwd").exists()

@@ -1,5 +1,6 @@
 """The crop of a picture: its shape, where it lies, and the file of a data set that keeps what was moved."""
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -19,7 +20,9 @@ MIDDLE = (0.5, 0.5)
 SHAPES = ((1, 1), (4, 5), (5, 4), (2, 3), (3, 2), (3, 4), (4, 3), (9, 16), (16, 9), (1, 2), (2, 1))
 
 
-def list_buckets(resolution: int, multiple: int) -> list[tuple[int, int]]:
+# Each picture of a set asks for them, at every key that is pressed.
+@functools.cache
+def list_buckets(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
     """The (height, width) in pixels that pictures are cropped to: about `resolution` squared of area."""
 
     def side(length: float) -> int:
@@ -28,7 +31,7 @@ def list_buckets(resolution: int, multiple: int) -> list[tuple[int, int]]:
     heights = [
         ((resolution * resolution / (width / height)) ** 0.5, width / height) for width, height in SHAPES
     ]
-    return list(dict.fromkeys((side(height), side(height * aspect)) for height, aspect in heights))
+    return tuple(dict.fromkeys((side(height), side(height * aspect)) for height, aspect in heights))
 
 
 def nearest_bucket(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:

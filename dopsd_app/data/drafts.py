@@ -321,10 +321,19 @@ def draft_config(draft: Draft) -> TrainConfig:
     return fill_prompts(make_config({**load_preset(draft.preset).settings, **draft.settings}))
 
 
-def check_draft(draft: Draft, *, captions: bool = True) -> dict[str, tuple[str, ...]]:
-    """What must be put right before a start, by picture key ("": the whole set); empty `captions` too."""
-    problems = [finding for finding in _findings(draft)[1] if isinstance(finding, Problem)]
-    return _by_key(draft, Problem, [problem for problem in problems if captions or not problem.caption])
+def judge_draft(
+    draft: Draft, *, captions: bool = True
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """What `check_draft` and `note_repairs` find, at once; without `captions`, not which are empty."""
+    findings = _findings(draft)[1]
+    problems = [finding for finding in findings if isinstance(finding, Problem)]
+    told = [problem for problem in problems if captions or not problem.caption]
+    return _by_key(draft, Problem, told), _by_key(draft, Note, findings)
+
+
+def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:
+    """What must be put right before a start, by picture key; "" is the whole set."""
+    return judge_draft(draft)[0]
 
 
 def note_repairs(draft: Draft) -> dict[str, tuple[str, ...]]:

@@ -3,10 +3,11 @@
 An uploaded file gives its content and, for people and for finding its caption, its name; never a path.
 """
 
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dopsd_app.config import EDIT, TrainConfig
 from dopsd_app.data.archive import is_zip, unpack
@@ -126,6 +127,11 @@ def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
     small, problems = _usable(paths)
     parts = [_add(draft, [path for path in small if not is_zip(path)])]
     parts += [_add_zip(draft, path) for path in small if is_zip(path)]
+    return together(parts, problems)
+
+
+def together(parts: Sequence[Added], problems: Sequence[str] = ()) -> Added:
+    """What became of several parts of an upload, the last of which has the draft as it is now."""
     refused = [problem for part in parts for problem in part.problems]
     return Added(
         parts[-1].draft,
@@ -217,14 +223,44 @@ def _add_zip(draft: Draft, path: Path) -> Added:
     """Adds what is in a zip, laid out as folders are that the command line takes."""
     with tempfile.TemporaryDirectory(dir=draft.path) as place:
         problems = unpack(path, Path(place), MAX_PICTURE_BYTES)
-        files = [file for file in Path(place).rglob("*") if file.is_file()]
-        if any(_is_caption(file) for file in files) and not any(map(is_picture, files)):
-            added = _add(draft, files)
-            return replace(added, problems=(*problems, *added.problems))
-        scan = scan_folder(Path(place))
-        keys, notes = _add_scan(draft, scan, problems)
+        return _add_tree(draft, Path(place), shown(path.name), problems)
+
+
+def add_folder(draft: Draft, files: Sequence[tuple[str, str | Path]]) -> Added:
+    """Adds the files of a folder that was chosen, each with its path that begins with the folder's name.
+
+    It is read as a zip of it is: sources, splits and crops count as they do on the command line.
+    """
+    small, problems = _usable(path for _, path in files)
+    usable = set(small)
+    with tempfile.TemporaryDirectory(dir=draft.path) as place:
+        for name, path in files:
+            inside = PurePosixPath(name)
+            if inside.is_absolute() or ".." in inside.parts or any(sign in name for sign in ":\\\0"):
+                problems.append(f"{shown(name)} was left out: its name leads out of the folder.")
+            elif Path(path) in usable and not any(map(_is_passed_over, inside.parts)):
+                target = Path(place) / inside
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        for folder in Path(place).iterdir():  # the one that was chosen, unless nothing of it was taken
+            return _add_tree(draft, folder, shown(folder.name), problems)
+    return Added(read_draft(draft.path), (), tuple(problems), ())
+
+
+def _is_passed_over(part: str) -> bool:
+    return is_ignored(part) and part != "prompts.txt"
+
+
+def _add_tree(draft: Draft, folder: Path, name: str, problems: list[str]) -> Added:
+    """Adds what is in a folder; problems are those of making it, which has this name for people."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not is_ignored(file.name)]
+    if any(_is_caption(file) for file in files) and not any(map(is_picture, files)):
+        added = _add(draft, files)
+        return replace(added, problems=(*problems, *added.problems))
+    scan = scan_folder(folder)
+    keys, notes = _add_scan(draft, scan, problems)
     if not scan.examples and not problems:
-        problems.append(f"{shown(path.name)} holds no pictures.")
+        problems.append(f"{name} holds no pictures.")
     return Added(_as_edit(read_draft(draft.path)), tuple(keys), tuple(problems), tuple(notes))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dopsd_app.data.captions import advise
-from dopsd_app.data.drafts import Draft, check_draft, note_repairs
+from dopsd_app.data.drafts import Draft, judge_draft
 from dopsd_app.data.pictures import MIN_PICTURES
 from dopsd_app.ui import words
 
@@ -49,8 +49,7 @@ def find(draft: Draft) -> Findings:
     if not draft.items:
         return Findings({}, {}, {}, ())
     empty = tuple(item.key for item in draft.items if not item.caption.strip())
-    problems = check_draft(draft, captions=False)
-    notes = note_repairs(draft)
+    problems, notes = judge_draft(draft, captions=False)
     waiting = [
         f"{name} belongs to no picture here. It is kept until its picture comes." for name in draft.waiting
     ]
