@@ -703,7 +703,7 @@ def page_of(tmp_path, monkeypatch):
         }
         values = [value for component, value in filled.items() if isinstance(component, gr.HTML)]
         return [
-            *(value if isinstance(value, str) else value.value for value in values),
+            *(told(value) for value in values),
             base_facts("z-image-turbo", text, "", ask=False),
             publish.link(f"https://hub/{text}"),
             visitors.welcome(space, ""),
@@ -714,6 +714,13 @@ def page_of(tmp_path, monkeypatch):
         ]
 
     return html
+
+
+def told(update) -> str:
+    """The HTML of an update, which may be the text itself, a component or a dictionary."""
+    if isinstance(update, str):
+        return update
+    return update.get("value", "") if isinstance(update, dict) else update.value
 
 
 def test_no_text_becomes_html(page_of):

@@ -325,10 +325,10 @@ def judge_draft(
     draft: Draft, *, captions: bool = True
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """What `check_draft` and `note_repairs` find, at once; without `captions`, not which are empty."""
-    findings = _findings(draft)[1]
-    problems = [finding for finding in findings if isinstance(finding, Problem)]
-    told = [problem for problem in problems if captions or not problem.caption]
-    return _by_key(draft, Problem, told), _by_key(draft, Note, findings)
+    findings = [
+        each for each in _findings(draft)[1] if captions or not (isinstance(each, Problem) and each.caption)
+    ]
+    return _by_key(draft, Problem, findings), _by_key(draft, Note, findings)
 
 
 def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:
