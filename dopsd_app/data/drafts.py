@@ -321,9 +321,8 @@ def draft_config(draft: Draft) -> TrainConfig:
 
 
 def judge_draft(draft: Draft) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """What `check_draft` and `note_repairs` find, at once."""
-    findings = _findings(draft)[1]
-    return _by_key(draft, Problem, findings), _by_key(draft, Note, findings)
+    """What `check_draft` and `note_repairs` find."""
+    return _by_key(draft, Problem, found := _findings(draft)[1]), _by_key(draft, Note, found)
 
 
 def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:
@@ -391,9 +390,7 @@ def _usable_config(draft: Draft) -> TrainConfig:
         return TrainConfig()
 
 
-def _by_key(
-    draft: Draft, kind: type[Problem] | type[Note], findings: list[Problem | Note]
-) -> dict[str, tuple[str, ...]]:
+def _by_key(draft: Draft, kind: type, findings: list[Problem | Note]) -> dict[str, tuple[str, ...]]:
     keys = {item.name: item.key for item in draft.items}
     found: dict[str, tuple[str, ...]] = {}
     for finding in findings:
