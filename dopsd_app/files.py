@@ -38,6 +38,11 @@ def replace_file(path: Path, content: str | bytes | Iterable[bytes | memoryview]
         temporary.unlink(missing_ok=True)
 
 
+def cut_name(name: str, most: int) -> str:
+    """A part of a file's name in at most so many bytes: file systems take 255 for a whole one."""
+    return name.encode()[:most].decode(errors="ignore")
+
+
 def retry(action: Callable[[], T]) -> T:
     """Tries a file operation for up to two seconds: Windows refuses it while others have the file open."""
     for _ in range(100):

@@ -1,19 +1,23 @@
 """A grid of drawn pictures: what is asked for, how it is shown, and what its files are called."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageFont
 
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.drawing import BASE, Column, Drawing, PictureRequest
+from dopsd_app.jobs.drawing import BASE, Column, Drawing, PictureRequest, Row, file_stem
 from dopsd_app.jobs.job import create_job
 from dopsd_app.jobs.kinds import DRAW
+from dopsd_app.jobs.run_notes import MAX_NAME, set_name
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
 from dopsd_app.ui.compare import column_name, grid, history, picture_name, progress, sheet_name
 from dopsd_app.ui.picture_requests import make_request
 from dopsd_app.ui.sheet import _writable, save_sheet
+from dopsd_app.ui.use_file import lora_name
+from tests.support.checkpoint_files import leave_checkpoint
 from tests.support.pictures import make_picture
 
 HOSTILE = "<img src=x onerror=alert(1)> 'zorp'"
@@ -59,6 +63,22 @@ def test_files_are_named_after_run_step_and_seed(run, asked):
     assert sheet_name(run, asked) == "My-zorp_step-75-final_strength-0.6-1_seeds-3-4.png"
     smallest = replace(asked, prompts=("a zorp",), seeds=(0,), columns=(BASE, Column(75)))
     assert picture_name(run, smallest, 0, 1) == sheet_name(run, smallest) == "My-zorp_step-75_seed-0.png"
+
+
+@pytest.mark.parametrize("letter", ["猫", "\U00020000", "z"])
+def test_files_of_a_run_with_a_long_name_in_any_script_can_be_written(run, asked, letter):
+    run.path.mkdir(parents=True)
+    set_name(run, MAX_NAME * letter)
+    columns = (
+        BASE,
+        *(Column(step, strength) for step in range(10_000, 18_000, 1000) for strength in (1, 0.65)),
+    )
+    many = replace(asked, columns=columns, seeds=(2**32 - 2, 2**32 - 1))
+    stem = file_stem(8, Row(60 * letter, 2**32 - 1), [Path(60 * letter)]) + "_step100000_strength0.65.png"
+    names = (lora_name(run, leave_checkpoint(run, 99_999) / "lora.safetensors"), sheet_name(run, many))
+    for name in (*names, picture_name(run, many, 3, 16), stem):
+        (run.path / name).write_bytes(b"")
+    assert "step-10000-to-17000_strength-0.65-1" in names[1]
 
 
 def test_a_grid_shows_what_is_drawn_and_the_places_of_the_rest(run, drawing):

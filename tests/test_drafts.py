@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -205,7 +206,8 @@ def test_pictures_of_one_name_are_told_apart(tmp_path, draft, uploads):
     assert captions(draft) == {"a.png": "", "a (2).png": "of the second"}  # which came with it
     added = add_pictures(draft, uploads(a_txt="of whom?"))
     assert added.problems == (
-        "a.txt was left out: it may be of a.png or a (2).png. Name its file after the whole picture: a.png.txt.",
+        "a.txt was left out: it may be of a.png or a (2).png. Name its file after the whole picture:"
+        " a.png.txt.",
     )
     assert captions(added.draft) == captions(draft)
     draft = add_pictures(draft, uploads(a_png_txt="of the first")).draft
@@ -265,6 +267,13 @@ def test_metadata_gives_captions_to_pictures_wherever_they_were(draft, uploads):
 def test_prompts_become_those_of_the_previews(draft, uploads):
     draft = add_pictures(draft, uploads(prompts_txt="\n".join(["one", "", "two", *"abcdefghij"]))).draft
     assert draft_config(draft).preview_prompts == ("one", "two", *"abcdef")
+
+
+def test_prompts_of_previews_have_the_trigger_word(draft, uploads):
+    draft = add_pictures(draft, uploads(prompts_txt="[trigger] at home")).draft
+    draft = set_settings(draft, trigger_word="zorp")
+    assert draft_config(draft).preview_prompts == ("zorp at home",)
+    assert draft_config(set_settings(draft, trigger_word="grib")).preview_prompts == ("grib at home",)
 
 
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, draft, uploads):
@@ -341,6 +350,32 @@ def test_a_zip_writes_nothing_outside(draft, tmp_path, name):
     assert list(tmp_path.rglob("*out.png")) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "at 12:30.png", "good.png/1.png"])
+def test_a_name_that_no_file_can_have_costs_a_zip_only_that_file(draft, tmp_path, name):
+    files = {"good.png": png(1), name: png(2), "zz.png": png(3)}
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", files)])
+    assert names(added.draft) == ["good.png", "zz.png"]
+    assert len(added.problems) == 1 and "Rename it" in added.problems[0]
+
+
+def test_a_disk_that_is_full_is_no_damaged_zip(draft, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive_module, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        add_pictures(draft, [zipped(tmp_path / "a.zip", {"1.png": png(1)})])
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_a_zip_that_was_cut_off_or_altered_is_damaged(draft, tmp_path, cut):
+    content = bytearray(zipped(tmp_path / "a.zip", {"1.png": png(1), "2.png": png(2)}).read_bytes())
+    place = int(cut * len(content)) if cut > 0.5 else 60
+    content[place : place + 8] = b"\xff" * 8
+    (tmp_path / "a.zip").write_bytes(content)
+    assert "is damaged" in add_pictures(draft, [tmp_path / "a.zip"]).problems[0]
+
+
 def test_a_zip_holds_no_links(draft, tmp_path):
     (tmp_path / "secret.png").write_bytes(png(7))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -386,10 +421,11 @@ def test_a_zip_captions_pictures_that_are_there_already(draft, uploads, tmp_path
     )
     assert captions(added.draft) == {"a.png": "one", "b.png": "two"}
     assert ["is the same picture" in problem for problem in added.problems] == [True]
-    files = {"mine/a.txt": "three", "mine/b.png.txt": "four", "mine/c.txt": "waits"}
+    files = {"mine/a.txt": "three", "mine/b.png.txt": "four", "mine/c.txt": "waits", "prompts.txt": "zorp"}
     added = add_pictures(draft, [zipped(tmp_path / "b.zip", files)])
     assert captions(added.draft) == {"a.png": "three", "b.png": "four"}
     assert (added.problems, added.draft.waiting) == ((), ("c.txt",))
+    assert draft_config(added.draft).preview_prompts == ("zorp",)
 
 
 def test_folders_of_a_zip_tell_pictures_of_one_name_apart(draft, tmp_path):

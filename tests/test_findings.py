@@ -16,6 +16,7 @@ from dopsd_app.ui.adding import report
 from dopsd_app.ui.base_advice import suited_bases
 from dopsd_app.ui.findings import find, what_is_missing
 from dopsd_app.ui.shown_draft import count_pages, page_of, show_page
+from dopsd_app.ui.teacher import _digest
 from dopsd_app.ui.teacher_causes import find_cause
 from tests.support.pictures import make_picture
 
@@ -81,6 +82,19 @@ def test_what_became_of_files_is_one_block_with_counts(draft, add, tmp_path):
     assert "5 files were not taken" in said and said.count("<details>") == 1
     said = report(add(draft, 4))
     assert "4 pictures added." in said and "<details>" not in said
+
+
+def test_another_trigger_word_outdates_what_the_teacher_saw(draft, add):
+    draft = set_settings(add(draft, 4).draft, trigger_word="zorp")
+    for caption, same in (("a dog", True), ("[trigger] at home", False)):
+        seen = set_caption(set_settings(draft, trigger_word="zorp"), draft.items[0].key, caption)
+        assert (_digest(seen) == _digest(set_settings(seen, trigger_word="grib"))) == same
+
+
+def test_a_caption_that_is_empty_hides_no_other_problem(draft, tmp_path):
+    make_picture(1, 20, 20).save(tmp_path / "caption of a dog.png")
+    draft = add_pictures(draft, [tmp_path / "caption of a dog.png"]).draft
+    assert "pixels" in find(draft).problems[draft.items[0].key][0]
 
 
 def test_a_blind_teacher_has_the_cause_that_the_draft_tells_of(tmp_path, draft, add):

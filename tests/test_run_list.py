@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict, replace
 
@@ -38,6 +39,7 @@ from dopsd_app.ui.page import add_page
 from dopsd_app.ui.run_compare import compare
 from dopsd_app.ui.run_rows import in_queue, newest_sample, rows
 from dopsd_app.ui.updates import only_changed
+from tests.support.checkpoint_files import leave_checkpoint
 from tests.support.layout import lay_out
 from tests.support.pictures import make_picture
 
@@ -242,6 +244,38 @@ def test_a_look_at_hundreds_of_runs_is_quick(new_run):
         assert len(rows(run_actions.statuses())) == 301
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("settings", ["{", "{}", '{"name": "zorp"}'])
+def test_a_run_whose_settings_cannot_be_read_is_shown_and_can_be_deleted(new_run, page, settings):
+    run, other = new_run(name="broken"), new_run(name="other")
+    tell(run, *((step, HealthMeasured(step, 0.1 * step, None, 0.0, 1.0)) for step in (0, 5)))
+    write_status(run, state="finished", step=5, steps=5)
+    set_notes(run, "It was good.")
+    run.log_file.write_text("What it said.")
+    (run.path / "config.json").write_text(settings)
+    shown = page.train.show(run.id)
+    assert "Finished" in shown[page.train.status] and shown[page.train.log_text] == "What it said."
+    runs = page.train.runs
+    assert shown[runs.notes.box] == "It was good." and shown[runs.delete].visible
+    runs.delete_runs(run.id, run.id)
+    assert list_runs(run.runs_dir) == [other]
+
+
+def test_new_checkpoints_can_be_tried_while_the_run_trains(new_run, page):
+    run, trying = at_work(new_run(), state="training"), page.trying
+    leave_checkpoint(run, 4)
+    shown = trying.show(run.id)
+    assert shown[trying.timer].active and shown[trying.steps]["value"] == ["Step 4"]
+    assert trying.poll(run.id, "", shown[trying.digests]) == {}
+    leave_checkpoint(run, 8)
+    shutil.rmtree(run.checkpoints / "000004")
+    new = trying.poll(run.id, "", shown[trying.digests])
+    for chosen in (trying.steps, trying.using.checkpoint):
+        # Not what is chosen.
+        assert new[chosen] == gr.update(choices=[("Step 8", "Step 8")])
+    write_status(run, state="finished")
+    assert not trying.poll(run.id, "", new[trying.digests])[trying.timer].active
 
 
 # --- several at once

@@ -12,9 +12,19 @@ from dopsd_app.jobs.runs import default_runs_dir
 from dopsd_app.jobs.status import Status
 from dopsd_app.jobs.watch import Rollout, RunView, Samples, thin_out
 from dopsd_app.ui import run_charts, run_ending
-from dopsd_app.ui.run_pictures import matrix, pair, rollout
+from dopsd_app.ui.run_pictures import (
+    NEWEST,
+    RunPictures,
+    comparing_steps,
+    how_it_learns,
+    matrix,
+    pair,
+    rollout,
+    run_samples,
+)
 from tests.support.checkpoint_files import leave_checkpoint
 from tests.support.finished_run import pocket_config
+from tests.support.layout import lay_out
 from tests.support.pictures import make_picture
 
 PROMPTS = ("a dog <at> sea", "a cat & a dog")
@@ -84,6 +94,15 @@ def test_any_two_steps_stand_side_by_side(drawn):
     assert html.count("<section") == 2
     assert re.findall("<figcaption>(.*?)</figcaption>", html) == ["Step 50", "Step 150"] * 2
     assert pair(Samples(), None, None) == ""
+
+
+def test_a_chosen_step_stays_whatever_is_left_out_of_the_matrix(drawn):
+    view = view_of("training", (), samples=drawn(60, ("a dog",)))
+    parts = lay_out(lambda _: RunPictures(run_samples(), *comparing_steps(), *how_it_learns()))
+    shown = parts.values(view, {parts.left: 100, parts.right: NEWEST})
+    assert ("Step 100", 100) in shown[parts.left]["choices"] and len(shown[parts.left]["choices"]) == 62
+    assert re.findall("<figcaption>(.*?)</figcaption>", shown[parts.pair][1]()) == ["Step 100", "Step 3000"]
+    assert "Step 100" not in (columns := heads(shown[parts.samples][1]())) and len(columns) == 25
 
 
 def test_a_rollout_is_a_row_of_states_of_each(drawn):
@@ -160,6 +179,7 @@ GOOD = HealthMeasured(50, 0.8, 0.9, 0.2, 1.0)
         (HealthMeasured(100, 0.8, 0.9, 0.2, 0.5), "pictures of later ones are less clean"),
         (HealthMeasured(100, 0.85, 0.9, 1.9, 1.0), "later ones change pictures of other things more"),
         (HealthMeasured(100, 0.3, 0.9, 0.2, 1.0), "later ones are less like your pictures"),
+        (HealthMeasured(100, 0.8, None, 0.2, 0.5), "pictures of later ones are less clean"),
     ],
 )
 def test_the_end_says_which_checkpoint_is_the_best_and_why(new_run, last, why):
@@ -180,6 +200,8 @@ def test_the_end_says_in_one_sentence_how_healthy_it_is(new_run):
     said = run_ending.ending(run, view_of("finished", (BASE, replace(GOOD, step=100))))
     assert "Best checkpoint: the last one, step 100." in said
     assert "Health: likeness to your pictures went from 0.10 to 0.80, prompts still count, and pictures are clean." in said  # fmt: skip  # noqa: E501
+    blind = run_ending.ending(run, view_of("finished", (BASE, replace(GOOD, step=100, following=None))))
+    assert "Health: likeness to your pictures went from 0.10 to 0.80, and pictures are clean." in blind
     worse = run_ending.ending(run, view_of("finished", (BASE, replace(GOOD, step=100, quality=0.3))))
     assert any(sentence.startswith("Health: Pictures are getting worse.") for sentence in worse)
     unmeasured = run_ending.ending(run, view_of("finished", ()))

@@ -3,8 +3,10 @@
 import http.client
 import io
 import json
+import os
 import random
 import re
+import shutil
 import socket
 import struct
 import tempfile
@@ -279,7 +281,7 @@ def test_names_that_a_client_makes_up_lead_nowhere(server):
                 assert "log tells" not in told and MARK not in told, (endpoint, name)
         for preset in (f"{name}/preset", f"../{name}/preset"):
             assert "There is no preset" in refused("change_settings", server.draft.id, {"preset": preset})
-        assert "is not kept any more" in refused("keep_for_card", server.run.id, name)
+        assert "is not kept any more" in refused("keep_for_card", server.run.id, name, 0, 1)
         assert "There is no example" in refused("load_example", name)
     assert all_bytes(server.runs, server.drafts, outside) == before
     assert "outside" not in json.dumps(server.enter(5, up))
@@ -495,9 +497,10 @@ def test_what_makes_no_sense_is_refused_and_leaves_no_trace_in_the_log(server):
     assert "Traceback" not in lines and lines.count("\n") <= asked + 2, lines
 
 
-def test_a_file_above_the_limit_is_refused_by_the_server(server):
-    large = ("large.png", bytes(26 * 1024 * 1024))
-    answer = server.http.post(f"{server.url}/gradio_api/upload", files={"files": large})
+def test_a_file_above_the_limit_is_refused_by_the_server(server, tmp_path):
+    with (tmp_path / "large.zip").open("wb+") as large:
+        large.truncate(1024**3 + 1)  # it takes no place on the disk
+        answer = server.http.post(f"{server.url}/gradio_api/upload", files={"files": large})
     assert answer.status_code == 413
 
 
@@ -736,7 +739,7 @@ def test_a_deleted_runs_lora_is_not_offered_any_more(tmp_path):
         run = Run(tmp_path / name)
         run.path.mkdir()
         run.lora_file.write_bytes(name.encode())
-        copies.append(Path(lora_copy(run, run.lora_file)))
+        copies.append(Path(lora_copy(run, run.lora_file, "mine.safetensors")))
     assert [copy.read_bytes()[-2:] for copy in copies] == [b"aa", b"bb"]
     drop_copies(Run(tmp_path / "20261121-100000-mine-aa"))
     assert [copy.exists() for copy in copies] == [False, True]
@@ -747,8 +750,21 @@ def test_a_lora_is_offered_without_writing_it_again(tmp_path):
     folder = leave_checkpoint(run, 4)
     run.lora_file.write_bytes(b"final")
     for file in (run.lora_file, folder / "lora.safetensors"):
-        copy = Path(lora_copy(run, file))
-        assert copy.name == LORA_FILE
+        copy = Path(lora_copy(run, file, "mine.safetensors"))
+        assert copy.name == "mine.safetensors"
         assert copy.samefile(file) or copy.stat().st_dev != file.stat().st_dev  # a link, where that can be
     drop_copies(run)
     assert not copy.exists() and run.lora_file.exists()
+
+
+def test_a_copy_of_what_is_gone_or_was_called_otherwise_takes_no_room(tmp_path):
+    run = Run(tmp_path / "20261121-100000-mine-dd")
+    first, second = (leave_checkpoint(run, step) / "lora.safetensors" for step in (4, 8))
+    copies = [Path(lora_copy(run, file, "mine.safetensors")) for file in (first, second)]
+    assert all(copy.exists() for copy in copies)
+    shutil.rmtree(first.parent)
+    os.utime(second, ns=(1, 1))  # it was trained anew
+    again = Path(lora_copy(run, second, "mine.safetensors"))
+    renamed = Path(lora_copy(run, second, "yours.safetensors"))
+    assert [copy.exists() for copy in (*copies, again, renamed)] == [False, False, False, True]
+    drop_copies(run)

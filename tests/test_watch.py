@@ -166,11 +166,14 @@ def test_previews_of_an_earlier_version_are_shown_as_it_saved_them(new_run):
     assert view.rollouts[-1] == Rollout(4, (run.previews / "4_rollout.webp",), ())
 
 
-def test_the_newest_samples_are_shown_and_the_base_for_ever(new_run):
+def test_all_samples_can_be_asked_for_and_of_many_the_newest_and_the_base_are_shown_at_once(new_run):
     run = new_run(TrainConfig(steps=100))
     for step in range(0, 101):
         append_event(run.events_file, PreviewSaved(step, "samples", (f"previews/{step}.webp",), ("a",)))
-    steps = [step for step, _ in RunWatcher().read(run).samples.steps]
+        append_event(run.events_file, PreviewSaved(step, "rollout", ("previews/s.webp", "previews/t.webp")))
+    view = RunWatcher().read(run)
+    assert [step for step, _ in view.samples.steps] == list(range(101)) and len(view.rollouts) == 101
+    steps = [step for step, _ in view.samples.few.steps]
     assert len(steps) == 1 + SHOWN_PREVIEWS and steps[0] == 0 and steps[-12:] == list(range(89, 101))
 
 

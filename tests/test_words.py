@@ -1,10 +1,13 @@
 """How the page says what the program says: nothing in backticks, which are for terminals."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
+from dopsd_app import ui
 from dopsd_app.config import TrainConfig, load_preset, make_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.planning.machine import Machine
@@ -55,6 +58,21 @@ def test_an_error_s_words_are_plain_text(monkeypatch):
     with pytest.raises(Exception, match="Sign in with hf auth login") as caught:
         guarded(refuse)(None)
     assert "`" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("title", "kind"), [("", "Info"), ("This does not fit", "Warning")])
+def test_what_is_said_in_passing_is_plain_text_whatever_a_run_is_called(monkeypatch, title, kind):
+    said = []
+    monkeypatch.setattr(gr, kind, lambda message, **options: said.append(message))
+    words.passing("<img src=x onerror=alert(1)> is deleted: see `runs`.", title=title)
+    assert said == ["(img src=x onerror=alert(1)) is deleted: see runs."]
+
+
+def test_nothing_is_said_in_passing_in_another_way():
+    elsewhere = [it for it in Path(ui.__file__).parent.rglob("*.py") if it.name != "words.py"]
+    assert not [
+        file.name for file in elsewhere if re.search(r"gr\.(Info|Warning)\b", file.read_text("utf-8"))
+    ]
 
 
 def test_comfyui_is_spoken_of_only_where_it_knows_the_base(

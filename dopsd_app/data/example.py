@@ -14,6 +14,7 @@ class Example:
     captions: tuple[str, ...]  # one is drawn per step
     source_images: tuple[Path, ...] = ()  # editing: the pictures to start from
     focus: tuple[float, float] = MIDDLE  # where the crop lies, as in `crops.crop`
+    caption_file: Path | None = field(default=None, compare=False)  # that was read for it
 
 
 @dataclass(frozen=True)

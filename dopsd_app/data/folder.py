@@ -198,17 +198,20 @@ def _files_of_sources(folder: Path) -> list[Path]:
 
 
 def _read_caption_files(root: Path, pairs: Pairs, texts: list[Path]) -> Iterator[Finding]:
+    there = {fold_name(picture.name) for picture in pairs.targets}
     texts = sorted(texts, key=lambda path: CAPTION_SUFFIXES.index(path.suffix.lower()))
     whole, exactly, loosely = {}, {}, {}  # by the picture's file name, by its stem, and by that as compared
     for path in texts:
         stem = caption_stem(path.name)
         if stem != path.stem:
             whole.setdefault(fold_name(f"{path.stem}."), path)
+            if fold_name(path.stem) in there:
+                continue
         exactly.setdefault(stem, path)
         loosely.setdefault(fold_name(stem), path)
     owners: dict[Path, str] = {}  # caption file: the picture it describes
     for picture in pairs.targets:
-        name, captions = name_in(picture, root), ()
+        name, captions, own = name_in(picture, root), (), None
         path = whole.get(fold_name(f"{picture.name}.")) or exactly.get(picture.stem)
         path = path or loosely.get(fold_name(picture.stem))
         if path is None:
@@ -219,7 +222,7 @@ def _read_caption_files(root: Path, pairs: Pairs, texts: list[Path]) -> Iterator
             sharing = f"{owners[path]} and {name} share the caption file {name_in(path, root)}"
             yield Problem(name, f"{sharing}. Give each picture a name of its own.")
         else:
-            owners[path] = name
+            owners[path], own = name, path
             try:
                 if (read := read_caption_file(path)) is None:
                     raise ValueError(
@@ -233,7 +236,7 @@ def _read_caption_files(root: Path, pairs: Pairs, texts: list[Path]) -> Iterator
             else:
                 captions, problem = _cleaned(texts_of, name)
                 yield from problem
-        yield Example(picture, captions, pairs.sources.get(picture, ()))
+        yield Example(picture, captions, pairs.sources.get(picture, ()), caption_file=own)
     for path in texts:
         if path not in owners:
             document = is_document(path.name)

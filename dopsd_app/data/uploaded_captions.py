@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dopsd_app.data.caption_file import (
@@ -23,21 +24,21 @@ class FileCaption:
     file_name: str
     text: str  # one caption per line
 
-    @property
+    @cached_property
     def whole(self) -> str:
         """The file name of its picture as it is compared; "" where only the stem is told."""
         return fold_name(named_picture(self.file_name))
 
-    @property
+    @cached_property
     def stem(self) -> str:
         return stem_of(self.file_name)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What it waits under, as long as its picture has not come."""
         return PurePosixPath(self.whole).name or self.stem
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """The place of its file among several of one picture, of which the first counts."""
         suffix = PureWindowsPath(self.file_name).suffix.lower()
@@ -57,13 +58,14 @@ def read_captions(path: Path, name: str, notes: list[str]) -> list[FileCaption]:
 
 def one_each(captions: list[FileCaption]) -> list[FileCaption]:
     """Without those of a .json or .caption beside a .txt of the same picture."""
+    by_stem: dict[str, list[FileCaption]] = {}
+    for caption in captions:
+        by_stem.setdefault(caption.stem, []).append(caption)
 
     def counts(caption: FileCaption) -> bool:
         return not any(
-            other.rank < caption.rank
-            and other.stem == caption.stem
-            and (other.key == caption.key or not (other.whole and caption.whole))
-            for other in captions
+            other.rank < caption.rank and (other.key == caption.key or not (other.whole and caption.whole))
+            for other in by_stem[caption.stem]
         )
 
     return [caption for caption in captions if counts(caption)]
@@ -176,14 +178,16 @@ def _whole(caption: FileCaption, named: list[tuple[Item, str]]) -> list[Item]:
 
 def _by_stem(caption: FileCaption, named: list[tuple[Item, str]]) -> list[Item]:
     """Those of its stem; "a (2)" is one too, which the second a.png has here."""
-    if exactly := [item for item, name in named if caption.stem == fold_name(_stem(name)) != item.stem]:
+    if exactly := [item for item, name in named if caption.stem == _stem(name) != item.stem]:
         return exactly
     return [item for item, _ in named if item.stem == caption.stem]
 
 
+@lru_cache(maxsize=1_000)
 def _stem(name: str) -> str:
+    """A picture's name without its ending, as it is compared."""
     path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in PICTURE_SUFFIXES else path.name
+    return fold_name(path.stem if path.suffix.lower() in PICTURE_SUFFIXES else path.name)
 
 
 def _undecided(name: str, owners: list[Item]) -> str:

@@ -49,7 +49,7 @@ from dopsd_app.data.source_pictures import MAX_SOURCES, count_copies, find_copie
 from dopsd_app.data.uploaded_captions import FileCaption, add_captions, one_each, read_captions
 
 MAX_PICTURE_BYTES = 25_000_000
-MAX_ZIP_BYTES = 200_000_000  # what the server takes at once
+MAX_ZIP_BYTES = 1_000_000_000  # as much as the server takes at once: 200 pictures of a phone
 MAX_FILES = MAX_PICTURES * (2 + MAX_SOURCES)  # in one upload: each with its caption and its sources
 MAX_WAITING = MAX_FILES  # captions that are kept until their pictures come
 MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from dopsd_app.config import TrainConfig, make_config
 from dopsd_app.errors import KnownFailure
-from dopsd_app.files import make_value
+from dopsd_app.files import cut_name, make_value
 from dopsd_app.jobs.beside import Wanted, check_room, who_draws
 from dopsd_app.jobs.job import (
     Job,
@@ -237,7 +237,7 @@ def file_variant(run: Run, column: Column) -> str:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60] or "picture"
+    return cut_name(re.sub(r"\W+", "-", text.lower()).strip("-")[:60], 90) or "picture"
 
 
 def read_drawing(runs_dir: Path, id: str) -> Drawing:

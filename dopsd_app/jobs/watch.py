@@ -4,7 +4,7 @@ import statistics
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ from dopsd_app.jobs.worked_time import worked_seconds
 from dopsd_app.progress import DownloadProgress
 
 CURVE_POINTS = 500  # of a loss curve: more cannot be seen, and all of it goes over the wire
-SHOWN_PREVIEWS = 24
+SHOWN_PREVIEWS = 24  # at once: any single one of them can be asked for
 KEPT_READERS = 8  # runs whose events are held in memory between two looks
 
 ENDINGS = (Finished, Stopped, Failed)
@@ -56,6 +56,12 @@ class Samples:
     sources: tuple[Path | None, ...] = ()  # what the prompts start from; empty where none starts from any
     steps: tuple[tuple[int, tuple[Path, ...]], ...] = ()  # a picture for each prompt; step 0 is the base's
 
+    @property
+    def few(self) -> "Samples":
+        """Of many steps those that are shown: the base's, and what `thin_out` leaves of the others."""
+        first = 1 if self.steps and self.steps[0][0] == 0 else 0
+        return replace(self, steps=(*self.steps[:first], *thin_out(self.steps[first:])))
+
 
 @dataclass(frozen=True)
 class RunView:
@@ -65,7 +71,7 @@ class RunView:
     curve: tuple[tuple[float, float], ...]  # (step, mean loss around it), at most CURVE_POINTS
     seconds_per_step: float | None  # of the last steps; None before the first
     memory: int  # bytes: the peak on the GPU, or on a CPU what the worker uses now; 0 when it is gone
-    rollouts: tuple[Rollout, ...]  # oldest first, at most SHOWN_PREVIEWS
+    rollouts: tuple[Rollout, ...]  # oldest first
     samples: Samples
     sheets: tuple[tuple[int, Path], ...]  # by step, of earlier versions: samples of all prompts in one
     health: tuple[HealthMeasured, ...]  # by step; that of step 0 is the base's, the zero line
@@ -130,7 +136,7 @@ def _summary(run: Run, events: list[Event]) -> dict:
         "steps": steps,
         "seconds_per_step": measured_pace(steps),
         "peak_memory": steps[-1].peak_memory if steps else 0,
-        "rollouts": tuple(thin_out(_rollouts(run, previews))),
+        "rollouts": tuple(_rollouts(run, previews)),
         "samples": _samples(run, previews),
         "sheets": tuple(thin_out(_sheets(run, previews))),
         "health": measured_in(events),
@@ -185,14 +191,12 @@ def _samples(run: Run, previews: list[PreviewSaved]) -> Samples:
     if not drawn:
         return Samples()
     drawn.sort(key=lambda preview: preview.step)
-    steps = [(preview.step, tuple(run.path / file for file in preview.files)) for preview in drawn]
-    first = 1 if steps[0][0] == 0 else 0  # the base's stays
     sources = [preview.files for preview in _of_kind(previews, "sources")]
     return Samples(
         drawn[-1].prompts,
         drawn[-1].seed,
         tuple(run.path / file if file else None for file in sources[-1]) if sources else (),
-        (*steps[:first], *thin_out(steps[first:])),
+        tuple((preview.step, tuple(run.path / file for file in preview.files)) for preview in drawn),
     )
 
 

@@ -338,4 +338,7 @@ def _ending(job: Job | None, status: Status | None) -> str:
         said.append(f"{words.count(kept, 'caption')} left as you wrote it meanwhile.")
     if unusable := result.get("unusable"):
         said.append(f"For {words.count(unusable, 'picture')} the model wrote nothing that can be used.")
+    if unreadable := result.get("unreadable"):
+        were = "was" if unreadable == 1 else "were"
+        said.append(f"{words.count(unreadable, 'picture')} could not be read or {were} removed.")
     return f"<p class='done' role='status'>{words.text(' '.join(said))}</p>"

@@ -1,5 +1,6 @@
 """A grid of drawn pictures as the page shows it: prompts beside base, checkpoints and strengths."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 
@@ -157,10 +158,16 @@ def _drawn_by(columns: list[Column]) -> str:
     if not any(column.strength for column in columns):
         return "base"
     steps = sorted({column.checkpoint for column in columns if column.checkpoint is not None})
-    named = [f"step-{'-'.join(map(str, steps))}"] if steps else []
+    named = [f"step-{_in_short(map(str, steps))}"] if steps else []
     named += ["final"] if any(column.checkpoint is None for column in columns) else []
-    strengths = "-".join(f"{strength:g}" for strength in sorted({column.strength for column in columns}))
+    strengths = _in_short(f"{strength:g}" for strength in sorted({column.strength for column in columns}))
     return "-".join(named) + ("" if strengths == "1" else f"_strength-{strengths}")
+
+
+def _in_short(numbers: Iterable[str]) -> str:
+    """All of a few, and of many the first and the last: a file's name has little room."""
+    first, *others = numbers
+    return "-".join([first, *others]) if len(others) < 5 else f"{first}-to-{others[-1]}"
 
 
 def sheet_link(run: Run, drawing: Drawing) -> str:

@@ -34,6 +34,7 @@ from dopsd_app.hub.push import published
 from dopsd_app.hub.push_job import wait_for_push
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
 from dopsd_app.jobs.lora_file import find_lora
+from dopsd_app.jobs.watch import thin_out
 from dopsd_app.models.catalog import CATALOG
 from dopsd_app.ui import plan, publish, run_actions, shown_draft, teacher, try_sources
 from dopsd_app.ui.drawing_endpoints import (
@@ -217,18 +218,18 @@ def start(draft_id: str) -> str:
 def show_pictures(run_id: str) -> dict:
     """The pictures of a run, oldest first: the states of its roll-outs, and a sample of each prompt.
 
-    The samples of step 0 are the base's. An earlier version saved all of a step in one picture, without
-    prompts.
+    Of many steps the newest, and evenly chosen ones of those before. The samples of step 0 are the base's.
+    An earlier version saved all of a step in one picture, without prompts.
     """
     view = run_actions.watcher.read(run_actions.the_run(run_id))
-    samples = view.samples
+    samples = view.samples.few
     rollouts = [
         {
             "step": shown.step,
             "student": [copied(file) for file in shown.student],
             "teacher": [copied(file) for file in shown.teacher],
         }
-        for shown in view.rollouts
+        for shown in thin_out(view.rollouts)
     ]
     drawn = [
         {"step": step, "prompt": prompt, "seed": samples.seed, "picture": copied(file)}

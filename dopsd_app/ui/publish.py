@@ -176,7 +176,7 @@ class PublishStep:
     def cancel_push(self, run_id: str) -> None:
         """Stops the run's push."""
         cancel_push(the_run(run_id))
-        gr.Info("Cancelled.", duration=4)
+        words.passing("Cancelled.")
 
 
 def publish_step() -> PublishStep:

@@ -168,8 +168,11 @@ def run_charts() -> RunCharts:
 
 
 def _comparable(run: Run, runs: Sequence[Run]) -> list[Run]:
-    """Other runs of the same base model that have begun, newest first."""
-    base = run.config.base_model
+    """Other runs of the same base model that have begun, newest first; none where its own cannot be read."""
+    try:
+        base = run.config.base_model
+    except KnownFailure:
+        return []
     found = []
     for other in runs:
         try:

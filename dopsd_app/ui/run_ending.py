@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from dopsd_app.checks.health_rules import best_step, complaint, merit
+from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.events import HealthMeasured
 from dopsd_app.jobs.runs import Run, complete_checkpoints, latest_checkpoint
 from dopsd_app.jobs.watch import RunView
@@ -54,11 +55,12 @@ def _best(run: Run, view: RunView) -> str:
 def _why(best: HealthMeasured, later: HealthMeasured, base: HealthMeasured) -> str:
     """What a later step has lost the most of, by what the merit of steps is made of."""
     lost = {
-        "following": (best.following or 0.0) - (later.following or 0.0),
         "quality": best.quality - later.quality,
         "drift": later.drift - best.drift,
         "concept": best.concept - later.concept,
     }
+    if best.following is not None and later.following is not None:
+        lost["following"] = best.following - later.following
     part = {
         # The merit that the best would have if it had lost this alone.
         name: merit(replace(best, **{name: getattr(later, name)}), base)
@@ -72,7 +74,11 @@ def _why(best: HealthMeasured, later: HealthMeasured, base: HealthMeasured) -> s
 def _health(run: Run, view: RunView) -> str:
     if len(view.health) < 2:
         return ""
-    config, base, last = run.config, view.health[0], view.health[-1]
+    base, last = view.health[0], view.health[-1]
+    try:
+        config = run.config
+    except KnownFailure:  # damaged, or of another version: all else of the run is shown
+        return ""
     if not is_known(config.base_model, config.revision):
         return ""
     judged = find_facts(config.base_model, config.revision).scoring(config) == "judge"
@@ -81,7 +87,9 @@ def _health(run: Run, view: RunView) -> str:
     likeness = f"likeness to your pictures went from {base.concept:.2f} to {last.concept:.2f}"
     if last.concept <= base.concept:
         return f"Health: {likeness}: it has learned little. More steps or a higher learning rate help."
-    return f"Health: {likeness}, prompts still count, and pictures are clean."
+    # How far prompts count is not measured with one prompt alone.
+    prompts = "prompts still count, and " if last.following is not None else "and "
+    return f"Health: {likeness}, {prompts}pictures are clean."
 
 
 def _after_finish(view: RunView) -> str:

@@ -14,7 +14,7 @@ from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs.run_notes import MAX_NAME, MAX_NOTES, name_of, read_notes
 from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.status import Status
-from dopsd_app.ui import run_actions
+from dopsd_app.ui import run_actions, words
 from dopsd_app.ui.confirmation import Confirmation, confirmation
 from dopsd_app.ui.events import IN_BROWSER, held, listen
 from dopsd_app.ui.kept_text import KeptText, kept_text
@@ -157,7 +157,7 @@ class RunList:
     def delete_runs(self, subject: str, run_id: str) -> dict:
         """Deletes the runs that were asked about, with their pictures, for good."""
         ids = subject.split(BETWEEN)
-        gr.Info(run_actions.remove_runs(ids), duration=8)
+        words.passing(run_actions.remove_runs(ids), duration=8)
         left = [run.id for run, _ in statuses()]
         return self.step.show(run_id if run_id in left else next(iter(left), ""))
 
@@ -196,9 +196,9 @@ class RunList:
         """The run's settings for the pictures of the open draft, at the third step."""
         page = self.step.page
         draft, remarks = run_actions.take_settings(draft_of(shown), run_id)
-        gr.Info(f"Your pictures have the settings of {name_of(the_run(run_id))} now.", duration=4)
+        words.passing(f"Your pictures have the settings of {name_of(the_run(run_id))} now.")
         for remark in remarks:
-            gr.Warning(remark, title="This does not fit", duration=20)
+            words.passing(remark, title="This does not fit", duration=20)
         place = PLAN if draft.items else PICTURES
         return {**page.navigation.go_to(place), **page.pictures.show(draft), **page.plan.show(draft)}
 

@@ -60,14 +60,17 @@ class RunPictures:
         steps = [step for step, _ in samples.steps]
         left, right = (_known_step(chosen.get(side), steps) for side in (self.left, self.right))
         at = _known_step(chosen.get(self.rollout_step), [rollout.step for rollout in rollouts])
-        pictured = (samples, sheets, view.status.live) if view else None
+        drawn, pictured = dict(samples.steps), (samples.few, sheets, view.status.live) if view else None
         several, learned = len(steps) > 1, bool(rollouts)
         return {
             self.samples: (pictured, lambda: _samples(view) if view else ""),
             self.comparing: (several, lambda: gr.Accordion(visible=several)),
             self.left: {"choices": _step_choices(steps)},
             self.right: {"choices": _step_choices(steps)},
-            self.pair: ((samples, left, right), lambda: pair(samples, left, right)),
+            self.pair: (
+                (samples.prompts, left, right, drawn.get(left), drawn.get(right)),
+                lambda: pair(samples, left, right),
+            ),
             self.learning: (learned, lambda: gr.Accordion(visible=learned)),
             self.rollout_step: {"choices": _step_choices([rollout.step for rollout in rollouts])},
             self.rollout: (
@@ -133,7 +136,7 @@ def _known_step(chosen: object, steps: Sequence[int]) -> int | None:
 def _samples(view: RunView) -> str:
     sheets = _sheets(view.sheets) if view.sheets else ""
     if view.samples.steps:
-        return matrix(view.samples) + sheets
+        return matrix(view.samples.few) + sheets
     if sheets or not view.status.live:
         return sheets
     return NONE_ASKED if view.status.step else SOON

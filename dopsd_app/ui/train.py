@@ -191,7 +191,7 @@ class TrainStep:
 
     def _after(self, answer: str, tab: dict) -> dict:
         """Shows in passing what came of an action, and how the run stands now."""
-        gr.Info(answer, duration=4)
+        words.passing(answer)
         return self.show_new(tab)
 
     def stop_run(self, tab: dict) -> dict:

@@ -42,6 +42,7 @@ from dopsd_app.ui.try_sources import (
     keep_sources,
     list_sources,
     show_sources,
+    source_choice,
 )
 from dopsd_app.ui.updates import only_changed
 from dopsd_app.ui.use_file import FINISHED, UseFile, first_prompt, use_file, what_to_try
@@ -49,7 +50,7 @@ from dopsd_app.ui.use_file import FINISHED, UseFile, first_prompt, use_file, wha
 if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
 
-BUSY, IDLE = 0.5, 5.0  # seconds between two polls: while something is drawn, and otherwise
+BUSY, IDLE = 0.5, 5.0  # seconds between two polls: while something is drawn, and while the run trains
 STRENGTHS = ("0.4", "0.6", "0.8", "1", "1.2", "1.5")  # that are offered; others can be typed
 
 
@@ -90,16 +91,17 @@ class TryStep:
     def watched(self) -> list[Block]:
         """What `show_drawing` fills."""
         shown = [self.status, self.grid, self.sheet, self.history, self.draw, self.cancel]
-        return [self.shown, self.digests, *shown, self.timer]
+        return [self.shown, self.digests, *shown, self.steps, self.using.checkpoint, self.timer]
 
     @property
     def outputs(self) -> list[Block]:
         """What `show` fills."""
-        return [*self._drawing, *self.using.outputs]
+        return [*self._drawing, *(part for part in self.using.outputs if part not in self._drawing)]
 
     @property
     def _drawing(self) -> list[Block]:
-        return [self.title, self.start, self.sources, *self.asked, self.estimate, *self.watched]
+        asked = [part for part in self.asked if part not in self.watched]
+        return [self.title, self.start, self.sources, *asked, self.estimate, *self.watched]
 
     def connect(self, page: "Page") -> None:
         """Connects the part's events."""
@@ -168,26 +170,31 @@ class TryStep:
         sources = list_sources(run, drawing)
         source = sources[0][1] if sources else NOTHING
         return {
+            **self.show_drawing(run, drawing),
             self.title: f"<h2>Try {words.text(name_of(run))}</h2>{reminder(run.config.trigger_word)}",
             self.prompts: "\n".join(" ".join(prompt.splitlines()) for prompt in asked.prompts),
             self.start: gr.Row(visible=can_start(run)),
             self.source: gr.Dropdown(choices=sources, value=source),
             self.sources: show_sources(run, source),
-            self.steps: gr.Dropdown(choices=choices, value=steps),
+            self.steps: gr.update(choices=choices, value=steps),
             self.strengths: strengths or ["1"],
             self.seed: asked.seeds[0],
             self.batch: len(asked.seeds),
             self.estimate: estimate(run, asked, source),
-            **self.show_drawing(run, drawing),
         }
 
     def show_drawing(self, run: Run, drawing: Drawing | None, sent: object = None) -> dict:
-        """A drawing of the run, and what else was drawn; what this tab has already is left as it is."""
+        """A drawing of the run, what else was drawn, and what there is to try.
+
+        What this tab has already is left as it is.
+        """
+        trains = run.status.busy  # before what it has made is read
         status = drawing.status if drawing else None
         busy = bool(status and status.busy)
         drawn = len(drawing.pictures) if drawing else 0
         working = busy or at_work(run) is not None
         drawings = list_drawings(run)
+        choices, _ = what_to_try(run)
         id = drawing.id if drawing else ""
         waits = waiting_words(drawing) if drawing and status and status.state == "queued" else ""
         values = {
@@ -201,7 +208,12 @@ class TryStep:
             self.history: ((id, [earlier.id for earlier in drawings]), lambda: history(drawings, id)),
             self.draw: (working, lambda: gr.Button(visible=not working)),
             self.cancel: (working, lambda: gr.Button(visible=working)),
-            self.timer: (working, lambda: gr.Timer(BUSY if working else IDLE, active=working)),
+            self.steps: {"choices": choices},
+            self.using.checkpoint: {"choices": choices},
+            self.timer: (
+                (working, trains),
+                lambda: gr.Timer(BUSY if working else IDLE, active=working or trains),
+            ),
         }
         return only_changed(values, self.digests, sent)
 
@@ -289,7 +301,7 @@ class TryStep:
             raise KnownFailure("Draw a picture first.")
         run = the_run(run_id)
         keep_picture(run, shown, int(row), int(column))
-        gr.Info("It is on the card.", duration=4)
+        words.passing("It is on the card.")
         return self.page.publishing.show_pictures(run)
 
 
@@ -307,7 +319,7 @@ def try_step() -> TryStep:
                 max_length=16_000,
             )
             with gr.Row(visible=False, equal_height=False) as start:
-                source, upload, sources = _start()
+                source, upload, sources = source_choice()
         with gr.Column(scale=2, min_width=300):
             # They may be shown with the choices of the run before: no error then.
             steps = gr.Dropdown(
@@ -370,26 +382,6 @@ def try_step() -> TryStep:
         timer=gr.Timer(IDLE, active=False),
         using=use_file(),
     )
-
-
-def _start() -> tuple[gr.Dropdown, gr.UploadButton, gr.HTML]:
-    source = gr.Dropdown(
-        [("None", NOTHING)],
-        value=NOTHING,
-        label="Source",
-        info="The picture to start from",
-        allow_custom_value=True,
-        elem_id="source",
-        min_width=220,
-    )
-    upload = gr.UploadButton(
-        "Use a picture of your own",
-        file_count="multiple",
-        file_types=["image"],
-        size="sm",
-        elem_id="add-source",
-    )
-    return source, upload, gr.HTML(elem_id="sources")
 
 
 def _value_of(event: gr.EventData) -> str:

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import gradio as gr
+
 from dopsd_app.data.example import natural_order
 from dopsd_app.data.picture_file import load_picture
 from dopsd_app.errors import KnownFailure
@@ -89,3 +91,24 @@ def _uploads(run: Run) -> list[Path]:
     """The newest first."""
     folders = [folder for folder in (run.path / FOLDER).glob("*") if folder.is_dir()]
     return sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+
+
+def source_choice() -> tuple[gr.Dropdown, gr.UploadButton, gr.HTML]:
+    """Lays out what chooses the picture to start from."""
+    source = gr.Dropdown(
+        [("None", NOTHING)],
+        value=NOTHING,
+        label="Source",
+        info="The picture to start from",
+        allow_custom_value=True,
+        elem_id="source",
+        min_width=220,
+    )
+    upload = gr.UploadButton(
+        "Use a picture of your own",
+        file_count="multiple",
+        file_types=["image"],
+        size="sm",
+        elem_id="add-source",
+    )
+    return source, upload, gr.HTML(elem_id="sources")

@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from dopsd_app.errors import KnownFailure
+from dopsd_app.files import cut_name
 from dopsd_app.hub.model_card import make_snippet
 from dopsd_app.hub.publication import healthier_checkpoint
 from dopsd_app.jobs.job import RunError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dopsd_app.ui.page import Page
 
 FINISHED = "Final"
+LONGEST_NAME = 150  # bytes of a run's name in those of files
 
 
 @dataclass(eq=False)
@@ -80,7 +82,11 @@ def use_file() -> UseFile:
     gr.HTML("<h2>Use the file</h2>")
     with gr.Row(equal_height=False, elem_classes="take"):
         checkpoint = gr.Dropdown(
-            [FINISHED], value=FINISHED, label="The LoRA to download and publish", elem_id="checkpoint"
+            [FINISHED],
+            value=FINISHED,
+            allow_custom_value=True,  # the chosen step may be thinned out: that is said in words then
+            label="The LoRA to download and publish",
+            elem_id="checkpoint",
         )
         download = gr.DownloadButton("Download the LoRA", visible=False, elem_id="download")
     with gr.Accordion("In diffusers and ComfyUI", open=False, elem_id="use"):
@@ -137,8 +143,8 @@ def lora_name(run: Run, file: Path) -> str:
 
 
 def file_name(run: Run) -> str:
-    """The run's name as every file system takes it."""
-    return re.sub(r"[^\w-]+", "-", name_of(run)).strip("-") or "lora"
+    """The run's name as every file system takes it: more follows it in a file's name."""
+    return cut_name(re.sub(r"[^\w-]+", "-", name_of(run)).strip("-"), LONGEST_NAME).strip("-") or "lora"
 
 
 def _comfyui(run: Run, file: str) -> str:

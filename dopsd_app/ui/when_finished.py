@@ -6,6 +6,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
+from dopsd_app.errors import KnownFailure
 from dopsd_app.hub.access import this_space
 from dopsd_app.hub.publication import BEST, suggest_name, why_no_health
 from dopsd_app.hub.scheduled_push import read_scheduled_push, waits_for_sign_in
@@ -50,10 +51,10 @@ class WhenFinished:
     def show(self, run: Run | None) -> dict:
         """What is to happen when the run has finished."""
         scheduled = read_scheduled_push(run).publication if run else None
-        measured = run is not None and not why_no_health(run)
+        suggested, measured = _asked_of_settings(run) if run else ("", False)
         return {
             self.push: scheduled is not None,
-            self.name: scheduled.name if scheduled else suggest_name(run.config) if run else "",
+            self.name: scheduled.name if scheduled else suggested,
             self.private: scheduled.private if scheduled else True,
             self.pause: bool(scheduled and scheduled.pause),
             self.healthiest: gr.Checkbox(
@@ -95,6 +96,14 @@ def when_finished() -> WhenFinished:
     save = gr.Button("Save", size="sm", elem_id="scheduled-save")
     message = gr.HTML(elem_id="scheduled-message")
     return WhenFinished(push, name, private, pause, healthiest, save, message)
+
+
+def _asked_of_settings(run: Run) -> tuple[str, bool]:
+    """A name for its LoRA, and whether its health is measured: as far as its settings can be read."""
+    try:
+        return suggest_name(run.config), not why_no_health(run)
+    except KnownFailure:  # damaged, or of another version: all else of the run is shown
+        return "", False
 
 
 def describe_scheduled(run: Run) -> str:

@@ -9,6 +9,7 @@ import gradio as gr
 
 from dopsd_app.progress import words_for_count, words_for_disk, words_for_download
 from dopsd_app.progress import words_for_time as in_time
+from dopsd_app.ui.server.guard import plain_text
 from dopsd_app.ui.server.picture_files import address, read_size
 
 count, disk, download = words_for_count, words_for_disk, words_for_download  # the page's words for them
@@ -54,6 +55,14 @@ def text(words: str) -> str:
 def message(words: str) -> str:
     """What the program says, as HTML: what stands in backticks, for terminals, is shown as code."""
     return re.sub("`([^`]+)`", r"<code>\1</code>", text(words))
+
+
+def passing(words: str, *, title: str = "", duration: float = 4) -> None:
+    """Says something in a corner for so many seconds; with a title, it warns."""
+    if title:
+        gr.Warning(plain_text(words), title=title, duration=duration)
+    else:
+        gr.Info(plain_text(words), duration=duration)
 
 
 def link(address: str, name: str) -> str:

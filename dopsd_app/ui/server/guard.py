@@ -101,11 +101,16 @@ def guarded(function: Handler, *, silent: bool = False, everybody: bool = False)
     return handler
 
 
+def plain_text(words: str) -> str:
+    """The words of a message in a corner: browsers take it for HTML, and clients for text.
+
+    It may quote somebody's file name: no tags for either, and no backticks, which neither of them reads.
+    """
+    return words.replace("<", "(").replace(">", ")").replace("`", "")
+
+
 def _error(words: str) -> gr.Error:
-    # Browsers take it for HTML, clients for text, and it may quote somebody's file name: no tags for either,
-    # and no backticks, which neither of them reads.
-    words = words.replace("<", "(").replace(">", ")").replace("`", "")
-    return gr.Error(words, title="That did not work", duration=20, print_exception=False)
+    return gr.Error(plain_text(words), title="That did not work", duration=20, print_exception=False)
 
 
 def _file_trouble(error: OSError) -> str:
