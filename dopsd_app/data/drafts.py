@@ -397,7 +397,7 @@ def _usable_config(draft: Draft) -> TrainConfig:
 
 
 def _by_key(
-    draft: Draft, kind: type[Problem] | type[Note], findings: list[Problem | Note]
+    draft: Draft, kind: type[Problem] | type[Note], findings: Iterable[Problem | Note]
 ) -> dict[str, tuple[str, ...]]:
     keys = {item.name: item.key for item in draft.items}
     found: dict[str, tuple[str, ...]] = {}
