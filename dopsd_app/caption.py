@@ -4,9 +4,11 @@ from collections.abc import Generator
 
 import torch
 from diffusers.training_utils import free_memory
+from PIL import Image
 
 from dopsd_app.config import TrainConfig
-from dopsd_app.data.picture_file import load_picture
+from dopsd_app.data.crops import cut_to, nearest_bucket
+from dopsd_app.data.picture_file import PicturesError, load_picture
 from dopsd_app.errors import KnownFailure, is_out_of_memory
 from dopsd_app.jobs.captioning import CaptionRequest, ToCaption, read_asked
 from dopsd_app.jobs.events import CaptionWritten, Event, Warned
@@ -21,13 +23,15 @@ from dopsd_app.planning.machine import read_machine
 from dopsd_app.progress import PhaseProgress
 
 CAPTIONING = "captioning"  # the phase; its progress is in pictures
+ENDS = ("put", "kept", "unusable", "unreadable")  # what becomes of a picture that was asked about
 
 
 def work(job: Job) -> Generator[Event, None, dict]:
     """The job: writes captions for the pictures that were asked about, one picture after the other.
 
     What is written stays, however the job ends. Where the memory runs out, the next smaller model goes on.
-    What comes of it is how many captions were put, kept beside what a person wrote, or could not be used.
+    What comes of it is how many captions were put, kept beside what a person wrote, or could not be used, and
+    how many pictures could not be read.
     """
     request = read_asked(job)
     yield PhaseProgress("loading", 0, 1)
@@ -36,7 +40,7 @@ def work(job: Job) -> Generator[Event, None, dict]:
     choices = captioners_that_fit(read_machine(), pictures=together)
     if not choices:
         raise KnownFailure(_too_little())
-    done: dict[str, str] = {}  # by picture key: "put", "kept" or "unusable"
+    done: dict[str, str] = {}  # by picture key: one of ENDS
     while True:
         choice = choices[0]
         try:
@@ -50,7 +54,7 @@ def work(job: Job) -> Generator[Event, None, dict]:
         free_memory()
         yield Warned(len(done), f"The memory ran out with {choice.in_words}. {choices[0].in_words} goes on.")
     ends = list(done.values())
-    return {end: ends.count(end) for end in ("put", "kept", "unusable")}
+    return {end: ends.count(end) for end in ENDS}
 
 
 def _too_little() -> str:
@@ -77,7 +81,13 @@ def _write(request: CaptionRequest, choice: Choice, done: dict[str, str]) -> Gen
         yield PhaseProgress(CAPTIONING, len(done), len(request.pictures))
         if asked.key in done:
             continue
-        texts = describe(captioner, request, asked, lengths_written(choice, request.length))
+        try:
+            texts = describe(captioner, request, asked, lengths_written(choice, request.length))
+        except PicturesError as error:  # damaged, or removed meanwhile
+            done[asked.key] = "unreadable"
+            if not request.is_draft:  # where names are ours
+                yield Warned(len(done), str(error))
+            continue
         done[asked.key] = "unusable"
         if request.length in texts:
             done[asked.key] = "put" if request.put(asked, texts) else "kept"
@@ -87,11 +97,21 @@ def _write(request: CaptionRequest, choice: Choice, done: dict[str, str]) -> Gen
     yield PhaseProgress(CAPTIONING, len(done), len(request.pictures))
 
 
+def read_pictures(request: CaptionRequest, asked: ToCaption) -> list[Image.Image]:
+    """What a picture is made from, and the picture itself last, each cropped as training crops it."""
+    cropped = []
+    for path in (*asked.sources, asked.picture):
+        picture = load_picture(path)
+        height, width = nearest_bucket(*picture.size, request.resolution, request.multiple)
+        cropped.append(cut_to(picture, width / height, asked.focus))
+    return cropped
+
+
 def describe(
     captioner: LoadedCaptioner, request: CaptionRequest, asked: ToCaption, lengths: tuple[str, ...]
 ) -> dict[str, str]:
     """The captions of one picture by length, from one look at it; without those that cannot be used."""
-    pictures = [load_picture(path) for path in (*asked.sources, asked.picture)]
+    pictures = read_pictures(request, asked)
     questions = [(HOW_LONG[length], MOST_TOKENS[length]) for length in lengths]
     answers = captioner.answers(pictures, instruction(request.concept), questions)
     texts = {

@@ -486,7 +486,7 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]:
     """Configuration and pictures as asked for; a `KnownFailure` with everything that is wrong with either."""
-    from dopsd_app.data.pictures import fill_placeholders, read_examples
+    from dopsd_app.data.pictures import fill_placeholders, fill_prompts, read_examples
     from dopsd_app.data.source_pictures import has_sources
 
     problems: list[str] = []
@@ -531,7 +531,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[TrainConfig, "Dataset"]
         print(
             f"No caption holds the trigger word `{config.trigger_word}`: a prompt with it draws nothing new."
         )
-    return config, dataset
+    return fill_prompts(config), dataset
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:

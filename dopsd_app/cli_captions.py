@@ -98,3 +98,6 @@ def _tell(job: Job) -> None:
         print(f"{words_for_count(kept, 'caption')} left as you wrote it meanwhile.")
     if unusable := result["unusable"]:
         print(f"For {words_for_count(unusable, 'picture')} the model wrote nothing that can be used.")
+    if unreadable := result["unreadable"]:
+        were = "was" if unreadable == 1 else "were"
+        print(f"{words_for_count(unreadable, 'picture')} could not be read or {were} removed.")

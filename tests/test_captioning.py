@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,17 @@ from huggingface_hub import constants
 
 from dopsd_app import caption as verb
 from dopsd_app import cli
-from dopsd_app.data.drafts import new_draft, read_draft, set_caption, set_settings
+from dopsd_app.data.drafts import (
+    new_draft,
+    read_draft,
+    remove_picture,
+    set_caption,
+    set_focus,
+    set_settings,
+)
+from dopsd_app.data.folder import scan_folder
 from dopsd_app.data.uploads import add_pictures
+from dopsd_app.errors import KnownFailure
 from dopsd_app.jobs import captioning, worker
 from dopsd_app.jobs.captioning import (
     Written,
@@ -101,7 +111,9 @@ def test_every_picture_without_a_caption_gets_one(machine, draft, tmp_path):
         (number, item.key, item.caption)
         for number, item in enumerate(read_draft(draft.path).items[1:], start=1)
     ]
-    assert job.result == {"put": 3, "kept": 0, "unusable": 0} and job.status.state == "finished"
+    assert (
+        job.result == {"put": 3, "kept": 0, "unusable": 0, "unreadable": 0} and job.status.state == "finished"
+    )
     written = read_written(draft.path)
     assert (written.length, written.what, set(written.texts)) == ("medium", "dog", {e.key for e in events})
     assert written.is_ours(events[0].key, events[0].text) and not written.is_ours(
@@ -121,7 +133,7 @@ def test_what_is_typed_while_it_is_at_work_stays(machine, draft, tmp_path, monke
     monkeypatch.setattr(verb, "describe", describe_while_typing)
     job = do(ask_for_draft(tmp_path / "runs", draft, "short", ""))
     assert captions(draft)[1] == "zorp on" and captions(draft)[2].startswith("zorp, ")
-    assert job.result == {"put": 3, "kept": 1, "unusable": 0}
+    assert job.result == {"put": 3, "kept": 1, "unusable": 0, "unreadable": 0}
     assert "short" in read_written(draft.path).texts[second]  # it can be asked for
 
 
@@ -150,7 +162,7 @@ def test_cancelled_between_two_pictures_it_keeps_what_is_written(machine, draft,
 def test_what_cannot_be_used_is_not_put(machine, draft, tmp_path, monkeypatch):
     monkeypatch.setattr(verb, "clean_caption", lambda *_, **__: "")
     job = do(ask_for_draft(tmp_path / "runs", draft, "short", ""))
-    assert captions(draft) == [""] * 4 and job.result == {"put": 0, "kept": 0, "unusable": 4}
+    assert captions(draft) == [""] * 4 and job.result == {"put": 0, "kept": 0, "unusable": 4, "unreadable": 0}
 
 
 def test_where_the_memory_runs_out_the_next_smaller_one_goes_on(machine, draft, tmp_path, monkeypatch):
@@ -225,7 +237,52 @@ def test_beside_pictures_in_a_folder_captions_become_files(machine, tmp_path):
     do(job)
     assert (folder / "0.txt").read_text().startswith("zorp dog, ")
     assert (folder / "1.txt").read_text() == "written meanwhile"
-    assert job.result == {"put": 1, "kept": 1, "unusable": 0}
+    assert job.result == {"put": 1, "kept": 1, "unusable": 0, "unreadable": 0}
+
+
+def test_a_picture_that_is_gone_or_damaged_is_counted_and_the_others_go_on(machine, draft, tmp_path):
+    job = ask_for_draft(tmp_path / "runs", draft, "short", "")
+    remove_picture(draft, draft.items[1].key)
+    do(job)
+    assert [bool(text) for text in captions(draft)] == [True] * 3
+    assert job.result == {"put": 3, "kept": 0, "unusable": 0, "unreadable": 1}
+    assert "1 picture could not be read or was removed." in ui._ending(job, job.status)
+
+
+def test_a_damaged_file_of_a_folder_is_named(machine, photos, tmp_path):
+    (photos / "1.png").write_bytes(b"\x89PNG")
+    job = do(ask_for_folder(tmp_path / "runs", photos, DOG, "short", overwrite=False))
+    assert job.result == {"put": 1, "kept": 0, "unusable": 0, "unreadable": 1}
+    [warned] = [event for event in read_events(job.events_file) if isinstance(event, Warned)]
+    assert warned.message.startswith("1.png cannot be read")
+
+
+def test_what_training_cuts_off_is_not_described(machine, draft, tmp_path):
+    make_picture(1, 300, 100).save(tmp_path / "wide.png")
+    draft = add_pictures(draft, [tmp_path / "wide.png"]).draft
+    item = draft.items[-1]
+    draft = set_settings(set_focus(draft, item.key, (1, 0.5)), preset="z-image-subject")
+    request = captioning.read_asked(ask_for_draft(tmp_path / "runs", draft, "short", "", [item.key]))
+    [seen] = verb.read_pictures(request, request.pictures[0])
+    whole = verb.load_picture(draft.pictures / f"{item.key}.png")
+    assert 190 < seen.width <= 200  # of a shape of 2:1 at the most, about
+    assert seen.tobytes() == whole.crop((300 - seen.width, 0, 300, 100)).tobytes()
+
+
+def test_written_over_is_the_file_that_is_read_for_a_picture(machine, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, name in enumerate(["0.png", "1.png", "1.jpg", "2.png", "3.png"]):
+        make_picture(number, 96, 64).save(folder / name)
+    (folder / "0.png.txt").write_text("zero")
+    (folder / "1.txt").write_text("one")
+    (folder / "2.json").write_text('{"caption": "two"}')
+    do(ask_for_folder(tmp_path / "runs", folder, DOG, "short", overwrite=True))
+    files = {path.name for path in folder.iterdir() if path.suffix not in (".png", ".jpg")}
+    assert files == {"0.png.txt", "1.txt", "1.png.txt", "2.json", "2.txt", "3.txt"}
+    examples = scan_folder(folder).examples
+    assert all(example.captions[0].startswith("zorp dog, ") for example in examples)
+    assert len({example.caption_file for example in examples}) == 5
 
 
 def test_of_an_edit_the_instruction_is_written_from_both_pictures(machine, tmp_path, monkeypatch):
@@ -430,6 +487,28 @@ def test_what_was_changed_after_it_was_written_is_not_put_back(step, shown, draf
     do(latest_captions(tmp_path / "runs", draft.path))
     set_caption(draft, draft.items[1].key, "zorp, changed")
     assert list(boxes(step, step.writer.poll(shown, None, None))) == [0, 2, 3]
+
+
+def test_a_box_that_is_being_typed_into_is_not_filled(step, shown, draft, tmp_path):
+    ask(step, shown, step.writer.write_empty)
+    do(latest_captions(tmp_path / "runs", draft.path))
+    assert list(boxes(step, ask(step, shown, step.writer.tick, c2="zorp, typed just now"))) == [0, 1, 3]
+
+
+def test_ones_own_caption_is_written_over_after_a_question_alone(step, shown, draft, tmp_path):
+    set_caption(draft, draft.items[1].key, "zorp, in my own words")
+    writer, clicked = step.writer, SimpleNamespace(target=SimpleNamespace(elem_id="write-2"))
+    answer = ask(step, shown, lambda values: writer.write_one(values, clicked))
+    assert answer[writer.over.subject] == draft.items[1].key
+    assert latest_captions(tmp_path / "runs", draft.path) is None
+    with pytest.raises(KnownFailure):
+        writer.write_over("../x", shown, "short", "dog", None, None)
+    writer.write_over(draft.items[1].key, shown, "short", "dog", None, None)
+    do(job := latest_captions(tmp_path / "runs", draft.path))
+    assert captions(draft)[1] != "zorp, in my own words"
+    # What was written for the person is written again at once.
+    ask(step, shown, lambda values: writer.write_one(values, clicked))
+    assert latest_captions(tmp_path / "runs", draft.path).id != job.id
 
 
 def test_words_that_are_still_on_their_way_make_no_empty_caption(step, shown, draft, tmp_path):

@@ -101,7 +101,7 @@ def wait_for_step(run, step):
 
 
 def test_train_follows_a_run_to_its_lora(train_arguments, images, runs_dir):
-    (images / "prompts.txt").write_text("tok on a sofa\n\n  tok at night \n", encoding="utf-8-sig")
+    (images / "prompts.txt").write_text("[trigger] on a sofa\n\n  tok at night \n", encoding="utf-8-sig")
     code, out, err = done([*train_arguments, "name=first", "trigger_word=tok"])
     assert (code, err) == (0, "")
     run = the_run(runs_dir)
@@ -111,7 +111,7 @@ def test_train_follows_a_run_to_its_lora(train_arguments, images, runs_dir):
         run.config.rank == 64
     )  # a base model of one's own gets the defaults, not the built-in base's preset
     assert "Step 5, checkpoint saved" in out
-    assert f"{run.previews / 'student.webp'}, teacher.webp" in out
+    assert f"preview (rollout): {run.previews / 'student.webp'} and 1 more" in out
     assert f"The LoRA: {run.lora_file}" in out
     assert f'generate {run.id} --runs "{runs_dir}" --prompt "tok on a sofa"' in out
 

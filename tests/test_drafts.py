@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -202,9 +203,47 @@ def test_pictures_of_one_upload_are_in_natural_order(draft, uploads):
 def test_pictures_of_one_name_are_told_apart(tmp_path, draft, uploads):
     draft = add_pictures(draft, uploads(a_png=1)).draft
     draft = add_pictures(draft, uploads(a_png=2, a_txt="of the second")).draft
-    assert captions(draft) == {"a.png": "of the second", "a (2).png": ""}
-    draft = add_pictures(draft, uploads(a_txt="of the other")).draft
-    assert captions(draft) == {"a.png": "of the second", "a (2).png": "of the other"}
+    assert captions(draft) == {"a.png": "", "a (2).png": "of the second"}  # which came with it
+    added = add_pictures(draft, uploads(a_txt="of whom?"))
+    assert added.problems == (
+        "a.txt was left out: it may be of a.png or a (2).png. Name its file after the whole picture:"
+        " a.png.txt.",
+    )
+    assert captions(added.draft) == captions(draft)
+    draft = add_pictures(draft, uploads(a_png_txt="of the first")).draft
+    assert captions(draft) == {"a.png": "of the first", "a (2).png": "of the second"}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("form", ["files", "table"])
+def test_captions_find_their_pictures_by_the_whole_name(draft, uploads, form, apart):
+    written = uploads(a_png_txt="of png", a_jpg_txt="of jpg")
+    if form == "table":
+        rows = [{"file_name": "mine/a.png", "text": "of png"}, {"file_name": "mine/a.jpg", "text": "of jpg"}]
+        written = uploads(metadata_jsonl="\n".join(map(json.dumps, rows)))
+    pictures = uploads(a_png=1, a_jpg=2)
+    if apart:
+        draft, written = add_pictures(draft, written).draft, []
+        assert len(draft.waiting) == 2
+    added = add_pictures(draft, [*pictures, *written])
+    assert captions(added.draft) == {"a.jpg": "of jpg", "a.png": "of png"}
+    assert (added.problems, added.notes, added.draft.waiting) == ((), (), ())
+
+
+def test_what_is_left_over_by_the_whole_names_goes_by_the_stem(draft, uploads):
+    added = add_pictures(draft, uploads(a_png=1, a_jpg=2, a_png_txt="of png", a_txt="of the other"))
+    assert captions(added.draft) == {"a.jpg": "of the other", "a.png": "of png"}
+    files = uploads(b_png=30, b_jpg=90, b_png_json='{"caption": "of png"}', b_jpg_txt="of jpg")
+    added = add_pictures(draft, files)
+    assert added.problems == ()
+    assert list(captions(added.draft).values())[2:] == ["of jpg", "of png"]
+
+
+def test_a_caption_that_waits_is_given_to_none_of_two(draft, uploads):
+    draft = add_pictures(draft, uploads(a_txt="waits")).draft
+    added = add_pictures(draft, uploads(a_png=1, a_jpg=2))
+    assert set(captions(added.draft).values()) == {""}
+    assert "it may be of a.jpg or a.png" in added.problems[0] and added.draft.waiting == ()
 
 
 def test_metadata_gives_captions_to_pictures_wherever_they_were(draft, uploads):
@@ -228,6 +267,13 @@ def test_metadata_gives_captions_to_pictures_wherever_they_were(draft, uploads):
 def test_prompts_become_those_of_the_previews(draft, uploads):
     draft = add_pictures(draft, uploads(prompts_txt="\n".join(["one", "", "two", *"abcdefghij"]))).draft
     assert draft_config(draft).preview_prompts == ("one", "two", *"abcdef")
+
+
+def test_prompts_of_previews_have_the_trigger_word(draft, uploads):
+    draft = add_pictures(draft, uploads(prompts_txt="[trigger] at home")).draft
+    draft = set_settings(draft, trigger_word="zorp")
+    assert draft_config(draft).preview_prompts == ("zorp at home",)
+    assert draft_config(set_settings(draft, trigger_word="grib")).preview_prompts == ("grib at home",)
 
 
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, draft, uploads):
@@ -304,6 +350,32 @@ def test_a_zip_writes_nothing_outside(draft, tmp_path, name):
     assert list(tmp_path.rglob("*out.png")) == []
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "at 12:30.png", "good.png/1.png"])
+def test_a_name_that_no_file_can_have_costs_a_zip_only_that_file(draft, tmp_path, name):
+    files = {"good.png": png(1), name: png(2), "zz.png": png(3)}
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", files)])
+    assert names(added.draft) == ["good.png", "zz.png"]
+    assert len(added.problems) == 1 and "Rename it" in added.problems[0]
+
+
+def test_a_disk_that_is_full_is_no_damaged_zip(draft, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive_module, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        add_pictures(draft, [zipped(tmp_path / "a.zip", {"1.png": png(1)})])
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_a_zip_that_was_cut_off_or_altered_is_damaged(draft, tmp_path, cut):
+    content = bytearray(zipped(tmp_path / "a.zip", {"1.png": png(1), "2.png": png(2)}).read_bytes())
+    place = int(cut * len(content)) if cut > 0.5 else 60
+    content[place : place + 8] = b"\xff" * 8
+    (tmp_path / "a.zip").write_bytes(content)
+    assert "is damaged" in add_pictures(draft, [tmp_path / "a.zip"]).problems[0]
+
+
 def test_a_zip_holds_no_links(draft, tmp_path):
     (tmp_path / "secret.png").write_bytes(png(7))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -331,6 +403,47 @@ def test_a_zip_that_is_none_or_empty_is_told(draft, tmp_path, content):
     (tmp_path / "a.zip").write_bytes(content)
     [problem] = add_pictures(draft, [tmp_path / "a.zip"]).problems
     assert problem.startswith("a.zip ")
+
+
+def test_captions_of_a_zip_are_kept_too_long_and_told_where_nobody_can_read_them(draft, tmp_path):
+    files = {"1.png": png(1), "1.txt": "x" * 2001, "2.png": png(2), "2.txt": b"\0", "3.png": png(3)}
+    files |= {"4.png": png(4), "4.txt": "\n".join(["y" * 300] * 100)}
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", files)])
+    assert list(captions(added.draft).values()) == ["x" * 2001, "", "", ""]
+    assert [problem.split(" ")[0] for problem in added.problems] == ["2.txt", "4.png"]
+    assert "more than 20000 characters" in added.problems[1]
+
+
+def test_a_zip_captions_pictures_that_are_there_already(draft, uploads, tmp_path):
+    draft = add_pictures(draft, uploads(a_png=1, b_png=2)).draft
+    added = add_pictures(
+        draft, [zipped(tmp_path / "a.zip", {"a.png": png(1), "a.txt": "one", "b.txt": "two"})]
+    )
+    assert captions(added.draft) == {"a.png": "one", "b.png": "two"}
+    assert ["is the same picture" in problem for problem in added.problems] == [True]
+    files = {"mine/a.txt": "three", "mine/b.png.txt": "four", "mine/c.txt": "waits", "prompts.txt": "zorp"}
+    added = add_pictures(draft, [zipped(tmp_path / "b.zip", files)])
+    assert captions(added.draft) == {"a.png": "three", "b.png": "four"}
+    assert (added.problems, added.draft.waiting) == ((), ("c.txt",))
+    assert draft_config(added.draft).preview_prompts == ("zorp",)
+
+
+def test_folders_of_a_zip_tell_pictures_of_one_name_apart(draft, tmp_path):
+    files = {"10_a/1.png": png(1), "10_b/1.png": png(2), "10_b/1.txt": "of b", "10_ /x": b"x"}
+    draft = add_pictures(draft, [zipped(tmp_path / "a.zip", files)]).draft
+    assert captions(draft) == {"10_a/1.png": "", "10_b/1.png": "of b"}
+
+
+@pytest.mark.parametrize("odd", [{"prompts.txt": b"\0"}, {"prompts.txt": "x" * 30_000}])
+def test_one_odd_file_of_a_zip_is_told_and_the_rest_comes(draft, tmp_path, odd):
+    files = {"1.png": png(1), "1.txt": "one", **odd}
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", files)])
+    assert captions(added.draft) == {"1.png": "one"} and len(added.problems) == 1
+
+
+def test_a_folder_without_a_name_behind_its_number_is_one_like_others(draft, tmp_path):
+    added = add_pictures(draft, [zipped(tmp_path / "a.zip", {"10_ /1.png": png(1), "10_ /1.txt": "one"})])
+    assert (list(captions(added.draft).values()), added.draft.trigger_word) == (["one"], "")
 
 
 def test_files_of_the_system_are_passed_over_in_silence(draft, uploads):

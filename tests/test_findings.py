@@ -2,12 +2,21 @@
 
 import pytest
 
-from dopsd_app.data.drafts import new_draft, set_caption, set_settings
+from dopsd_app.data import drafts
+from dopsd_app.data.drafts import (
+    check_draft,
+    judge_draft,
+    new_draft,
+    note_repairs,
+    set_caption,
+    set_settings,
+)
 from dopsd_app.data.uploads import add_pictures, load_example
 from dopsd_app.ui.adding import report
 from dopsd_app.ui.base_advice import suited_bases
 from dopsd_app.ui.findings import find, what_is_missing
 from dopsd_app.ui.shown_draft import count_pages, page_of, show_page
+from dopsd_app.ui.teacher import _digest
 from dopsd_app.ui.teacher_causes import find_cause
 from tests.support.pictures import make_picture
 
@@ -41,6 +50,14 @@ def test_empty_captions_are_one_message_and_no_problem_of_each(draft, add):
     assert "2001 characters" in findings.on_card(draft.items[0].key)
 
 
+def test_a_draft_is_judged_once_for_all_that_is_said(draft, add, monkeypatch):
+    draft, judged = add(draft, 4).draft, []
+    once = drafts._findings
+    monkeypatch.setattr(drafts, "_findings", lambda draft: judged.append(draft) or once(draft))
+    assert find(draft).uncaptioned == tuple(item.key for item in draft.items) and len(judged) == 1
+    assert judge_draft(draft) == (check_draft(draft), note_repairs(draft))
+
+
 def test_what_is_missing_of_the_whole_set_is_said_at_last(draft, add):
     assert what_is_missing(draft, find(draft)) == "Add 4 pictures or more."
     draft = add(draft, 2).draft
@@ -65,6 +82,19 @@ def test_what_became_of_files_is_one_block_with_counts(draft, add, tmp_path):
     assert "5 files were not taken" in said and said.count("<details>") == 1
     said = report(add(draft, 4))
     assert "4 pictures added." in said and "<details>" not in said
+
+
+def test_another_trigger_word_outdates_what_the_teacher_saw(draft, add):
+    draft = set_settings(add(draft, 4).draft, trigger_word="zorp")
+    for caption, same in (("a dog", True), ("[trigger] at home", False)):
+        seen = set_caption(set_settings(draft, trigger_word="zorp"), draft.items[0].key, caption)
+        assert (_digest(seen) == _digest(set_settings(seen, trigger_word="grib"))) == same
+
+
+def test_a_caption_that_is_empty_hides_no_other_problem(draft, tmp_path):
+    make_picture(1, 20, 20).save(tmp_path / "caption of a dog.png")
+    draft = add_pictures(draft, [tmp_path / "caption of a dog.png"]).draft
+    assert "pixels" in find(draft).problems[draft.items[0].key][0]
 
 
 def test_a_blind_teacher_has_the_cause_that_the_draft_tells_of(tmp_path, draft, add):

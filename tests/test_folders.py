@@ -149,6 +149,15 @@ def test_a_table_of_a_spreadsheet_names_its_lines(tmp_path):
     ]
 
 
+def test_a_caption_of_a_csv_may_hold_the_commas_that_part_cells(tmp_path):
+    folder = add(tmp_path / "a", captions=False)
+    lines = "".join(f"{number}.png,picture {number}, on grass,\n" for number in range(1, 5))
+    (folder / "metadata.csv").write_text("file_name,text\n" + lines)
+    assert captions(folder)[0] == ("picture 1, on grass,",)
+    (folder / "metadata.csv").write_text("text,file_name\n" + "a dog, on grass,1.png\n")
+    assert "Line 2 of metadata.csv" in problems(folder)[0]
+
+
 def test_a_table_may_name_what_pictures_start_from(tmp_path):
     folder = add(tmp_path / "a", captions=False)
     Image.new("RGB", (64, 64), "white").save(folder / "before.png")

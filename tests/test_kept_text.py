@@ -63,7 +63,7 @@ def test_a_page_without_a_draft_changes_none(page, draft):
             lambda shown=shown: step.cards.slots[0].caption.keep(shown, "", "words"),
             lambda shown=shown: step.trigger.keep(shown, "", "word"),
             lambda shown=shown: step.choose_kind(shown, "style"),
-            lambda shown=shown: step.add_files(shown, []),
+            lambda shown=shown: step.adding.add_files(shown, None, None, []),
         ):
             with pytest.raises(KnownFailure, match="Reload the page"):
                 act()

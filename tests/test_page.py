@@ -117,10 +117,15 @@ def test_a_file_of_another_kind_leaves_the_rest_of_an_upload_alone(page, files, 
     expect(page.locator("#to-teacher")).to_be_enabled()
 
 
-def test_more_pictures_than_twenty_are_in_pages_and_the_new_ones_are_shown_first(page, server, files):
+def test_more_pictures_than_twenty_are_in_pages_and_where_the_new_ones_are_is_told(page, server, files):
     upload(page, files(20), 20)
     expect(page.locator("#cards-pager")).to_be_hidden()
     page.set_input_files("#upload input[type=file]", files(23)[40:])
+    expect(page.locator("#upload-report .done")).to_have_text(
+        "3 pictures added. The first is on page 2 of cards."
+    )
+    expect(page.locator("#cards-pager-where")).to_have_text("Pictures 1-20 of 23")
+    page.click("#cards-pager-on")
     expect(page.locator("#cards-pager-where")).to_have_text("Pictures 21-23 of 23")
     expect(page.locator(".slot:visible")).to_have_count(3)
     assert names(page) == ["mine 21.png", "mine 22.png", "mine 23.png"]
@@ -173,8 +178,7 @@ def test_all_captions_are_written_at_once_and_taken_back(page, server, files):
     assert page.locator("#set-problems .problem").count() == 0
     box(page, "trigger").fill("grumbo")
     box(page, "caption-2").fill("typed by hand")
-    unfold(page, "caption-tools")
-    page.click("#captions-empty")
+    page.click("#captions-empty")  # the panel is open while captions are missing
     expect(page.locator("#captions-answer")).to_have_text("3 captions filled.")
     written = ["a photo of grumbo", "typed by hand", "a photo of grumbo", "a photo of grumbo"]
     assert captions(page) == written

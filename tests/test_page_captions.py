@@ -67,7 +67,11 @@ def test_captions_come_into_the_boxes_and_what_was_typed_stays(visit, server, dr
     # One alone, written again; and all, which asks before it writes over the person's own.
     box(page, "caption-2").fill("zorp dog, changed by me")
     wait_for(lambda: captions(server)[1] == "zorp dog, changed by me", "the caption")
+    expect(page.locator("#write-2")).to_have_text("Write again")
     page.click("#write-2")
+    expect(page.locator("#really-caption")).to_have_text("Write over your own caption of picture 2")
+    assert captions(server)[1] == "zorp dog, changed by me"
+    page.click("#really-caption")
     wait_for(lambda: captions(server)[1].startswith("zorp dog, green"), "the caption that is written again")
     expect(box(page, "caption-2")).to_have_value(captions(server)[1])
     expect(page.locator("#write-all")).to_be_visible()

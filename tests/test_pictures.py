@@ -1181,6 +1181,7 @@ def test_moved_crops_are_kept_beside_the_pictures(folder, tmp_path):
     [
         ("[", "crops.json cannot be read. Remove it"),
         ("[]", "crops.json holds no crops. Remove it"),
+        ('{"schema": "x", "focus": {}}', "crops.json holds no crops. Remove it"),
         (
             '{"focus": {"1.png": [0, 2]}}',
             "crops.json, 1.png: The place of a crop is two numbers between 0 and 1",

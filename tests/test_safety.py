@@ -206,7 +206,7 @@ def test_an_upload_is_gone_when_it_came_into_a_draft(server, call, way):
         added = server.event(function_number(server, "add_pictures"), [draft, given])["data"][0]
         assert len(added["pictures"]) == 1 and "cannot be read" in added["refused"][0]
     else:
-        server.event(server.numbers("upload")[0], [{"id": draft, "keys": []}, given])
+        server.event(server.numbers("upload")[0], [{"id": draft, "keys": []}, given, None, []])
     shown = call("show_draft", draft)["pictures"]
     assert [(item["name"], item["caption"]) for item in shown] == [("a.png", f"{MARK}-{way}")]
     for path in paths:
@@ -245,7 +245,7 @@ def test_paths_that_a_client_makes_up_are_not_read(server, call):
                 output = server.event(number, [draft, [file]])
                 assert "data" not in output, file
                 assert "log tells" not in output["error"], file
-                server.event(page, [{"id": draft, "keys": []}, [file]])
+                server.event(page, [{"id": draft, "keys": []}, [file], None, []])
         assert elsewhere.requests == []
     assert all_bytes(server.runs, server.drafts) == before
     assert picture.exists() and Path("/etc/passwd").exists()
@@ -281,7 +281,7 @@ def test_names_that_a_client_makes_up_lead_nowhere(server):
                 assert "log tells" not in told and MARK not in told, (endpoint, name)
         for preset in (f"{name}/preset", f"../{name}/preset"):
             assert "There is no preset" in refused("change_settings", server.draft.id, {"preset": preset})
-        assert "is not kept any more" in refused("keep_for_card", server.run.id, name)
+        assert "is not kept any more" in refused("keep_for_card", server.run.id, name, 0, 1)
         assert "There is no example" in refused("load_example", name)
     assert all_bytes(server.runs, server.drafts, outside) == before
     assert "outside" not in json.dumps(server.enter(5, up))
@@ -497,9 +497,10 @@ def test_what_makes_no_sense_is_refused_and_leaves_no_trace_in_the_log(server):
     assert "Traceback" not in lines and lines.count("\n") <= asked + 2, lines
 
 
-def test_a_file_above_the_limit_is_refused_by_the_server(server):
-    large = ("large.png", bytes(26 * 1024 * 1024))
-    answer = server.http.post(f"{server.url}/gradio_api/upload", files={"files": large})
+def test_a_file_above_the_limit_is_refused_by_the_server(server, tmp_path):
+    with (tmp_path / "large.zip").open("wb+") as large:
+        large.truncate(1024**3 + 1)  # it takes no place on the disk
+        answer = server.http.post(f"{server.url}/gradio_api/upload", files={"files": large})
     assert answer.status_code == 413
 
 

@@ -15,6 +15,7 @@ CAPTION_SUFFIXES = (".txt", ".caption", ".json")  # of a file beside a picture; 
 TABLES = ("metadata.jsonl", "metadata.json", "metadata.csv")  # likewise
 NAME_COLUMNS = ("file_name", "image", "file")  # of a table; the first one that is there counts
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # likewise, and of the .json beside a picture
+SURPLUS = object()  # names the cells of a line of a .csv that no column has
 # The pictures to start from; `datasets` reads the last two as columns of pictures. A name, or a list of them.
 SOURCE_COLUMNS = ("source", "sources", "source_file_name", "source_file_names")
 PICTURE_SUFFIXES = (
@@ -74,6 +75,17 @@ def caption_stem(file_name: str) -> str:
     return inner.stem if named else path.stem
 
 
+def named_picture(file_name: str) -> str:
+    """The whole file name of the picture, with folders, that 1.png.txt or the 1.png of a table is of.
+
+    "" where only the name without its ending is told.
+    """
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    if path.suffix.lower() in CAPTION_SUFFIXES:
+        path = path.with_suffix("")
+    return path.as_posix() if path.suffix.lower() in PICTURE_SUFFIXES else ""
+
+
 def read_caption_file(path: Path) -> tuple[list, Text] | None:
     """The captions of a file beside a picture, not checked yet; None for a .json that holds none.
 
@@ -131,10 +143,25 @@ def _parse_csv(text: str) -> dict[int, object]:
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
     try:
-        rows = [{(name or "").strip(): value for name, value in row.items()} for row in reader]
+        rows = [_joined(row, delimiter) for row in reader]
     except csv.Error as error:
         raise ValueError("metadata.csv is not a table. Write file_name,text in its first line.") from error
     return dict(enumerate(rows, start=2))  # below the names of the columns
+
+
+def _joined(row: dict, delimiter: str) -> dict:
+    """A line of a .csv with the cells beyond its columns in the last one: a caption may hold what parts them.
+
+    Where that is no caption they stand under `SURPLUS`.
+    """
+    surplus = row.pop(None, [])
+    named = {(name or "").strip(): value for name, value in row.items()}
+    last = next(reversed(named), "")
+    if not any(map(str.strip, surplus)):
+        return named
+    if last in CAPTION_COLUMNS:
+        return named | {last: delimiter.join([named[last], *surplus])}
+    return named | {SURPLUS: surplus}
 
 
 def parse_row(row: object) -> Row:
@@ -142,6 +169,8 @@ def parse_row(row: object) -> Row:
     names = [row[column] for column in NAME_COLUMNS if column in row] if isinstance(row, dict) else []
     if not isinstance(row, dict) or not names or not isinstance(names[0], str):
         raise ValueError('names no picture. Give its file name as "file_name".')
+    if SURPLUS in row:
+        raise ValueError("has more cells than columns. Put the caption in double quotes.")
     texts = next((row[column] for column in CAPTION_COLUMNS if column in row), None)
     sources = next((row[column] for column in SOURCE_COLUMNS if row.get(column)), [])
     sources = sources if isinstance(sources, list) else [sources]

@@ -6,12 +6,13 @@ it changed.
 
 import csv
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
 from pathlib import PureWindowsPath
 
 from dopsd_app.data.caption_file import PLACEHOLDER, put_trigger_word
-from dopsd_app.data.captions import holds
 from dopsd_app.data.picture_file import fold_name
 from dopsd_app.errors import KnownFailure
 
@@ -33,28 +34,48 @@ def fill_pattern(captions: Mapping[str, str], pattern: str, trigger_word: str) -
 
 
 def put_trigger_first(captions: Mapping[str, str], trigger_word: str) -> Captions:
-    """The trigger word, and a comma, before every caption that does not begin with it; empty ones stay."""
+    """The trigger word, and a comma, before every caption that does not begin with it; empty ones stay.
+
+    One that begins with [trigger], or with the word in other capitals, begins with it: it is spelled right.
+    """
     if not trigger_word:
         raise CaptionToolError("There is no trigger word. Write it into its box above.")
 
+    word = re.compile(rf"{PLACEHOLDER.pattern}|{re.escape(trigger_word)}", re.IGNORECASE)
+
     def first(line: str) -> str:
-        begins = holds(line[: len(trigger_word) + 1], trigger_word) and line.startswith(trigger_word)
-        return line if not line.strip() or begins else f"{trigger_word}, {line.strip()}"
+        caption = line.strip()
+        if not caption or caption == trigger_word:
+            return line
+        if not (found := word.match(caption)) or not _is_whole(caption, *found.span()):
+            return f"{trigger_word}, {caption}"
+        return line if found[0] == trigger_word else trigger_word + caption[found.end() :]
 
     return _changed(captions, {key: _by_line(text, first) for key, text in captions.items()})
 
 
 def replace_words(captions: Mapping[str, str], find: str, put: str) -> Captions:
-    """Every `find` replaced, whatever its capitals; the spaces that are left over go."""
+    """Every `find` that is no part of a word replaced, whatever its capitals; the spaces left over go."""
     if not find.strip():
         raise CaptionToolError("Write what is to be found.")
     pattern = re.compile(re.escape(find), re.IGNORECASE)
 
     def replaced(line: str) -> str:
-        changed, number = pattern.subn(lambda _: put, line)
-        return " ".join(changed.split()) if number else line
+        changed = pattern.sub(lambda found: put if _is_whole(line, *found.span()) else found[0], line)
+        return " ".join(changed.split()) if changed != line else line
 
     return _changed(captions, {key: _by_line(text, replaced) for key, text in captions.items()})
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether this part of a text is no part of a longer word, as `holds` has it."""
+
+    def joined(*pair: str) -> bool:
+        if not all(character.isalnum() for character in pair):  # isalnum() of "" is False
+            return False
+        return not any(unicodedata.category(character) == "Lo" for character in pair)
+
+    return not joined(text[start - 1 : start], text[start]) and not joined(text[end - 1], text[end : end + 1])
 
 
 def wrapped(captions: Mapping[str, str]) -> set[str]:
@@ -73,17 +94,16 @@ def read_table(text: str, names: Mapping[str, str]) -> tuple[Captions, list[str]
     Between them stands a tab, as a spreadsheet copies it, or a comma or semicolon. `names` has the picture
     keys by file name, of which the ending may be left out.
     """
-    keys = {fold_name(name): key for name, key in names.items()}
-    keys |= {fold_name(PureWindowsPath(name).stem): key for name, key in names.items()}
-    separator = next((mark for mark in "\t;," if mark in text), None)
-    if separator is None:
+    key_of = _finder(names)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    readings = [(mark, rows) for mark in "\t;," if mark in text for rows in _readings(text, mark)]
+    if not readings:
         raise CaptionToolError("Paste lines of a file name, a tab or a comma, and the caption.")
+    separator, rows = max(readings, key=lambda reading: sum(bool(key_of(row[0])) for row in reading[1]))
     captions, unknown = {}, []
-    for number, row in enumerate(csv.reader(StringIO(text), delimiter=separator)):
-        name, rest = (row[0].strip(), row[1:]) if row else ("", [])
-        key = keys.get(fold_name(PureWindowsPath(name).name)) or keys.get(
-            fold_name(PureWindowsPath(name).stem)
-        )
+    for number, row in enumerate(rows):
+        name, rest = row[0].strip(), row[1:]
+        key = key_of(name)
         # A caption may hold the commas that part it from its name; a tab or a semicolon it does not.
         caption = " ".join((", ".join(map(str.strip, rest)) if separator == "," else " ".join(rest)).split())
         if key and caption:
@@ -93,6 +113,35 @@ def read_table(text: str, names: Mapping[str, str]) -> tuple[Captions, list[str]
     if not captions:
         raise CaptionToolError("No line of this table begins with the file name of a picture here.")
     return captions, unknown
+
+
+def _finder(names: Mapping[str, str]) -> Callable[[str], str | None]:
+    """What gives the picture's key for the name in a table; of names alike but for the ending, no stem."""
+    keys = {fold_name(name): key for name, key in names.items()}
+    stems = Counter(fold_name(PureWindowsPath(name).stem) for name in names)
+    by_stem = {fold_name(PureWindowsPath(name).stem): key for name, key in names.items()}
+    by_stem = {stem: key for stem, key in by_stem.items() if stems[stem] == 1}
+
+    def key_of(cell: str) -> str | None:
+        path = PureWindowsPath(cell.strip())
+        whole, bare = fold_name(path.name), fold_name(path.stem)
+        return keys.get(whole) or by_stem.get(whole) or by_stem.get(bare)
+
+    return key_of
+
+
+def _readings(text: str, separator: str) -> Iterator[list[list[str]]]:
+    """The rows of a table: with cells of several lines in quotes, and line by line, where quotes are free."""
+    try:
+        if text.count('"') % 2 == 0:
+            yield [row for row in csv.reader(StringIO(text), delimiter=separator) if row]
+        rows = []
+        for line in text.split("\n"):
+            quoting = csv.QUOTE_NONE if line.count('"') % 2 else csv.QUOTE_MINIMAL
+            rows += [row for row in csv.reader([line], delimiter=separator, quoting=quoting) if row]
+        yield rows
+    except csv.Error as error:
+        raise CaptionToolError("This is no table that can be read: a cell of it is too long.") from error
 
 
 def _lines(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The crop of a picture: its shape, where it lies, and the file of a data set that keeps what was moved."""
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from dopsd_app.data.picture_file import shown
+from dopsd_app.errors import KnownFailure
 from dopsd_app.schema import check_schema, stamp
 
 CROPS_FILE = "crops.json"  # beside the pictures, only where a crop was moved
@@ -18,7 +20,9 @@ MIDDLE = (0.5, 0.5)
 SHAPES = ((1, 1), (4, 5), (5, 4), (2, 3), (3, 2), (3, 4), (4, 3), (9, 16), (16, 9), (1, 2), (2, 1))
 
 
-def list_buckets(resolution: int, multiple: int) -> list[tuple[int, int]]:
+# Each picture of a set asks for them, at every key that is pressed.
+@functools.cache
+def list_buckets(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
     """The (height, width) in pixels that pictures are cropped to: about `resolution` squared of area."""
 
     def side(length: float) -> int:
@@ -27,7 +31,7 @@ def list_buckets(resolution: int, multiple: int) -> list[tuple[int, int]]:
     heights = [
         ((resolution * resolution / (width / height)) ** 0.5, width / height) for width, height in SHAPES
     ]
-    return list(dict.fromkeys((side(height), side(height * aspect)) for height, aspect in heights))
+    return tuple(dict.fromkeys((side(height), side(height * aspect)) for height, aspect in heights))
 
 
 def nearest_bucket(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
@@ -63,6 +67,14 @@ def crop_box(
     return left, top, left + across, top + down
 
 
+def cut_to(picture: Image.Image, aspect: float, focus: tuple[float, float] = MIDDLE) -> Image.Image:
+    """The crop of a picture in its own pixels: what `crop` shows, before that scales it."""
+    width, height = picture.size
+    left, top, right, bottom = crop_box(picture.size, aspect, focus)
+    sides = (left * width, top * height, right * width, bottom * height)
+    return picture.crop((round(sides[0]), round(sides[1]), round(sides[2]), round(sides[3])))
+
+
 def lost_share(size: tuple[int, int], aspect: float) -> float:
     """How much of a picture's area falls away in the crop, from 0 to 1."""
     kept = aspect / (size[0] / size[1])
@@ -88,22 +100,27 @@ def write_crops(folder: Path, focuses: Mapping[str, tuple[float, float]]) -> Non
 
 
 def read_crops(folder: Path) -> dict[str, tuple[float, float]]:
-    """Where the moved crops of a folder's pictures lie, by file name; ValueError for a damaged file."""
+    """Where the moved crops of a folder's pictures lie, by file name; KnownFailure for a damaged file."""
     try:
         stored = json.loads((folder / CROPS_FILE).read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
+        raise KnownFailure(
             f"{CROPS_FILE} cannot be read. Remove it: the crops then lie in the middle."
         ) from error
-    if not isinstance(stored, dict) or not isinstance(stored.get("focus"), dict):
-        raise ValueError(f"{CROPS_FILE} holds no crops. Remove it: they then lie in the middle.")
-    check_schema(stored, SCHEMA, CROPS_FILE)
+    try:
+        if not isinstance(stored, dict) or not isinstance(stored.get("focus"), dict):
+            raise ValueError("This is no object with places of crops.")
+        check_schema(stored, SCHEMA, CROPS_FILE)
+    except KnownFailure:
+        raise
+    except ValueError as error:
+        raise KnownFailure(f"{CROPS_FILE} holds no crops. Remove it: they then lie in the middle.") from error
     focuses = {}
     for name, focus in stored["focus"].items():
         try:
             focuses[name] = check_focus(focus)
         except ValueError as error:
-            raise ValueError(f"{CROPS_FILE}, {shown(name)}: {error}") from error
+            raise KnownFailure(f"{CROPS_FILE}, {shown(name)}: {error}") from error
     return focuses

@@ -35,6 +35,7 @@ from dopsd_app.data.pictures import (
     PictureFacts,
     check_count,
     check_set,
+    fill_prompts,
     note_enlarged,
     note_many,
     remarks_on,
@@ -317,12 +318,22 @@ def check_keys(content: DraftContent, keys: Iterable[str]) -> None:
 
 def draft_config(draft: Draft) -> TrainConfig:
     """The settings of the run that this draft would start; `ConfigError` for what cannot work."""
-    return make_config({**load_preset(draft.preset).settings, **draft.settings})
+    return fill_prompts(make_config({**load_preset(draft.preset).settings, **draft.settings}))
+
+
+def judge_draft(
+    draft: Draft, *, captions: bool = True
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """What `check_draft` and `note_repairs` find, at once; without `captions`, not which are empty."""
+    findings = _findings(draft)[1]
+    problems = [finding for finding in findings if isinstance(finding, Problem)]
+    told = [problem for problem in problems if captions or not problem.caption]
+    return _by_key(draft, Problem, told), _by_key(draft, Note, findings)
 
 
 def check_draft(draft: Draft) -> dict[str, tuple[str, ...]]:
     """What must be put right before a start, by picture key; "" is the whole set."""
-    return _by_key(draft, Problem, _findings(draft)[1])
+    return judge_draft(draft)[0]
 
 
 def note_repairs(draft: Draft) -> dict[str, tuple[str, ...]]:
@@ -350,7 +361,7 @@ def _findings(draft: Draft) -> tuple[list[Example], list[Problem | Note]]:
             sources = tuple(draft.pictures / f"{source.key}.png" for source in item.sources)
             examples.append(Example(draft.pictures / f"{item.key}.png", captions, sources, item.focus))
         except ValueError as error:
-            findings.append(Problem(name, str(error)))
+            findings.append(Problem(name, str(error), caption=not item.caption.strip()))
         facts.append(PictureFacts(name, item.size, item.pixels, item.focus))
         findings += [Note(name, f"{name} {remark}") for remark in item.remarks]
         for source in item.sources:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dopsd_app.data.crops import MIDDLE
@@ -14,12 +14,14 @@ class Example:
     captions: tuple[str, ...]  # one is drawn per step
     source_images: tuple[Path, ...] = ()  # editing: the pictures to start from
     focus: tuple[float, float] = MIDDLE  # where the crop lies, as in `crops.crop`
+    caption_file: Path | None = field(default=None, compare=False)  # that was read for it
 
 
 @dataclass(frozen=True)
 class Note:
     picture: str  # as in Problem
     message: str  # what was repaired or left out
+    caption_file: Path | None = field(default=None, compare=False)  # which belongs to no picture
 
 
 def most_sources(examples: Iterable[Example]) -> int:

@@ -32,7 +32,7 @@ BACKUPS = (".bak", ".old", ".orig", ".tmp", ".part", ".crdownload", ".download")
 DOCUMENTS = ("readme", "license", "licence", "copying", "notice", "changelog")
 LISTED = 10  # names or numbers in one message
 DEPTH = 3  # folders in folders: a zip of one that holds kohya's or `datasets`'
-_REPEATED = re.compile(r"\d+_(.+)")  # how kohya's scripts say how often a folder's pictures are seen
+_REPEATED = re.compile(r"\d+_\s*(\S.*)")  # how kohya's scripts say how often a folder's pictures are seen
 _OTHER_SPLITS = {"test", "validation", "valid", "val", "dev", "eval"}  # of `datasets`, beside "train"
 Finding = Example | Problem | Note
 
@@ -198,17 +198,20 @@ def _files_of_sources(folder: Path) -> list[Path]:
 
 
 def _read_caption_files(root: Path, pairs: Pairs, texts: list[Path]) -> Iterator[Finding]:
+    there = {fold_name(picture.name) for picture in pairs.targets}
     texts = sorted(texts, key=lambda path: CAPTION_SUFFIXES.index(path.suffix.lower()))
     whole, exactly, loosely = {}, {}, {}  # by the picture's file name, by its stem, and by that as compared
     for path in texts:
         stem = caption_stem(path.name)
         if stem != path.stem:
             whole.setdefault(fold_name(f"{path.stem}."), path)
+            if fold_name(path.stem) in there:
+                continue
         exactly.setdefault(stem, path)
         loosely.setdefault(fold_name(stem), path)
     owners: dict[Path, str] = {}  # caption file: the picture it describes
     for picture in pairs.targets:
-        name, captions = name_in(picture, root), ()
+        name, captions, own = name_in(picture, root), (), None
         path = whole.get(fold_name(f"{picture.name}.")) or exactly.get(picture.stem)
         path = path or loosely.get(fold_name(picture.stem))
         if path is None:
@@ -219,7 +222,7 @@ def _read_caption_files(root: Path, pairs: Pairs, texts: list[Path]) -> Iterator
             sharing = f"{owners[path]} and {name} share the caption file {name_in(path, root)}"
             yield Problem(name, f"{sharing}. Give each picture a name of its own.")
         else:
-            owners[path] = name
+            owners[path], own = name, path
             try:
                 if (read := read_caption_file(path)) is None:
                     raise ValueError(
@@ -228,14 +231,27 @@ def _read_caption_files(root: Path, pairs: Pairs, texts: list[Path]) -> Iterator
                 texts_of, text = read
                 if text.remark:
                     yield Note(name, f"{name_in(path, root)} {text.remark}")
-                captions = clean_captions(texts_of, name)
             except ValueError as error:
-                yield Problem(name, str(error), caption=True)
-        yield Example(picture, captions, pairs.sources.get(picture, ()))
+                yield Problem(name, str(error))
+            else:
+                captions, problem = _cleaned(texts_of, name)
+                yield from problem
+        yield Example(picture, captions, pairs.sources.get(picture, ()), caption_file=own)
     for path in texts:
         if path not in owners:
-            reason = "is about the pictures" if is_document(path.name) else "belongs to no picture"
-            yield Note("", f"{name_in(path, root)} {reason} and was left out.")
+            document = is_document(path.name)
+            reason = "is about the pictures" if document else "belongs to no picture"
+            message = f"{name_in(path, root)} {reason} and was left out."
+            yield Note("", message, caption_file=None if document else path)
+
+
+def _cleaned(texts: list, name: str) -> tuple[tuple[str, ...], list[Problem]]:
+    """The captions of a picture, and what is wrong with them."""
+    try:
+        return clean_captions(texts, name), []
+    except ValueError as error:
+        lines = [" ".join(text.split()) for text in texts if isinstance(text, str)]
+        return (), [Problem(name, str(error), typed="\n".join(lines).strip(), caption=True)]
 
 
 def _read_table(table: Path, root: Path, pairs: Pairs) -> Iterator[Finding]:
@@ -263,16 +279,14 @@ def _read_table(table: Path, root: Path, pairs: Pairs) -> Iterator[Finding]:
         except ValueError as error:
             yield Problem("", f"Line {number} of {table.name} {error}")
             continue
-        name, captions = name_in(path, root), ()
+        name = name_in(path, root)
         sources_listed |= set(sources)
         if path in listed:
             yield Problem(name, f"{name} is listed twice in {table.name}. Remove one of the lines.")
             continue
         listed.add(path)
-        try:
-            captions = clean_captions(parsed.texts, name)
-        except ValueError as error:
-            yield Problem(name, str(error), caption=True)
+        captions, problem = _cleaned(parsed.texts, name)
+        yield from problem
         yield Example(path, captions, sources or pairs.sources.get(path, ()))
     for orphan in pairs.orphans:
         if orphan not in listed | sources_listed:

@@ -83,7 +83,7 @@ def keep(draft: Draft, picture: Image.Image, name: str, stem: str, remarks: Iter
 
 
 def enlist(draft: Draft, item: Item) -> None:
-    """Puts a picture on the draft's list with the caption that waits for it; `DraftError` says why not."""
+    """Puts a picture on the draft's list; `DraftError` says why not."""
 
     def enlist(content: DraftContent) -> DraftContent:
         if len(content.items) >= MAX_PICTURES:  # another tab was faster
@@ -95,10 +95,7 @@ def enlist(draft: Draft, item: Item) -> None:
                 old = "the one that is there" if other.name == item.name else other.name
                 raise DraftError(f"{new} is the same picture as {old}. It was left out.")
         name = next(name for name in _names(item.name) if name not in names)
-        waiting = dict(content.waiting)
-        _, caption = waiting.pop(item.stem, ("", ""))
-        items = (*content.items, replace(item, name=name, caption=caption))
-        return replace(content, items=items, waiting=waiting)
+        return replace(content, items=(*content.items, replace(item, name=name)))
 
     change_content(draft.path, enlist)
 

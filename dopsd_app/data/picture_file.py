@@ -36,9 +36,9 @@ _TURNS = {  # EXIF orientation: how the picture becomes upright
 class Problem:
     picture: str  # its file name, seen from the folder; "" when the set is meant or a file that is no picture
     message: str  # a sentence or two: which file, what is wrong, what to do
-    caption: bool = field(
-        default=False, compare=False
-    )  # whether all that lacks is a caption that can be read
+    # Whether all that lacks is a caption, or one that is short enough.
+    caption: bool = field(default=False, compare=False)
+    typed: str = field(default="", compare=False)  # the caption that is too long
 
 
 class PicturesError(KnownFailure):

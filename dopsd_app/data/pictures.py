@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dopsd_app.config import TrainConfig
 from dopsd_app.data.caption_file import PLACEHOLDER, put_trigger_word
 from dopsd_app.data.crops import MIDDLE, lost_share, nearest_bucket, write_crops
 from dopsd_app.data.crops import crop as crop
@@ -72,6 +73,14 @@ def fill_placeholders(dataset: Dataset, trigger_word: str) -> Dataset:
         for example in dataset.examples
     )
     return replace(dataset, examples=examples)
+
+
+def fill_prompts(config: TrainConfig) -> TrainConfig:
+    """The settings with the trigger word for `[trigger]` in the prompts of previews, where there is one."""
+    if not config.trigger_word:
+        return config
+    prompts = tuple(put_trigger_word(prompt, config.trigger_word) for prompt in config.preview_prompts)
+    return replace(config, preview_prompts=prompts)
 
 
 def check_count(count: int, holder: str) -> list[Problem]:

@@ -3,10 +3,11 @@
 An uploaded file gives its content and, for people and for finding its caption, its name; never a path.
 """
 
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dopsd_app.config import EDIT, TrainConfig
 from dopsd_app.data.archive import is_zip, unpack
@@ -15,34 +16,40 @@ from dopsd_app.data.caption_file import (
     TABLES,
     parse_row,
     parse_table,
-    read_caption_file,
     read_text,
 )
 from dopsd_app.data.crops import CROPS_FILE, MIDDLE, read_crops
-from dopsd_app.data.draft_file import DraftContent, DraftError, change_content
+from dopsd_app.data.draft_file import DraftError
 from dopsd_app.data.drafts import (
-    MAX_CAPTION_TEXT,
     Draft,
     check_keys,
     delete_draft,
     delete_files,
     new_draft,
     read_draft,
-    set_caption,
     set_focus,
     set_settings,
     take_kind,
 )
 from dopsd_app.data.example import Example, Note, natural_order
-from dopsd_app.data.folder import is_backup, is_document, is_ignored, is_picture, name_in, scan_folder
+from dopsd_app.data.folder import (
+    Scan,
+    is_backup,
+    is_document,
+    is_ignored,
+    is_picture,
+    name_in,
+    scan_folder,
+)
 from dopsd_app.data.kept_pictures import TOO_MANY, add_source, enlist, keep, stem_of, too_many
 from dopsd_app.data.picture_file import PicturesError, Problem, decode, shown
 from dopsd_app.data.pictures import MAX_PICTURES
 from dopsd_app.data.run_settings import draft_settings
 from dopsd_app.data.source_pictures import MAX_SOURCES, count_copies, find_copies, orphan_message, source_name
+from dopsd_app.data.uploaded_captions import FileCaption, add_captions, one_each, read_captions
 
 MAX_PICTURE_BYTES = 25_000_000
-MAX_ZIP_BYTES = 200_000_000  # what the server takes at once
+MAX_ZIP_BYTES = 1_000_000_000  # as much as the server takes at once: 200 pictures of a phone
 MAX_FILES = MAX_PICTURES * (2 + MAX_SOURCES)  # in one upload: each with its caption and its sources
 MAX_WAITING = MAX_FILES  # captions that are kept until their pictures come
 MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all
@@ -120,6 +127,11 @@ def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
     small, problems = _usable(paths)
     parts = [_add(draft, [path for path in small if not is_zip(path)])]
     parts += [_add_zip(draft, path) for path in small if is_zip(path)]
+    return together(parts, problems)
+
+
+def together(parts: Sequence[Added], problems: Sequence[str] = ()) -> Added:
+    """What became of several parts of an upload, the last of which has the draft as it is now."""
     refused = [problem for part in parts for problem in part.problems]
     return Added(
         parts[-1].draft,
@@ -166,7 +178,7 @@ def _usable(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
 def _add(draft: Draft, paths: list[Path]) -> Added:
     problems, notes, pictures = [], [], []
     sources: dict[str, list[str]] = {}  # stem of a picture to start from: those of what is made from it
-    captions: list[tuple[str, str]] = []  # file name, caption lines
+    captions: list[FileCaption] = []
     for path in sorted(paths, key=lambda path: natural_order(path.name)):
         name = shown(path.name)
         try:
@@ -181,22 +193,23 @@ def _add(draft: Draft, paths: list[Path]) -> Added:
             elif name.casefold() in TABLES:
                 captions += _read_table(path, sources, problems)
             elif path.suffix.lower() in CAPTION_SUFFIXES:
-                captions += _read_captions(path, notes)
+                captions += read_captions(path, path.name, notes)
             else:
                 problems.append(f"{name} is neither a picture nor a caption file (.txt). It was left out.")
         except ValueError as error:
             problems.append(str(error))
-    captions = _one_each(captions)
+    captions = one_each(captions)
     owners = {path: _owners(path, draft, pictures, captions, sources) for path in pictures}
     targets = [(path, shown(path.name)) for path in pictures if not owners[path]]
-    keys = tuple(_add_pictures(draft, targets, problems).values())
-    _add_captions(draft, captions, problems, notes)
+    keys = _add_pictures(draft, targets, problems)
+    came = {key: shown(path.name) for path, key in keys.items()}
+    add_captions(draft, captions, came, problems, notes, most_waiting=MAX_WAITING)
     items = {item.stem: item.key for item in read_draft(draft.path).items}
     for path in pictures:
         for owner in owners[path]:
             missing = [orphan_message(path.name)]
             problems += add_source(draft, items[owner], path) if owner in items else missing
-    return Added(_as_edit(read_draft(draft.path)), keys, tuple(problems), tuple(notes))
+    return Added(_as_edit(read_draft(draft.path)), tuple(keys.values()), tuple(problems), tuple(notes))
 
 
 def _take_prompts(draft: Draft, path: Path) -> str:
@@ -206,58 +219,92 @@ def _take_prompts(draft: Draft, path: Path) -> str:
     return f"The previews use prompts.txt: its first {MAX_PROMPTS} lines at most."
 
 
-def _read_captions(path: Path, notes: list[str]) -> list[tuple[str, str]]:
-    """The caption file's name and its lines; nothing of a .json without a caption."""
-    name = shown(path.name)
-    if (read := read_caption_file(path)) is None:
-        notes.append(f"{name} holds no caption under “caption” or “text”. It was left out.")
-        return []
-    texts, text = read
-    if text.remark:
-        notes.append(f"{name} {text.remark}")
-    return [(path.name, "\n".join(texts).strip())]
-
-
-def _one_each(captions: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Without those of a .json or .caption beside a .txt of the same name."""
-
-    def rank(name: str) -> int:
-        suffix = PureWindowsPath(name).suffix.lower()
-        return CAPTION_SUFFIXES.index(suffix) if suffix in CAPTION_SUFFIXES else 0
-
-    best: dict[str, int] = {}
-    for name, _ in captions:
-        best[stem_of(name)] = min(rank(name), best.get(stem_of(name), len(CAPTION_SUFFIXES)))
-    return [(name, text) for name, text in captions if rank(name) == best[stem_of(name)]]
-
-
 def _add_zip(draft: Draft, path: Path) -> Added:
     """Adds what is in a zip, laid out as folders are that the command line takes."""
     with tempfile.TemporaryDirectory(dir=draft.path) as place:
         problems = unpack(path, Path(place), MAX_PICTURE_BYTES)
-        scan = scan_folder(Path(place))
-        notes = [said.message for said in scan.said if isinstance(said, Note)]
-        # Captions can be written on the page.
-        problems += [said.message for said in scan.said if isinstance(said, Problem) and not said.caption]
-        if (prompts := scan.folder / "prompts.txt").is_file():
-            notes.append(_take_prompts(draft, prompts))
-        if scan.trigger_word and not draft.trigger_word:
-            set_settings(draft, trigger_word=scan.trigger_word)
-            notes.append(f"The trigger word is “{scan.trigger_word}”, after the folder's name.")
-        pictures = [(example.image, name_in(example.image, scan.folder)) for example in scan.examples]
-        keys = _add_pictures(draft, pictures, problems)
-        for example in scan.examples:
-            if key := keys.get(example.image):
-                problems += _complete(draft, key, example)
+        return _add_tree(draft, Path(place), shown(path.name), problems)
+
+
+def add_folder(draft: Draft, files: Sequence[tuple[str, str | Path]]) -> Added:
+    """Adds the files of a folder that was chosen, each with its path that begins with the folder's name.
+
+    It is read as a zip of it is: sources, splits and crops count as they do on the command line.
+    """
+    small, problems = _usable(path for _, path in files)
+    usable = set(small)
+    with tempfile.TemporaryDirectory(dir=draft.path) as place:
+        for name, path in files:
+            inside = PurePosixPath(name)
+            if inside.is_absolute() or ".." in inside.parts or any(sign in name for sign in ":\\\0"):
+                problems.append(f"{shown(name)} was left out: its name leads out of the folder.")
+            elif Path(path) in usable and not any(map(_is_passed_over, inside.parts)):
+                target = Path(place) / inside
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        for folder in Path(place).iterdir():  # the one that was chosen, unless nothing of it was taken
+            return _add_tree(draft, folder, shown(folder.name), problems)
+    return Added(read_draft(draft.path), (), tuple(problems), ())
+
+
+def _is_passed_over(part: str) -> bool:
+    return is_ignored(part) and part != "prompts.txt"
+
+
+def _add_tree(draft: Draft, folder: Path, name: str, problems: list[str]) -> Added:
+    """Adds what is in a folder; problems are those of making it, which has this name for people."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not is_ignored(file.name)]
+    if any(_is_caption(file) for file in files) and not any(map(is_picture, files)):
+        added = _add(draft, files)
+        return replace(added, problems=(*problems, *added.problems))
+    scan = scan_folder(folder)
+    keys, notes = _add_scan(draft, scan, problems)
     if not scan.examples and not problems:
-        problems.append(f"{shown(path.name)} holds no pictures.")
-    return Added(_as_edit(read_draft(draft.path)), tuple(keys.values()), tuple(problems), tuple(notes))
+        problems.append(f"{name} holds no pictures.")
+    return Added(_as_edit(read_draft(draft.path)), tuple(keys), tuple(problems), tuple(notes))
+
+
+def _is_caption(path: Path) -> bool:
+    name = path.name.casefold()
+    return name in TABLES or (path.suffix.lower() in CAPTION_SUFFIXES and not is_document(name))
+
+
+def _add_scan(draft: Draft, scan: Scan, problems: list[str]) -> tuple[list[str], list[str]]:
+    """Adds what a folder holds; returns the keys of the new pictures, and notes."""
+    unused = [said.caption_file for said in scan.said if isinstance(said, Note) and said.caption_file]
+    notes = [said.message for said in scan.said if isinstance(said, Note) and not said.caption_file]
+    # Captions can be written on the page, and shortened.
+    problems += [said.message for said in scan.said if isinstance(said, Problem) and not said.caption]
+    if (prompts := scan.folder / "prompts.txt").is_file():
+        try:
+            notes.append(_take_prompts(draft, prompts))
+        except ValueError as error:
+            problems.append(str(error))
+    if scan.trigger_word and not draft.trigger_word:
+        set_settings(draft, trigger_word=scan.trigger_word)
+        notes.append(f"The trigger word is “{scan.trigger_word}”, after the folder's name.")
+    names = {example.image: name_in(example.image, scan.folder) for example in scan.examples}
+    keys = _add_pictures(draft, list(names.items()), problems)
+    typed = {said.picture: said.typed for said in scan.said if isinstance(said, Problem)}
+    captions = []
+    for example in scan.examples:
+        name = names[example.image]
+        if text := "\n".join(example.captions) or typed.get(name, ""):
+            captions.append(FileCaption(name, text))
+        if key := keys.get(example.image):
+            problems += _complete(draft, key, example)
+    for file in unused:
+        try:
+            captions += read_captions(file, name_in(file, scan.folder), notes)
+        except ValueError as error:
+            problems.append(str(error))
+    came = {key: names[image] for image, key in keys.items()}
+    add_captions(draft, captions, came, problems, notes, most_waiting=MAX_WAITING)
+    return list(keys.values()), notes
 
 
 def _complete(draft: Draft, key: str, example: Example) -> list[str]:
-    """Gives a new picture what stood beside it; returns what was refused."""
-    if example.captions:
-        set_caption(draft, key, "\n".join(example.captions))
+    """Gives a new picture what belongs to it, but for its captions; returns what was refused."""
     if example.focus != MIDDLE:
         set_focus(draft, key, example.focus)
     return [problem for source in example.source_images for problem in add_source(draft, key, source)]
@@ -267,7 +314,7 @@ def _owners(
     path: Path,
     draft: Draft,
     pictures: list[Path],
-    captions: list[tuple[str, str]],
+    captions: list[FileCaption],
     sources: dict[str, list[str]],
 ) -> list[str]:
     """The stems of the pictures that are made from this one; none where it is itself one to draw.
@@ -278,12 +325,12 @@ def _owners(
     if stem in sources or named is None:
         return sources.get(stem, [])
     stems = {item.stem for item in draft.items} | {stem_of(picture.name) for picture in pictures}
-    captioned = {stem_of(name) for name, _ in captions}
+    captioned = {caption.stem for caption in captions}
     return [] if named.owner not in stems and stem in captioned else [named.owner]
 
 
-def _read_table(path: Path, sources: dict[str, list[str]], problems: list[str]) -> list[tuple[str, str]]:
-    """File names and captions; what is made from which picture goes into `sources`."""
+def _read_table(path: Path, sources: dict[str, list[str]], problems: list[str]) -> list[FileCaption]:
+    """Its captions; what is made from which picture goes into `sources`."""
     table = path.name.casefold()
     rows, broken = parse_table(path)
     if broken:
@@ -295,7 +342,7 @@ def _read_table(path: Path, sources: dict[str, list[str]], problems: list[str]) 
             if not all(isinstance(text, str) for text in parsed.texts):
                 raise ValueError("has no caption that is text.")
             lines = "\n".join(" ".join(text.split()) for text in parsed.texts)
-            captions.append((parsed.file_name, lines))
+            captions.append(FileCaption(parsed.file_name, lines))
             for source in parsed.sources:
                 if stem_of(source) == stem_of(parsed.file_name):  # an upload has no folders
                     raise ValueError("names a source picture like its result. Give it another name.")
@@ -331,34 +378,3 @@ def _add_pictures(draft: Draft, pictures: list[tuple[Path, str]], problems: list
     if left_out:
         problems.insert(0, too_many(left_out, len(pictures)))
     return keys
-
-
-def _add_captions(
-    draft: Draft, captions: list[tuple[str, str]], problems: list[str], notes: list[str]
-) -> None:
-    def write(content: DraftContent) -> DraftContent:
-        for file_name, text in captions:
-            content = _with_caption(content, file_name, text, problems, notes)
-        return content
-
-    change_content(draft.path, write)
-
-
-def _with_caption(
-    content: DraftContent, file_name: str, text: str, problems: list[str], notes: list[str]
-) -> DraftContent:
-    """The content with a caption at its picture, or waiting for it."""
-    name, stem = shown(PureWindowsPath(file_name).name), stem_of(file_name)
-    if len(text) > MAX_CAPTION_TEXT:
-        problems.append(f"{name} holds more than {MAX_CAPTION_TEXT} characters. Shorten its captions.")
-        return content
-    if owners := [item for item in content.items if item.stem == stem]:
-        owner = next((item for item in owners if not item.caption.strip()), owners[-1])
-        if owner.caption.strip() not in ("", text.strip()):
-            notes.append(f"{name} replaced the caption of {owner.name}.")
-        items = [replace(item, caption=text) if item is owner else item for item in content.items]
-        return replace(content, items=tuple(items))
-    if len(content.waiting) >= MAX_WAITING:
-        problems.append(f"{name} was left out: it belongs to no picture.")
-        return content
-    return replace(content, waiting={**content.waiting, stem: (name, text)})

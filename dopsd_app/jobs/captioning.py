@@ -4,19 +4,22 @@ What a person writes wins: a caption is put only where that stands which stood t
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from dopsd_app.config import EDIT
+from dopsd_app.config import EDIT, ConfigError, TrainConfig
 from dopsd_app.data.draft_file import DraftContent, DraftError, change_content, draft_lock
-from dopsd_app.data.drafts import Draft
+from dopsd_app.data.drafts import Draft, draft_config
+from dopsd_app.data.example import Example
 from dopsd_app.errors import KnownFailure
 from dopsd_app.files import make_value, read_value, replace_file
 from dopsd_app.jobs.job import Job, RunError, create_job, kind_or_none, list_jobs, start_lock, sweep
 from dopsd_app.jobs.kinds import CAPTION
 from dopsd_app.jobs.queue import put_in_queue, send_command, start_next
+from dopsd_app.models.buckets import USUAL_MULTIPLE, side_multiple
 from dopsd_app.models.captioner_facts import LENGTHS
 from dopsd_app.models.captioner_words import Concept, plain_word
 
@@ -32,17 +35,21 @@ class ToCaption:
     picture: str  # path
     sources: tuple[str, ...]  # of an edit: what it is made from
     caption: str  # that stood there when it was asked for
+    focus: tuple[float, float]  # where its crop lies: training sees no more
+    caption_file: str  # path of the one beside it; "" in a draft
 
 
 @dataclass(frozen=True)
 class CaptionRequest:
     """What is to be written."""
 
-    folder: str  # of the draft; else that of the pictures, where each caption is a .txt of the same name
+    folder: str  # of the draft; else that of the pictures, where each caption is a file beside its picture
     is_draft: bool
     concept: Concept
     length: str  # of LENGTHS: the one that is put where captions go
     pictures: tuple[ToCaption, ...]
+    resolution: int  # of training, which crops
+    multiple: int  # pixels: of the crops' sides
 
     def put(self, asked: ToCaption, texts: Mapping[str, str]) -> bool:
         """Puts what was written for a picture where it belongs; False where a person has written meanwhile.
@@ -51,10 +58,10 @@ class CaptionRequest:
         """
         if self.is_draft:
             return _put_into_draft(Path(self.folder), asked, texts, self.length)
-        picture = Path(asked.picture)
-        if _caption_beside(picture) != asked.caption:
+        file = Path(asked.caption_file)
+        if _read_beside(file) != asked.caption:
             return False
-        replace_file(picture.with_suffix(".txt"), texts[self.length] + "\n")
+        replace_file(file, texts[self.length] + "\n")
         return True
 
 
@@ -107,18 +114,30 @@ def ask_for_draft(
             str(draft.pictures / f"{item.key}.png"),
             tuple(str(draft.pictures / f"{source.key}.png") for source in item.sources),
             item.caption,
+            item.focus,
+            "",
         )
         for item in draft.items
         if (not item.caption.strip() if wanted is None else item.key in wanted)
     ]
     concept = Concept(draft.trigger_word, draft.kind, what)
-    job = ask_for_captions(runs_dir, CaptionRequest(str(draft.path), True, concept, length, tuple(pictures)))
+    config = _config_of_crops(draft)
+    sizes = (config.resolution, side_multiple(config))
+    request = CaptionRequest(str(draft.path), True, concept, length, tuple(pictures), *sizes)
+    job = ask_for_captions(runs_dir, request)
     _change_written(draft.path, lambda written: replace(written, length=length, what=what))
     return job
 
 
+def _config_of_crops(draft: Draft) -> TrainConfig:
+    try:
+        return draft_config(draft)
+    except ConfigError:  # reported where the settings are
+        return TrainConfig()
+
+
 def ask_for_folder(runs_dir: Path, folder: Path, concept: Concept, length: str, *, overwrite: bool) -> Job:
-    """The same for a folder of pictures, where captions are .txt files; with `overwrite` for all of them."""
+    """The same for a folder of pictures, where captions are files; with `overwrite` for all of them."""
     from dopsd_app.data.caption_file import TABLES
     from dopsd_app.data.folder import scan_folder  # brings Pillow
 
@@ -129,21 +148,37 @@ def ask_for_folder(runs_dir: Path, folder: Path, concept: Concept, length: str, 
         raise RunError(f"The captions of {folder} are in its {table}: .txt files would not be read.")
     if not scan.examples:
         raise RunError(f"There is no picture in {folder}.")
+    stems = Counter(_place(example.image) for example in scan.examples)
     pictures = []
     for example in scan.examples:
-        before = _caption_beside(example.image)
+        file = _file_to_write(example, alone=stems[_place(example.image)] == 1)
+        before = _read_beside(file)
         if overwrite or not (before.strip() or example.captions):
             key = example.image.relative_to(scan.folder).as_posix()
             sources = tuple(map(str, example.source_images))
-            pictures.append(ToCaption(key, str(example.image), sources, before))
+            pictures.append(ToCaption(key, str(example.image), sources, before, example.focus, str(file)))
     concept = replace(concept, what=plain_word(concept.what))
-    return ask_for_captions(
-        runs_dir, CaptionRequest(str(scan.folder), False, concept, length, tuple(pictures))
+    # Which base will learn from the folder is not known here.
+    sizes = (TrainConfig().resolution, USUAL_MULTIPLE)
+    request = CaptionRequest(str(scan.folder), False, concept, length, tuple(pictures), *sizes)
+    return ask_for_captions(runs_dir, request)
+
+
+def _place(picture: Path) -> tuple[Path, str]:
+    """What a picture shares with those whose captions it could be taken for."""
+    return picture.parent, picture.stem.casefold()
+
+
+def _file_to_write(example: Example, *, alone: bool) -> Path:
+    """Where a caption goes: into the file that is read for this picture, and no other picture's."""
+    if file := example.caption_file:
+        return file.with_suffix(".txt") if file.suffix.lower() == ".json" else file
+    return (
+        example.image.with_suffix(".txt") if alone else example.image.with_name(f"{example.image.name}.txt")
     )
 
 
-def _caption_beside(picture: Path) -> str:
-    file = picture.with_suffix(".txt")
+def _read_beside(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 

@@ -18,9 +18,7 @@ from dopsd_app.models.download import (
     Order,
     RangesRefusedError,
     Target,
-    check_disk,
     fetch,
-    missing_bytes,
     whole_files,
 )
 from dopsd_app.models.eyes import (
@@ -118,14 +116,6 @@ def fetch_captioner(captioner: Captioner) -> Generator[DownloadProgress]:
         yield from fetch(lambda: [order_captioner(captioner)], captioner.label)
     if not find_captioner(captioner):
         raise HubError(f"{captioner.repository} itself is incomplete: it cannot write captions.")
-
-
-def ask_for_captioner(captioner: Captioner) -> int:
-    """Bytes that are still to come, as the Hub has it now; `HubError` where it cannot be fetched."""
-    with disk_errors():
-        targets = order_captioner(captioner).targets
-        check_disk(targets, captioner.label)
-        return sum(missing_bytes(targets).values())
 
 
 def order_captioner(captioner: Captioner) -> Order:

@@ -20,7 +20,7 @@ from dopsd_app.data.caption_tools import (
 from dopsd_app.data.drafts import Draft, set_captions
 from dopsd_app.ui import words
 from dopsd_app.ui.events import WRITES_DRAFT, held, listen, source_of
-from dopsd_app.ui.shown_draft import ShownDraft, draft_of, read_shown
+from dopsd_app.ui.shown_draft import ShownDraft, read_shown
 
 if TYPE_CHECKING:
     from dopsd_app.ui.pictures import PicturesStep
@@ -30,10 +30,11 @@ PATTERN = "a photo of [trigger]"
 
 @dataclass(frozen=True)
 class Before:
-    """The captions that the last tool has changed, as they were: they live in the tab."""
+    """The captions that the last tool has changed, by picture key: they live in the tab."""
 
     draft: str  # id
-    captions: dict[str, str]  # by picture key
+    captions: dict[str, str]  # as they were
+    made: dict[str, str]  # what the tool made of them
 
 
 @dataclass(eq=False)
@@ -79,6 +80,11 @@ class CaptionTools:
             else "",
         }
 
+    def open(self, draft: Draft) -> dict:
+        """The panel, open while captions are missing; a person's typing neither opens nor closes it."""
+        missing = any(not item.caption.strip() for item in draft.items)
+        return {self.panel: gr.Accordion(visible=bool(draft.items), open=missing)}
+
     def clear(self) -> dict:
         """Forgets the last tool: another draft is shown."""
         return {self.answer: "", self.undo: gr.Button(visible=False), self.before: None}
@@ -86,45 +92,49 @@ class CaptionTools:
     def connect(self, step: "PicturesStep") -> None:
         """Connects the events."""
         self.step = step
-        outputs = [*step.cards.of_captions, *step.messages, *self.of_answer]
+        outputs = [*step.cards.of_captions, *step.messages, *self.of_answer, *step.writer.one]
         clicks = [button.click for button in self.tools.values()]
         given = {*step.cards.typed, self.pattern, self.find, self.put, self.table}
         listen(clicks, self.use, given, outputs, progress_on=self.answer, **WRITES_DRAFT)
-        listen(self.undo.click, self.take_back, [step.draft, self.before], outputs, **WRITES_DRAFT)
+        listen(self.undo.click, self.take_back, {*step.cards.typed, self.before}, outputs, **WRITES_DRAFT)
 
     def use(self, values: dict, event: gr.EventData) -> dict:
         """Has a tool change the captions, after what was typed on the cards is kept."""
         shown = values[self.step.draft]
-        draft = set_captions(draft_of(shown), self.step.cards.read_typed(values))
+        draft = self.step.cards.keep_typed(values)
         tool = self._tool(source_of(event).removeprefix("captions-"))
         try:
             changed, said = tool(draft, values)
         except CaptionToolError as error:
-            return {**self._show(draft, shown), self.answer: words.lines([str(error)], "problem")}
+            return {**self._show(draft, shown, {}), self.answer: words.lines([str(error)], "problem")}
         captions = _captions(draft)
-        before = Before(draft.id, {key: captions[key] for key in changed})
+        before = Before(draft.id, {key: captions[key] for key in changed}, changed)
         draft = set_captions(draft, changed) if changed else draft
         return {
-            **self._show(draft, shown),
+            **self._show(draft, shown, changed),
             self.answer: f"<p class='done' role='status'>{words.text(said)}</p>",
             self.undo: gr.Button(visible=bool(changed)),
             self.before: asdict(before),
         }
 
-    def take_back(self, shown: object, before: object) -> dict:
-        """Puts the captions back as they were before the last tool, of the pictures that are still there."""
-        draft, last = draft_of(shown), read_shown(Before, before)
-        there = {item.key for item in draft.items}
-        captions = {key: text for key, text in last.captions.items() if key in there}
-        if last.draft == draft.id:
-            draft = set_captions(draft, captions)
-        are = "caption is" if len(captions) == 1 else "captions are"
-        said = {self.answer: f"<p class='done' role='status'>{len(captions)} {are} as before.</p>"}
-        return {**self._show(draft, shown), **self.clear(), **said}
+    def take_back(self, values: dict) -> dict:
+        """Puts back the captions that still are as the last tool has made them; others were changed since."""
+        shown, last = values[self.step.draft], read_shown(Before, values[self.before])
+        draft = self.step.cards.keep_typed(values)
+        now = _captions(draft) if last.draft == draft.id else {}
+        untouched = [key for key, text in last.made.items() if now.get(key) == text]
+        captions = {key: last.captions[key] for key in untouched if key in last.captions}
+        draft = set_captions(draft, captions)
+        said = f"{len(captions)} {'caption is' if len(captions) == 1 else 'captions are'} as before."
+        if left := len(now.keys() & last.made) - len(captions):
+            said += f" {words.count(left, 'caption')} changed since {'is' if left == 1 else 'are'} left."
+        answer = {self.answer: f"<p class='done' role='status'>{said}</p>"}
+        return {**self._show(draft, shown, captions), **self.clear(), **answer}
 
-    def _show(self, draft: Draft, shown: object) -> dict:
+    def _show(self, draft: Draft, shown: object, changed: Captions) -> dict:
         at = read_shown(ShownDraft, shown)
-        return {**self.step.cards.show_captions(draft, at), **self.step.show_messages(draft, at)}
+        captions = self.step.cards.show_captions(draft, at, only=changed)
+        return {**captions, **self.step.cards.show_offers(draft, at), **self.step.show_messages(draft, at)}
 
     def _tool(self, name: str) -> Callable[[Draft, dict], tuple[Captions, str]]:
         return {
@@ -160,39 +170,38 @@ class CaptionTools:
         return changed, said
 
 
-def caption_tools() -> CaptionTools:
-    """Lays them out."""
-    with gr.Row(visible=False, elem_classes="buttons", elem_id="wrapped") as join_box:
-        join_why = gr.HTML(elem_id="wrapped-why")
-        join = gr.Button("Join the lines of each", size="sm", elem_id="captions-join")
-    with gr.Accordion(
-        "Write or change all captions", open=False, visible=False, elem_id="caption-tools"
-    ) as panel:
-        with gr.Row(elem_classes="tool"):
-            pattern = gr.Textbox(
-                PATTERN,
-                label="One pattern for all",
-                info="[trigger] becomes the trigger word.",
-                max_length=2000,
-                elem_id="captions-pattern",
-            )
-            empty = gr.Button("Fill the empty ones", size="sm", elem_id="captions-empty")
-            every = gr.Button("Replace all", size="sm", elem_id="captions-all")
+def caption_tools(panel: gr.Accordion) -> CaptionTools:
+    """Lays them out in the panel, and what a tool did below it."""
+    with panel:
+        with gr.Row(equal_height=False):
+            with gr.Row(scale=3, elem_classes="tool"):
+                pattern = gr.Textbox(
+                    PATTERN,
+                    label="One pattern for all",
+                    info="[trigger] becomes the trigger word.",
+                    max_length=2000,
+                    elem_id="captions-pattern",
+                )
+                empty = gr.Button("Fill the empty ones", size="sm", elem_id="captions-empty")
+                every = gr.Button("Replace all", size="sm", elem_id="captions-all")
+            with gr.Row(scale=2, elem_classes="tool"):
+                table = gr.Textbox(
+                    "",
+                    label="Paste a table",
+                    info="File name and caption, a line for each picture.",
+                    max_lines=8,
+                    lines=1,
+                    elem_id="captions-table-text",
+                )
+                take = gr.Button("Take these captions", size="sm", elem_id="captions-table")
         with gr.Row(elem_classes="tool"):
             find = gr.Textbox("", label="Find", max_length=2000, elem_id="captions-find")
             put = gr.Textbox("", label="Put in its place", max_length=2000, elem_id="captions-put")
             replace = gr.Button("Replace in all", size="sm", elem_id="captions-replace")
-        with gr.Row(elem_classes="tool"):
-            table = gr.Textbox(
-                "",
-                label="Paste a table",
-                info="File name and caption, a line for each picture, as a spreadsheet copies it.",
-                lines=2,
-                max_lines=8,
-                elem_id="captions-table-text",
-            )
-            take = gr.Button("Take these captions", size="sm", elem_id="captions-table")
-        first = gr.Button("Put the trigger word first in all", size="sm", elem_id="captions-first")
+            first = gr.Button("Put the trigger word first in all", size="sm", elem_id="captions-first")
+    with gr.Row(visible=False, elem_classes="buttons", elem_id="wrapped") as join_box:
+        join_why = gr.HTML(elem_id="wrapped-why")
+        join = gr.Button("Join the lines of each", size="sm", elem_id="captions-join")
     with gr.Row(elem_classes="buttons answer"):
         answer = gr.HTML(elem_id="captions-answer")
         undo = gr.Button("Undo", visible=False, size="sm", elem_id="captions-undo")

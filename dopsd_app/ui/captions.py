@@ -1,13 +1,16 @@
 """Captions that are written for the person: asked for, watched, stopped, and taken in another length."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import gradio as gr
 from gradio.blocks import Block
 
 from dopsd_app.config import SUBJECT
-from dopsd_app.data.drafts import Draft, default_drafts_dir, find_draft, set_captions
+from dopsd_app.data.draft_file import Item
+from dopsd_app.data.drafts import Draft, check_keys, default_drafts_dir, find_draft
 from dopsd_app.jobs.captioning import (
     ask_for_draft,
     cancel_captions,
@@ -25,9 +28,10 @@ from dopsd_app.models.captioner_facts import LENGTHS
 from dopsd_app.planning.captioning import Choice, captioners_that_fit, why_none
 from dopsd_app.planning.machine import read_machine
 from dopsd_app.ui import words
+from dopsd_app.ui.cards import offer_to_write
 from dopsd_app.ui.confirmation import Confirmation, confirmation
 from dopsd_app.ui.events import WRITES_DRAFT, held, listen, on_tick, source_of
-from dopsd_app.ui.shown_draft import ShownDraft, draft_of, key_at, read_shown
+from dopsd_app.ui.shown_draft import ON_A_PAGE, ShownDraft, draft_of, items_of, key_at, read_shown, show_page
 from dopsd_app.ui.updates import only_changed
 
 if TYPE_CHECKING:
@@ -58,6 +62,7 @@ class CaptionWriter:
     again: gr.Button
     cancel: gr.Button
     asking: Confirmation
+    over: Confirmation  # of one caption
     status: gr.HTML
     timer: gr.Timer
     digests: gr.JSON
@@ -70,6 +75,10 @@ class CaptionWriter:
         shown = [self.box, self.choices, self.length, self.write, self.again, self.cancel]
         return [self.digests, self.told, *shown, self.status, self.timer, *self.one]
 
+    def show_state(self, draft: Draft, shown: ShownDraft) -> dict:
+        """How far the draft's writing is; what is chosen and typed for it is left alone."""
+        return self._show_state(draft, shown, _job(draft), None)
+
     def show(self, draft: Draft) -> dict:
         """The draft's writing as it stands; its captions are shown by others."""
         job, written = _job(draft), read_written(draft.path)
@@ -79,13 +88,13 @@ class CaptionWriter:
             self.length: gr.Radio(value=written.length),
             self.what: gr.Textbox(written.what, visible=visible),
         }
-        return {**self._show_state(draft, job, None), **chosen, self.told: asdict(told)}
+        return {**self.show_state(draft, show_page(draft, 0)), **chosen, self.told: asdict(told)}
 
     def show_kind(self, draft: Draft) -> dict:
         """What is asked about what is new: of a subject, an ordinary word for it."""
         return {self.what: gr.Textbox(visible=draft.kind == SUBJECT)}
 
-    def _show_state(self, draft: Draft, job: Job | None, sent: object) -> dict:
+    def _show_state(self, draft: Draft, shown: ShownDraft, job: Job | None, sent: object) -> dict:
         """How far it is, and what can be done now; what this tab has already is left as it is."""
         status = job.status if job else None
         busy = bool(status and status.busy)
@@ -99,7 +108,13 @@ class CaptionWriter:
             self.again: {"visible": not busy and any(captioned)},
             self.cancel: {"visible": busy},
             self.status: (said, lambda: said),
-            **{button: {"visible": not busy and choice is not None} for button in self.one},
+            **{
+                button: {
+                    "visible": not busy and choice is not None,
+                    "value": offer_to_write(item.caption if item else ""),
+                }
+                for button, item in zip_longest(self.one, items_of(draft, shown))
+            },
             self.timer: (busy, lambda: gr.Timer(BUSY if busy else IDLE, active=True)),
         }
         return only_changed(values, self.digests, sent)
@@ -120,30 +135,33 @@ class CaptionWriter:
         self.asking.connect(
             self.write_all, [step.draft, self.length, self.what, self.digests, self.told], outputs
         )
-        listen([button.click for button in self.one], self.write_one, asked, outputs, **WRITES_DRAFT)
-        listen(self.length.input, self.choose_length, [step.draft, self.length], captions, **WRITES_DRAFT)
+        one = [button.click for button in self.one]
+        listen(one, self.write_one, asked, [*outputs, *self.over.outputs], **WRITES_DRAFT)
+        self.over.connect(
+            self.write_over, [step.draft, self.length, self.what, self.digests, self.told], outputs
+        )
+        chosen = {*step.cards.typed, self.length}
+        listen(self.length.input, self.choose_length, chosen, captions, **WRITES_DRAFT)
         listen(self.cancel.click, self.stop, at, outputs)
-        on_tick(self.timer, self.poll, at, outputs)
+        on_tick(self.timer, self.tick, {*step.cards.typed, self.digests, self.told}, outputs)
 
     def write_empty(self, values: dict) -> dict:
         """Has captions written for the pictures without one."""
         return self._begin(values, None)
 
     def write_one(self, values: dict, event: gr.EventData) -> dict:
-        """Has the caption on one card written, or written again."""
-        number = int(source_of(event).removeprefix("write-")) - 1
-        return self._begin(values, [key_at(values[self.step.draft], number)])
+        """Has the caption on one card written, or written again; asks first, where it is the person's own."""
+        shown, number = values[self.step.draft], int(source_of(event).removeprefix("write-")) - 1
+        key, draft = key_at(shown, number), self.step.cards.keep_typed(values)
+        if any(item.key == key for item in _own(draft)):
+            place = read_shown(ShownDraft, shown).page * ON_A_PAGE + number + 1
+            return self.over.ask(key, f"Write over your own caption of picture {place}")
+        return self._begin(values, [key])
 
     def ask_to_write_all(self, values: dict) -> dict:
         """Has all captions written again; asks first, where some are the person's own."""
-        draft = self._kept(values)
-        written = read_written(draft.path)
-        own = [
-            item
-            for item in draft.items
-            if item.caption.strip() and not written.is_ours(item.key, item.caption)
-        ]
-        if own:
+        draft = self.step.cards.keep_typed(values)
+        if own := _own(draft):
             are = "is your own" if len(own) == 1 else "are your own"
             count = words.count(len(draft.items), "caption")
             return self.asking.ask(draft.id, f"Write {count} again, of which {len(own)} {are}")
@@ -157,42 +175,58 @@ class CaptionWriter:
         ask_for_draft(default_runs_dir(), draft, length, what or "", [item.key for item in draft.items])
         return {**self.poll(shown, sent, told), **self.asking.close()}
 
+    def write_over(
+        self, subject: str, shown: object, length: str, what: str, sent: object, told: object
+    ) -> dict:
+        """Has the caption that was asked about written again, which is the person's own."""
+        draft = draft_of(shown)
+        check_keys(draft.content, [subject])
+        ask_for_draft(default_runs_dir(), draft, length, what or "", [subject])
+        return {**self.poll(shown, sent, told), **self.over.close()}
+
     def _begin(self, values: dict, keys: list[str] | None) -> dict:
-        draft = self._kept(values)
+        # That is then no empty caption.
+        draft = self.step.cards.keep_typed(values)
         ask_for_draft(default_runs_dir(), draft, values[self.length], values[self.what] or "", keys)
         return self.poll(values[self.step.draft], values[self.digests], values[self.told])
 
-    def _kept(self, values: dict) -> Draft:
-        """The draft, after what was typed on its cards is kept: that is then no empty caption."""
-        return set_captions(draft_of(values[self.step.draft]), self.step.cards.read_typed(values))
-
-    def choose_length(self, shown: object, length: str) -> dict:
+    def choose_length(self, values: dict) -> dict:
         """Takes the captions of another length at once, where they were written and nobody changed them."""
-        before = draft_of(shown)
-        draft = use_length(before, length)
+        before = self.step.cards.keep_typed(values)
+        draft = use_length(before, values[self.length])
         if draft.items == before.items:
             return {}
-        at = read_shown(ShownDraft, shown)
-        return {**self.step.cards.show_captions(draft, at), **self.step.show_messages(draft, at)}
+        at, old = read_shown(ShownDraft, values[self.step.draft]), set(before.items)
+        new = {item.key: item.caption for item in draft.items if item not in old}
+        return {**self.step.cards.show_captions(draft, at, only=new), **self.step.show_messages(draft, at)}
 
     def stop(self, shown: object, sent: object, told: object) -> dict:
         """Ends the writing after the picture at hand."""
         cancel_captions(default_runs_dir(), draft_of(shown).path)
         return self.poll(shown, sent, told)
 
-    def poll(self, shown: object, sent: object, told: object) -> dict:
-        """What has changed since this tab was told: the captions that came, where they stand as they came."""
+    def tick(self, values: dict) -> dict:
+        """As `poll`; a box with words that are still on their way is left alone."""
+        shown = values[self.step.draft]
+        typed = self.step.cards.read_typed(values) if shown else {}
+        return self.poll(shown, values[self.digests], values[self.told], typed)
+
+    def poll(self, shown: object, sent: object, told: object, typed: Collection[str] = ()) -> dict:
+        """What has changed since this tab was told: the captions that came, where they stand as they came.
+
+        The boxes of the pictures with the keys `typed` are not filled.
+        """
         if not shown:  # nothing, before the page knows its draft
             return {}
         draft, at = draft_of(shown), read_shown(ShownDraft, shown)
         job = _job(draft)
-        state = self._show_state(draft, job, sent)
+        state = self._show_state(draft, at, job, sent)
         known = read_shown(Told, told or {})
         came = _put(job) if job else []
         new = came[known.captions if job and job.id == known.job else 0 :]
         if not job or not new:
             return state
-        texts = {event.key: event.text for event in new}
+        texts = {event.key: event.text for event in new if event.key not in typed}
         return {
             **state,
             self.told: asdict(Told(job.id, len(came))),
@@ -201,11 +235,11 @@ class CaptionWriter:
         }
 
 
-def caption_writer() -> CaptionWriter:
-    """Lays it out."""
-    with gr.Column(visible=False, elem_id="caption-writer", elem_classes="writer") as box:
+def caption_writer(panel: gr.Accordion) -> CaptionWriter:
+    """Lays it out in the panel; what must work while that is closed lies outside."""
+    with panel, gr.Column(visible=False, elem_id="caption-writer", elem_classes="writer") as box:
         with gr.Row(elem_classes="tool") as choices:
-            length = gr.Radio(CHOICES, value="medium", label="Captions", elem_id="caption-length")
+            length = gr.Radio(CHOICES, value="medium", label="Length", elem_id="caption-length")
             what = gr.Textbox(
                 "",
                 label="What is it? (optional)",
@@ -218,9 +252,11 @@ def caption_writer() -> CaptionWriter:
             cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel-captions")
         asking = confirmation("captions", "Write over them", "Keep them")
         status = gr.HTML(elem_id="caption-status")
+    # It is asked from a card, which may be far below: it lies above the page's foot.
+    over = confirmation("caption", "Write over it", "Keep mine")
     timer = gr.Timer(IDLE, active=False)
     return CaptionWriter(
-        box, choices, length, what, write, again, cancel, asking, status, timer, held(), held()
+        box, choices, length, what, write, again, cancel, asking, over, status, timer, held(), held()
     )
 
 
@@ -229,6 +265,14 @@ def caption_writer() -> CaptionWriter:
 
 def _job(draft: Draft) -> Job | None:
     return latest_captions(default_runs_dir(), draft.path)
+
+
+def _own(draft: Draft) -> list[Item]:
+    """The pictures with a caption of the person's own, and not as it was written for them."""
+    written = read_written(draft.path)
+    return [
+        item for item in draft.items if item.caption.strip() and not written.is_ours(item.key, item.caption)
+    ]
 
 
 def _put(job: Job) -> list[CaptionWritten]:
@@ -294,4 +338,7 @@ def _ending(job: Job | None, status: Status | None) -> str:
         said.append(f"{words.count(kept, 'caption')} left as you wrote it meanwhile.")
     if unusable := result.get("unusable"):
         said.append(f"For {words.count(unusable, 'picture')} the model wrote nothing that can be used.")
+    if unreadable := result.get("unreadable"):
+        were = "was" if unreadable == 1 else "were"
+        said.append(f"{words.count(unreadable, 'picture')} could not be read or {were} removed.")
     return f"<p class='done' role='status'>{words.text(' '.join(said))}</p>"

@@ -1,6 +1,6 @@
 """The cards of the first step: each picture as training will see it, with its caption; twenty to a page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ from gradio.components import Component
 
 from dopsd_app.config import EDIT
 from dopsd_app.data.draft_file import Item
-from dopsd_app.data.drafts import Draft, set_caption, set_focus
+from dopsd_app.data.drafts import Draft, set_caption, set_captions, set_focus
 from dopsd_app.ui import words
 from dopsd_app.ui.base_choice import can_edit
-from dopsd_app.ui.crops import DRAG, SEND, CropShape, MovedCrop, crop_shape, framed
+from dopsd_app.ui.crops import DRAG, SEND, CropShape, MovedCrop, crop_shape, framed, framed_source
 from dopsd_app.ui.events import WRITES_DRAFT, held, listen, source_of
 from dopsd_app.ui.findings import Findings
 from dopsd_app.ui.kept_text import KeptText, kept_text
@@ -165,12 +165,18 @@ class Cards:
         captions = [slot.caption for slot in self.slots]
         return {self.draft, *(part for caption in captions for part in (caption.box, caption.exchanged))}
 
-    def show(self, draft: Draft, shown: ShownDraft, *, as_built: bool = False) -> dict:
-        """A page of cards; `as_built`: the slots are empty and hidden."""
+    def show(
+        self, draft: Draft, shown: ShownDraft, before: Sequence[str] = (), *, as_built: bool = False
+    ) -> dict:
+        """A page of cards; `as_built`: the slots are empty and hidden.
+
+        `before` are the keys of the cards that the tab has: whose card stays, its caption is left alone.
+        """
         slots, edits = {}, can_edit(draft)
         items = [item for item in items_of(draft, shown) if item]
         for slot, item in zip(self.slots, items, strict=False):
-            slots |= slot.show(draft, item, _place(shown, slot), edits, shown.shape)
+            show = slot.show_kind if item.key in before[slot.number :][:1] else slot.show
+            slots |= show(draft, item, _place(shown, slot), edits, shown.shape)
         if not as_built:
             for slot in self.slots[len(items) :]:
                 slots |= slot.hide()
@@ -196,6 +202,11 @@ class Cards:
                 captions |= slot.caption.fill(item.caption)
         return captions
 
+    def show_offers(self, draft: Draft, shown: ShownDraft) -> dict:
+        """What the writing buttons say beside the captions."""
+        slots = zip(self.slots, items_of(draft, shown), strict=False)
+        return {slot.write: gr.Button(offer_to_write(item.caption)) for slot, item in slots if item}
+
     def show_messages(self, findings: Findings, shown: ShownDraft) -> dict:
         """What is said on the cards, and how many on other pages need something."""
         messages = dict.fromkeys((slot.message for slot in self.slots), "")
@@ -215,17 +226,21 @@ class Cards:
             if values[caption.box] != values[caption.exchanged]
         }
 
+    def keep_typed(self, values: dict) -> Draft:
+        """The draft, after what was typed on its cards is kept."""
+        return set_captions(draft_of(values[self.draft]), self.read_typed(values))
+
     # --- what its events do
 
     def connect(self, step: "PicturesStep") -> None:
         """Connects the events of all cards: one for each kind of them."""
         self.step = step
         for slot in self.slots:
-            slot.caption.connect(self.draft, self._writer(slot.number), step.messages)
+            slot.caption.connect(self.draft, self._writer(slot.number), [*step.messages, slot.write])
         whole = step.outputs
         progress = {"progress_on": step.message}
         removals = [slot.remove.click for slot in self.slots]
-        listen(removals, self.remove, self.draft, whole, **progress)
+        listen(removals, self.remove, self.typed, whole, **progress, **WRITES_DRAFT)
         turns = [click for pager in self.pagers for click in pager.clicks]
         listen(turns, step.turn, self.typed, whole, js=TO_THE_TOP, **progress, **WRITES_DRAFT)
         listen(
@@ -243,13 +258,15 @@ class Cards:
 
         def write(shown: object, text: str) -> dict:
             draft = set_caption(draft_of(shown), key_at(shown, number), text)
-            return self.step.show_messages(draft, read_shown(ShownDraft, shown))
+            messages = self.step.show_messages(draft, read_shown(ShownDraft, shown))
+            write = self.slots[number].write
+            return {**messages, write: gr.Button(offer_to_write(text))}
 
         return write
 
-    def remove(self, shown: object, event: gr.EventData) -> dict:
+    def remove(self, values: dict, event: gr.EventData) -> dict:
         """Removes the picture on a card."""
-        return self.step.remove(shown, int(source_of(event).removeprefix("remove-")) - 1)
+        return self.step.remove(values, int(source_of(event).removeprefix("remove-")) - 1)
 
     def move_crop(self, shown: object, moved: object) -> dict:
         """Keeps where a crop was moved to; its card shows it already, but for what is said of it."""
@@ -309,6 +326,11 @@ def _slot(number: int) -> Slot:
     return Slot(number, box, picture, caption, message, remove, add, without, write)
 
 
+def offer_to_write(caption: str) -> str:
+    """What the writing button says beside this caption."""
+    return "Write again" if caption.strip() else "Write it for me"
+
+
 def _place(shown: ShownDraft, slot: Slot) -> int:
     """The place among all pictures, from 1, of the one on this card."""
     return shown.page * ON_A_PAGE + slot.number + 1
@@ -323,7 +345,7 @@ def _pictures(draft: Draft, item: Item, shape: CropShape) -> str:
     picture = framed(draft, item, shape)
     if not item.sources:
         return picture
-    before = "".join(words.image(draft.thumbnail(source), source.name, 256) for source in item.sources)
+    before = "".join(framed_source(draft, source, item, shape) for source in item.sources)
     kind = "before several" if len(item.sources) > 1 else "before"
     return (
         f"<div class='pair'><figure><figcaption>Before</figcaption><div class='{kind}'>{before}</div>"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.crops import crop_box, lost_share, nearest_bucket
-from dopsd_app.data.draft_file import Item
+from dopsd_app.data.draft_file import Item, Source
 from dopsd_app.data.drafts import Draft, draft_config
 from dopsd_app.errors import KnownFailure
 from dopsd_app.models.catalog import CATALOG, find_facts
@@ -21,9 +21,11 @@ if (!window.dopsdCrops) {
     let held = null;
     const place = (kept, across, down) => {
         const shares = [across, down].map((share) => Math.min(1, Math.max(0, share)));
-        const [width, height] = [parseFloat(kept.style.width), parseFloat(kept.style.height)];
-        kept.style.left = `${(100 - width) * shares[0]}%`;
-        kept.style.top = `${(100 - height) * shares[1]}%`;
+        // What a picture is made from is cropped as it is.
+        for (const { style } of [kept, ...(kept.closest(".pair")?.querySelectorAll(".kept.still") ?? [])]) {
+            style.left = `${(100 - parseFloat(style.width)) * shares[0]}%`;
+            style.top = `${(100 - parseFloat(style.height)) * shares[1]}%`;
+        }
         [kept.dataset.across, kept.dataset.down] = shares;
         const now = shares[kept.ariaOrientation == "horizontal" ? 0 : 1];
         kept.ariaValueNow = Math.round(100 * now);
@@ -34,7 +36,7 @@ if (!window.dopsdCrops) {
         document.getElementById("move-crop").click();
     };
     document.addEventListener("pointerdown", (event) => {
-        const kept = event.target.closest?.(".kept");
+        const kept = event.target.closest?.(".kept:not(.still)");
         if (!kept || event.button || (event.pointerType == "touch" && !event.target.closest(".grip"))) return;
         const whole = kept.parentElement.getBoundingClientRect();
         held = {
@@ -119,14 +121,31 @@ def crop_shape(draft: Draft) -> CropShape:
 
 def framed(draft: Draft, item: Item, shape: CropShape) -> str:
     """A picture, darkened where it falls away."""
+    return _framed(draft, item, _kept(item, shape))
+
+
+def framed_source(draft: Draft, source: Source, item: Item, shape: CropShape) -> str:
+    """What a picture is made from, darkened where it falls away: it is cropped as the picture is."""
+    aspect, kept = shape.aspect(item.size), ""
+    if lost_share(source.size, aspect) >= MOVABLE:
+        kept = f"<div class='kept still' style='{_place(source.size, aspect, item.focus)}'></div>"
+    return _framed(draft, source, kept)
+
+
+def _framed(draft: Draft, item: Item | Source, kept: str) -> str:
     whole = address(draft.pictures / f"{item.key}.png", words.ENLARGED)
     small = words.image(draft.thumbnail(item), item.name)
     picture = f"<a class='enlarge' href='{words.text(whole)}' data-group='cards'>{small}</a>"
     width, height = item.size
     return (
         f"<div class='frame'><div class='crop' style='--ratio:{width / height:.4f}'>"
-        f"{picture}{_kept(item, shape)}</div></div>"
+        f"{picture}{kept}</div></div>"
     )
+
+
+def _place(size: tuple[int, int], aspect: float, focus: tuple[float, float]) -> str:
+    left, top, right, bottom = crop_box(size, aspect, focus)
+    return f"left:{left:.2%};top:{top:.2%};width:{right - left:.2%};height:{bottom - top:.2%}"
 
 
 def _kept(item: Item, shape: CropShape) -> str:
@@ -134,10 +153,9 @@ def _kept(item: Item, shape: CropShape) -> str:
     aspect = shape.aspect(item.size)
     if lost_share(item.size, aspect) < MOVABLE:
         return ""
-    left, top, right, bottom = crop_box(item.size, aspect, item.focus)
     across, down = item.focus
-    lies_across = right - left < 1
-    place = f"left:{left:.2%};top:{top:.2%};width:{right - left:.2%};height:{bottom - top:.2%}"
+    lies_across = item.size[0] / item.size[1] > aspect
+    place = _place(item.size, aspect, item.focus)
     return (
         f"<div class='kept' role='slider' tabindex='0' aria-label='Crop of {words.text(item.name)}'"
         f" aria-orientation='{'horizontal' if lies_across else 'vertical'}' aria-valuemin='0'"

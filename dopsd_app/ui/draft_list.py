@@ -100,10 +100,11 @@ class DraftList:
         return {**self.step.show(the_draft("" if left == subject else left)), **self.deletion.close()}
 
 
-def draft_list() -> DraftList:
-    """Lays it out."""
+def draft_list(folder: gr.UploadButton) -> DraftList:
+    """Lays it out, and the button that adds a folder."""
     gr.HTML("<p class='hint'>No pictures at hand? Load an example and look how it is done.</p>")
     with gr.Row(elem_classes="buttons"):
+        folder.render()
         examples = {
             example.name: gr.Button(example.label, size="sm", elem_id=f"example-{example.name}")
             for example in list_examples()

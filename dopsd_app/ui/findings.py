@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dopsd_app.data.captions import advise
-from dopsd_app.data.drafts import Draft, check_draft, note_repairs
+from dopsd_app.data.drafts import Draft, judge_draft
 from dopsd_app.data.pictures import MIN_PICTURES
 from dopsd_app.ui import words
 
@@ -49,16 +49,11 @@ def find(draft: Draft) -> Findings:
     if not draft.items:
         return Findings({}, {}, {}, ())
     empty = tuple(item.key for item in draft.items if not item.caption.strip())
-    problems = check_draft(draft)
-    for key in empty:
-        others = tuple(problem for problem in problems.get(key, ()) if "caption of" not in problem)
-        problems = {**problems, key: others}
-    notes = note_repairs(draft)
+    problems, notes = judge_draft(draft, captions=False)
     waiting = [
         f"{name} belongs to no picture here. It is kept until its picture comes." for name in draft.waiting
     ]
     notes = {**notes, "": (*waiting, *notes.get("", ()))}
-    problems = {key: found for key, found in problems.items() if found}
     return Findings(problems, advise(draft), notes, empty)
 
 

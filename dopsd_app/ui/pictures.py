@@ -1,5 +1,6 @@
 """The first step: the base model, the pictures and the advice on them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from dopsd_app.data.drafts import (
     read_draft,
     remove_picture,
     remove_sources,
-    set_captions,
     set_settings,
     take_kind,
 )
@@ -38,7 +38,7 @@ from dopsd_app.ui.captions import CaptionWriter, caption_writer
 from dopsd_app.ui.cards import Cards, cards
 from dopsd_app.ui.crops import crop_shape
 from dopsd_app.ui.draft_list import DraftList, draft_list
-from dopsd_app.ui.events import held, listen, on_tick, source_of
+from dopsd_app.ui.events import WRITES_DRAFT, held, listen, on_tick, source_of
 from dopsd_app.ui.findings import find, what_is_missing
 from dopsd_app.ui.kept_text import KeptText, kept_text
 from dopsd_app.ui.navigation import PICTURES, TEACHER
@@ -126,20 +126,27 @@ class PicturesStep:
             **self.choice.show(draft),
             **self.adding.clear(),
             **self.tools.clear(),
+            **self.trigger.fill(draft.trigger_word),
             **self.show_page(draft, 0, as_built=as_built),
+            **self.writer.show(draft),
+            **self.tools.open(draft),
         }
 
-    def show_page(self, draft: Draft, page: int, *, as_built: bool = False) -> dict:
-        """A page of the draft's cards, and what there is to say; what became of the last files stays."""
+    def show_page(
+        self, draft: Draft, page: int, before: Sequence[str] = (), *, as_built: bool = False
+    ) -> dict:
+        """A page of the draft's cards, and what there is to say; what became of the last files stays.
+
+        `before` are the keys of the cards that the tab has, whose boxes somebody may be typing into.
+        """
         shown = show_page(draft, page)
         return {
             self.draft: asdict(shown),
             **self.drafts.show(draft),
-            **self.trigger.fill(draft.trigger_word),
             self.kind: gr.Radio(**_kinds(draft), value=draft.kind),
-            **self.cards.show(draft, shown, as_built=as_built),
+            **self.cards.show(draft, shown, before, as_built=as_built),
             **self.show_messages(draft, shown),
-            **self.writer.show(draft),
+            **self.writer.show_state(draft, shown),
         }
 
     def show_cards(self, draft: Draft, shown: ShownDraft) -> dict:
@@ -181,11 +188,12 @@ class PicturesStep:
         listen(self.kind.input, self.choose_kind, [self.draft, self.kind], about)
         self.trigger.connect(self.draft, self.write_trigger, self.messages)
         without = [slot.without.click for slot in self.cards.slots]
-        listen(without, self.remove_sources, self.draft, self.outputs, progress_on=self.message)
+        progress = {"progress_on": self.message}
+        listen(without, self.remove_sources, self.cards.typed, self.outputs, **progress, **WRITES_DRAFT)
         to_teacher = [*page.navigation.outputs, *page.teacher.outputs]
         listen(self.go.click, self.go_on, self.draft, to_teacher)
         outputs = [*self.outputs, *to_teacher]
-        listen(self.watch.click, self.watch_example, self.draft, outputs, progress_on=self.message)
+        listen(self.watch.click, self.watch_example, self.draft, outputs, **progress)
         # Crops have another shape where the plan's resolution is another one.
         come_back = [self.draft, page.navigation.place]
         listen(page.navigation.place.change, self.come_back, come_back, [self.draft, *about])
@@ -269,23 +277,25 @@ class PicturesStep:
         draft = set_settings(draft_of(shown), trigger_word=word.strip() or None)
         return self.show_messages(draft, read_shown(ShownDraft, shown))
 
-    def remove(self, shown: object, number: int) -> dict:
-        """Removes the picture on a card."""
-        draft = remove_picture(draft_of(shown), key_at(shown, number))
-        return self.show_page(draft, read_shown(ShownDraft, shown).page)
+    def remove(self, values: dict, number: int) -> dict:
+        """Removes the picture on a card, after what was typed on the others is kept."""
+        shown = read_shown(ShownDraft, values[self.draft])
+        draft = remove_picture(self.cards.keep_typed(values), key_at(values[self.draft], number))
+        return self.show_page(draft, shown.page, shown.keys)
 
-    def remove_sources(self, shown: object, event: gr.EventData) -> dict:
-        """Removes all that the picture on a card is made from."""
+    def remove_sources(self, values: dict, event: gr.EventData) -> dict:
+        """Removes all that the picture on a card is made from, after what was typed is kept."""
         number = int(source_of(event).removeprefix("remove-sources-")) - 1
-        draft = remove_sources(draft_of(shown), key_at(shown, number))
+        shown = read_shown(ShownDraft, values[self.draft])
+        draft = remove_sources(self.cards.keep_typed(values), key_at(values[self.draft], number))
         if draft.kind == EDIT and not draft.sources and not can_edit(draft):
             draft = take_kind(draft, SUBJECT)  # they were dropped in for a base model that does not edit
-        return self.show_page(draft, read_shown(ShownDraft, shown).page)
+        return self.show_page(draft, shown.page, shown.keys)
 
     def turn(self, values: dict, event: gr.EventData) -> dict:
         """Turns to another page of cards, after what was typed on this one is kept."""
         shown = read_shown(ShownDraft, values[self.draft])
-        draft = set_captions(draft_of(values[self.draft]), self.cards.read_typed(values))
+        draft = self.cards.keep_typed(values)
         where = source_of(event).rpartition("-")[2]
         page = {"back": shown.page - 1, "on": shown.page + 1}.get(where)
         if page is None:
@@ -322,7 +332,7 @@ def pictures_step() -> PicturesStep:
         with gr.Column(scale=2, min_width=300):
             added = adding()
         with gr.Column(scale=1, min_width=260):
-            drafts = draft_list()
+            drafts = draft_list(added.folder)
     advice = base_advice()
     with gr.Column(visible=False, elem_id="no-pictures") as empty:
         gr.HTML(EMPTY)
@@ -331,13 +341,15 @@ def pictures_step() -> PicturesStep:
         trigger = kept_text(
             "Trigger word",
             max_length=100,
+            min_width=300,
             elem_id="trigger",
             info="A made-up word that stands for what is new. Write it into every caption.",
         )
-        kind = gr.Radio(KINDS, label="What is new", elem_id="kind")
+        kind = gr.Radio(KINDS, label="What is new", min_width=300, elem_id="kind")
     message = gr.HTML(elem_id="set-problems")
-    writer = caption_writer()
-    tools = caption_tools()
+    # One block for all that writes captions.
+    panel = gr.Accordion("Captions", open=False, visible=False, elem_id="caption-tools")
+    writer, tools = caption_writer(panel), caption_tools(panel)
     shown_cards = cards(draft)
     writer.one = [slot.write for slot in shown_cards.slots]
     with gr.Row(elem_classes="foot"):

@@ -14,7 +14,7 @@ from gradio.blocks import Block
 
 from dopsd_app.checks.verdict import CHECKED, TeacherCheck, read_check, rows_drawn
 from dopsd_app.config import load_preset
-from dopsd_app.data.caption_file import clean_captions
+from dopsd_app.data.caption_file import clean_captions, put_trigger_word
 from dopsd_app.data.crops import MIDDLE
 from dopsd_app.data.drafts import Draft, draft_config, draft_dataset
 from dopsd_app.data.pictures import copy_examples
@@ -253,7 +253,7 @@ def _digest(draft: Draft) -> str:
     pictures = [
         (
             item.key,
-            item.caption,
+            put_trigger_word(item.caption, draft.trigger_word.strip() or "[trigger]"),
             *(source.key for source in item.sources),
             *(item.focus if item.focus != MIDDLE else ()),
         )
