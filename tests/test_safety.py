@@ -603,7 +603,8 @@ class Balanced(HTMLParser):
             "figure",
             "figcaption",
         ),
-        *("progress", "img", "br", "summary", "details", "ul", "li"),
+        *("progress", "img", "br", "summary", "details", "ul", "ol", "li"),
+        *("table", "thead", "tbody", "tr", "th", "td", "button", "input", "label"),
     }
 
     def __init__(self, html: str):
