@@ -584,7 +584,28 @@ class Balanced(HTMLParser):
             "max",
             "tabindex",
         ),
-        *("aria-label", "aria-live", "style", "id", "loading", "decoding", "data-group", "data-caption"),
+        *(
+            "aria-label",
+            "aria-live",
+            "style",
+            "id",
+            "loading",
+            "decoding",
+            "data-group",
+            "scope",
+            "colspan",
+            "title",
+            "open",
+            "type",
+            "hidden",
+            "data-about",
+            "data-across",
+            "data-down",
+            "data-key",
+            "data-value",
+            "download",
+            "data-caption",
+        ),
     }
     TAGS: ClassVar[set[str]] = {
         *(
@@ -604,7 +625,22 @@ class Balanced(HTMLParser):
             "figcaption",
         ),
         *("progress", "img", "br", "summary", "details", "ul", "ol", "li"),
-        *("table", "thead", "tbody", "tr", "th", "td", "button", "input", "label"),
+        *(
+            "section",
+            "header",
+            "h4",
+            "strong",
+            "svg",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "button",
+            "input",
+            "label",
+        ),
     }
 
     def __init__(self, html: str):
@@ -619,9 +655,9 @@ class Balanced(HTMLParser):
         for name, value in attributes:
             assert name in self.ATTRIBUTES, name
             if name in ("href", "src"):
-                assert re.match(r"https://|pictures/(drafts|runs)/[\w./%-]+\?side=\d+&v=[0-9a-f]+$", value), (
-                    value
-                )
+                assert re.match(
+                    r"https://|pictures/(drafts|runs)/[\w./%-]+\?side=(\d+|whole)&v=[0-9a-f]+$", value
+                ), value
         if tag not in ("img", "br"):
             self.open.append(tag)
 
@@ -718,10 +754,9 @@ def page_of(tmp_path, monkeypatch):
 
 
 def told(update) -> str:
-    """The HTML of an update, which may be the text itself, a component or a dictionary."""
-    if isinstance(update, str):
-        return update
-    return update.get("value", "") if isinstance(update, dict) else update.value
+    """The HTML of an update: the text itself, or a component's; of plain values the browser makes text."""
+    held = update.get("value") if isinstance(update, dict) else getattr(update, "value", update)
+    return held if isinstance(held, str) else ""
 
 
 def test_no_text_becomes_html(page_of):
