@@ -126,7 +126,7 @@ def test_previews_arrive_while_it_trains(job):
 
 
 def test_a_picture_is_enlarged_and_arrows_walk_through_its_steps(job):
-    assert job.seen["enlarged"] == f"Step 4 · seed {job.run.config.seed} · {HOSTILE[0]}"
+    assert job.seen["enlarged"] == f"Step 4 · the run's seed {job.run.config.seed} · {HOSTILE[0]}"
     assert job.seen["pair"] == 2  # the base, and the newest step
 
 

@@ -64,7 +64,7 @@ def test_samples_stand_by_prompt_and_step_with_the_base_first(drawn):
     assert heads(html) == ["Base", "Step 50", "Step 100"]
     assert html.count("<tbody") == 2 and html.count("class=enlarge") == 6
     # Arrows walk through the steps of one prompt; what stands below says step, seed and prompt.
-    assert "data-group='prompt-0' data-about='noise of the run&#x27;s seed 7 · a dog &lt;at&gt; sea'" in html
+    assert "data-group='prompt-0' data-about='the run&#x27;s seed 7 · a dog &lt;at&gt; sea'" in html
     assert "<at>" not in html
 
 

@@ -158,7 +158,7 @@ def matrix(samples: Samples) -> str:
 
 
 def _row(samples: Samples, number: int, prompt: str, columns: int) -> str:
-    about = words.text(f"noise of the run's seed {samples.seed} · {prompt}")
+    about = words.text(f"the run's seed {samples.seed} · {prompt}")
     cells = [_cell(_of(samples.sources, number), "Source")] if samples.sources else []
     cells += [_cell(_of(files, number), step_name(step)) for step, files in samples.steps]
     title = words.text(prompt)
