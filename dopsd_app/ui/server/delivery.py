@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from functools import lru_cache
 
+import brotli
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
@@ -51,13 +53,22 @@ class Delivery:
         await self.app(scope, receive, collect)
         page = bytes(body).replace(b"</head>", LINKS + b"</head>", 1)
         tag = f'W/"{hashlib.sha256(page).hexdigest()[:32]}"'
-        headers = MutableHeaders(raw=start["headers"])
+        headers, asked = MutableHeaders(raw=start["headers"]), Headers(scope=scope)
+        if "br" in re.findall(r"\w+", asked.get("accept-encoding", "")):
+            page = _by_brotli(page)
+            headers.update({"content-encoding": "br", "vary": "Accept-Encoding"})
         headers.update({"content-length": str(len(page)), "cache-control": "no-cache", "etag": tag})
-        if start["status"] == 200 and Headers(scope=scope).get("if-none-match") == tag:
+        if start["status"] == 200 and asked.get("if-none-match") == tag:
             answer = Response(status_code=304, headers={"cache-control": "no-cache", "etag": tag})
         else:
             answer = Response(page, start["status"], headers)
         await answer(scope, receive, send)
+
+
+@lru_cache(maxsize=2)
+def _by_brotli(page: bytes) -> bytes:
+    """A third smaller than by gzip; browsers take it over https and from their own computer."""
+    return brotli.compress(page, quality=9)
 
 
 def _path(scope: Scope) -> str:
