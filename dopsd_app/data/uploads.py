@@ -253,7 +253,7 @@ def _is_passed_over(part: str) -> bool:
 
 def _add_tree(draft: Draft, folder: Path, name: str, problems: list[str]) -> Added:
     """Adds what is in a folder; problems are those of making it, which has this name for people."""
-    files = [file for file in folder.rglob("*") if file.is_file() and not is_ignored(file.name)]
+    files = [file for file in folder.rglob("*") if file.is_file() and not _is_passed_over(file.name)]
     if any(_is_caption(file) for file in files) and not any(map(is_picture, files)):
         added = _add(draft, files)
         return replace(added, problems=(*problems, *added.problems))
