@@ -4,10 +4,13 @@ import os
 from io import BytesIO
 
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from dopsd_app.jobs.job import JOBS_FOLDER
+from dopsd_app.models.base_report import checks_folder
 from dopsd_app.ui import words
 from dopsd_app.ui.server.doors import EVERYBODY, OWNER, find_door
 from dopsd_app.ui.server.picture_files import KEPT, PictureFiles, address, whole
@@ -68,6 +71,7 @@ def test_a_picture_that_changed_has_another_address(runs):
         f"runs/{RUN}/previews/.hidden.png",
         "runs/other/a.png",
         "runs/a.png",
+        f"runs/.jobs/{RUN}/a.png",
         f"runs/{RUN}/link.png",
         f"runs/{RUN}/previews/text.png",
         f"runs/{RUN}/previews/none.png",
@@ -108,6 +112,13 @@ def test_words_for_a_picture_hold_its_shape_and_what_stands_below_it(runs):
     assert 'data-group="row" data-caption="Step 5"' in html and "A &lt;dog&gt;" in html
     file.unlink()
     assert words.picture(file, "gone") == ""
+
+
+def test_jobs_and_checks_of_base_models_have_theirs(runs, browser, monkeypatch):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(runs.parent / "assets"))
+    for file in (runs / JOBS_FOLDER / RUN / "a.png", checks_folder() / f"{7:024x}" / "picture.png"):
+        assert browser.get("/" + address(draw(file), 512)).status_code == 200
+    assert address(file, 512).startswith(f"pictures/checks/{7:024x}/picture.png?")
 
 
 def test_of_a_picture_elsewhere_there_is_no_address(runs, tmp_path):

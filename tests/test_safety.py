@@ -656,7 +656,8 @@ class Balanced(HTMLParser):
             assert name in self.ATTRIBUTES, name
             if name in ("href", "src"):
                 assert re.match(
-                    r"https://|pictures/(drafts|runs)/[\w./%-]+\?side=(\d+|whole)&v=[0-9a-f]+$", value
+                    r"https://|pictures/(drafts|jobs|runs|checks)/[\w./%-]+\?side=(\d+|whole)&v=[0-9a-f]+$",
+                    value,
                 ), value
         if tag not in ("img", "br"):
             self.open.append(tag)

@@ -109,6 +109,11 @@ def fingerprint_files(own: Iterable[Path]) -> list:
     ]
 
 
+def checks_folder() -> Path:
+    """Where what the checks found is kept: a folder of a name in hexadecimal digits for each."""
+    return assets_folder("base_checks", "")
+
+
 def report_folder(name: str, place: BaseModelPaths, context: str) -> Path:
     """Where the report on a base model as it lies here is kept, with its pictures.
 
@@ -116,7 +121,7 @@ def report_folder(name: str, place: BaseModelPaths, context: str) -> Path:
     """
     card = [gpu.name for gpu in list_gpus()[:1]]  # with another one, what was found does not hold
     identity = [full_name(name), place.commit, context, card, fingerprint(place)]
-    return assets_folder("base_checks", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24])
+    return checks_folder() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
 
 def save_report(report: BaseReport, folder: Path) -> None:

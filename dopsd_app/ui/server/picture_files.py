@@ -1,6 +1,7 @@
 """Pictures of drafts, runs and jobs by addresses of their own: the browser fetches each once and keeps it."""
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -14,11 +15,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dopsd_app.data.drafts import DRAFT_NAME, default_drafts_dir
 from dopsd_app.jobs.job import JOB_NAME, JOBS_FOLDER
 from dopsd_app.jobs.runs import default_runs_dir
+from dopsd_app.models.base_report import checks_folder
 
 # Pixels of the longer side that pictures are sent at: nobody may have the server make all sizes there are.
 SIDES = (256, 512, 1024, 2048)
-DRAFTS, RUNS = "drafts", "runs"
-ADDRESS = re.compile(rf"/pictures/({DRAFTS}|{RUNS})/(.+)", re.DOTALL)
+# By the first word of an address: where its pictures lie, and what the folders there are called.
+ROOTS: dict[str, tuple[Callable[[], Path], re.Pattern]] = {
+    "drafts": (default_drafts_dir, DRAFT_NAME),
+    "jobs": (
+        lambda: default_runs_dir() / JOBS_FOLDER,
+        JOB_NAME,
+    ),  # before the runs, whose folder holds theirs
+    "runs": (default_runs_dir, JOB_NAME),
+    "checks": (checks_folder, re.compile(r"[0-9a-f]{24}")),  # of base models
+}
+ADDRESS = re.compile(rf"/pictures/({'|'.join(ROOTS)})/(.+)", re.DOTALL)
 KEPT = "private, max-age=31536000, immutable"  # the address changes with the file
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpeg": "JPEG"}
 WHOLE = "whole"  # in place of a side: the file as it is, to keep
@@ -50,7 +61,7 @@ class PictureFiles:
 
 
 def address(file: Path, longest: int) -> str:
-    """Where the page's own browser finds a picture of a draft, a run or a job, at most `longest` pixels long.
+    """Where the page's own browser finds a picture, as WebP of at most `longest` pixels on its longer side.
 
     Relative to the page, which may lie below a proxy's path. `OSError` where the file is not there.
     """
@@ -63,11 +74,11 @@ def whole(file: Path) -> str:
 
 
 def _address(file: Path, side: str) -> str:
-    for root, folder in ((DRAFTS, default_drafts_dir()), (RUNS, default_runs_dir())):
-        if file.is_relative_to(folder):
+    for root, (find_folder, _) in ROOTS.items():
+        if file.is_relative_to(folder := find_folder()):
             changed = file.stat().st_mtime_ns >> 20  # milliseconds or so: a page may hold hundreds of these
             return f"pictures/{root}/{quote(file.relative_to(folder).as_posix())}?side={side}&v={changed:x}"
-    raise ValueError(f"{file} belongs to no draft, run or job.")
+    raise ValueError(f"{file} belongs to no draft, run, job or check.")
 
 
 @lru_cache(maxsize=4096)
@@ -78,10 +89,10 @@ def read_size(file: str, changed: int) -> tuple[int, int]:
 
 
 def _find(root: str, name: str) -> Path | None:
-    """The file that an address means, if it is a picture of a draft, a run or a job."""
-    folder = default_drafts_dir() if root == DRAFTS else default_runs_dir()
-    first, *rest = name.removeprefix(f"{JOBS_FOLDER}/" if root == RUNS else "").split("/")
-    if not (DRAFT_NAME if root == DRAFTS else JOB_NAME).fullmatch(first) or not rest:
+    """The file that an address means, if it is a picture of a draft, a run, a job or a check."""
+    find_folder, known_name = ROOTS[root]
+    folder, (first, *rest) = find_folder(), name.split("/")
+    if not known_name.fullmatch(first) or not rest:
         return None
     if any(part.startswith(".") or not part for part in rest) or "\\" in name or "\0" in name:
         return None
