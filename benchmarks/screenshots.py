@@ -15,7 +15,7 @@ from tests.support.page_server import PageServer
 
 FOLDER = Path(__file__).parent.parent / "assets" / "screenshots"
 SCREENS = {f"{theme}-{width}": (theme, width) for theme in ("light", "dark") for width in (1280, 390)}
-TALLEST = {1280: 1500, 390: 1700}  # pixels; what is below is cut off
+TALLEST = {1280: 1300, 390: 1500}  # pixels, of the window: the foot of each step stays at its end
 PATIENCE = 30 * 60 * 1000  # milliseconds: a whole training is waited for
 MIDDLE = 75  # the training step after which the run is taken
 
@@ -27,7 +27,10 @@ def main() -> None:
         PageServer(Path(folder)) as server,
         chromium() as browser,
     ):
-        visits = {screen: Visit(browser, server.url, width=width) for screen, (_, width) in SCREENS.items()}
+        visits = {
+            screen: Visit(browser, server.url, width=width, height=TALLEST[width])
+            for screen, (_, width) in SCREENS.items()
+        }
         for visit in visits.values():
             visit.context.set_default_timeout(PATIENCE)
         show_steps([visit.open(f"?__theme={SCREENS[screen][0]}") for screen, visit in visits.items()])
@@ -50,7 +53,7 @@ def show_steps(pages: list[Page]) -> None:
     take(pages, "plan", "#needs dl")
     first.click("#start")
     first.wait_for_selector("#run-status .status")
-    run = first.locator("#runs input:checked").get_attribute("value")
+    run = first.locator("#runs li[data-run]").first.get_attribute("data-run")
     for page in pages:
         page.goto(f"{page.url.partition('&run=')[0]}&run={run}")
     first.wait_for_selector(f"#samples th:has-text('Step {MIDDLE}')")
@@ -60,8 +63,8 @@ def show_steps(pages: list[Page]) -> None:
     each(pages, "#to-try")
     for page in pages:  # one after the other: each has its picture drawn
         page.click("#draw")
-        page.wait_for_selector("#slider img")
-    take(pages, "try", "#slider img")
+        page.wait_for_selector("#grid img")
+    take(pages, "try", "#grid img")
 
 
 def reload(pages: list[Page]) -> None:
@@ -82,11 +85,8 @@ def take(pages: list[Page], step: str, ready: str) -> None:
         page.mouse.move(0, 0)
         page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
         page.wait_for_function("document.getAnimations().every(it => it.playState != 'running')")
-        with Image.open(io.BytesIO(page.screenshot(full_page=True))) as shot:
-            height = min(shot.height, TALLEST[shot.width])
-            shot.convert("RGB").crop((0, 0, shot.width, height)).save(
-                FOLDER / f"{step}-{screen}.webp", quality=82, method=6
-            )
+        with Image.open(io.BytesIO(page.screenshot())) as shot:
+            shot.convert("RGB").save(FOLDER / f"{step}-{screen}.webp", quality=82, method=6)
 
 
 if __name__ == "__main__":
