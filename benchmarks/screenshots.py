@@ -55,7 +55,9 @@ def show_steps(pages: list[Page]) -> None:
     first.wait_for_selector("#run-status .status")
     run = first.locator("#runs li[data-run]").first.get_attribute("data-run")
     for page in pages:
-        page.goto(f"{page.url.partition('&run=')[0]}&run={run}")
+        address = f"{page.url.partition('&run=')[0]}&run={run}"
+        page.goto("about:blank")  # what the page asks for just then would break off the way to the next
+        page.goto(address)
     first.wait_for_selector(f"#samples th:has-text('Step {MIDDLE}')")
     take(pages, "train", f"#samples th:has-text('Step {MIDDLE}')")
     for page in pages:
