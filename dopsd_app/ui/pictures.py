@@ -336,7 +336,7 @@ def pictures_step() -> PicturesStep:
     advice = base_advice()
     with gr.Column(visible=False, elem_id="no-pictures") as empty:
         gr.HTML(EMPTY)
-        watch = gr.Button("Watch it work: two minutes on this computer", variant="primary", elem_id="watch")
+        watch = gr.Button("Watch it work on this computer", variant="primary", elem_id="watch")
     with gr.Row(equal_height=False):
         trigger = kept_text(
             "Trigger word",
