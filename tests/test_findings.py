@@ -58,12 +58,14 @@ def test_a_draft_is_judged_once_for_all_that_is_said(draft, add, monkeypatch):
     assert judge_draft(draft) == (check_draft(draft), note_repairs(draft))
 
 
-def test_what_is_missing_of_the_whole_set_is_said_at_last(draft, add):
+def test_what_the_whole_set_lacks_is_said_first(draft, add):
     assert what_is_missing(draft, find(draft)) == "Add 4 pictures or more."
     draft = add(draft, 2).draft
+    missing = what_is_missing(draft, find(draft))
+    assert missing == "2 pictures must be added and 2 pictures have no caption."
     for item in draft.items:
         draft = set_caption(draft, item.key, f"zorp {item.name}")
-    assert "4 to 200 are needed" in what_is_missing(draft, find(draft))
+    assert what_is_missing(draft, find(draft)) == "2 pictures must be added."
 
 
 def test_cards_come_in_pages_of_twenty(draft, add):

@@ -62,6 +62,8 @@ def what_is_missing(draft: Draft, findings: Findings) -> str:
     if not draft.items:
         return f"Add {MIN_PICTURES} pictures or more."
     missing = []
+    if (more := MIN_PICTURES - len(draft.items)) > 0:
+        missing.append(f"{words.count(more, 'picture')} must be added")
     if findings.uncaptioned:
         number = len(findings.uncaptioned)
         missing.append(f"{words.count(number, 'picture')} {'has' if number == 1 else 'have'} no caption")
@@ -69,4 +71,4 @@ def what_is_missing(draft: Draft, findings: Findings) -> str:
         missing.append(f"{words.count(number, 'picture')} {'has' if number == 1 else 'have'} a problem")
     if not missing:
         return " ".join(findings.problems.get("", ())[:1])
-    return f"{' and '.join(missing)}."
+    return f"{', '.join(missing[:-1])}{' and ' if missing[1:] else ''}{missing[-1]}."
