@@ -104,7 +104,7 @@ def test_a_text_named_png_is_refused_with_a_sentence_and_the_others_stay(page, f
 def test_three_pictures_are_too_few_and_the_page_says_so(page, files):
     upload(page, files(3), 3)
     expect(page.locator("#set-problems .problem")).to_contain_text("4")
-    expect(page.locator("#missing")).to_contain_text("4 to 200 are needed")
+    expect(page.locator("#missing")).to_contain_text("1 picture must be added")
     expect(page.locator("#to-teacher")).to_be_disabled()
 
 
