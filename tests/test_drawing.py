@@ -98,8 +98,9 @@ def warm_runs(tmp_path_factory):
     """A folder of runs whose worker serves one test after the other, and outlives none of them."""
     runs_dir = tmp_path_factory.mktemp("warm") / "runs"
     yield runs_dir
-    if is_warm():
+    if card.read_holder():
         worker_of().kill()
+    wait_for(card.is_card_free)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -414,6 +415,21 @@ def test_a_training_that_comes_while_a_warm_worker_looks_is_named_as_one(toy, ru
 
     monkeypatch.setattr(queue, "is_card_wanted", asked_for)
     assert queue.reason_to_leave(runs_dir) == queue.CUT_OFF
+
+
+def test_what_computes_is_told_and_not_the_moment_in_which_a_card_changes_hands():
+    assert card.what_computes() == ""
+    lock = card.CardLock()
+    assert lock.take(Path("somewhere"), "The training of zorp")
+    assert card.what_computes(seconds=0) == "The training of zorp"
+    holder = card._file("json")
+    holder.unlink()
+    assert card.what_computes(seconds=0) == "Another job"
+    threading.Timer(0.2, lock.give_back).start()
+    assert card.what_computes() == ""
+    assert lock.take(Path("somewhere"), "A warm worker", warm=True)
+    assert card.what_computes(seconds=0) == ""
+    lock.give_back()
 
 
 def test_a_worker_without_the_card_leaves_the_holder_alone(toy, runs_dir):

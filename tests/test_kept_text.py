@@ -5,13 +5,13 @@ import pytest
 from dopsd_app.data.drafts import new_draft, read_draft, remove_picture, set_caption, set_settings
 from dopsd_app.data.uploads import load_example
 from dopsd_app.errors import KnownFailure
-from dopsd_app.jobs.card import CardLock
 from dopsd_app.jobs.queue import send_command
 from dopsd_app.jobs.runs import default_runs_dir, known_run
 from dopsd_app.ui.page import add_page
 from dopsd_app.ui.plan import start
 from dopsd_app.ui.teacher import draft_check, show_check
 from tests.support.layout import lay_out
+from tests.support.waiting import holding_the_card
 
 
 @pytest.fixture
@@ -109,9 +109,7 @@ def test_what_a_draft_remembers_counts_for_nothing_when_it_cannot_be_read(page, 
         (draft.path / name).write_bytes(content)
     assert draft_check(draft) is None and show_check(draft) == {}
     page.teacher.show(draft)
-    lock = CardLock()
-    assert lock.take(default_runs_dir(), "a test")  # what is started waits
-    run_id = start(draft)
-    assert start(draft) == run_id  # and is remembered again
-    send_command(known_run(default_runs_dir(), run_id), "stop")
-    lock.give_back()
+    with holding_the_card(default_runs_dir()):  # what is started waits
+        run_id = start(draft)
+        assert start(draft) == run_id  # and is remembered again
+        send_command(known_run(default_runs_dir(), run_id), "stop")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.files import make_value, replace_file, retry
-from dopsd_app.jobs.card import is_card_free, read_holder
+from dopsd_app.jobs.card import what_computes
 from dopsd_app.jobs.events import StepDone, read_events
 from dopsd_app.jobs.job import RunError, kind_or_none
 from dopsd_app.jobs.kinds import TRAIN
@@ -88,10 +88,8 @@ def check_room(runs_dir: Path, wanted: Wanted) -> None:
     for run, status in trainings:
         if status.busy:
             raise RunError(f"{run.id} waits to be trained. Draw when it is at its steps, or take it back.")
-    holder = read_holder()
-    if not (holder.warm if holder else is_card_free()):
-        at_work_elsewhere = holder.what if holder else "Another job"
-        raise RunError(f"{at_work_elsewhere} is at work, and one job runs at a time. Draw when it has ended.")
+    if computes := what_computes():
+        raise RunError(f"{computes} is at work, and one job runs at a time. Draw when it has ended.")
 
 
 def who_draws(runs_dir: Path, wanted: Wanted) -> Run | None:

@@ -104,6 +104,20 @@ def read_holder(card: str = "") -> Holder | None:
     return None
 
 
+def what_computes(seconds: float = 1.0) -> str:
+    """What computes and does not give way, for people; empty where nothing does.
+
+    Waits for so many seconds: between a job's end and its card's being free, and between a card's being taken
+    and its holder's saying so, there is a moment.
+    """
+    until = time.monotonic() + seconds
+    while not (is_card_free() or ((holder := read_holder()) and holder.warm)):
+        if time.monotonic() > until:
+            return holder.what if holder else "Another job"
+        time.sleep(0.05)
+    return ""
+
+
 def note_waiting(runs_dir: Path, card: str = "") -> None:
     """Tells whoever computes that something waits in this folder of runs too."""
     name = hashlib.sha256(str(runs_dir).encode()).hexdigest()[:16]
