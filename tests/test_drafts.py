@@ -38,6 +38,7 @@ from dopsd_app.data.uploads import (
     EXAMPLES,
     MAX_FILES,
     MAX_PICTURE_BYTES,
+    add_folder,
     add_pictures,
     add_sources,
     clone_run,
@@ -333,6 +334,16 @@ def test_a_zip_is_read_as_a_folder_is(draft, tmp_path):
     assert added.draft.trigger_word == "zorp"
     assert (added.problems, len(added.keys)) == ((), 2)
     assert list(added.draft.path.glob("tmp*")) == []
+
+
+def test_reading_many_pictures_is_counted(draft, uploads):
+    files = uploads(**{"a.png": 1, "b.png": b"damaged", "b.txt": "b"})
+    read = []
+    add_pictures(draft, files, lambda *count: read.append(count))
+    assert read == [(0, 2), (1, 2), (2, 2)]
+    read.clear()
+    add_folder(draft, [(f"mine/{path.name}", path) for path in files], lambda *count: read.append(count))
+    assert read == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_a_zip_of_edits_brings_what_pictures_start_from(draft, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from dopsd_app.data.drafts import current_draft
@@ -141,6 +142,21 @@ def test_more_pictures_than_twenty_are_in_pages_and_where_the_new_ones_are_is_to
     expect(page.locator("#cards-pager-where")).to_have_text("Pictures 21-22 of 22")
     page.click("#cards-pager-unready")
     expect(page.locator("#message-1 .mark")).to_have_text("No caption yet")
+
+
+NOTE_PROGRESS = """() => {
+    window.read = [];
+    const note = () => window.read.push(document.querySelector("#upload")?.innerText ?? "");
+    new MutationObserver(note).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
+def test_how_many_pictures_have_been_read_is_shown_meanwhile(page, tmp_path):
+    for number in range(4):
+        Image.new("RGB", (2000, 2000), (0, 0, number)).save(tmp_path / f"{number}.png")
+    page.evaluate(NOTE_PROGRESS)
+    upload(page, sorted(tmp_path.iterdir()), 4)
+    assert re.search(r"Pictures read - [27]5.0%", "".join(page.evaluate("window.read")))
 
 
 def test_a_crop_is_shown_and_moved_with_the_mouse_and_with_keys(page, server, tmp_path):

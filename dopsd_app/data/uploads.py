@@ -5,7 +5,7 @@ An uploaded file gives its content and, for people and for finding its caption, 
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -54,6 +54,13 @@ MAX_FILES = MAX_PICTURES * (2 + MAX_SOURCES)  # in one upload: each with its cap
 MAX_WAITING = MAX_FILES  # captions that are kept until their pictures come
 MAX_PROMPTS = 8  # of a prompts.txt: every preview draws them all
 EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
+
+
+Count = Callable[[int, int], object]  # is told how many pictures of how many have been read
+
+
+def count_for_nobody(done: int, total: int) -> None:
+    """Where nobody waits before a screen."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +125,16 @@ def _filled_draft(drafts_dir: Path, folder: Path, settings: dict) -> Draft:
         raise
 
 
-def add_pictures(draft: Draft, paths: Iterable[str | Path]) -> Added:
+def add_pictures(draft: Draft, paths: Iterable[str | Path], count: Count = count_for_nobody) -> Added:
     """Adds uploaded files: pictures, their captions (.txt of the same name, or metadata.jsonl), prompts.txt.
 
     A caption may come before its picture: it waits in the draft. `cat_source.png` is what `cat.png` is made
     from, which is there or comes with it. A zip is read as a folder is. Whatever is refused is named.
+    `count` is called before each picture and after the last.
     """
     small, problems = _usable(paths)
-    parts = [_add(draft, [path for path in small if not is_zip(path)])]
-    parts += [_add_zip(draft, path) for path in small if is_zip(path)]
+    parts = [_add(draft, [path for path in small if not is_zip(path)], count)]
+    parts += [_add_zip(draft, path, count) for path in small if is_zip(path)]
     return together(parts, problems)
 
 
@@ -175,7 +183,7 @@ def _usable(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     return small, problems
 
 
-def _add(draft: Draft, paths: list[Path]) -> Added:
+def _add(draft: Draft, paths: list[Path], count: Count = count_for_nobody) -> Added:
     problems, notes, pictures = [], [], []
     sources: dict[str, list[str]] = {}  # stem of a picture to start from: those of what is made from it
     captions: list[FileCaption] = []
@@ -201,7 +209,7 @@ def _add(draft: Draft, paths: list[Path]) -> Added:
     captions = one_each(captions)
     owners = {path: _owners(path, draft, pictures, captions, sources) for path in pictures}
     targets = [(path, shown(path.name)) for path in pictures if not owners[path]]
-    keys = _add_pictures(draft, targets, problems)
+    keys = _add_pictures(draft, targets, problems, count)
     came = {key: shown(path.name) for path, key in keys.items()}
     add_captions(draft, captions, came, problems, notes, most_waiting=MAX_WAITING)
     items = {item.stem: item.key for item in read_draft(draft.path).items}
@@ -219,14 +227,16 @@ def _take_prompts(draft: Draft, path: Path) -> str:
     return f"The previews use prompts.txt: its first {MAX_PROMPTS} lines at most."
 
 
-def _add_zip(draft: Draft, path: Path) -> Added:
+def _add_zip(draft: Draft, path: Path, count: Count) -> Added:
     """Adds what is in a zip, laid out as folders are that the command line takes."""
     with tempfile.TemporaryDirectory(dir=draft.path) as place:
         problems = unpack(path, Path(place), MAX_PICTURE_BYTES)
-        return _add_tree(draft, Path(place), shown(path.name), problems)
+        return _add_tree(draft, Path(place), shown(path.name), problems, count)
 
 
-def add_folder(draft: Draft, files: Sequence[tuple[str, str | Path]]) -> Added:
+def add_folder(
+    draft: Draft, files: Sequence[tuple[str, str | Path]], count: Count = count_for_nobody
+) -> Added:
     """Adds the files of a folder that was chosen, each with its path that begins with the folder's name.
 
     It is read as a zip of it is: sources, splits and crops count as they do on the command line.
@@ -243,7 +253,7 @@ def add_folder(draft: Draft, files: Sequence[tuple[str, str | Path]]) -> Added:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
         for folder in Path(place).iterdir():  # the one that was chosen, unless nothing of it was taken
-            return _add_tree(draft, folder, shown(folder.name), problems)
+            return _add_tree(draft, folder, shown(folder.name), problems, count)
     return Added(read_draft(draft.path), (), tuple(problems), ())
 
 
@@ -251,14 +261,14 @@ def _is_passed_over(part: str) -> bool:
     return is_ignored(part) and part != "prompts.txt"
 
 
-def _add_tree(draft: Draft, folder: Path, name: str, problems: list[str]) -> Added:
+def _add_tree(draft: Draft, folder: Path, name: str, problems: list[str], count: Count) -> Added:
     """Adds what is in a folder; problems are those of making it, which has this name for people."""
     files = [file for file in folder.rglob("*") if file.is_file() and not _is_passed_over(file.name)]
     if any(_is_caption(file) for file in files) and not any(map(is_picture, files)):
-        added = _add(draft, files)
+        added = _add(draft, files, count)
         return replace(added, problems=(*problems, *added.problems))
     scan = scan_folder(folder)
-    keys, notes = _add_scan(draft, scan, problems)
+    keys, notes = _add_scan(draft, scan, problems, count)
     if not scan.examples and not problems:
         problems.append(f"{name} holds no pictures.")
     return Added(_as_edit(read_draft(draft.path)), tuple(keys), tuple(problems), tuple(notes))
@@ -269,7 +279,7 @@ def _is_caption(path: Path) -> bool:
     return name in TABLES or (path.suffix.lower() in CAPTION_SUFFIXES and not is_document(name))
 
 
-def _add_scan(draft: Draft, scan: Scan, problems: list[str]) -> tuple[list[str], list[str]]:
+def _add_scan(draft: Draft, scan: Scan, problems: list[str], count: Count) -> tuple[list[str], list[str]]:
     """Adds what a folder holds; returns the keys of the new pictures, and notes."""
     unused = [said.caption_file for said in scan.said if isinstance(said, Note) and said.caption_file]
     notes = [said.message for said in scan.said if isinstance(said, Note) and not said.caption_file]
@@ -284,7 +294,7 @@ def _add_scan(draft: Draft, scan: Scan, problems: list[str]) -> tuple[list[str],
         set_settings(draft, trigger_word=scan.trigger_word)
         notes.append(f"The trigger word is “{scan.trigger_word}”, after the folder's name.")
     names = {example.image: name_in(example.image, scan.folder) for example in scan.examples}
-    keys = _add_pictures(draft, list(names.items()), problems)
+    keys = _add_pictures(draft, list(names.items()), problems, count)
     typed = {said.picture: said.typed for said in scan.said if isinstance(said, Problem)}
     captions = []
     for example in scan.examples:
@@ -352,14 +362,17 @@ def _read_table(path: Path, sources: dict[str, list[str]], problems: list[str]) 
     return captions
 
 
-def _add_pictures(draft: Draft, pictures: list[tuple[Path, str]], problems: list[str]) -> dict[Path, str]:
+def _add_pictures(
+    draft: Draft, pictures: list[tuple[Path, str]], problems: list[str], count: Count
+) -> dict[Path, str]:
     """Adds the pictures that can be used, by file and name, and returns their keys.
 
     They are opened without the lock. What is said of too many goes first.
     """
     keys: dict[Path, str] = {}
     before, left_out = len(read_draft(draft.path).items), []
-    for path, name in pictures:
+    for number, (path, name) in enumerate(pictures):
+        count(number, len(pictures))
         if before + len(keys) >= MAX_PICTURES:
             left_out.append(name)
             continue
@@ -375,6 +388,7 @@ def _add_pictures(draft: Draft, pictures: list[tuple[Path, str]], problems: list
         except DraftError as error:
             delete_files(draft, item.key)
             problems.append(str(error))
+    count(len(pictures), len(pictures))
     if left_out:
         problems.insert(0, too_many(left_out, len(pictures)))
     return keys

@@ -18,6 +18,7 @@ from dopsd_app.ui.server.doors import Doors
 from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.server.guard import GuardedBlocks
 from dopsd_app.ui.server.picture_files import PictureFiles
+from dopsd_app.ui.server.schemas import keep_schemas
 from dopsd_app.ui.theme import CSS, theme
 from dopsd_app.ui.visitors import NO_ZERO_GPU
 
@@ -29,6 +30,7 @@ def build_app() -> gr.Blocks:
     """The page with its endpoints, ready for `launch(**launch_options())`; its background threads run."""
     if (space := this_space()) is not None and space.zero_gpu:
         logger.warning(NO_ZERO_GPU)  # such a Space ends a program that borrows no GPU: its log says why
+    keep_schemas()
     # Every hour, what browsers may fetch (drawn pictures, copies of LoRA files) goes when it is a day old.
     title = "D-OPSD LoRA trainer"
     with GuardedBlocks(title=title, analytics_enabled=False, delete_cache=(3600, 86_400)) as app:

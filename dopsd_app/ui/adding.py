@@ -1,5 +1,6 @@
 """How pictures and captions come into a draft: files, a folder, and what became of them."""
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from dopsd_app.data.caption_file import TABLES
 from dopsd_app.data.drafts import Draft
 from dopsd_app.data.folder import is_picture
 from dopsd_app.data.kept_pictures import stem_of
-from dopsd_app.data.uploads import Added, add_folder, add_pictures, add_sources, together
+from dopsd_app.data.uploads import Added, Count, add_folder, add_pictures, add_sources, together
 from dopsd_app.errors import KnownFailure
 from dopsd_app.ui import words
 from dopsd_app.ui.cards import Cards
@@ -23,6 +24,7 @@ from dopsd_app.ui.shown_draft import ShownDraft, draft_of, key_at, page_of, read
 if TYPE_CHECKING:
     from dopsd_app.ui.pictures import PicturesStep
 
+UNCOUNTED = 3  # pictures that are read before anybody asks how far it is
 UNFOLDED = 3  # messages that are read at once; more of them are folded
 # Gradio takes no folder that is dropped: its files are put where a person's choice of files would be. And of
 # a file it sends its name alone: how a folder is laid out goes along with the event.
@@ -98,14 +100,20 @@ class Adding:
         listen(added, self.add_sources, given, step.outputs, **progress, **WRITES_DRAFT)
 
     def add_files(
-        self, shown_draft: object, upload: list[str] | None, folder: list[str] | None, paths: object
+        self,
+        shown_draft: object,
+        upload: list[str] | None,
+        folder: list[str] | None,
+        paths: object,
+        # Gradio finds it by this value, and gives each call one of its own.
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> dict:
         """Adds uploaded pictures and captions; the server's copies of the uploads are removed."""
         files = [*(upload or []), *(folder or [])]
         with removed_afterwards(files):
             shown, before = read_shown(ShownDraft, shown_draft), draft_of(shown_draft)
             described = _described(before, files)
-            added = _add(before, files, paths)
+            added = _add(before, files, paths, functools.partial(_show_count, progress))
         # Somebody may be typing on a card: the page is not turned, and no box is filled but by its own file.
         now = show_page(added.draft, shown.page)
         captions = {item.key: item.caption for item in added.draft.items if item.key in described}
@@ -163,7 +171,12 @@ def report(added: Added, shown: ShownDraft | None = None) -> str:
     return f"<div class='report-of-files' role='status'>{inner}</div>" if inner else ""
 
 
-def _add(draft: Draft, files: list[str], paths: object) -> Added:
+def _show_count(progress: gr.Progress, done: int, total: int) -> None:
+    if total > UNCOUNTED:
+        progress((done, total), desc="Pictures read", unit="")
+
+
+def _add(draft: Draft, files: list[str], paths: object, count: Count) -> Added:
     """Adds files as they lay in the folders that were chosen, where the page has told."""
     names = [str(path) for path in paths] if isinstance(paths, list) else []
     if [strip_invalid_filename_characters(PurePosixPath(name).name) for name in names] != [
@@ -171,13 +184,13 @@ def _add(draft: Draft, files: list[str], paths: object) -> Added:
     ]:
         if len({Path(file).name for file in files}) < len(files):
             raise KnownFailure("Several of these files have the same name. Send the folder as a .zip.")
-        return add_pictures(draft, files)
+        return add_pictures(draft, files, count)
     folders: dict[str, list[tuple[str, str]]] = {}
     for name, file in zip(names, files, strict=True):
         folders.setdefault(name.partition("/")[0] if "/" in name else "", []).append((name, file))
     loose = [file for _, file in folders.pop("", [])]
-    parts = [add_pictures(draft, loose)] if loose or not folders else []
-    return together([*parts, *(add_folder(draft, inside) for inside in folders.values())])
+    parts = [add_pictures(draft, loose, count)] if loose or not folders else []
+    return together([*parts, *(add_folder(draft, inside, count) for inside in folders.values())])
 
 
 def _described(draft: Draft, files: list[str]) -> set[str]:
