@@ -148,15 +148,18 @@ def narrow(browser, server, run):
 
 
 def test_on_a_narrow_screen_a_finger_hits_the_buttons_of_the_steps(narrow):
-    buttons = narrow.locator("[id^=step-][id$=-button]:visible").all()
-    assert len(buttons) == 5
-    assert all(button.bounding_box()["height"] >= 44 for button in buttons)
+    buttons = narrow.locator("[id^=step-][id$=-button]:visible")
+    expect(buttons).to_have_count(5)
+    assert all(button.bounding_box()["height"] >= 44 for button in buttons.all())
 
 
 def test_on_a_narrow_screen_the_rows_of_a_rollout_have_their_names(narrow):
     unfold(narrow, "learning")
     student, teacher = narrow.get_by_text("Student", exact=True), narrow.get_by_text("Teacher", exact=True)
-    first, second = narrow.locator("#rollout img").all()
-    expect(first).to_be_visible()
+    pictures = narrow.locator("#rollout img")
+    expect(pictures).to_have_count(2)
+    first, second = pictures.all()
+    for picture in (first, second):
+        expect(picture).to_be_visible()
     places = [part.bounding_box() for part in (student, first, teacher, second)]
     assert all(above["y"] + above["height"] <= below["y"] for above, below in pairwise(places))

@@ -42,6 +42,7 @@ class Item:
     pixels: str  # hash of them
     remarks: tuple[str, ...] = ()  # what was repaired
     caption: str = ""  # one caption per line, as typed
+    fingerprint: str = ""  # what it looks like, for `near_copies`; earlier versions did not look
     creature: bool = True  # whether the built-in base could learn it; earlier versions did not ask
     sources: tuple[Source, ...] = ()  # of an edit: what it is made from
     focus: tuple[float, float] = MIDDLE  # where the crop lies, as in `crops.crop`

@@ -362,7 +362,7 @@ def _findings(draft: Draft) -> tuple[list[Example], list[Problem | Note]]:
             examples.append(Example(draft.pictures / f"{item.key}.png", captions, sources, item.focus))
         except ValueError as error:
             findings.append(Problem(name, str(error), caption=not item.caption.strip()))
-        facts.append(PictureFacts(name, item.size, item.pixels, item.focus))
+        facts.append(PictureFacts(name, item.size, item.pixels, item.focus, item.fingerprint))
         findings += [Note(name, f"{name} {remark}") for remark in item.remarks]
         for source in item.sources:
             remarks = [*source.remarks, *remarks_on(source.size)]

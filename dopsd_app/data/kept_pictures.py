@@ -12,6 +12,7 @@ from dopsd_app.data.creatures import is_creature
 from dopsd_app.data.draft_file import DraftContent, DraftError, Item, Source, change_content
 from dopsd_app.data.drafts import Draft, check_keys, delete_files
 from dopsd_app.data.folder import LISTED
+from dopsd_app.data.near_copies import fingerprint
 from dopsd_app.data.picture_file import decode, fold_name, shown
 from dopsd_app.data.pictures import MAX_PICTURES, hash_pixels
 from dopsd_app.data.source_pictures import MAX_SOURCES
@@ -78,6 +79,7 @@ def keep(draft: Draft, picture: Image.Image, name: str, stem: str, remarks: Iter
         size=picture.size,
         pixels=hash_pixels(picture),
         remarks=tuple(remarks),
+        fingerprint=fingerprint(thumbnail),
         creature=is_creature(thumbnail),
     )
 

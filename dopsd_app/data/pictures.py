@@ -15,6 +15,7 @@ from dopsd_app.data.crops import crop as crop
 from dopsd_app.data.crops import crop_box as crop_box
 from dopsd_app.data.example import Example, Note, most_sources
 from dopsd_app.data.folder import name_in, scan_folder
+from dopsd_app.data.near_copies import fingerprint, near_copies
 from dopsd_app.data.picture_file import PicturesError, Problem, decode, load_picture, shown
 from dopsd_app.data.source_pictures import FOLDERS, check_sources
 
@@ -100,6 +101,7 @@ class PictureFacts:
     size: tuple[int, int]  # pixels: width, height
     pixels: str  # their hash
     focus: tuple[float, float] = MIDDLE  # where the crop lies
+    fingerprint: str = ""  # as in `near_copies`; empty where nobody looked
 
 
 def hash_pixels(picture: Image.Image) -> str:
@@ -171,8 +173,10 @@ def note_lines(captions: Sequence[tuple[str, int]]) -> Iterator[Note]:
 
 
 def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[Problem | Note]:
-    """Refuses small pictures and the second of two equal ones, and notes very long ones."""
+    """Refuses small pictures and the second of two equal ones; notes near copies and very long ones."""
+    pictures = tuple(pictures)
     first: dict[tuple, str] = {}  # size and pixels: the first picture that has them
+    near = dict(near_copies([(picture.name, picture.fingerprint) for picture in pictures]))
     for picture in pictures:
         name, (width, height) = picture.name, picture.size
         if min(width, height) < minimum_side:
@@ -182,6 +186,10 @@ def check_set(pictures: Iterable[PictureFacts], minimum_side: int) -> Iterator[P
         same = first.setdefault((picture.size, picture.pixels), name)
         if same != name:
             yield Problem(name, f"{name} is the same picture as {same}. Remove one of them.")
+        elif name in near:
+            yield Note(
+                name, f"{name} is nearly the same picture as {near[name]}: one that differs teaches more."
+            )
 
 
 def copy_examples(dataset: Dataset, destination: str | Path) -> None:
@@ -220,7 +228,8 @@ def _inspect(
         except PicturesError as error:
             yield from error.problems
             continue
-        facts.append(PictureFacts(name, picture.size, hash_pixels(picture), example.focus))
+        pixels = hash_pixels(picture)
+        facts.append(PictureFacts(name, picture.size, pixels, example.focus, fingerprint(picture)))
         for remark in remarks:
             yield Note(name, f"{name} {remark}")
         yield from _inspect_sources(example, folder)
