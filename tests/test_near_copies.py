@@ -12,11 +12,11 @@ from tests.support.pictures import make_picture
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_picture_stays_near_itself_smaller_brighter_and_cut_by_a_hair(seed):
+def test_a_picture_stays_near_itself_smaller_darker_and_cut_by_a_hair(seed):
     picture = make_picture(seed, 4, 4).resize((400, 300), Image.Resampling.BICUBIC)
-    smaller, brighter = picture.resize((100, 75)), ImageEnhance.Brightness(picture).enhance(1.2)
+    smaller, darker = picture.resize((100, 75)), ImageEnhance.Brightness(picture).enhance(0.8)
     cut = picture.crop((3, 2, 398, 299))
-    for other in (smaller, brighter, cut):
+    for other in (smaller, darker, cut):
         assert bits_between(fingerprint(picture), fingerprint(other)) <= NEAR
 
 
