@@ -1,6 +1,7 @@
 """What a run shows while it trains: its own roll-out, and pictures of fixed prompts and seeds."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,13 @@ def _noise_of(config: TrainConfig, index: int) -> int:
     Where features tell pictures apart, all are drawn from one: two of them then differ by what their prompts
     say, and by nothing else. A judge needs no such help, and sees more from a noise for each.
     """
-    return 0 if find_facts(config.base_model, config.revision).scoring(config) == "eyes" else index
+    return 0 if _one_noise(config) else index
+
+
+@lru_cache(maxsize=1)
+def _one_noise(config: TrainConfig) -> bool:
+    # Asked for every picture; the answer is in the headers of all of the base model's files.
+    return find_facts(config.base_model, config.revision).scoring(config) == "eyes"
 
 
 def _base_file(run: Run, kind: str, index: int) -> Path:
