@@ -12,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-")
 # Whoever computes on this machine beside the tests, and one test beside the other: each has its own lock.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dopsd-tests-cache-")
+# Nobody is asked over TLS, and reading the certificates of all authorities takes longer than most answers.
+os.environ["SSL_CERT_FILE"] = f"{os.environ['XDG_CACHE_HOME']}/one.pem"
 # Many small operators: with a thread per core they spend their time waiting for each other. Set before torch
 # is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,6 +22,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 if "FORK_SERVER" not in os.environ:  # of the whole session, whose processes inherit it
     os.environ["FORK_SERVER"] = f"{tempfile.mkdtemp(prefix='dopsd-tests-forks-')}/{os.getpid()}"
 
+import certifi
 import pytest
 
 from dopsd_app.config import TrainConfig
@@ -32,6 +35,8 @@ from tests.support.changes import changed_since_main
 from tests.support.environment import follow_environment
 from tests.support.pictures import make_picture
 
+END = "-----END CERTIFICATE-----"
+Path(os.environ["SSL_CERT_FILE"]).write_text(certifi.contents().partition(END)[0] + END)
 follow_environment()  # where this process was forked with the libraries imported
 forks.fork_workers()
 
