@@ -13,7 +13,7 @@ from dopsd_app.jobs.runs import list_runs
 from dopsd_app.models.catalog import find_base_model
 from tests.support.browser import Visit, box, settled, unfold
 from tests.support.page_server import PageServer, wait_for
-from tests.support.page_steps import HOSTILE, TRIGGER, at_plan, fill_captions, make_draft
+from tests.support.page_steps import HOSTILE, TRIGGER, at_plan, fill_captions, make_draft, plan_is_shown
 from tests.support.pictures import make_picture
 
 pytestmark = pytest.mark.browser
@@ -431,7 +431,7 @@ def test_the_keyboard_alone_leads_from_an_example_to_a_started_run(visit, server
     expect(page.locator("#check")).to_be_visible()
     tab_to(page, "to-plan")
     page.keyboard.press("Enter")
-    expect(page.locator("#start")).to_be_enabled()
+    plan_is_shown(page)
     tab_to(page, "set-steps")
     with on_its_way(page, server, "set-steps"):
         page.keyboard.press("ControlOrMeta+a")

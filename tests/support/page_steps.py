@@ -45,5 +45,11 @@ def at_plan(visit):
     page.click("#step-pictures-button")
     page.click("#to-teacher")
     page.click("#to-plan")
-    expect(page.locator("#start")).to_be_enabled()
+    plan_is_shown(page)
     return page
+
+
+def plan_is_shown(page):
+    """Comes back when the plan's answer has come, which fills all of the step: a run could be started."""
+    expect(page.locator("#needs dl")).to_be_visible()
+    expect(page.locator("#start")).to_be_enabled()
