@@ -32,8 +32,8 @@ def build_app() -> gr.Blocks:
     if (space := this_space()) is not None and space.zero_gpu:
         logger.warning(NO_ZERO_GPU)  # such a Space ends a program that borrows no GPU: its log says why
     keep_schemas()
-    # After each call, Gradio works out how long all of them took, for a page that is closed here
-    # (`enable_monitoring`): up to 30 ms of every click.
+    # After each call, Gradio makes a table of how long all of them took, for a page that is closed here
+    # (`enable_monitoring`).
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
     # Every hour, what browsers may fetch (drawn pictures, copies of LoRA files) goes when it is a day old.
     title = "D-OPSD LoRA trainer"
