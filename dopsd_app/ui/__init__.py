@@ -20,6 +20,7 @@ from dopsd_app.ui.server.foreign_pages import ForeignPages
 from dopsd_app.ui.server.guard import GuardedBlocks
 from dopsd_app.ui.server.picture_files import PictureFiles
 from dopsd_app.ui.server.schemas import keep_schemas
+from dopsd_app.ui.server.streams import Streams
 from dopsd_app.ui.theme import CSS, theme
 from dopsd_app.ui.visitors import NO_ZERO_GPU
 
@@ -66,6 +67,7 @@ def launch_options() -> dict:
                 Middleware(TrustedHostMiddleware, allowed_hosts=trusted_hosts()),
                 Middleware(ForeignPages),
                 Middleware(Doors),
+                Middleware(Streams),
                 Middleware(Delivery),
                 Middleware(PictureFiles),
             ]

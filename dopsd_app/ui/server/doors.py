@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dopsd_app.hub.access import this_space
 from dopsd_app.ui.server.guard import in_one_line, unreadable_calls
 from dopsd_app.ui.server.sessions import Sessions, is_owner, may
+from dopsd_app.ui.server.streams import SESSION_OF_CALL
 from dopsd_app.ui.server.uploads import whole_files
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Doors:
         request, on_space = HTTPConnection(scope), this_space() is not None
         if door.body == "call":
             call, receive = await read_call(request, receive)
+            scope[SESSION_OF_CALL] = call.get("session_hash")
             send = await self._admit_call(request, call, named, send) if on_space else send
         elif on_space and door.who != EVERYBODY:
             name = named.get("named") or request.query_params.get("session_hash", "")
