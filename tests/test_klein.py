@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dopsd_app.config import TrainConfig
 from dopsd_app.data.pictures import read_examples
-from dopsd_app.jobs.events import CheckpointSaved, HealthMeasured, LoraChecked, PreviewSaved
+from dopsd_app.jobs.events import HealthMeasured, LoraChecked, PreviewSaved, StepDone
 from dopsd_app.jobs.runs import create_run
 from dopsd_app.method.adapters import add_adapters, as_base
 from dopsd_app.method.rollout import rollout, sample, training_sigmas
@@ -26,6 +26,7 @@ from dopsd_app.models.protocol import NO_PICTURES, Conditioning, Pictures
 from dopsd_app.train import train
 from tests.support.pictures import make_picture
 from tests.support.tiny_models import save_klein
+from tests.support.torn_run import train_and_tear
 
 CAPTIONS = ("a dog", "a longer caption, with [V] and ümlauts", "")
 
@@ -221,7 +222,7 @@ def test_its_undistilled_sister_is_refused(klein_folder, tmp_path, told):
 
 @pytest.mark.parametrize("context", ["reference", BY_EYES])
 def test_a_run_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(config, tmp_path, context):
-    settings = {"steps": 4, "checkpoint_every": 2, "preview_every": 4, "memory_limit": 0.1}
+    settings = {"steps": 2, "checkpoint_every": 1, "preview_every": 2, "memory_limit": 0.1}
     seeing = {"teacher_picture_minimum": 64, "teacher_picture_maximum": 64, "teacher_context": context}
     config = replace(config, **settings, **seeing, learning_rate=1e-3)
     pictures = tmp_path / "pictures"
@@ -230,17 +231,14 @@ def test_a_run_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(config, tm
         make_picture(number, width, 64).save(pictures / f"{number}.png")
         (pictures / f"{number}.txt").write_text(f"my dog number {number}\n")
     dataset = read_examples(pictures, minimum_side=64)
-    whole, torn = (create_run(tmp_path / "runs", config, dataset) for _ in range(2))
-    events = list(train(whole))
+    whole = create_run(tmp_path / "runs", config, dataset)
+    events, torn = train_and_tear(whole)
     checked = next(event for event in events if isinstance(event, LoraChecked))
     assert checked.passed, checked.summary
     assert {event.kind for event in events if isinstance(event, PreviewSaved)} == {"rollout", "samples"}
     assert bool([event for event in events if isinstance(event, HealthMeasured)]) == (context == BY_EYES)
     assert len(load_file(whole.lora_file)) == 2 * (2 * 12 + 3 * 2)
-    for event in train(torn):
-        if isinstance(event, CheckpointSaved):
-            break
-    list(train(torn))
+    assert [event.step for event in train(torn) if isinstance(event, StepDone)] == [2]
     assert torn.lora_file.read_bytes() == whole.lora_file.read_bytes()
 
 

@@ -12,7 +12,7 @@ from dopsd_app import config as settings
 from dopsd_app.config import OBJECTIVES, ConfigError, ObjectiveFacts, TrainConfig
 from dopsd_app.data.drafts import new_draft, set_settings
 from dopsd_app.hub.model_card import make_card
-from dopsd_app.jobs.events import CheckpointSaved, HealthMeasured, LoraChecked, PreviewSaved, StepDone
+from dopsd_app.jobs.events import HealthMeasured, LoraChecked, PreviewSaved, StepDone
 from dopsd_app.method import objectives
 from dopsd_app.method.losses import flow_matching_loss, preference_loss
 from dopsd_app.method.objectives import make_objective
@@ -32,6 +32,7 @@ from dopsd_app.ui.plan import plan_step
 from tests.support.encoded import gradients_of, make_example, trained
 from tests.support.layout import lay_out
 from tests.support.pictures import make_picture
+from tests.support.torn_run import train_and_tear
 
 OTHERS = [name for name in OBJECTIVES if name != "dopsd"]
 
@@ -107,22 +108,18 @@ def test_every_micro_batch_gives_the_same_gradient(tiny_config, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_run_has_samples_health_and_checks_and_resumes_to_the_same_bytes(new_run, tiny_config, name):
-    config = replace(tiny_config, objective=name, preview_every=2, memory_limit=0.1)
+    every = {"checkpoint_every": 1, "preview_every": 1}
+    config = replace(tiny_config, objective=name, steps=2, memory_limit=0.1, **every)
     whole = new_run(config)
-    events = list(train(whole))
-    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
+    events, torn = train_and_tear(whole)
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2]
     assert {event.kind for event in events if isinstance(event, PreviewSaved)} == {"samples"}
-    assert [event.step for event in events if isinstance(event, HealthMeasured)] == [0, 2, 4]
+    assert [event.step for event in events if isinstance(event, HealthMeasured)] == [0, 1, 2]
     checked = next(event for event in events if isinstance(event, LoraChecked))
     assert checked.passed, checked.summary
 
-    torn = new_run(config)
-    for event in train(torn):
-        if isinstance(event, CheckpointSaved):
-            break
-    assert not torn.lora_file.exists()
     again = [event.step for event in train(torn) if isinstance(event, StepDone)]
-    assert again == [3, 4]
+    assert again == [2]
     assert lora_mark(torn) == lora_mark(whole)
 
 

@@ -32,7 +32,8 @@ from dopsd_app.jobs.events import (
     Warned,
     read_events,
 )
-from dopsd_app.jobs.job import write_status
+from dopsd_app.jobs.job import job_name, write_status
+from dopsd_app.jobs.runs import Run
 from dopsd_app.jobs.watch import standing_warnings
 from dopsd_app.jobs.worker import work
 from dopsd_app.method import checkpoint
@@ -380,12 +381,21 @@ def test_killed_at_random_moments_the_run_ends_with_the_very_same_weights(new_ru
     assert uninterrupted.lora_file.read_bytes() == killed.lora_file.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory):
+    """Where the folder of a finished run lies when a test has trained it."""
+    return tmp_path_factory.mktemp("worked") / job_name("worked")
+
+
 @pytest.mark.parametrize(
     "moment", ["torn checkpoint", "before the LoRA", "before Finished", "before the status"]
 )
-def test_killed_around_the_last_step_the_run_still_ends_well(new_run, tiny_config, moment):
-    run = new_run(tiny_config)
-    assert work(run, train) == 0
+def test_killed_around_the_last_step_the_run_still_ends_well(new_run, tiny_config, worked, tmp_path, moment):
+    if not worked.exists():
+        first = new_run(tiny_config)
+        assert work(first, train) == 0
+        shutil.copytree(first.path, worked)
+    run = Run(Path(shutil.copytree(worked, tmp_path / "runs" / worked.name)))
     expected = load_file(run.lora_file)
     write_status(run, state="training", pid=None)  # as the killed process left it
     if moment == "torn checkpoint":
