@@ -233,6 +233,7 @@ def steps_of(file):
         return json.loads(opened.metadata()["dopsd"])["steps"]
 
 
+@pytest.mark.process
 def test_each_checkpoint_is_a_lora_file_and_the_last_one_is_the_final_file(new_run, tiny_config):
     run = new_run(replace(tiny_config, lora_alpha=6.0, trigger_word="zorp"))
     list(train(run))
@@ -242,6 +243,7 @@ def test_each_checkpoint_is_a_lora_file_and_the_last_one_is_the_final_file(new_r
     assert not any(folder.joinpath("student.safetensors").exists() for folder in run.checkpoints.iterdir())
 
 
+@pytest.mark.process
 def test_a_damaged_lora_is_told_in_words_by_who_loads_it(new_run, tiny_config, tmp_path):
     run = new_run(tiny_config)
     list(train(run))
@@ -273,6 +275,7 @@ def trained_in_parts(run, parts):
     return events
 
 
+@pytest.mark.process
 def test_a_finished_run_goes_on_and_ends_with_the_very_same_file_as_one_long_run(new_run, tiny_config):
     config = replace(tiny_config, preview_every=3)
     long, short = new_run(replace(config, steps=8)), new_run(replace(config, steps=4))
@@ -296,6 +299,7 @@ def test_a_finished_run_goes_on_and_ends_with_the_very_same_file_as_one_long_run
     assert json.loads(short.check_file.read_text())["passed"] is True
 
 
+@pytest.mark.process
 def test_until_the_longer_training_ends_the_shorter_ones_file_stays(new_run, tiny_config):
     run = new_run(tiny_config)
     assert work(run, train) == 0
@@ -308,6 +312,7 @@ def test_until_the_longer_training_ends_the_shorter_ones_file_stays(new_run, tin
     assert steps_of(find_lora(run, 6)) == 6
 
 
+@pytest.mark.process
 def test_a_run_goes_on_from_an_older_checkpoint_where_the_last_is_damaged(new_run, tiny_config):
     run = new_run(tiny_config)
     assert work(run, train) == 0
@@ -353,6 +358,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(new_run, tiny_confi
 # --- the cache of encoded pictures
 
 
+@pytest.mark.process
 def test_damaged_files_in_the_cache_are_encoded_anew(new_run, tiny_config):
     first = new_run(tiny_config)
     list(train(first))

@@ -177,6 +177,7 @@ def size_of(file):
         return picture.size
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("context", ["reference", BY_EYES])
 def test_a_run_of_edits_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(config, tmp_path, context):
     seeing = {"teacher_picture_minimum": 64, "teacher_picture_maximum": 64, "teacher_context": context}
@@ -201,6 +202,7 @@ def test_a_run_of_edits_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(c
     assert torn.lora_file.read_bytes() == whole.lora_file.read_bytes()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "dopsd"])
 def test_the_other_objectives_learn_edits_too(config, tmp_path, objective):
     run = new_run(tmp_path, replace(config, objective=objective, steps=1, preview_every=0))
@@ -281,6 +283,7 @@ def test_it_is_trained_and_drawn_from_the_command_line(config, tmp_path, capsys)
     assert "none.png cannot be read as a picture" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_picture_is_what_the_official_pipeline_makes_of_its_source(config, tmp_path):
     run = new_run(tmp_path, replace(config, preview_every=0))
     list(train(run))
@@ -319,6 +322,7 @@ def test_a_check_of_the_teacher_is_refused_where_the_base_cannot_edit(tmp_path):
         list(teacher_check(LoadedModel(pocket), pocket, examples, tmp_path))
 
 
+@pytest.mark.process
 def test_a_lora_of_pictures_may_start_from_one_too(config, tmp_path):
     pairs = save_pairs(tmp_path / "pairs")
     for file in pairs.glob("*_source.png"):

@@ -220,6 +220,7 @@ def test_its_undistilled_sister_is_refused(klein_folder, tmp_path, told):
         load_base_model(TrainConfig(base_model=str(folder)))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("context", ["reference", BY_EYES])
 def test_a_run_ends_with_a_checked_lora_and_resumes_to_the_same_bytes(config, tmp_path, context):
     settings = {"steps": 2, "checkpoint_every": 1, "preview_every": 2, "memory_limit": 0.1}

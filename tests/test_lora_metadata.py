@@ -198,6 +198,7 @@ def test_the_picture_is_the_first_that_the_lora_drew_small_and_nothing_else(new_
     assert not picture.getexif() and b"at home" not in content
 
 
+@pytest.mark.process
 def test_a_trainings_files_say_what_they_are_and_are_the_same_after_a_kill(new_run, tiny_config, tmp_path):
     config = replace(tiny_config, preview_every=4, trigger_word="dog", preview_prompts=("a dog in secret",))
     run = new_run(config)

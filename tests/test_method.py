@@ -297,6 +297,7 @@ def test_eight_bit_optimizer_state_is_really_uint8(tiny_config, z_image_folder, 
     assert sum(moved) >= len(moved) / 2  # every B moves at once; A only when B is no longer zero
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_the_student_learns_what_only_the_teacher_sees(tiny_z_image, tiny_config, noise, optimizer):
     config = replace(tiny_config, rank=128, learning_rate=2e-3, optimizer=optimizer)
@@ -313,6 +314,7 @@ def test_the_student_learns_what_only_the_teacher_sees(tiny_z_image, tiny_config
     assert fixed_loss() < before / 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("how", "memory_plan"),
     [

@@ -106,6 +106,7 @@ def test_every_micro_batch_gives_the_same_gradient(tiny_config, name):
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_run_has_samples_health_and_checks_and_resumes_to_the_same_bytes(new_run, tiny_config, name):
     every = {"checkpoint_every": 1, "preview_every": 1}
@@ -123,6 +124,7 @@ def test_a_run_has_samples_health_and_checks_and_resumes_to_the_same_bytes(new_r
     assert lora_mark(torn) == lora_mark(whole)
 
 
+@pytest.mark.process
 def test_sft_asks_for_no_teacher(new_run, tiny_config, monkeypatch):
     encode = ZImage.encode
 
@@ -158,6 +160,7 @@ def test_what_is_drawn_first_is_the_untrained_bases_whenever_it_is_drawn(tiny_co
     assert not draw_priors(base_model, replace(config, seed=1), material)[0].latents.equal(priors[0].latents)
 
 
+@pytest.mark.process
 def test_sft_learns_its_pictures(tiny_config):
     config = replace(tiny_config, objective="sft", rank=32, learning_rate=3e-3, batch_size=4, micro_batch=4)
     base_model = fresh(config)
@@ -187,6 +190,7 @@ def test_times_are_shifted_as_the_scheduler_shifts_its_steps(tiny_z_image):
     torch.testing.assert_close(shifted(tiny_z_image, times, (32, 32)), sigmas)
 
 
+@pytest.mark.process
 def test_file_and_card_name_what_the_lora_was_trained_by(new_run, tiny_config):
     run = new_run(replace(tiny_config, objective="sft"))
     list(train(run))
@@ -225,6 +229,7 @@ class Stillness(Objective):
             yield share.mean() / self.config.batch_size
 
 
+@pytest.mark.process
 def test_a_new_objective_is_a_class_and_its_facts(new_run, tiny_config, monkeypatch):
     monkeypatch.setitem(settings.OBJECTIVES, "stillness", ObjectiveFacts("Stillness", "0000.00000", "a toy"))
     monkeypatch.setitem(settings.SETTINGS["objective"].choices, "stillness", "Stillness")

@@ -74,6 +74,7 @@ def undisturbed():
     return {}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_whose_memory_runs_out_trains_the_same_lora(
     new_run, tiny_config, run_out, place, undisturbed, monkeypatch
@@ -103,6 +104,7 @@ def test_a_run_whose_memory_runs_out_trains_the_same_lora(
     assert read_kept_plan(run.path).ran_out
 
 
+@pytest.mark.process
 def test_a_run_that_goes_on_keeps_to_what_it_has_learned_of_the_memory(new_run, tiny_config, run_out):
     run = new_run(replace(tiny_config, steps=2))
     run_out(ZImage, "predict_velocity", 1)
@@ -123,6 +125,7 @@ def test_where_no_smaller_plan_is_left_the_run_says_so(new_run, tiny_config, mon
         list(train(new_run(tiny_config)))
 
 
+@pytest.mark.process
 def test_a_preview_that_does_not_fit_by_any_plan_does_not_end_the_training(new_run, tiny_config, run_out):
     run = new_run(replace(tiny_config, preview_every=2))
     run_out(ZImage, "decode", 7)
@@ -163,6 +166,7 @@ def test_memory_is_taken_in_segments_that_can_grow_where_they_can(monkeypatch, w
     assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if windows else "expandable_segments:True")
 
 
+@pytest.mark.process
 def test_a_stop_is_not_forgotten_when_a_preview_runs_out(new_run, tiny_config, run_out, monkeypatch):
     monkeypatch.setattr(memory, "TILE", 16)
     run = new_run(replace(tiny_config, steps=6, preview_every=2))
@@ -182,6 +186,7 @@ def previews_of(events):
     return shown, [event.step for event in events if isinstance(event, HealthMeasured) and event.step]
 
 
+@pytest.mark.process
 def test_the_last_preview_is_drawn_where_memory_ran_out_at_it(new_run, tiny_config, run_out, monkeypatch):
     monkeypatch.setattr(memory, "TILE", 16)
     run = new_run(replace(tiny_config, steps=2, preview_every=2))
@@ -194,6 +199,7 @@ def test_the_last_preview_is_drawn_where_memory_ran_out_at_it(new_run, tiny_conf
     assert saved == [2]
 
 
+@pytest.mark.process
 def test_an_early_rollout_that_runs_out_does_not_become_a_whole_preview(
     new_run, tiny_config, run_out, monkeypatch
 ):
@@ -205,6 +211,7 @@ def test_an_early_rollout_that_runs_out_does_not_become_a_whole_preview(
     assert previews_of(events) == (shown, [6])
 
 
+@pytest.mark.process
 def test_where_the_bases_pictures_failed_at_first_they_come_with_the_first_samples(
     new_run, tiny_config, run_out
 ):

@@ -24,6 +24,7 @@ LEVERS = MemoryPlan(
 )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("save", "context"), [(save_z_image, "auto"), (save_klein, "reference"), (save_klein, BY_EYES)]
 )

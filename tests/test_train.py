@@ -64,6 +64,7 @@ def adapters_of(run, step):
     return torch.load(file, weights_only=True)["adapters"]
 
 
+@pytest.mark.process
 def test_a_run_ends_with_a_checked_lora(new_run, tiny_config):
     run = new_run(replace(tiny_config, preview_every=2, memory_limit=0.1))
     events = list(train(run))
@@ -81,6 +82,7 @@ def test_a_run_ends_with_a_checked_lora(new_run, tiny_config):
     assert not [event for event in events if isinstance(event, Warned)]
 
 
+@pytest.mark.process
 def test_a_failed_check_is_said_loudly_and_keeps_the_file(new_run, tiny_config):
     run = new_run(replace(tiny_config, learning_rate=1e-30))  # nothing is learned: no module has an effect
     events = list(train(run))
@@ -99,6 +101,7 @@ def test_a_teacher_that_sees_no_more_than_the_student_is_refused(new_run, tiny_c
         list(train(new_run(tiny_config)))
 
 
+@pytest.mark.process
 def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):
     prompts = ("a dog on the moon", "zwei Hunde")
     run = new_run(replace(tiny_config, preview_every=2, preview_prompts=prompts, seed=3))
@@ -125,6 +128,7 @@ def test_previews_show_the_rollout_and_base_beside_lora(new_run, tiny_config):
     assert size_of(run.path / samples.files[0]) == (32, 32)
 
 
+@pytest.mark.process
 def test_a_sample_says_in_itself_what_it_was_drawn_from(new_run, tiny_config):
     run = new_run(replace(tiny_config, preview_every=4, preview_prompts=("ein Hündchen 🐶",), seed=3))
     list(train(run))
@@ -149,6 +153,7 @@ def test_previews_come_often_at_first(tiny_config):
     assert preview_steps(replace(usual, steps=30)) == [30]
 
 
+@pytest.mark.process
 def test_the_bases_pictures_are_shown_before_the_first_step(new_run, tiny_config):
     run = new_run(replace(tiny_config, preview_every=4))
     events = list(train(run))
@@ -158,6 +163,7 @@ def test_the_bases_pictures_are_shown_before_the_first_step(new_run, tiny_config
     assert drawing == [PhaseProgress("drawing", 0, 2), PhaseProgress("drawing", 1, 2)]
 
 
+@pytest.mark.process
 def test_each_preview_measures_the_loras_health_beside_the_bases_own(new_run, tiny_config):
     run = new_run(replace(tiny_config, preview_every=2, preview_prompts=("a dog on the moon",)))
     measured = [event for event in train(run) if isinstance(event, HealthMeasured)]
@@ -170,6 +176,7 @@ def test_each_preview_measures_the_loras_health_beside_the_bases_own(new_run, ti
     assert len(list(run.previews.glob("neutral_*.png"))) == 4
 
 
+@pytest.mark.process
 def test_the_bases_pictures_are_drawn_once_also_over_a_resume(new_run, tiny_config):
     run = new_run(replace(tiny_config, steps=4, preview_every=2, checkpoint_every=2))
     events = []
@@ -185,6 +192,7 @@ def test_the_bases_pictures_are_drawn_once_also_over_a_resume(new_run, tiny_conf
     assert {file: file.stat().st_mtime_ns for file in run.previews.glob("*.png")} == drawn
 
 
+@pytest.mark.process
 def test_a_preview_that_fails_warns_and_the_run_goes_on(new_run, tiny_config):
     run = new_run(replace(tiny_config, preview_every=2))
     run.previews.rmdir()
@@ -196,6 +204,7 @@ def test_a_preview_that_fails_warns_and_the_run_goes_on(new_run, tiny_config):
     assert isinstance(events[-1], Finished)
 
 
+@pytest.mark.process
 def test_stop_keeps_a_checkpoint_and_resume_goes_on_from_it(new_run, tiny_config):
     config = replace(tiny_config, steps=6, checkpoint_every=100)
     run, uninterrupted = new_run(config), new_run(config)
@@ -228,6 +237,7 @@ def test_a_stop_while_loading_comes_before_the_first_step(new_run, tiny_config):
     assert others == [PhaseProgress("loading", 0, 2), Stopped(0)]
 
 
+@pytest.mark.process
 def test_preview_now_and_save_now_do_it_at_the_next_step(new_run, tiny_config):
     run = new_run(replace(tiny_config, checkpoint_every=100))
     events = []
@@ -241,6 +251,7 @@ def test_preview_now_and_save_now_do_it_at_the_next_step(new_run, tiny_config):
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 4]
 
 
+@pytest.mark.process
 def test_older_checkpoints_keep_only_the_lora(new_run, tiny_config):
     run = new_run(replace(tiny_config, steps=3, checkpoint_every=1))
     list(train(run))
@@ -255,6 +266,7 @@ def test_older_checkpoints_keep_only_the_lora(new_run, tiny_config):
     }
 
 
+@pytest.mark.process
 def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_config, monkeypatch):
     monkeypatch.setattr(checkpoint, "MAX_CHECKPOINTS", 1)
     kept = []
@@ -267,6 +279,7 @@ def test_the_best_checkpoint_stays_when_others_of_its_age_go(new_run, tiny_confi
     assert kept == [{3}, {best_step(measured, {1, 2}), 3}]
 
 
+@pytest.mark.process
 def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tiny_config, monkeypatch):
     towers = []
 
@@ -282,6 +295,7 @@ def test_the_vision_tower_leaves_when_the_health_cannot_be_measured(new_run, tin
     assert isinstance(events[-1], Finished)
 
 
+@pytest.mark.process
 def test_a_warning_comes_once_when_the_health_becomes_bad_and_goes_when_it_is_good(
     new_run, tiny_config, monkeypatch
 ):
@@ -295,6 +309,7 @@ def test_a_warning_comes_once_when_the_health_becomes_bad_and_goes_when_it_is_go
     assert standing_warnings([Warned(1, "A preview failed."), *warned]) == ("A preview failed.",)
 
 
+@pytest.mark.process
 def test_the_encoders_are_not_loaded_again_when_the_cache_holds_everything(new_run, tiny_config, monkeypatch):
     first = new_run(tiny_config)
     list(train(first))
@@ -308,6 +323,7 @@ def test_the_encoders_are_not_loaded_again_when_the_cache_holds_everything(new_r
     assert all(w.equal(student_of(second, 4)[name]) for name, w in student_of(first, 4).items())
 
 
+@pytest.mark.process
 def test_seeds_make_a_difference_and_nothing_else_does(new_run, tiny_config):
     weights = []
     for config in (tiny_config, tiny_config, replace(tiny_config, seed=1)):
@@ -319,6 +335,7 @@ def test_seeds_make_a_difference_and_nothing_else_does(new_run, tiny_config):
     assert not torch.allclose(weights[0], weights[2])
 
 
+@pytest.mark.process
 def test_a_preview_does_not_change_what_is_learned(new_run, tiny_config):
     plain, watched = new_run(tiny_config), new_run(replace(tiny_config, preview_every=1))
     for run in (plain, watched):
@@ -387,6 +404,7 @@ def worked(tmp_path_factory):
     return tmp_path_factory.mktemp("worked") / job_name("worked")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "moment", ["torn checkpoint", "before the LoRA", "before Finished", "before the status"]
 )
@@ -470,6 +488,7 @@ def test_a_disk_that_fills_up_with_checkpoints_fails_the_run_and_keeps_the_last(
     assert 2 <= kept == step - 1  # the step whose checkpoint did not fit is the only one that is lost
 
 
+@pytest.mark.process
 def test_a_torn_checkpoint_is_passed_over(new_run, tiny_config):
     run = new_run(tiny_config)
     list(train(run))
