@@ -80,7 +80,7 @@ def test_uploaded_pictures_show_with_the_captions_of_their_text_files(page, file
     upload(page, files(5), 5)
     assert names(page) == [f"mine {number}.png" for number in range(1, 6)]
     assert captions(page) == [f"zorp, number {number}" for number in range(1, 6)]
-    assert page.evaluate("[...document.querySelectorAll('.slot .pic img')].every(img => img.naturalWidth)")
+    page.wait_for_function("[...document.querySelectorAll('.slot .pic img')].every(img => img.naturalWidth)")
     expect(page.locator("#to-teacher")).to_be_enabled()
 
 
