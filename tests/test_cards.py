@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -201,3 +202,23 @@ def test_a_red_verdict_stands_above_what_helps_and_not_above_next(draft, tmp_pat
         assert (shown[step.mend].visible, shown[step.mend].value) == (True, "Choose another base model")
         assert "The cause is the base model" in shown[step.verdict]
         assert "captions that leave out" not in shown[step.verdict]
+
+
+def test_a_check_that_is_just_being_begun_is_cancelled_too(draft, tmp_path, monkeypatch):
+    cancelling = []
+
+    def asked(runs_dir, request):  # and no worker is started
+        job = create_job(runs_dir, CHECK_TEACHER, {"config": asdict(request.config), "folder": ""})
+        write_status(job, state="queued")
+        # Somebody cancels before the draft knows which check is its own.
+        cancelling.append(Thread(target=teacher.cancel_check, args=(draft,)))
+        cancelling[0].start()
+        cancelling[0].join(timeout=0.3)
+        return Drawing(job.path)
+
+    monkeypatch.setenv("DOPSD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(teacher, "ask", asked)
+    draft = set_captions(draft, {item.key: f"grumbo {item.name}" for item in draft.items})
+    drawing = teacher.start_check(draft)
+    cancelling[0].join()
+    assert drawing.status.state == "stopped"

@@ -256,7 +256,7 @@ def test_drawing_and_checking_can_be_cancelled(call, server, job):
         ("draw", (job.run, "a zorp", 7), "cancel_drawing", job.run),
         ("check_teacher", (job.draft,), "cancel_check", job.draft),
     ):
-        for _ in range(10):  # small pictures: the last may be drawn before it is heard
+        for _ in range(3):  # small pictures: the last may be drawn before it is heard
             if holder := server.card_holder():
                 psutil.Process(holder.pid).kill()  # a new one has to load the model first
             known = set(drawings.glob("[0-9]*"))

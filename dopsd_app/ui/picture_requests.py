@@ -18,7 +18,7 @@ from dopsd_app.jobs.drawing import (
     read_drawing,
     unfinished_drawings,
 )
-from dopsd_app.jobs.job import RunError
+from dopsd_app.jobs.job import RunError, start_lock
 from dopsd_app.jobs.runs import Run
 from dopsd_app.models.architecture import UNTAUGHT
 from dopsd_app.planning.plan import check_fetch
@@ -66,7 +66,9 @@ def step_choice(column: Column) -> str:
 def cancel_drawing(run_id: str) -> str:
     """Stops all drawing for a run, after the picture at hand."""
     run = the_run(run_id)
-    for drawing in unfinished_drawings(run.runs_dir):
+    with start_lock(run.runs_dir):  # one that is just being asked for is in the queue then
+        unfinished = unfinished_drawings(run.runs_dir)
+    for drawing in unfinished:
         if _run_of(drawing) == run.id:
             cancel(drawing)
     return "Cancelled."

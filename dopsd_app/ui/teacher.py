@@ -203,7 +203,7 @@ def start_check(draft: Draft) -> Drawing:
     config = draft_config(draft)
     check_ready(config)  # it may ask the Hub: not while another tab waits for the lock
     check_sources(config.base_model, config.revision, draft.sources)
-    with FileLock(draft.path / ".check.lock", timeout=60):
+    with _check_lock(draft):
         if (earlier := draft_check(draft)) and earlier.status.busy:
             raise RunError("A check is under way. Wait for it, or cancel it first.")
         config, dataset = draft_config(draft), draft_dataset(draft)
@@ -223,9 +223,16 @@ def start_check(draft: Draft) -> Drawing:
 
 
 def cancel_check(draft: Draft) -> None:
-    """Stops the draft's check after the picture at hand."""
-    if drawing := draft_check(draft):
+    """Stops the draft's check after the picture at hand, also one that is just being begun."""
+    with _check_lock(draft):
+        drawing = draft_check(draft)
+    if drawing:
         cancel(drawing)
+
+
+def _check_lock(draft: Draft) -> FileLock:
+    """Held while a check is begun, until the draft knows which is its own."""
+    return FileLock(draft.path / ".check.lock", timeout=60)
 
 
 def draft_check(draft: Draft) -> Drawing | None:
